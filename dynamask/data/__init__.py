@@ -1,0 +1,16 @@
+"""Pictures, annotations and batches."""
+
+from dynamask.data.coco import CocoDataset, read_coco_json, split_by_image_id
+from dynamask.data.loaders import evaluation_loader, training_loader
+from dynamask.data.pictures import read_picture
+from dynamask.data.transforms import TrainingTransforms
+
+__all__ = [
+    "CocoDataset",
+    "TrainingTransforms",
+    "evaluation_loader",
+    "read_coco_json",
+    "read_picture",
+    "split_by_image_id",
+    "training_loader",
+]

@@ -1,0 +1,336 @@
+"""COCO JSON in, tensors out: reading, checking and serving instance annotations.
+
+The conversions of the file format happen here and nowhere else: xywh to xyxy, category ids to contiguous labels,
+polygons and run lengths to masks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from dynamask.data.pictures import read_picture
+from dynamask.structures import DynaMaskError
+
+Target = dict[str, Any]
+Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
+
+_COMPRESSED_COUNTS = re.compile(r"[0-o]+")
+
+
+def read_coco_json(path: str | Path) -> dict[str, Any]:
+    """Read a COCO instance annotation file and check what the rest of the code relies on.
+
+    Returns the dict with the lists `images`, `annotations` and `categories`. Every image has an integer `id`, a
+    `file_name` and a positive integer `width` and `height` in pixels; every category an integer `id` and a `name`;
+    every annotation points to one image and one category and has a `segmentation`. Annotations without `id`,
+    `iscrowd`, `bbox` (xywh, pixels) or `area` (pixels²) get them.
+
+    Raises:
+        DynaMaskError: the file cannot be read or is not COCO JSON; the message names it.
+    """
+    path = Path(path)
+    try:
+        coco = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DynaMaskError(f"annotation file {path} does not exist: check the path") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is not valid JSON"
+        raise DynaMaskError(f"annotation file {path} cannot be read ({reason}): give a COCO JSON file") from None
+    try:
+        _check_coco(coco)
+    except DynaMaskError as error:
+        raise DynaMaskError(f"annotation file {path} is not usable COCO JSON: {error}") from None
+    return coco
+
+
+def _check_coco(coco: Any) -> None:
+    """Check the three lists of a parsed COCO file and fill in what annotations may leave out."""
+    if not isinstance(coco, dict):
+        raise DynaMaskError("it must be an object with images, annotations and categories")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(coco.get(key), list) or not all(isinstance(entry, dict) for entry in coco[key]):
+            raise DynaMaskError(f"the list {key!r} is missing or holds something other than objects")
+    if not coco["images"]:
+        raise DynaMaskError("it lists no images")
+    if not coco["categories"]:
+        raise DynaMaskError("it lists no categories")
+    for key in ("images", "categories"):
+        ids = [entry.get("id") for entry in coco[key]]
+        if not all(_is_int(value) for value in ids) or len(set(ids)) < len(ids):
+            raise DynaMaskError(f"the ids of {key} must be different integers")
+    for image in coco["images"]:
+        if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+            raise DynaMaskError(f"image {image['id']} has no file_name")
+        if not all(_is_int(image.get(key)) and image[key] > 0 for key in ("width", "height")):
+            raise DynaMaskError(f"image {image['id']} needs a positive integer width and height")
+    for category in coco["categories"]:
+        if not isinstance(category.get("name"), str):
+            raise DynaMaskError(f"category {category['id']} has no name")
+    _check_annotations(coco)
+
+
+def _check_annotations(coco: dict[str, Any]) -> None:
+    """Check every annotation against its image and category; derive missing ids, boxes and areas in place."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    categories = {category["id"] for category in coco["categories"]}
+    given = [entry["id"] for entry in coco["annotations"] if "id" in entry]
+    if not all(_is_int(value) for value in given) or len(set(given)) < len(given):
+        raise DynaMaskError("the ids of annotations must be different integers")
+    next_id = max(given, default=0) + 1
+    for annotation in coco["annotations"]:
+        if "id" not in annotation:
+            annotation["id"], next_id = next_id, next_id + 1
+        name = f"annotation {annotation['id']}"
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        if not _is_int(image_id) or image_id not in sizes:
+            raise DynaMaskError(f"{name} belongs to image {image_id!r}, which the file does not list")
+        if not _is_int(category_id) or category_id not in categories:
+            raise DynaMaskError(f"{name} has the category {category_id!r}, which the file does not list")
+        if annotation.setdefault("iscrowd", 0) not in (0, 1):
+            raise DynaMaskError(f"{name} has an iscrowd that is neither 0 nor 1")
+        if "segmentation" not in annotation:
+            raise DynaMaskError(f"{name} has no segmentation, and masks are what is needed here")
+        _check_box_and_area(annotation, sizes[image_id], name)
+
+
+def _check_box_and_area(annotation: dict[str, Any], size: tuple[int, int], name: str) -> None:
+    """Check `bbox` and `area`, or derive them from the mask; size is (height, width)."""
+    rle = None
+    if "bbox" not in annotation or "area" not in annotation:
+        rle = segmentation_to_rle(annotation["segmentation"], size, name)
+    if "bbox" not in annotation:
+        annotation["bbox"] = [0.0] * 4 if rle is None else coco_mask.toBbox(rle).tolist()
+    if "area" not in annotation:
+        annotation["area"] = 0.0 if rle is None else float(coco_mask.area(rle))
+    box = annotation["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        raise DynaMaskError(f"{name} needs a bbox of four finite numbers (x, y, width, height)")
+    if not _is_number(annotation["area"]):
+        raise DynaMaskError(f"{name} needs an area that is a finite number")
+
+
+def segmentation_to_rle(segmentation: Any, size: tuple[int, int], name: str = "an annotation") -> dict | None:
+    """Turn a COCO segmentation into one compressed run-length mask of `size` (height, width) pixels.
+
+    Polygons (a list of flat x, y lists in pixels), uncompressed and compressed run lengths are read. None stands for
+    a segmentation without a polygon of three points. The result is {"size": [h, w], "counts": bytes}.
+
+    Raises:
+        DynaMaskError: neither polygons nor run lengths, or they do not fit the picture; the message starts with `name`.
+    """
+    if isinstance(segmentation, dict):
+        return _run_lengths_to_rle(segmentation, size, name)
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        raise DynaMaskError(f"{name} has a segmentation that is neither polygons nor run lengths")
+    height, width = size
+    polygons = []
+    for polygon in segmentation:
+        if len(polygon) % 2 or not all(_is_number(value) for value in polygon):
+            raise DynaMaskError(f"{name} has a polygon that is not a flat list of finite x, y pairs")
+        if any(abs(value) > 10 * max(height, width) for value in polygon):
+            raise DynaMaskError(f"{name} has a polygon far outside its picture of {width} x {height} pixels")
+        if len(polygon) >= 6:
+            polygons.append(polygon)
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
+
+
+def _run_lengths_to_rle(segmentation: dict[str, Any], size: tuple[int, int], name: str) -> dict[str, Any]:
+    """Check run lengths, compressed or not, and return them compressed."""
+    height, width = size
+    counts = segmentation.get("counts")
+    if segmentation.get("size") != [height, width]:
+        raise DynaMaskError(f"{name} has run lengths of another size than its picture of {width} x {height} pixels")
+    if isinstance(counts, list):
+        if not all(_is_int(value) and value >= 0 for value in counts) or sum(counts) != height * width:
+            raise DynaMaskError(f"{name} has run lengths that do not add up to its {width} x {height} pixels")
+        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    if not isinstance(counts, str) or not _COMPRESSED_COUNTS.fullmatch(counts):
+        raise DynaMaskError(f"{name} has run lengths that cannot be read")
+    rle = {"size": [height, width], "counts": counts.encode("ascii")}
+    try:
+        coco_mask.decode(rle)
+    except ValueError:
+        raise DynaMaskError(f"{name} has run lengths that do not add up to its {width} x {height} pixels") from None
+    return rle
+
+
+def drop_degenerate(coco: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """Leave out annotations whose box or mask has no area inside the picture.
+
+    Takes a checked COCO dict and leaves it as it is. Returns (a dict that shares everything but the shorter
+    `annotations` list, the compressed run-length mask of each annotation kept, the number left out). Says so in one
+    warning when any was left out.
+
+    Raises:
+        DynaMaskError: a segmentation that cannot be read.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    annotations, rles = [], []
+    for annotation in coco["annotations"]:
+        size = sizes[annotation["image_id"]]
+        rle = segmentation_to_rle(annotation["segmentation"], size, f"annotation {annotation['id']}")
+        x0, y0, x1, y1 = _clipped_box(annotation["bbox"], size)
+        if rle is not None and x1 > x0 and y1 > y0 and coco_mask.area(rle) > 0:
+            annotations.append(annotation)
+            rles.append(rle)
+    skipped = len(coco["annotations"]) - len(annotations)
+    if skipped:
+        warnings.warn(f"skipped {skipped} annotations whose box or mask has no area", stacklevel=2)
+    return {**coco, "annotations": annotations}, rles, skipped
+
+
+def _clipped_box(box: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """xywh to xyxy in pixels, clipped to a picture of `size` (height, width)."""
+    x, y, box_width, box_height = box
+    height, width = size
+    return max(x, 0.0), max(y, 0.0), min(x + box_width, float(width)), min(y + box_height, float(height))
+
+
+class CocoDataset(torch.utils.data.Dataset):
+    """Pictures and instance masks of a COCO annotation file, in the order of its `images`.
+
+    `dataset[i]` is (image, target): image (3, H, W) uint8 RGB; target holds `boxes` (N, 4) float32 xyxy in pixels,
+    `labels` (N,) int64 from 1, `masks` (N, H, W) uint8 0/1, `image_id` int, `area` (N,) float32 in pixels² (the
+    field of the file) and `iscrowd` (N,) int64. N may be 0.
+
+    Attributes:
+        class_names: names by label; index 0 is "__background__".
+        category_ids: category id of label i at index i - 1, ascending.
+        image_ids: image id by dataset index.
+        coco: the checked COCO dict without the annotations that have no area; crowds stay in it.
+        skipped: how many annotations had no area.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        transforms: Transforms | None = None,
+        include_crowd: bool = False,
+    ) -> None:
+        """Read and check the annotations, and check that every picture is there.
+
+        Args:
+            images: folder that the file names are relative to.
+            annotations: COCO JSON file.
+            transforms: called as transforms(image, target) on every item.
+            include_crowd: keep crowd regions in the targets; training leaves them out.
+
+        Raises:
+            DynaMaskError: no such folder, not COCO JSON, or pictures that are missing or outside the folder.
+        """
+        self.folder = Path(images)
+        if not self.folder.is_dir():
+            raise DynaMaskError(f"picture folder {images} does not exist or is not a folder: check the path")
+        self.transforms = transforms
+        self.coco, rles, self.skipped = drop_degenerate(read_coco_json(annotations))
+        self._images = self.coco["images"]
+        self.image_ids: list[int] = [image["id"] for image in self._images]
+        self.files = self._find_files(annotations)
+        categories = sorted(self.coco["categories"], key=lambda category: category["id"])
+        self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
+        self.class_names: tuple[str, ...] = ("__background__", *(category["name"] for category in categories))
+        self._labels = {category_id: label for label, category_id in enumerate(self.category_ids, start=1)}
+        self._objects: dict[int, list[tuple[dict, dict]]] = {image_id: [] for image_id in self.image_ids}
+        for annotation, rle in zip(self.coco["annotations"], rles, strict=True):
+            if include_crowd or not annotation["iscrowd"]:
+                self._objects[annotation["image_id"]].append((annotation, rle))
+
+    def _find_files(self, annotations: str | Path) -> list[Path]:
+        """Path of every picture, checked to lie inside the folder and to exist."""
+        files = []
+        for image in self._images:
+            name = os.path.normpath(image["file_name"])
+            if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
+                raise DynaMaskError(
+                    f"annotation file {annotations} names the picture {image['file_name']!r}, which lies outside the "
+                    f"folder {self.folder}: use file names relative to it"
+                )
+            files.append(self.folder / name)
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise DynaMaskError(
+                f"picture {missing[0]} of annotation file {annotations} does not exist "
+                f"({len(missing)} of {len(files)} are missing): check the picture folder"
+            )
+        return files
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Picture and target at `index`; DynaMaskError if the picture cannot be read or has another size."""
+        image = self._read_image(index)
+        target = self.target(index)
+        return self.transforms(image, target) if self.transforms is not None else (image, target)
+
+    def _read_image(self, index: int) -> Tensor:
+        """Picture at `index` as (3, H, W) uint8 RGB, in the orientation that the annotations were made in."""
+        height, width = self._images[index]["height"], self._images[index]["width"]
+        picture = read_picture(self.files[index])
+        if picture.shape[:2] != (height, width):  # annotated on the stored rows, without regard to EXIF
+            picture = read_picture(self.files[index], upright=False)
+        if picture.shape[:2] != (height, width):
+            raise DynaMaskError(
+                f"picture {self.files[index]} is {picture.shape[1]} x {picture.shape[0]} pixels and not {width} x "
+                f"{height} as its annotations say: use the pictures that were annotated"
+            )
+        return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+
+    def target(self, index: int) -> Target:
+        """Target at `index` before any transform, without reading the picture."""
+        image = self._images[index]
+        size = (image["height"], image["width"])
+        objects = self._objects[image["id"]]
+        masks = np.zeros((0, *size), dtype=np.uint8)
+        if objects:
+            decoded = coco_mask.decode([rle for _, rle in objects])  # (H, W, N), Fortran order
+            masks = np.ascontiguousarray(decoded.transpose(2, 0, 1))
+        boxes = [_clipped_box(annotation["bbox"], size) for annotation, _ in objects]
+        return {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor([self._labels[a["category_id"]] for a, _ in objects], dtype=torch.int64),
+            "masks": torch.from_numpy(masks),
+            "image_id": image["id"],
+            "area": torch.tensor([a["area"] for a, _ in objects], dtype=torch.float32),
+            "iscrowd": torch.tensor([a["iscrowd"] for a, _ in objects], dtype=torch.int64),
+        }
+
+
+def split_by_image_id(dataset: CocoDataset, validation: bool, modulus: int = 8) -> list[int]:
+    """Indices of one side of the published split, ascending.
+
+    A picture belongs to validation if and only if the SHA-256 of its decimal image id, read as an integer, is
+    divisible by `modulus`; the rule looks at nothing but the id.
+    """
+    return [index for index, image_id in enumerate(dataset.image_ids)
+            if _in_validation(image_id, modulus) == validation]
+
+
+def _in_validation(image_id: int, modulus: int) -> bool:
+    """Whether the published rule puts this image id into validation."""
+    return int(hashlib.sha256(str(image_id).encode()).hexdigest(), 16) % modulus == 0
+
+
+def _is_int(value: Any) -> bool:
+    """An integer that is no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number that is no boolean."""
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))

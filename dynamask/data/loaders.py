@@ -1,0 +1,184 @@
+"""Batches for training (endless, seeded, resumable) and for evaluation (once through, in order)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dynamask.structures import DynaMaskError
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+
+
+def collate(samples: Sequence[tuple[Tensor, dict[str, Any]] | DynaMaskError]) -> Batch | DynaMaskError:
+    """Turn samples into (images, targets) lists; pictures keep their own sizes. The first error wins over the batch."""
+    for sample in samples:
+        if isinstance(sample, DynaMaskError):
+            return sample
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+def _raise_or_return(batch: Batch | DynaMaskError) -> Batch:
+    """Raise an error that a worker handed over as a value, so that its message stays one sentence."""
+    if isinstance(batch, DynaMaskError):
+        raise batch
+    return batch
+
+
+class _SeededSamples(Dataset):
+    """Samples by (epoch, index), their random draws fixed by (seed, epoch, index) alone."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]] | DynaMaskError:
+        epoch, index = key
+        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(int(state[0]))
+            try:
+                return self.dataset[index]
+            except DynaMaskError as error:
+                return error
+
+
+class _PlainSamples(Dataset):
+    """Samples by index, with errors handed over as values."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]] | DynaMaskError:
+        try:
+            return self.dataset[index]
+        except DynaMaskError as error:
+            return error
+
+
+class _EndlessBatches:
+    """Batches of (epoch, index) keys from a sample position on; each epoch is one permutation of the indices."""
+
+    def __init__(self, indices: Sequence[int], batch_size: int, seed: int, position: int) -> None:
+        self.indices, self.batch_size, self.seed, self.position = indices, batch_size, seed, position
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, place = divmod(self.position, len(self.indices))
+        batch: list[tuple[int, int]] = []
+        while True:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(len(self.indices), generator=generator).tolist()
+            for at in order[place:]:
+                batch.append((epoch, self.indices[at]))
+                if len(batch) == self.batch_size:
+                    yield batch
+                    batch = []
+            epoch, place = epoch + 1, 0
+
+
+class TrainingLoader:
+    """Endless iterator of (images, targets) batches that can be stopped and resumed at any batch.
+
+    The n-th sample of a run depends on the seed and n alone, whatever the batch size and the number of workers. A
+    batch may join the end of one epoch and the start of the next. Iterating again goes on where it stopped.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int, num_workers: int, indices: Sequence[int] | None
+    ) -> None:
+        """See `training_loader`."""
+        self.indices = list(range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
+        if not self.indices:
+            raise DynaMaskError("there is no picture to train on: give annotations that list some")
+        if batch_size < 1 or num_workers < 0 or seed < 0:
+            raise DynaMaskError("training needs a batch size of at least 1, and no negative worker count or seed")
+        self.dataset, self.batch_size, self.seed, self.num_workers = dataset, batch_size, seed, num_workers
+        self.position = 0
+        self._batches: Iterator[Batch | DynaMaskError] | None = None
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the pictures so far, counted in batches handed out."""
+        return self.position / len(self.indices)
+
+    def __iter__(self) -> TrainingLoader:
+        """The loader itself."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Next batch: a list of (3, H, W) uint8 images and a list of targets."""
+        if self._batches is None:
+            self._batches = iter(
+                DataLoader(
+                    _SeededSamples(self.dataset, self.seed),
+                    batch_sampler=_EndlessBatches(self.indices, self.batch_size, self.seed, self.position),
+                    collate_fn=collate,
+                    num_workers=self.num_workers,
+                    generator=torch.Generator(),  # the loader's own base seed must not draw from the global one
+                )
+            )
+        batch = _raise_or_return(next(self._batches))
+        self.position += self.batch_size
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position in samples handed out (not those prefetched), with what it is only valid for."""
+        return {"position": self.position, "seed": self.seed, "pictures": len(self.indices)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from `state`; DynaMaskError if it belongs to another seed or number of pictures."""
+        for key, mine in (("seed", self.seed), ("pictures", len(self.indices))):
+            if state[key] != mine:
+                raise DynaMaskError(
+                    f"the run to resume was made with {key} {state[key]}, not {mine}: resume with the same data and seed"
+                )
+        self.position, self._batches = int(state["position"]), None
+
+
+class EvaluationLoader:
+    """Batches of (images, targets), once through the indices in order; the last one may be smaller."""
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, num_workers: int, indices: Sequence[int] | None
+    ) -> None:
+        """See `evaluation_loader`."""
+        self.indices = list(range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
+        self._loader = DataLoader(
+            _PlainSamples(dataset),
+            sampler=self.indices,
+            batch_size=batch_size,
+            collate_fn=collate,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches in order; DynaMaskError if a picture cannot be read."""
+        return map(_raise_or_return, self._loader)
+
+
+def training_loader(
+    dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0, indices: Sequence[int] | None = None
+) -> TrainingLoader:
+    """Endless, seeded, resumable batches over `indices` (dataset indices; None = all), a new permutation per epoch.
+
+    Raises:
+        DynaMaskError: no picture to train on, or a batch size, worker count or seed that is out of range.
+    """
+    return TrainingLoader(dataset, batch_size, seed, num_workers, indices)
+
+
+def evaluation_loader(
+    dataset: Dataset, batch_size: int = 1, num_workers: int = 0, indices: Sequence[int] | None = None
+) -> EvaluationLoader:
+    """Batches over `indices` (dataset indices; None = all) in order, without shuffling and without random draws."""
+    return EvaluationLoader(dataset, batch_size, num_workers, indices)

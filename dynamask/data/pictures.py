@@ -1,0 +1,158 @@
+"""The one door for pictures: whatever comes in, an upright 8-bit RGB array comes out, or a sentence says why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dynamask.structures import DynaMaskError
+
+MAX_PIXELS = 25_000_000
+"""Largest width × height that is decoded, in pixels."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
+"""Pillow decoders that files and bytes may reach; MPO is the JPEG that some phones write."""
+
+PictureSource = str | Path | bytes | Image.Image | np.ndarray
+
+
+def read_picture(source: PictureSource, upright: bool = True) -> np.ndarray:
+    """Read a picture as an (H, W, 3) uint8 RGB array with values 0-255, freshly allocated.
+
+    Args:
+        source: a path, the bytes of a file (JPEG, PNG, WebP, BMP or TIFF), a PIL image of any mode, or an array:
+            (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16 (scaled down to 8 bits).
+        upright: turn the picture as its EXIF orientation says; False keeps the stored rows and columns.
+
+    Transparency is laid over white. Only the first frame of a picture with several is read.
+
+    Raises:
+        DynaMaskError: the file is missing, a folder, empty, truncated or no picture, or has over 25 million pixels
+            (judged from the header, before decoding).
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, "the picture", upright)
+    if isinstance(source, (bytes, bytearray)):
+        stream, name = io.BytesIO(source), "the picture"
+        empty = not source
+    elif isinstance(source, (str, Path)):
+        name = f"picture {source}"
+        stream = io.BytesIO(_read_file(Path(source), name))
+        empty = not stream.getbuffer().nbytes
+    else:
+        raise DynaMaskError(f"a picture must be a path, bytes, a PIL image or an array, not {type(source).__name__}")
+    if empty:
+        raise DynaMaskError(f"{name} is empty: give a JPEG, PNG, WebP, BMP or TIFF file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about large headers and odd tags; the checks below decide
+        try:
+            picture = Image.open(stream, formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise DynaMaskError(_too_large(name)) from None
+        except Exception:  # decoders raise many kinds on foreign bytes
+            raise DynaMaskError(f"{name} is not a picture that can be read: give a JPEG, PNG, WebP, BMP or TIFF file") \
+                from None
+        with picture:
+            return _decode(picture, name, upright)
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    """Bytes of a picture file, or the sentence that says why there are none."""
+    try:
+        if path.is_dir():
+            raise DynaMaskError(f"{name} is a folder: give the path of one picture file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DynaMaskError(f"{name} does not exist: check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, DynaMaskError):
+            raise
+        raise DynaMaskError(f"{name} cannot be opened ({reason}): check the path and its permissions") from None
+
+
+def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
+    """Sentence that refuses a picture over the pixel limit; size is (width, height)."""
+    shape = f" ({size[0]} x {size[1]})" if size else ""
+    return f"{name}{shape} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"
+
+
+def _decode(picture: Image.Image, name: str, upright: bool) -> np.ndarray:
+    """Decode an opened PIL image to (H, W, 3) uint8 RGB; the caller's image is left as it was."""
+    width, height = picture.size
+    if width * height == 0:
+        raise DynaMaskError(f"{name} has no pixels: give a picture of at least 1 x 1")
+    if width * height > MAX_PIXELS:
+        raise DynaMaskError(_too_large(name, picture.size))
+    try:
+        picture.load()
+    except Exception as error:  # truncated or damaged data; decoders raise many kinds
+        raise DynaMaskError(f"{name} is truncated or damaged ({error}): save or download it again") from None
+    if upright:
+        try:
+            picture = ImageOps.exif_transpose(picture)
+        except Exception:  # unreadable EXIF says nothing about the pixels
+            pass
+    try:
+        return _to_rgb(picture)
+    except (ValueError, OSError):
+        raise DynaMaskError(f"{name} has the colour mode {picture.mode}, which is not supported: save it as RGB") \
+            from None
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    """Convert a loaded PIL image of any mode to (H, W, 3) uint8 RGB."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _from_array(_deep_grey(np.asarray(picture)))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        return _over_white(np.asarray(picture.convert("RGBA")))
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _deep_grey(values: np.ndarray) -> np.ndarray:
+    """Bring (H, W) grey values of a deep mode to uint8: 0-65535 for integers, 0-1, 0-255 or 0-65535 for floats."""
+    if values.dtype == np.uint16 or values.dtype.str in ("<u2", ">u2"):
+        return _eight_bits(values)
+    values = np.nan_to_num(values.astype(np.float64), posinf=65535.0, neginf=0.0)
+    top = 1.0 if np.issubdtype(values.dtype, np.floating) and values.max() <= 1.0 else 255.0
+    top = 65535.0 if values.max() > 255.0 else top
+    return np.rint(np.clip(values / top, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale uint16 values 0-65535 to uint8 0-255, rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    """Lay (H, W, 4) uint8 RGBA over white: (H, W, 3) uint8."""
+    alpha = rgba[..., 3:].astype(np.uint16)
+    blended = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return blended.astype(np.uint8)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    """Check an array and return a copy as (H, W, 3) uint8 RGB."""
+    shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not shape_ok or array.dtype not in (np.uint8, np.uint16):
+        raise DynaMaskError(
+            f"an array of shape {array.shape} and type {array.dtype} is not a picture: give (H, W, 3) uint8 RGB"
+        )
+    height, width = array.shape[:2]
+    if height * width == 0:
+        raise DynaMaskError("the picture has no pixels: give a picture of at least 1 x 1")
+    if height * width > MAX_PIXELS:
+        raise DynaMaskError(_too_large("the picture", (width, height)))
+    if array.dtype == np.uint16:
+        array = _eight_bits(array)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2] == 4:
+        return _over_white(array)
+    return np.array(np.broadcast_to(array, (height, width, 3)))
