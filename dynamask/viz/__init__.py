@@ -1,0 +1,1 @@
+"""Pictures and figures of predictions: arrays in, arrays or plotly figures out."""
