@@ -59,12 +59,13 @@ def size_shares(mask_size: npt.ArrayLike) -> go.Figure:
             x=[f"{size}×{size}"],
             y=[count],
             text=[share],
+            textposition="outside",
             name=str(size),
             marker=_marker(size),
             hovertemplate="%{x}: %{text}<extra></extra>",
         )
     figure.update_layout(title=f"Chosen mask sizes of {total} instance{'' if total == 1 else 's'}", **_LAYOUT)
-    figure.update_layout(showlegend=False)
+    figure.update_layout(showlegend=False, height=320)
     figure.update_xaxes(title="mask size, pixels")
     figure.update_yaxes(title="instances", rangemode="tozero", range=[0, max(1, int(counts.max(initial=0))) * 1.15])
     return figure
@@ -94,7 +95,6 @@ def macs_against_budget(
         y=[""],
         orientation="h",
         width=[0.5],
-        text=[f"{mean:.3g} GMACs" if len(spent) else "no instance"],
         name="mean",
         marker={"color": "#6B7280", "line": {"color": "#333333", "width": 1}},
         hovertemplate="mean %{x:.4g} GMACs per instance<extra></extra>",
@@ -105,7 +105,8 @@ def macs_against_budget(
         figure.add_vline(x=budget, line={"color": "#111111", "width": 2, "dash": "dash"})
         label = f"budget {budget:.3g}"
         figure.add_annotation(x=budget, y=1, yref="paper", yanchor="bottom", text=label, showarrow=False)
-    figure.update_layout(title="Mean GMACs per instance", showlegend=False, height=220, **_LAYOUT)
+    title = f"Mean {mean:.3g} GMACs per instance" if len(spent) else "No instance"
+    figure.update_layout(title=title, showlegend=False, height=220, **_LAYOUT)
     upper = max([*ticks, mean, budget or 0.0]) * 1.08
     names = [f"all {size}<br>{tick:.3g}" for size, tick in zip(MASK_SIZES, ticks)]
     figure.update_xaxes(range=[0, upper], tickvals=ticks, ticktext=names)
