@@ -12,13 +12,14 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
+from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from dynamask.data.pictures import read_picture
@@ -49,11 +50,18 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is not valid JSON"
         raise DynaMaskError(f"annotation file {path} cannot be read ({reason}): give a COCO JSON file") from None
-    try:
+    with _naming(path):
         _check_coco(coco)
+    return coco
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Put the name of the annotation file before errors about what is in it."""
+    try:
+        yield
     except DynaMaskError as error:
         raise DynaMaskError(f"annotation file {path} is not usable COCO JSON: {error}") from None
-    return coco
 
 
 def _check_coco(coco: Any) -> None:
@@ -162,7 +170,7 @@ def _run_lengths_to_rle(segmentation: dict[str, Any], size: tuple[int, int], nam
     rle = {"size": [height, width], "counts": counts.encode("ascii")}
     try:
         coco_mask.decode(rle)
-    except ValueError:
+    except (ValueError, RuntimeError):
         raise DynaMaskError(f"{name} has run lengths that do not add up to its {width} x {height} pixels") from None
     return rle
 
@@ -188,7 +196,9 @@ def drop_degenerate(coco: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str
             rles.append(rle)
     skipped = len(coco["annotations"]) - len(annotations)
     if skipped:
-        warnings.warn(f"skipped {skipped} annotations whose box or mask has no area", stacklevel=2)
+        warnings.warn(
+            f"skipped {skipped} annotation{'s' if skipped > 1 else ''} whose box or mask has no area", stacklevel=2
+        )
     return {**coco, "annotations": annotations}, rles, skipped
 
 
@@ -236,7 +246,9 @@ class CocoDataset(torch.utils.data.Dataset):
         if not self.folder.is_dir():
             raise DynaMaskError(f"picture folder {images} does not exist or is not a folder: check the path")
         self.transforms = transforms
-        self.coco, rles, self.skipped = drop_degenerate(read_coco_json(annotations))
+        coco = read_coco_json(annotations)
+        with _naming(annotations):
+            self.coco, rles, self.skipped = drop_degenerate(coco)
         self._images = self.coco["images"]
         self.image_ids: list[int] = [image["id"] for image in self._images]
         self.files = self._find_files(annotations)
@@ -317,8 +329,9 @@ def split_by_image_id(dataset: CocoDataset, validation: bool, modulus: int = 8) 
     A picture belongs to validation if and only if the SHA-256 of its decimal image id, read as an integer, is
     divisible by `modulus`; the rule looks at nothing but the id.
     """
-    return [index for index, image_id in enumerate(dataset.image_ids)
-            if _in_validation(image_id, modulus) == validation]
+    return [
+        index for index, image_id in enumerate(dataset.image_ids) if _in_validation(image_id, modulus) == validation
+    ]
 
 
 def _in_validation(image_id: int, modulus: int) -> bool:
@@ -327,8 +340,8 @@ def _in_validation(image_id: int, modulus: int) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    """An integer that is no boolean."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """An integer of at most 53 bits (exact in every JSON reader) that is no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
 def _is_number(value: Any) -> bool:

@@ -135,7 +135,7 @@ class TrainingLoader:
         for key, mine in (("seed", self.seed), ("pictures", len(self.indices))):
             if state[key] != mine:
                 raise DynaMaskError(
-                    f"the run to resume was made with {key} {state[key]}, not {mine}: resume with the same data and seed"
+                    f"the run to resume was made with {key} {state[key]}, not {mine}: use the same data and seed"
                 )
         self.position, self._batches = int(state["position"]), None
 
@@ -143,9 +143,7 @@ class TrainingLoader:
 class EvaluationLoader:
     """Batches of (images, targets), once through the indices in order; the last one may be smaller."""
 
-    def __init__(
-        self, dataset: Dataset, batch_size: int, num_workers: int, indices: Sequence[int] | None
-    ) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, num_workers: int, indices: Sequence[int] | None) -> None:
         """See `evaluation_loader`."""
         self.indices = list(range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
         self._loader = DataLoader(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,8 +16,8 @@ from dynamask.structures import DynaMaskError
 MAX_PIXELS = 25_000_000
 """Largest width × height that is decoded, in pixels."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
-"""Pillow decoders that files and bytes may reach; MPO is the JPEG that some phones write."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Pillow decoders that files and bytes may reach; the first also reads the MPO files that some phones write."""
 
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
 
@@ -36,45 +38,48 @@ def read_picture(source: PictureSource, upright: bool = True) -> np.ndarray:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _decode(source, "the picture", upright)
-    if isinstance(source, (bytes, bytearray)):
-        stream, name = io.BytesIO(source), "the picture"
-        empty = not source
-    elif isinstance(source, (str, Path)):
-        name = f"picture {source}"
-        stream = io.BytesIO(_read_file(Path(source), name))
-        empty = not stream.getbuffer().nbytes
-    else:
-        raise DynaMaskError(f"a picture must be a path, bytes, a PIL image or an array, not {type(source).__name__}")
-    if empty:
-        raise DynaMaskError(f"{name} is empty: give a JPEG, PNG, WebP, BMP or TIFF file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about large headers and odd tags; the checks below decide
-        try:
-            picture = Image.open(stream, formats=FORMATS)
-        except Image.DecompressionBombError:
-            raise DynaMaskError(_too_large(name)) from None
-        except Exception:  # decoders raise many kinds on foreign bytes
-            raise DynaMaskError(f"{name} is not a picture that can be read: give a JPEG, PNG, WebP, BMP or TIFF file") \
-                from None
-        with picture:
-            return _decode(picture, name, upright)
+        if isinstance(source, Image.Image):
+            return _decode(source, "the picture", upright)
+        if isinstance(source, (bytes, bytearray)):
+            return _open_and_decode(io.BytesIO(source), "the picture", upright)
+        if isinstance(source, (str, Path)):
+            with _open_file(Path(source)) as stream:
+                return _open_and_decode(stream, f"picture {source}", upright)
+    raise DynaMaskError(f"a picture must be a path, bytes, a PIL image or an array, not {type(source).__name__}")
 
 
-def _read_file(path: Path, name: str) -> bytes:
-    """Bytes of a picture file, or the sentence that says why there are none."""
+def _open_file(path: Path) -> BinaryIO:
+    """Open a picture file, or say why there is none."""
     try:
         if path.is_dir():
-            raise DynaMaskError(f"{name} is a folder: give the path of one picture file")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DynaMaskError(f"{name} does not exist: check the path") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, DynaMaskError):
-            raise
-        raise DynaMaskError(f"{name} cannot be opened ({reason}): check the path and its permissions") from None
+            problem = "is a folder: give the path of one picture file"
+        elif not path.exists():
+            problem = "does not exist: check the path"
+        elif not path.is_file():
+            problem = "is not a regular file: give the path of one picture file"
+        else:
+            return path.open("rb")
+    except OSError as error:
+        problem = f"cannot be opened ({error.strerror}): check the path and its permissions"
+    raise DynaMaskError(f"picture {path} {problem}")
+
+
+def _open_and_decode(stream: BinaryIO, name: str, upright: bool) -> np.ndarray:
+    """Recognise an encoded picture, then decode it to (H, W, 3) uint8 RGB."""
+    empty = not stream.read(1)
+    stream.seek(0)
+    if empty:
+        raise DynaMaskError(f"{name} is empty: give a JPEG, PNG, WebP, BMP or TIFF file")
+    try:
+        picture = Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise DynaMaskError(_too_large(name)) from None
+    except Exception:  # decoders raise many kinds on foreign bytes
+        raise DynaMaskError(f"{name} cannot be read as a picture: give a JPEG, PNG, WebP, BMP or TIFF file") from None
+    with picture:
+        return _decode(picture, name, upright)
 
 
 def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
@@ -92,18 +97,17 @@ def _decode(picture: Image.Image, name: str, upright: bool) -> np.ndarray:
         raise DynaMaskError(_too_large(name, picture.size))
     try:
         picture.load()
-    except Exception as error:  # truncated or damaged data; decoders raise many kinds
-        raise DynaMaskError(f"{name} is truncated or damaged ({error}): save or download it again") from None
+    except Exception:  # decoders raise many kinds on damaged data
+        raise DynaMaskError(f"{name} is truncated or damaged: save or download it again") from None
     if upright:
-        try:
+        with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
             picture = ImageOps.exif_transpose(picture)
-        except Exception:  # unreadable EXIF says nothing about the pixels
-            pass
     try:
         return _to_rgb(picture)
     except (ValueError, OSError):
-        raise DynaMaskError(f"{name} has the colour mode {picture.mode}, which is not supported: save it as RGB") \
-            from None
+        raise DynaMaskError(
+            f"{name} has the colour mode {picture.mode}, which is not supported: save it as RGB"
+        ) from None
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
@@ -116,12 +120,17 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _deep_grey(values: np.ndarray) -> np.ndarray:
-    """Bring (H, W) grey values of a deep mode to uint8: 0-65535 for integers, 0-1, 0-255 or 0-65535 for floats."""
-    if values.dtype == np.uint16 or values.dtype.str in ("<u2", ">u2"):
+    """Bring (H, W) grey values deeper than 8 bits to uint8.
+
+    16-bit integers span 0-65535. Wider integers and floats do not say their range; it is taken as 0-1 (floats),
+    0-255 or 0-65535, the smallest that holds the largest value.
+    """
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return _eight_bits(values)
+    unit = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype(np.float64), posinf=65535.0, neginf=0.0)
-    top = 1.0 if np.issubdtype(values.dtype, np.floating) and values.max() <= 1.0 else 255.0
-    top = 65535.0 if values.max() > 255.0 else top
+    largest = values.max()
+    top = 1.0 if unit and largest <= 1.0 else 255.0 if largest <= 255.0 else 65535.0
     return np.rint(np.clip(values / top, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 

@@ -36,12 +36,13 @@ class TrainingTransforms:
             min_visible: objects that keep less than this share of their mask in the window are dropped, 0-1.
         """
         self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25) if photometric else None
-        steps = [v2.RandomZoomOut(fill=GREY, side_range=(1.0, 2.0), p=zoom_out)] if zoom_out > 0 else []
+        fill = {tv_tensors.Image: GREY, tv_tensors.Mask: 0}
+        steps = [v2.RandomZoomOut(fill=fill, side_range=(1.0, 2.0), p=zoom_out)] if zoom_out > 0 else []
         self.geometry = v2.Compose([*steps, v2.RandomHorizontalFlip(p=flip)])
         self.crop, self.crop_side, self.min_visible = crop, crop_side, min_visible
 
     def __call__(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Transform (3, H, W) uint8 and its target (see `CocoDataset`); new tensors, the given ones stay as they are."""
+        """Transform (3, H, W) uint8 and its target (see `CocoDataset`); the given tensors stay as they are."""
         if self.jitter is not None:
             image = self.jitter(image)
         if self.crop > 0 and torch.rand(()) < self.crop:

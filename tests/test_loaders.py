@@ -1,0 +1,191 @@
+"""Batches: endless, seeded, resumable whatever the number of workers; transforms that move everything together."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynamask.data import TrainingTransforms, evaluation_loader, training_loader
+from dynamask.structures import DynaMaskError
+
+
+def sample(index: int, size: tuple[int, int] = (20, 30), objects: int = 2) -> tuple[Tensor, dict]:
+    """A picture that is 0 but for rectangles of value 40 × (index of the object + 1), with their exact targets."""
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    masks = torch.zeros(objects, *size, dtype=torch.uint8)
+    boxes = torch.zeros(objects, 4)
+    for at in range(objects):
+        x0, y0 = 3 + 12 * at, 4 + at
+        masks[at, y0 : y0 + 9, x0 : x0 + 10] = 1
+        boxes[at] = torch.tensor([x0, y0, x0 + 10, y0 + 9])
+        image[:, masks[at].bool()] = 40 * (at + 1)
+    target = {"boxes": boxes, "labels": torch.arange(1, objects + 1), "masks": masks, "image_id": index,
+              "area": masks.flatten(1).sum(1).float(), "iscrowd": torch.zeros(objects, dtype=torch.int64)}  # fmt: skip
+    return image, target
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Seven pictures, every third one empty, number `broken` unreadable."""
+
+    def __init__(self, transforms=None, broken: int | None = None) -> None:
+        self.transforms, self.broken = transforms, broken
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        if index == self.broken:
+            raise DynaMaskError(f"picture {index} is truncated")
+        image, target = sample(index, objects=0 if index % 3 == 0 else 2)
+        return self.transforms(image, target) if self.transforms else (image, target)
+
+
+def ids(batches) -> list[int]:
+    return [target["image_id"] for _, targets in batches for target in targets]
+
+
+def take(loader, count: int) -> list:
+    return [next(loader) for _ in range(count)]
+
+
+def same(first: list, second: list) -> bool:
+    return ids(first) == ids(second) and all(
+        torch.equal(a, b) and torch.equal(s["masks"], t["masks"]) and torch.equal(s["boxes"], t["boxes"])
+        for (images, targets), (others, other_targets) in zip(first, second)
+        for a, b, s, t in zip(images, others, targets, other_targets)
+    )
+
+
+EVERYTHING = TrainingTransforms(zoom_out=0.5, crop=0.5)
+
+
+def test_every_epoch_is_another_permutation_and_batches_run_across_epochs():
+    order = ids(take(training_loader(Pictures(), 2, seed=5), 14))
+    epochs = [order[start : start + 7] for start in range(0, 28, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert order != ids(take(training_loader(Pictures(), 2, seed=6), 14))
+
+
+def test_empty_pictures_stay_and_indices_restrict():
+    loader = training_loader(Pictures(), 2, seed=0, indices=[0, 4, 5])
+    batches = take(loader, 3)
+    assert Counter(ids(batches)) == {0: 2, 4: 2, 5: 2}
+    empty = [target for _, targets in batches for target in targets if target["image_id"] == 0]
+    assert all(target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 20, 30) for target in empty)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_is_the_same_resumed_and_whatever_the_workers(workers):
+    whole = take(training_loader(Pictures(EVERYTHING), 3, seed=1, num_workers=0), 8)
+    loader = training_loader(Pictures(EVERYTHING), 3, seed=1, num_workers=workers)
+    assert same(take(loader, 3), whole[:3])
+    state = loader.state_dict()
+    assert state["position"] == 9, "only what was handed out counts, not what the workers fetched ahead"
+    resumed = training_loader(Pictures(EVERYTHING), 3, seed=1, num_workers=workers)
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 5), whole[3:])
+    loader.load_state_dict(state)
+    assert same(take(loader, 2), whole[3:5])
+
+
+def test_the_same_picture_is_drawn_differently_in_each_epoch_and_seed():
+    first, second = (take(training_loader(Pictures(EVERYTHING), 7, seed=1, indices=[1] * 7), 1)[0][0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    one = take(training_loader(Pictures(EVERYTHING), 1, seed=1, indices=[1]), 6)
+    assert len({tuple(images[0].shape) + (int(images[0].long().sum()),) for images, _ in one}) > 2
+
+
+def test_loading_leaves_the_global_generator_alone():
+    loader = training_loader(Pictures(EVERYTHING), 2, seed=0)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    take(loader, 4)
+    list(evaluation_loader(Pictures(), 2))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_state_of_another_run_is_refused():
+    state = training_loader(Pictures(), 2, seed=0).state_dict()
+    with pytest.raises(DynaMaskError, match="seed 0, not 1"):
+        training_loader(Pictures(), 2, seed=1).load_state_dict(state)
+    with pytest.raises(DynaMaskError, match="pictures 7, not 2"):
+        training_loader(Pictures(), 2, seed=0, indices=[1, 2]).load_state_dict(state)
+
+
+def test_settings_out_of_range_are_refused():
+    for options in ({"batch_size": 0}, {"num_workers": -1}, {"seed": -1}, {"indices": []}):
+        with pytest.raises(DynaMaskError):
+            training_loader(Pictures(), **{"batch_size": 1, **options})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_goes_once_through_in_order(workers):
+    loader = evaluation_loader(Pictures(), 3, workers)
+    assert len(loader) == 3 and ids(loader) == list(range(7)) and ids(loader) == list(range(7))
+    assert ids(evaluation_loader(Pictures(), 1, workers, indices=[5, 0, 3])) == [5, 0, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_stays_one_sentence(workers):
+    for loader in (
+        iter(evaluation_loader(Pictures(broken=4), 2, workers)),
+        training_loader(Pictures(broken=4), 2, 0, workers),
+    ):
+        with pytest.raises(DynaMaskError) as caught:
+            take(loader, 4)
+        assert str(caught.value) == "picture 4 is truncated"
+
+
+def test_flip_moves_picture_boxes_and_masks_together():
+    image, target = sample(0)
+    flipped, moved = TrainingTransforms(flip=1.0, photometric=False)(image, target)
+    assert torch.equal(flipped, image.flip(2)) and torch.equal(moved["masks"], target["masks"].flip(2))
+    assert moved["boxes"].tolist() == [[17, 4, 27, 13], [5, 5, 15, 14]]
+    assert type(flipped) is Tensor and type(moved["boxes"]) is Tensor and type(moved["masks"]) is Tensor
+
+
+def test_jitter_changes_colours_alone():
+    image, target = sample(0)
+    torch.manual_seed(0)
+    jittered, kept = TrainingTransforms(flip=0.0)(image, target)
+    assert jittered.dtype == torch.uint8 and not torch.equal(jittered, image)
+    assert torch.equal(kept["masks"], target["masks"]) and torch.equal(kept["boxes"], target["boxes"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"crop": 1.0, "crop_side": 0.3}, {"zoom_out": 1.0}, {"crop": 1.0, "zoom_out": 1.0}]
+)
+def test_boxes_stay_around_their_masks_and_nothing_given_changes(options):
+    image, target = sample(0)
+    before = {key: value.clone() for key, value in target.items() if isinstance(value, Tensor)}
+    transforms = TrainingTransforms(photometric=False, **options)
+    counts = Counter()
+    for draw in range(60):
+        torch.manual_seed(draw)
+        moved, found = transforms(image, target)
+        counts[len(found["boxes"])] += 1
+        assert found["masks"].shape == (len(found["boxes"]), *moved.shape[1:])
+        assert all(len(found[key]) == len(found["boxes"]) for key in ("labels", "area", "iscrowd"))
+        for box, mask, label, area in zip(found["boxes"], found["masks"], found["labels"], found["area"]):
+            rows, columns = torch.nonzero(mask, as_tuple=True)
+            assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert (moved[:, mask.bool()] == 40 * int(label)).all() and area == pytest.approx(int(mask.sum()))
+            assert mask.sum() >= 0.25 * 90
+    assert counts[2] > 0 and (counts[2] == 60) == ("crop" not in options)
+    assert all(torch.equal(target[key], value) for key, value in before.items())
+
+
+def test_every_transform_takes_a_picture_without_objects():
+    image, target = sample(0, objects=0)
+    moved, found = TrainingTransforms(zoom_out=1.0, crop=1.0)(image, target)
+    assert found["boxes"].shape == (0, 4) and found["masks"].shape == (0, *moved.shape[1:])
+    assert found["masks"].dtype == torch.uint8 and found["labels"].shape == (0,)
+
+
+def test_one_pixel_picture_survives_every_transform():
+    image, target = sample(0, size=(1, 1), objects=0)
+    moved, found = TrainingTransforms(crop=1.0)(image, target)
+    assert moved.shape == (3, 1, 1) and found["masks"].shape == (0, 1, 1)
