@@ -1,0 +1,149 @@
+"""Configuration: frozen dataclasses, a unit in each field's doc, cross-field checks. Only the assembling code reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from dynamask.structures import DynaMaskError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that is needed to build a model again from its weights."""
+
+    name: str = "dynamask_resnet50_fpn"
+    backbone: str = "resnet50"
+    class_names: tuple[str, ...] = ("__background__", "object")
+    """Names by contiguous label; index 0 is the background."""
+    category_ids: tuple[int, ...] = ()
+    """COCO category_id of labels 1, 2, …; empty means 1, 2, …"""
+    fpn_channels: int = 256
+    region_channels: int = 256
+    """Channels of the 14×14 region feature; each stage halves them."""
+    offset_groups: tuple[int, int, int] = (4, 2, 1)
+    """Offset groups of the deformable convs at 28, 56, 112."""
+    switch_channels: int = 64
+    switch_hidden: int = 256
+    box_head_channels: int = 1024
+    class_agnostic: bool = False
+    """One mask logit for all classes."""
+    frozen_stride: int = 4
+    """Backbone parameters up to this stride do not train."""
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    """Input normalisation of RGB scaled to 0–1."""
+    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Shorter sides drawn in training, pixels."""
+    test_min_size: int = 800
+    max_size: int = 1333
+    """Longest side, pixels."""
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Anchor sides at strides 4 … 64, pixels."""
+    rpn_pre_nms_train: int = 2000
+    rpn_pre_nms_test: int = 1000
+    rpn_post_nms_train: int = 2000
+    rpn_post_nms_test: int = 1000
+    """Proposals per image (before NMS also per level)."""
+    box_samples: int = 512
+    """RoIs sampled per image in training, a quarter of them positive."""
+    mask_rois: int = 128
+    """Positive RoIs per image that train the mask branch, at most."""
+    score_threshold: float = 0.05
+    detections_per_img: int = 100
+
+    def __post_init__(self) -> None:
+        if self.region_channels % 8:
+            raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
+        if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:
+            raise DynaMaskError("category_ids and class_names disagree; give one id per class besides the background")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> ModelConfig:
+        """The inverse of :meth:`to_dict`; unknown keys raise :class:`DynaMaskError`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise DynaMaskError(f"the stored model configuration has unknown keys {unknown}; it is from another version")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and switches of the mask branch's losses (Eq. 3–7)."""
+
+    mask_supervision: str = "all"
+    """"all": every resolution learns from every RoI; "selected": Eq. 3 read literally, only the drawn one."""
+    mask_weight: float = 1.0
+    """Weight of L_mask beside the detector's losses; Eq. 7 has 1."""
+    edge_weight: float = 0.1
+    """λ1 of Eq. 7."""
+    switch_weight: float = 0.4
+    """λ2 of Eq. 7, the weight of the budget and entropy terms."""
+    budget_target: float = 0.3
+    """C_t as a fraction of the full branch's MACs, in (0, 1]."""
+    temperature: float = 0.5
+    """τ of the Gumbel-softmax (Eq. 2)."""
+    switch_gradient: float = 1.0
+    """Factor on the gradient that the edge and mask losses send into the switch through y."""
+    detach_switch: bool = True
+    """The switch reads the region feature without sending gradients into it."""
+
+    def __post_init__(self) -> None:
+        if self.mask_supervision not in ("all", "selected"):
+            raise DynaMaskError(f"mask_supervision is {self.mask_supervision!r}; choose 'all' or 'selected'")
+        if not 0 < self.budget_target <= 1:
+            raise DynaMaskError(f"budget_target is {self.budget_target}; give a fraction of the full branch in (0, 1]")
+        if self.temperature <= 0:
+            raise DynaMaskError(f"temperature is {self.temperature}; give a positive number")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training schedule; the defaults are the paper's COCO 1× recipe."""
+
+    batch_size: int = 16
+    """Images per step."""
+    iterations: int = 90_000
+    """Steps in all."""
+    warm_start: float = 1 / 12
+    """Share of the steps, at the start, without the switch: masks at all resolutions (phase one; an epoch of 12)."""
+    optimizer: str = "sgd"
+    lr: float = 0.02
+    backbone_lr_factor: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: int = 500
+    """Steps of linear warm-up."""
+    schedule: str = "step"
+    milestones: tuple[float, ...] = (8 / 12, 11 / 12)
+    """Shares of the steps at which the step schedule multiplies lr by 0.1."""
+    clip_norm: float = 35.0
+    """Largest gradient norm; 0 does not clip."""
+    ema_decay: float = 0.0
+    """Decay per step of the moving average of the weights that is saved; 0 saves the last weights."""
+    jitter: bool = False
+    """Photometric jitter."""
+    seed: int = 0
+    workers: int = 2
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 20
+    """Steps between log lines."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adamw"):
+            raise DynaMaskError(f"optimizer is {self.optimizer!r}; choose 'sgd' or 'adamw'")
+        if self.schedule not in ("step", "cosine"):
+            raise DynaMaskError(f"schedule is {self.schedule!r}; choose 'step' or 'cosine'")
+        for name in ("batch_size", "iterations", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")

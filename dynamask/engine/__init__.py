@@ -1,0 +1,1 @@
+"""Training, evaluation and checkpoints; models and loaders are handed in."""

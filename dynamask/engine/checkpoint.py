@@ -1,0 +1,109 @@
+"""Checkpoints: weights with their configuration (safetensors), and the full state of a run (for resuming)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dynamask.config import ModelConfig
+from dynamask.models.factory import build_model
+from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.structures import DynaMaskError
+
+FORMAT = "dynamask-1"
+
+
+def save_model(model: DynaMaskRCNN, path: Path, state: dict[str, torch.Tensor] | None = None,
+               **metadata: object) -> None:
+    """Write weights and configuration to one safetensors file, atomically.
+
+    Args:
+        model: whose configuration, and weights unless ``state`` is given, are stored.
+        path: a .safetensors file; replaced if it exists.
+        state: weights to store instead of the model's (a moving average).
+        metadata: JSON values kept beside the configuration (recipe, seed, images seen).
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in (state or model.state_dict()).items()}
+    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(metadata)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=header)
+    os.replace(partial, path)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """``config`` and ``training`` of a weights file; :class:`DynaMaskError` for a file that is not ours."""
+    if not path.is_file():
+        raise DynaMaskError(f"weights {path} do not exist; give a bundled name or the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            header = stored.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DynaMaskError(f"weights {path} cannot be read as safetensors; give a file written by dynamask "
+                            f"train ({error})") from error
+    if header.get("format") != FORMAT:
+        raise DynaMaskError(f"weights {path} were not written by dynamask; give a file written by dynamask train")
+    return {"config": json.loads(header["config"]), "training": json.loads(header["training"])}
+
+
+def load_model(path: Path, device: str | torch.device = "cpu") -> DynaMaskRCNN:
+    """Build the model that a weights file describes and load it strictly, in evaluation mode."""
+    model = build_model(ModelConfig.from_dict(read_header(path)["config"]))
+    load_weights(model, path)
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load every tensor of a weights file into an equal model; a mismatch names the first keys that do not fit."""
+    read_header(path)
+    stored, own = load_file(path), model.state_dict()
+    unfit = sorted(set(stored) ^ set(own)) + sorted(k for k in set(stored) & set(own) if stored[k].shape != own[k].shape)
+    if unfit:
+        raise DynaMaskError(f"weights {path} do not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}")
+    model.load_state_dict(stored)
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators that training draws from."""
+    python = random.getstate()
+    numpy = np.random.get_state()
+    return {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]],
+            "numpy": [numpy[0], numpy[1].tolist(), int(numpy[2]), int(numpy[3]), float(numpy[4])],
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of :func:`random_state`."""
+    torch.set_rng_state(state["torch"])
+    version, values, gauss = state["python"]
+    random.setstate((version, tuple(values), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_run(path: Path, state: dict[str, Any]) -> None:
+    """Write the state of a run atomically."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """Read the state of a run; :class:`DynaMaskError` when there is none or it cannot be read."""
+    if not path.is_file():
+        raise DynaMaskError(f"there is no run to resume in {path.parent}; start it without --resume")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise DynaMaskError(f"the saved run {path} cannot be read ({error}); start again in another folder") from error

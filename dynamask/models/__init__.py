@@ -1,0 +1,1 @@
+"""Models: backbones and the two-stage DynaMask family."""

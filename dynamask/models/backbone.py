@@ -1,0 +1,89 @@
+"""Image-level FPN (i-FPN) over any timm backbone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from dynamask.structures import DynaMaskError
+
+STRIDES = (4, 8, 16, 32)
+
+
+class BackboneWithFPN(nn.Module):
+    """timm ``features_only`` backbone, BatchNorm frozen → torchvision FPN: {"0": P2, …, "3": P5, "pool": P6}.
+
+    Args:
+        name: a timm model that offers feature maps at strides 4, 8, 16 and 32.
+        out_channels: channels of every pyramid level.
+        weights: None for random weights, "timm" to download timm's, or the path of a .safetensors file under timm's
+            names (keys of a classifier are ignored; any other difference raises :class:`DynaMaskError`).
+        frozen_stride: parameters up to the feature map of this stride do not train; 0 trains all. The paper freezes
+            the stem and the first stage, which is 4.
+    """
+
+    def __init__(self, name: str, out_channels: int, weights: str | Path | None = None, frozen_stride: int = 4) -> None:
+        super().__init__()
+        body = _build_body(name, weights)
+        reductions = body.feature_info.reduction()
+        missing = [stride for stride in STRIDES if stride not in reductions]
+        if missing:
+            raise DynaMaskError(f"backbone {name} has no feature map at stride {missing}; choose one with strides 4 to 32")
+        self.level_indices = [reductions.index(stride) for stride in STRIDES]
+        channels = [body.feature_info.channels()[i] for i in self.level_indices]
+        self.body = freeze_batch_norm_2d(body)
+        self.fpn = FeaturePyramidNetwork(channels, out_channels, extra_blocks=LastLevelMaxPool())
+        self.out_channels = out_channels
+        _freeze_up_to(self.body, [i["module"] for i in body.feature_info.info if i["reduction"] <= frozen_stride])
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """(B, 3, H, W) normalised images → five maps of ``out_channels`` at strides 4, 8, 16, 32, 64."""
+        maps = self.body(images)
+        return self.fpn(OrderedDict((str(i), maps[level]) for i, level in enumerate(self.level_indices)))
+
+
+def _build_body(name: str, weights: str | Path | None) -> nn.Module:
+    try:
+        body = timm.create_model(name, pretrained=weights == "timm", features_only=True)
+    except RuntimeError as error:
+        raise DynaMaskError(f"backbone {name} is not a timm model with feature maps ({error})") from error
+    if weights is not None and weights != "timm":
+        _load_backbone_weights(body, Path(weights))
+    return body
+
+
+def _load_backbone_weights(body: nn.Module, path: Path) -> None:
+    """Load timm-named weights; every tensor of the body must be in the file, with its shape."""
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DynaMaskError(f"backbone weights {path} cannot be read as safetensors: {error}") from error
+    wanted = {key: value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")}
+    unfit = sorted(key for key, value in wanted.items() if key not in stored or stored[key].shape != value.shape)
+    if unfit:
+        raise DynaMaskError(f"backbone weights {path} do not fit: {len(unfit)} tensors missing or of another shape, "
+                            f"first {unfit[0]}")
+    counters = {key: value for key, value in body.state_dict().items() if key.endswith("num_batches_tracked")}
+    body.load_state_dict({**{key: stored[key] for key in wanted}, **counters})
+
+
+def _freeze_up_to(body: nn.Module, modules: list[str]) -> None:
+    """Stop the gradients of every parameter registered up to the last of the named modules."""
+    if not modules:
+        return
+    names = [name for name, _ in body.named_modules()]
+    prefix = modules[-1]
+    end = max(i for i, name in enumerate(names) if name == prefix or name.startswith(prefix + "."))
+    frozen = set(names[1:end + 1])
+    for name, module in body.named_modules():
+        if name in frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)

@@ -1,0 +1,63 @@
+"""Mask Switch Module (MSM): which resolution does a region need?"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
+
+from dynamask.structures import MASK_SIZES
+
+
+class MaskSwitchModule(nn.Module):
+    """SE block, two stride-2 3×3 convs and two fully connected layers on the 14×14 region feature → 4 logits (Eq. 1).
+
+    Args:
+        in_channels: of the region feature.
+        channels: of the two convolutions.
+        hidden: of the first fully connected layer.
+    """
+
+    def __init__(self, in_channels: int, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.squeeze = SqueezeExcitation(in_channels, max(in_channels // 16, 4))
+        self.convs = nn.Sequential(nn.Conv2d(in_channels, channels, 3, stride=2, padding=1), nn.ReLU(),
+                                   nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.ReLU())
+        side = MASK_SIZES[0]
+        for _ in range(2):
+            side = (side + 1) // 2
+        self.fc = nn.Sequential(nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Linear(hidden, len(MASK_SIZES)))
+        nn.init.normal_(self.fc[2].weight, std=0.01)
+        nn.init.zeros_(self.fc[2].bias)
+
+    def forward(self, region: Tensor) -> Tensor:
+        """(R, C, 14, 14) → switch logits (R, 4)."""
+        if len(region) == 0:
+            return region.new_zeros((0, len(MASK_SIZES)))
+        return self.fc(self.convs(self.squeeze(region)).flatten(1))
+
+
+def sample_gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Gumbel noise −log(−log u), u uniform in (0, 1), of the shape and device of ``like``."""
+    uniform = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    tiny = torch.finfo(like.dtype).tiny
+    return -torch.log((-torch.log(uniform.clamp_min(tiny))).clamp_min(tiny))
+
+
+def straight_through_gumbel(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
+    """One-hot sample with the softmax's gradient (Eq. 2).
+
+    Args:
+        logits: (R, K); their softmax is p.
+        temperature: τ > 0.
+        noise: (R, K) Gumbel noise; drawn when absent.
+
+    Returns:
+        (R, K): exactly one-hot in the forward pass; backward, the gradient of softmax((log p + g)/τ).
+    """
+    if noise is None:
+        noise = sample_gumbel(logits)
+    soft = F.softmax((F.log_softmax(logits, dim=1) + noise) / temperature, dim=1)
+    hard = F.one_hot(soft.argmax(dim=1), logits.shape[1]).to(soft.dtype)
+    return hard + soft - soft.detach()

@@ -1,0 +1,167 @@
+"""RoI heads: torchvision's box branch unchanged, the mask branch ours."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+
+from dynamask.config import LossConfig
+from dynamask.models.rcnn import losses
+from dynamask.models.rcnn.costs import MaskBranchCosts, mask_branch_costs
+from dynamask.models.rcnn.mask_switch import MaskSwitchModule, straight_through_gumbel
+from dynamask.models.rcnn.region_fpn import RegionFPN, RegionState
+from dynamask.ops.masks import crop_mask_pyramid, mask_edges
+from dynamask.structures import MASK_SIZES
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+class MaskBranch(nn.Module):
+    """r-FPN, switch and their losses: everything that turns regions into masks.
+
+    Args:
+        region_fpn: the pyramid on regions.
+        switch: the mask switch module.
+        loss_config: weights are applied by the trainer; the branch reads supervision, temperature and the budget target.
+    """
+
+    def __init__(self, region_fpn: RegionFPN, switch: MaskSwitchModule, loss_config: LossConfig | None = None) -> None:
+        super().__init__()
+        self.region_fpn = region_fpn
+        self.switch = switch
+        self.loss_config = loss_config or LossConfig()
+        self.switch_enabled = True
+
+    @property
+    def costs(self) -> MaskBranchCosts:
+        """MACs, derived from the layers."""
+        return mask_branch_costs(self.region_fpn, self.switch)
+
+    def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
+        """Shared work of R regions: projections, the 14×14 feature and the switch logits.
+
+        Args:
+            features: the image-level pyramid.
+            rois: (R, 5) batch index and xyxy in network-input pixels.
+            labels: (R,) int64 ≥ 1.
+        """
+        state = self.region_fpn.begin(features, rois, labels)
+        tiny = state.features[0]
+        state.switch_logits = self.switch(tiny.detach() if self.loss_config.detach_switch else tiny)
+        return state
+
+    def masks(self, state: RegionState, size_index: Tensor) -> list[Tensor]:
+        """Mask probabilities of each region at its chosen size; no other size is computed.
+
+        Args:
+            state: of :meth:`begin`.
+            size_index: (R,) int64 in 0–3.
+
+        Returns:
+            R tensors (S_i, S_i) in [0, 1].
+        """
+        out: list[Tensor] = [torch.empty(0)] * len(state)
+        for k in range(len(MASK_SIZES) - 1, -1, -1):
+            rows = torch.nonzero(size_index == k)[:, 0]
+            if len(rows):
+                for row, probs in zip(rows.tolist(), self.region_fpn.mask_logits(state, k, rows).sigmoid()):
+                    out[row] = probs
+        return out
+
+    def losses(self, state: RegionState, target_masks: list[Tensor], noise: Tensor | None = None) -> dict[str, Tensor]:
+        """Named losses of N positive RoIs (Eq. 3–6), unweighted.
+
+        Args:
+            state: of :meth:`begin` on the positive RoIs.
+            target_masks: K tensors (N, S_k, S_k) in {0, 1}.
+            noise: (N, K) Gumbel noise, drawn when absent.
+        """
+        every = torch.arange(len(state), device=state.rois.device)
+        sizes = range(len(MASK_SIZES))
+        mask_losses = losses.resolution_losses([self.region_fpn.mask_logits(state, k, every) for k in sizes], target_masks)
+        edge_targets = [mask_edges(target) for target in target_masks]
+        edge_losses = losses.resolution_losses([self.region_fpn.edge_logits(state, k, every) for k in sizes], edge_targets)
+        if not self.switch_enabled:
+            idle = state.switch_logits.sum() * 0
+            return {"loss_mask": losses.mask_loss(mask_losses, None), "loss_edge": losses.edge_loss(edge_losses, None),
+                    "loss_budget": idle, "loss_entropy": idle}
+        config = self.loss_config
+        selection = straight_through_gumbel(state.switch_logits, config.temperature, noise)
+        quality = _ScaleGradient.apply(selection, config.switch_gradient)
+        fractions = selection.new_tensor(self.costs.fractions)
+        return {
+            "loss_mask": losses.mask_loss(mask_losses, None if config.mask_supervision == "all" else quality),
+            "loss_edge": losses.edge_loss(edge_losses, quality),
+            "loss_budget": losses.budget_loss(selection, fractions, config.budget_target),
+            "loss_entropy": losses.entropy_loss(F.softmax(state.switch_logits, dim=1)),
+        }
+
+
+class DynaMaskRoIHeads(RoIHeads):
+    """torchvision's RoIHeads with the mask branch replaced.
+
+    Args:
+        mask_branch: ours.
+        mask_rois: positive RoIs per image that train the mask branch, at most.
+        kwargs: torchvision's arguments of the box branch.
+    """
+
+    def __init__(self, mask_branch: MaskBranch, mask_rois: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.mask_branch = mask_branch
+        self.mask_rois = mask_rois
+
+    def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]],
+                targets: list[dict[str, Tensor]] | None = None) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Detections (evaluation) or losses (training). Targets carry ``masks`` at any scale, see ``mask_losses``."""
+        if not self.training:
+            return self.detect(features, proposals, image_shapes), {}
+        proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
+        logits, regression = self._boxes(features, proposals, image_shapes)
+        loss_classifier, loss_box_reg = fastrcnn_loss(logits, regression, labels, regression_targets)
+        losses_of_boxes = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg}
+        return [], {**losses_of_boxes, **self.mask_losses(features, proposals, matched, labels, targets)}
+
+    def _boxes(self, features: dict[str, Tensor], proposals: list[Tensor],
+               image_shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        return self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+
+    def detect(self, features: dict[str, Tensor], proposals: list[Tensor],
+               image_shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """Boxes (R, 4) xyxy in network-input pixels, labels (R,), scores (R,) of each image."""
+        logits, regression = self._boxes(features, proposals, image_shapes)
+        boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, image_shapes)
+        return [{"boxes": b, "labels": y, "scores": s} for b, y, s in zip(boxes, labels, scores)]
+
+    def mask_losses(self, features: dict[str, Tensor], proposals: list[Tensor], matched: list[Tensor],
+                    labels: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Losses of the mask branch on at most ``mask_rois`` positive RoIs per image.
+
+        ``targets[i]["masks"]`` are (G, H, W) in the picture's own pixels and ``targets[i]["mask_scale"]`` (4,) turns a box
+        of the network input into those pixels.
+        """
+        rois, roi_labels, crops = [], [], []
+        for image, (boxes, match, label, target) in enumerate(zip(proposals, matched, labels, targets)):
+            positive = torch.nonzero(label > 0)[:, 0]
+            if len(positive) > self.mask_rois:
+                positive = positive[torch.randperm(len(positive), device=positive.device)[: self.mask_rois]]
+            kept = boxes[positive].detach()
+            rois.append(torch.cat([kept.new_full((len(kept), 1), image), kept], dim=1))
+            roi_labels.append(label[positive])
+            crops.append(crop_mask_pyramid(target["masks"], kept * target["mask_scale"], MASK_SIZES, match[positive]))
+        state = self.mask_branch.begin(features, torch.cat(rois), torch.cat(roi_labels))
+        target_masks = [(torch.cat([crop[k] for crop in crops]) >= 0.5).float() for k in range(len(MASK_SIZES))]
+        return self.mask_branch.losses(state, target_masks)
