@@ -71,7 +71,9 @@ class ModelConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise DynaMaskError(f"the stored model configuration has unknown keys {unknown}; it is from another version")
+            raise DynaMaskError(
+                f"the stored model configuration has unknown keys {unknown}; it is from another version"
+            )
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -147,3 +149,27 @@ class TrainConfig:
         for name in ("batch_size", "iterations", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise DynaMaskError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
+
+
+_SMALL_TRAINING = TrainConfig(
+    batch_size=4,
+    iterations=3000,
+    warm_start=0.25,
+    optimizer="adamw",
+    lr=6e-4,
+    backbone_lr_factor=0.25,
+    weight_decay=0.02,
+    warmup=150,
+    schedule="cosine",
+    clip_norm=10.0,
+    ema_decay=0.998,
+    jitter=True,
+    workers=0,
+)
+
+
+def recipe(model_name: str) -> tuple[TrainConfig, LossConfig]:
+    """Schedule and losses that a model is trained with by default: the paper's, or the small presets' own."""
+    if model_name.endswith("_small"):
+        return _SMALL_TRAINING, LossConfig(mask_weight=2.0)
+    return TrainConfig(), LossConfig()

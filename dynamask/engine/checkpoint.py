@@ -22,8 +22,9 @@ from dynamask.structures import DynaMaskError
 FORMAT = "dynamask-1"
 
 
-def save_model(model: DynaMaskRCNN, path: Path, state: dict[str, torch.Tensor] | None = None,
-               **metadata: object) -> None:
+def save_model(
+    model: DynaMaskRCNN, path: Path, state: dict[str, torch.Tensor] | None = None, **metadata: object
+) -> None:
     """Write weights and configuration to one safetensors file, atomically.
 
     Args:
@@ -48,8 +49,9 @@ def read_header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise DynaMaskError(f"weights {path} cannot be read as safetensors; give a file written by dynamask "
-                            f"train ({error})") from error
+        raise DynaMaskError(
+            f"weights {path} cannot be read as safetensors; give a file written by dynamask train ({error})"
+        ) from error
     if header.get("format") != FORMAT:
         raise DynaMaskError(f"weights {path} were not written by dynamask; give a file written by dynamask train")
     return {"config": json.loads(header["config"]), "training": json.loads(header["training"])}
@@ -66,9 +68,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load every tensor of a weights file into an equal model; a mismatch names the first keys that do not fit."""
     read_header(path)
     stored, own = load_file(path), model.state_dict()
-    unfit = sorted(set(stored) ^ set(own)) + sorted(k for k in set(stored) & set(own) if stored[k].shape != own[k].shape)
+    unfit = sorted(set(stored) ^ set(own)) + sorted(
+        k for k in set(stored) & set(own) if stored[k].shape != own[k].shape
+    )
     if unfit:
-        raise DynaMaskError(f"weights {path} do not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}")
+        raise DynaMaskError(
+            f"weights {path} do not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}"
+        )
     model.load_state_dict(stored)
 
 
@@ -76,9 +82,12 @@ def random_state() -> dict[str, Any]:
     """State of the generators that training draws from."""
     python = random.getstate()
     numpy = np.random.get_state()
-    return {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]],
-            "numpy": [numpy[0], numpy[1].tolist(), int(numpy[2]), int(numpy[3]), float(numpy[4])],
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    return {
+        "torch": torch.get_rng_state(),
+        "python": [python[0], list(python[1]), python[2]],
+        "numpy": [numpy[0], numpy[1].tolist(), int(numpy[2]), int(numpy[3]), float(numpy[4])],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

@@ -25,8 +25,13 @@ RUN_FILE = "run.pt"
 
 def loss_weights(config: LossConfig) -> dict[str, float]:
     """Weight of every named loss (Eq. 7); the only place where λ1 and λ2 are applied."""
-    return {**dict.fromkeys(DETECTOR_LOSSES, 1.0), "loss_mask": config.mask_weight, "loss_edge": config.edge_weight,
-            "loss_budget": config.switch_weight, "loss_entropy": config.switch_weight}
+    return {
+        **dict.fromkeys(DETECTOR_LOSSES, 1.0),
+        "loss_mask": config.mask_weight,
+        "loss_edge": config.edge_weight,
+        "loss_budget": config.switch_weight,
+        "loss_entropy": config.switch_weight,
+    }
 
 
 def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
@@ -41,9 +46,21 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         if parameter.requires_grad:
             decayed = config.optimizer == "sgd" or parameter.ndim > 1
             groups.setdefault((name.startswith("backbone.body."), decayed), []).append(parameter)
-    return [{"params": parameters, "lr": config.lr * (config.backbone_lr_factor if in_body else 1.0),
-             "weight_decay": config.weight_decay if decayed else 0.0}
-            for (in_body, decayed), parameters in groups.items()]
+    return [
+        {
+            "params": parameters,
+            "lr": config.lr * (config.backbone_lr_factor if in_body else 1.0),
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (in_body, decayed), parameters in groups.items()
+    ]
+
+
+def freeze_detector(model: nn.Module) -> None:
+    """Stop the gradients of everything but the mask branch; the features are computed anew at every step."""
+    for name, parameter in model.named_parameters():
+        if ".mask_branch." not in name:
+            parameter.requires_grad_(False)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -128,18 +145,30 @@ class Run:
     def save(self) -> None:
         """Write the run's state atomically to ``out/run.pt``."""
         average = {"state": self.average.state, "updates": self.average.updates} if self.average else None
-        save_run(self.out / RUN_FILE, {
-            "step": self.step, "settings": self.settings, "model": self.model.state_dict(), "average": average,
-            "optimizer": self.optimizer.state_dict(), "loader": self.loader.state_dict(), "random": random_state()})
+        save_run(
+            self.out / RUN_FILE,
+            {
+                "step": self.step,
+                "settings": self.settings,
+                "model": self.model.state_dict(),
+                "average": average,
+                "optimizer": self.optimizer.state_dict(),
+                "loader": self.loader.state_dict(),
+                "random": random_state(),
+            },
+        )
 
     def resume(self) -> None:
         """Go on where ``out/run.pt`` stopped; other settings than the run's raise :class:`DynaMaskError`."""
         state = load_run(self.out / RUN_FILE)
-        changed = sorted(key for key in {*state["settings"], *self.settings}
-                         if state["settings"].get(key) != self.settings.get(key))
+        changed = sorted(
+            key for key in {*state["settings"], *self.settings} if state["settings"].get(key) != self.settings.get(key)
+        )
         if changed:
-            raise DynaMaskError(f"the run in {self.out} was started with other settings ({', '.join(changed)}); "
-                                "resume it with the same ones or choose another --out")
+            raise DynaMaskError(
+                f"the run in {self.out} was started with other settings ({', '.join(changed)}); "
+                "resume it with the same ones or choose another --out"
+            )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -156,8 +185,10 @@ def train_step(run: Run, images: list[Tensor], targets: list[dict[str, Any]]) ->
     for group in run.optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     pictures = [image.to(device).float() / 255.0 for image in images]
-    moved = [{key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
-             for target in targets]
+    moved = [
+        {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
+        for target in targets
+    ]
     losses = run.model(pictures, moved)
     total = total_loss(losses, run.weights)
     if not torch.isfinite(total):
@@ -186,8 +217,14 @@ def train(run: Run, on_save: Callable[[Run], None] | None = None, progress: bool
     """
     log = RunLog(run.out)
     branch = getattr(run.model, "mask_branch", None)
-    steps: Iterable[int] = tqdm(range(run.step, run.config.iterations), initial=run.step, total=run.config.iterations,
-                                disable=not progress, unit="step", dynamic_ncols=True)
+    steps: Iterable[int] = tqdm(
+        range(run.step, run.config.iterations),
+        initial=run.step,
+        total=run.config.iterations,
+        disable=not progress,
+        unit="step",
+        dynamic_ncols=True,
+    )
     for step in steps:
         if branch is not None:
             branch.switch_enabled = step >= run.config.warm_start * run.config.iterations

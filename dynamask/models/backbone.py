@@ -36,7 +36,9 @@ class BackboneWithFPN(nn.Module):
         reductions = body.feature_info.reduction()
         missing = [stride for stride in STRIDES if stride not in reductions]
         if missing:
-            raise DynaMaskError(f"backbone {name} has no feature map at stride {missing}; choose one with strides 4 to 32")
+            raise DynaMaskError(
+                f"backbone {name} has no feature map at stride {missing}; choose one with strides 4 to 32"
+            )
         self.level_indices = [reductions.index(stride) for stride in STRIDES]
         channels = [body.feature_info.channels()[i] for i in self.level_indices]
         self.body = freeze_batch_norm_2d(body)
@@ -69,8 +71,9 @@ def _load_backbone_weights(body: nn.Module, path: Path) -> None:
     wanted = {key: value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")}
     unfit = sorted(key for key, value in wanted.items() if key not in stored or stored[key].shape != value.shape)
     if unfit:
-        raise DynaMaskError(f"backbone weights {path} do not fit: {len(unfit)} tensors missing or of another shape, "
-                            f"first {unfit[0]}")
+        raise DynaMaskError(
+            f"backbone weights {path} do not fit: {len(unfit)} tensors missing or of another shape, first {unfit[0]}"
+        )
     counters = {key: value for key, value in body.state_dict().items() if key.endswith("num_batches_tracked")}
     body.load_state_dict({**{key: stored[key] for key in wanted}, **counters})
 
@@ -82,7 +85,7 @@ def _freeze_up_to(body: nn.Module, modules: list[str]) -> None:
     names = [name for name, _ in body.named_modules()]
     prefix = modules[-1]
     end = max(i for i, name in enumerate(names) if name == prefix or name.startswith(prefix + "."))
-    frozen = set(names[1:end + 1])
+    frozen = set(names[1 : end + 1])
     for name, module in body.named_modules():
         if name in frozen:
             for parameter in module.parameters(recurse=False):

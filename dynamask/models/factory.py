@@ -21,19 +21,40 @@ from dynamask.structures import DynaMaskError
 
 _PAPER = ModelConfig()
 _SMALL = ModelConfig(
-    fpn_channels=64, region_channels=64, offset_groups=(1, 1, 1), switch_channels=16, switch_hidden=128,
-    box_head_channels=256, min_sizes=(256, 288, 320, 352), test_min_size=320, max_size=640,
-    anchor_sizes=(16, 32, 64, 128, 256), rpn_pre_nms_train=500, rpn_pre_nms_test=300, rpn_post_nms_train=200,
-    rpn_post_nms_test=200, box_samples=64, mask_rois=6)
+    fpn_channels=64,
+    region_channels=64,
+    offset_groups=(1, 1, 1),
+    switch_channels=16,
+    switch_hidden=128,
+    box_head_channels=256,
+    min_sizes=(256, 288, 320, 352),
+    test_min_size=320,
+    max_size=640,
+    anchor_sizes=(16, 32, 64, 128, 256),
+    rpn_pre_nms_train=500,
+    rpn_pre_nms_test=300,
+    rpn_post_nms_train=200,
+    rpn_post_nms_test=200,
+    box_samples=64,
+    mask_rois=5,
+)
 
-PRESETS: dict[str, ModelConfig] = {config.name: config for config in (
-    _PAPER,
-    dataclasses.replace(_PAPER, name="dynamask_resnet101_fpn", backbone="resnet101"),
-    dataclasses.replace(_PAPER, name="dynamask_resnext101_fpn", backbone="resnext101_32x4d"),
-    dataclasses.replace(_SMALL, name="dynamask_mobilenetv2_fpn_small", backbone="mobilenetv2_100",
-                        image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)),
-    dataclasses.replace(_SMALL, name="dynamask_resnet18_fpn_small", backbone="resnet18"),
-)}
+PRESETS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        _PAPER,
+        dataclasses.replace(_PAPER, name="dynamask_resnet101_fpn", backbone="resnet101"),
+        dataclasses.replace(_PAPER, name="dynamask_resnext101_fpn", backbone="resnext101_32x4d"),
+        dataclasses.replace(
+            _SMALL,
+            name="dynamask_mobilenetv2_fpn_small",
+            backbone="mobilenetv2_100",
+            image_mean=(0.5, 0.5, 0.5),
+            image_std=(0.5, 0.5, 0.5),
+        ),
+        dataclasses.replace(_SMALL, name="dynamask_resnet18_fpn_small", backbone="resnet18"),
+    )
+}
 
 
 class TwoSizeTransform(GeneralizedRCNNTransform):
@@ -56,8 +77,13 @@ def preset(name: str, **overrides: object) -> ModelConfig:
     return dataclasses.replace(PRESETS[name], **overrides)
 
 
-def create_model(name: str, num_classes: int = 81, backbone_weights: str | Path | None = None,
-                 loss_config: LossConfig | None = None, **overrides: object) -> DynaMaskRCNN:
+def create_model(
+    name: str,
+    num_classes: int = 81,
+    backbone_weights: str | Path | None = None,
+    loss_config: LossConfig | None = None,
+    **overrides: object,
+) -> DynaMaskRCNN:
     """Build a named model with random weights; nothing is downloaded unless ``backbone_weights="timm"``.
 
     Args:
@@ -74,31 +100,53 @@ def create_model(name: str, num_classes: int = 81, backbone_weights: str | Path 
     return build_model(preset(name, **overrides), backbone_weights, loss_config)
 
 
-def build_model(config: ModelConfig, backbone_weights: str | Path | None = None,
-                loss_config: LossConfig | None = None) -> DynaMaskRCNN:
+def build_model(
+    config: ModelConfig, backbone_weights: str | Path | None = None, loss_config: LossConfig | None = None
+) -> DynaMaskRCNN:
     """Assemble a model from its configuration."""
     backbone = BackboneWithFPN(config.backbone, config.fpn_channels, backbone_weights, config.frozen_stride)
-    transform = TwoSizeTransform((*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean),
-                                 list(config.image_std))
+    transform = TwoSizeTransform(
+        (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)
+    )
     num_classes = len(config.class_names)
-    region_fpn = RegionFPN(config.fpn_channels, config.region_channels, 1 if config.class_agnostic else num_classes - 1,
-                           config.offset_groups)
+    region_fpn = RegionFPN(
+        config.fpn_channels,
+        config.region_channels,
+        1 if config.class_agnostic else num_classes - 1,
+        config.offset_groups,
+    )
     switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
     heads = DynaMaskRoIHeads(
-        MaskBranch(region_fpn, switch, loss_config), config.mask_rois,
+        MaskBranch(region_fpn, switch, loss_config),
+        config.mask_rois,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(config.fpn_channels * 49, config.box_head_channels),
         box_predictor=FastRCNNPredictor(config.box_head_channels, num_classes),
-        fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=config.box_samples, positive_fraction=0.25,
-        bbox_reg_weights=None, score_thresh=config.score_threshold, nms_thresh=0.5,
-        detections_per_img=config.detections_per_img)
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=config.box_samples,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=config.score_threshold,
+        nms_thresh=0.5,
+        detections_per_img=config.detections_per_img,
+    )
     return DynaMaskRCNN(transform, backbone, _build_rpn(config), heads, config)
 
 
 def _build_rpn(config: ModelConfig) -> RegionProposalNetwork:
-    anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes))
+    anchors = AnchorGenerator(
+        tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
+    )
     head = RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])
     return RegionProposalNetwork(
-        anchors, head, fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
+        anchors,
+        head,
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
         pre_nms_top_n={"training": config.rpn_pre_nms_train, "testing": config.rpn_pre_nms_test},
-        post_nms_top_n={"training": config.rpn_post_nms_train, "testing": config.rpn_post_nms_test}, nms_thresh=0.7)
+        post_nms_top_n={"training": config.rpn_post_nms_train, "testing": config.rpn_post_nms_test},
+        nms_thresh=0.7,
+    )

@@ -41,8 +41,13 @@ def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: T
     grid_y = (delta[:, :, 0] + base_y) * (2.0 / height) + (1.0 / height - 1.0)
     grid_x = (delta[:, :, 1] + base_x) * (2.0 / width) + (1.0 / width - 1.0)
     grid = torch.stack([grid_x, grid_y], dim=-1).reshape(n * groups, taps, height * width, 2)
-    sampled = F.grid_sample(input.reshape(n * groups, channels // groups, height, width), grid, mode="bilinear",
-                            padding_mode="zeros", align_corners=False)  # (N*g, C/g, taps, H*W)
+    sampled = F.grid_sample(
+        input.reshape(n * groups, channels // groups, height, width),
+        grid,
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )  # (N*g, C/g, taps, H*W)
     columns_matrix = sampled.reshape(n, channels * taps, height * width)
     out = torch.matmul(weight.reshape(out_channels, channels * taps), columns_matrix)  # (N, C_out, H*W)
     if bias is not None:

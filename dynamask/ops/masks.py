@@ -33,7 +33,9 @@ def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
     return roi_align(masks[:, None].float(), rois, size, 1.0, sampling_ratio=0, aligned=True)[:, 0]
 
 
-def crop_mask_pyramid(masks: Tensor, boxes: Tensor, sizes: Sequence[int], mask_index: Tensor | None = None) -> list[Tensor]:
+def crop_mask_pyramid(
+    masks: Tensor, boxes: Tensor, sizes: Sequence[int], mask_index: Tensor | None = None
+) -> list[Tensor]:
     """Area-sample masks at several sizes, each a whole fraction of the largest, in one pass.
 
     Args:
@@ -80,13 +82,15 @@ def paste_mask_window(mask_probs: Tensor, box: Sequence[float], window: tuple[in
     ys = (torch.arange(top, bottom, device=device) + 0.5 - y0) / max(y1 - y0, 1e-6) * 2 - 1
     xs = (torch.arange(left, right, device=device) + 0.5 - x0) / max(x1 - x0, 1e-6) * 2 - 1
     grid = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), dim=-1)  # (h, w, 2)
-    values = F.grid_sample(mask_probs.float()[None, None], grid[None].float(), mode="bilinear",
-                           padding_mode="zeros", align_corners=False)
+    values = F.grid_sample(
+        mask_probs.float()[None, None], grid[None].float(), mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     return values[0, 0]
 
 
-def paste_mask(mask_probs: Tensor, box: Sequence[float] | Tensor, image_size: tuple[int, int],
-               threshold: float = 0.5) -> Tensor:
+def paste_mask(
+    mask_probs: Tensor, box: Sequence[float] | Tensor, image_size: tuple[int, int], threshold: float = 0.5
+) -> Tensor:
     """Paste one (S, S) probability mask into the image: (H, W) bool, True where the value is ≥ threshold."""
     pasted = torch.zeros(image_size, dtype=torch.bool, device=mask_probs.device)
     edges = box.tolist() if isinstance(box, Tensor) else list(box)
@@ -97,8 +101,9 @@ def paste_mask(mask_probs: Tensor, box: Sequence[float] | Tensor, image_size: tu
     return pasted
 
 
-def paste_masks(mask_probs: Sequence[Tensor] | Tensor, boxes: Tensor, image_size: tuple[int, int],
-                threshold: float = 0.5) -> Tensor:
+def paste_masks(
+    mask_probs: Sequence[Tensor] | Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5
+) -> Tensor:
     """Paste R masks, sizes mixed or equal, into the image.
 
     Args:
@@ -112,7 +117,9 @@ def paste_masks(mask_probs: Sequence[Tensor] | Tensor, boxes: Tensor, image_size
     """
     if len(boxes) == 0:
         return torch.zeros((0, *image_size), dtype=torch.bool, device=boxes.device)
-    return torch.stack([paste_mask(probs, box, image_size, threshold) for probs, box in zip(mask_probs, boxes.tolist())])
+    return torch.stack(
+        [paste_mask(probs, box, image_size, threshold) for probs, box in zip(mask_probs, boxes.tolist())]
+    )
 
 
 def mask_edges(masks: Tensor) -> Tensor:

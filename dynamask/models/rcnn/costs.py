@@ -37,8 +37,12 @@ class MaskBranchCosts:
 
     def image_macs(self, map_sizes: list[tuple[int, int]], instances: int) -> dict[str, int]:
         """MACs that belong to the image: projections of the maps (h, w) at strides 16, 8, 4, and the switch."""
-        rows = {f"projection_stride{stride}": macs * height * width for stride, macs, (height, width)
-                in zip(STAGE_STRIDES, self.projection_macs_per_pixel, map_sizes, strict=True)}
+        rows = {
+            f"projection_stride{stride}": macs * height * width
+            for stride, macs, (height, width) in zip(
+                STAGE_STRIDES, self.projection_macs_per_pixel, map_sizes, strict=True
+            )
+        }
         return {**rows, "switch": self.switch_macs * instances}
 
 

@@ -23,8 +23,15 @@ def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Te
     Returns:
         (N, K).
     """
-    return torch.stack([F.binary_cross_entropy_with_logits(x, t, reduction="none").flatten(1).mean(1)
-                        if len(x) else x.flatten(1).sum(1) for x, t in zip(logits, targets, strict=True)], dim=1)
+    return torch.stack(
+        [
+            F.binary_cross_entropy_with_logits(x, t, reduction="none").flatten(1).mean(1)
+            if len(x)
+            else x.flatten(1).sum(1)
+            for x, t in zip(logits, targets, strict=True)
+        ],
+        dim=1,
+    )
 
 
 def _roi_mean(values: Tensor) -> Tensor:

@@ -22,12 +22,18 @@ class MaskSwitchModule(nn.Module):
     def __init__(self, in_channels: int, channels: int, hidden: int) -> None:
         super().__init__()
         self.squeeze = SqueezeExcitation(in_channels, max(in_channels // 16, 4))
-        self.convs = nn.Sequential(nn.Conv2d(in_channels, channels, 3, stride=2, padding=1), nn.ReLU(),
-                                   nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.ReLU())
+        self.convs = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
         side = MASK_SIZES[0]
         for _ in range(2):
             side = (side + 1) // 2
-        self.fc = nn.Sequential(nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Linear(hidden, len(MASK_SIZES)))
+        self.fc = nn.Sequential(
+            nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Linear(hidden, len(MASK_SIZES))
+        )
         nn.init.normal_(self.fc[2].weight, std=0.01)
         nn.init.zeros_(self.fc[2].bias)
 

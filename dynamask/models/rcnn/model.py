@@ -43,8 +43,14 @@ class DynaMaskRCNN(nn.Module):
         config: kept for the checkpoint; never read below the assembling code.
     """
 
-    def __init__(self, transform: GeneralizedRCNNTransform, backbone: BackboneWithFPN, rpn: RegionProposalNetwork,
-                 roi_heads: DynaMaskRoIHeads, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        transform: GeneralizedRCNNTransform,
+        backbone: BackboneWithFPN,
+        rpn: RegionProposalNetwork,
+        roi_heads: DynaMaskRoIHeads,
+        config: ModelConfig,
+    ) -> None:
         super().__init__()
         self.transform = transform
         self.backbone = backbone
@@ -57,8 +63,9 @@ class DynaMaskRCNN(nn.Module):
         """The mask branch, see :class:`dynamask.models.rcnn.roi_heads.MaskBranch`."""
         return self.roi_heads.mask_branch
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
-                ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation, as torchvision's detectors.
 
         Args:
@@ -78,8 +85,9 @@ class DynaMaskRCNN(nn.Module):
         _, head_losses = self.roi_heads(encoded.features, proposals, encoded.images.image_sizes, targets)
         return {**proposal_losses, **head_losses}
 
-    def encode(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
-               ) -> tuple[EncodedImages, list[dict[str, Tensor]] | None]:
+    def encode(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[EncodedImages, list[dict[str, Tensor]] | None]:
         """Resize, normalise, pad and run backbone and FPN; boxes are resized, masks stay in the picture's pixels."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
@@ -110,7 +118,9 @@ class DynaMaskRCNN(nn.Module):
         choice = learned(state.switch_logits)
         counts = [len(d["boxes"]) for d in detections]
         probs = iter(self.mask_branch.masks(state, choice))
-        for i, (detection, size, network) in enumerate(zip(detections, encoded.original_sizes, encoded.images.image_sizes)):
+        for i, (detection, size, network) in enumerate(
+            zip(detections, encoded.original_sizes, encoded.images.image_sizes)
+        ):
             rows = state.rois[:, 0] == i
             detection["boxes"] = resize_boxes(detection["boxes"], network, size)
             detection["mask_size"] = choice.new_tensor(MASK_SIZES)[choice[rows]]

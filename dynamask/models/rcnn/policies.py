@@ -46,8 +46,10 @@ def check_budget(budget: float, macs: tuple[int, ...]) -> float:
     if not math.isfinite(budget):
         raise DynaMaskError(f"budget {budget} is no finite number; give mean GMACs per instance")
     if budget * 1e9 < macs[0]:
-        raise DynaMaskError(f"budget {budget} GMACs is below the cheapest size; give at least "
-                            f"{math.ceil(macs[0] / 1e5) / 1e4:.4f} mean GMACs per instance")
+        raise DynaMaskError(
+            f"budget {budget} GMACs is below the cheapest size; give at least "
+            f"{math.ceil(macs[0] / 1e5) / 1e4:.4f} mean GMACs per instance"
+        )
     return budget * 1e9
 
 
@@ -70,7 +72,7 @@ def best_under_budget(value: np.ndarray, macs: tuple[int, ...], total: float) ->
     slack = total - count * macs[0] + 0.5
     limits = [min(count, int(slack // step)) if step > 0 else count for step in steps[1:]]
     grids = np.meshgrid(*[np.arange(limit + 1) for limit in limits], indexing="ij")
-    feasible = (sum(grid.astype(np.float64) * step for grid, step in zip(grids, steps[1:])) <= slack)
+    feasible = sum(grid.astype(np.float64) * step for grid, step in zip(grids, steps[1:])) <= slack
     feasible &= sum(grids) <= count
     best = np.full(feasible.shape, -np.inf)
     best[(0,) * len(limits)] = 0.0

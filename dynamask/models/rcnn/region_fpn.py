@@ -127,9 +127,13 @@ class RegionFPN(nn.Module):
 
     def __init__(self, fpn_channels: int, channels: int, num_classes: int, offset_groups: Sequence[int]) -> None:
         super().__init__()
-        widths = [channels // 2 ** k for k in range(len(MASK_SIZES))]
-        self.base = nn.Sequential(nn.Conv2d(fpn_channels, channels, 3, padding=1), nn.ReLU(),
-                                  nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+        widths = [channels // 2**k for k in range(len(MASK_SIZES))]
+        self.base = nn.Sequential(
+            nn.Conv2d(fpn_channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+        )
         self.projections = nn.ModuleList(nn.Conv2d(fpn_channels, width, 1) for width in widths[1:])
         self.stages = nn.ModuleList(RegionStage(w, g) for w, g in zip(widths[1:], offset_groups, strict=True))
         self.mask_predictors = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths)
@@ -168,8 +172,14 @@ class RegionFPN(nn.Module):
 
     def stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
         """Stage to ``MASK_SIZES[size_index]``: (n, 2C, S/2, S/2) → (n, C, S, S), P cropped with its own stride."""
-        crop = roi_align(projected_map, rois, MASK_SIZES[size_index], 1.0 / STAGE_STRIDES[size_index - 1],
-                         sampling_ratio=1, aligned=True)
+        crop = roi_align(
+            projected_map,
+            rois,
+            MASK_SIZES[size_index],
+            1.0 / STAGE_STRIDES[size_index - 1],
+            sampling_ratio=1,
+            aligned=True,
+        )
         return self.stages[size_index - 1](coarse, crop)
 
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:

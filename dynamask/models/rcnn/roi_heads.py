@@ -16,17 +16,9 @@ from dynamask.ops.masks import crop_mask_pyramid, mask_edges
 from dynamask.structures import MASK_SIZES
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
+def scale_gradient(values: Tensor, factor: float) -> Tensor:
+    """The same values (exactly); their gradient is multiplied by a factor."""
+    return values.detach() + (values - values.detach()) * factor
 
 
 class MaskBranch(nn.Module):
@@ -91,16 +83,24 @@ class MaskBranch(nn.Module):
         """
         every = torch.arange(len(state), device=state.rois.device)
         sizes = range(len(MASK_SIZES))
-        mask_losses = losses.resolution_losses([self.region_fpn.mask_logits(state, k, every) for k in sizes], target_masks)
+        mask_losses = losses.resolution_losses(
+            [self.region_fpn.mask_logits(state, k, every) for k in sizes], target_masks
+        )
         edge_targets = [mask_edges(target) for target in target_masks]
-        edge_losses = losses.resolution_losses([self.region_fpn.edge_logits(state, k, every) for k in sizes], edge_targets)
+        edge_losses = losses.resolution_losses(
+            [self.region_fpn.edge_logits(state, k, every) for k in sizes], edge_targets
+        )
         if not self.switch_enabled:
             idle = state.switch_logits.sum() * 0
-            return {"loss_mask": losses.mask_loss(mask_losses, None), "loss_edge": losses.edge_loss(edge_losses, None),
-                    "loss_budget": idle, "loss_entropy": idle}
+            return {
+                "loss_mask": losses.mask_loss(mask_losses, None),
+                "loss_edge": losses.edge_loss(edge_losses, None),
+                "loss_budget": idle,
+                "loss_entropy": idle,
+            }
         config = self.loss_config
         selection = straight_through_gumbel(state.switch_logits, config.temperature, noise)
-        quality = _ScaleGradient.apply(selection, config.switch_gradient)
+        quality = scale_gradient(selection, config.switch_gradient)
         fractions = selection.new_tensor(self.costs.fractions)
         return {
             "loss_mask": losses.mask_loss(mask_losses, None if config.mask_supervision == "all" else quality),
@@ -124,8 +124,13 @@ class DynaMaskRoIHeads(RoIHeads):
         self.mask_branch = mask_branch
         self.mask_rois = mask_rois
 
-    def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]],
-                targets: list[dict[str, Tensor]] | None = None) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Detections (evaluation) or losses (training). Targets carry ``masks`` at any scale, see ``mask_losses``."""
         if not self.training:
             return self.detect(features, proposals, image_shapes), {}
@@ -135,19 +140,32 @@ class DynaMaskRoIHeads(RoIHeads):
         losses_of_boxes = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg}
         return [], {**losses_of_boxes, **self.mask_losses(features, proposals, matched, labels, targets)}
 
-    def _boxes(self, features: dict[str, Tensor], proposals: list[Tensor],
-               image_shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def _boxes(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
         return self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
 
-    def detect(self, features: dict[str, Tensor], proposals: list[Tensor],
-               image_shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def detect(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
         """Boxes (R, 4) xyxy in network-input pixels, labels (R,), scores (R,) of each image."""
         logits, regression = self._boxes(features, proposals, image_shapes)
         boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, image_shapes)
         return [{"boxes": b, "labels": y, "scores": s} for b, y, s in zip(boxes, labels, scores)]
 
-    def mask_losses(self, features: dict[str, Tensor], proposals: list[Tensor], matched: list[Tensor],
-                    labels: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def classify(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """The best foreground label (R,) int64 of given boxes, in network-input pixels."""
+        logits, _ = self._boxes(features, boxes, image_shapes)
+        return logits[:, 1:].argmax(dim=1) + 1
+
+    def mask_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        matched: list[Tensor],
+        labels: list[Tensor],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
         """Losses of the mask branch on at most ``mask_rois`` positive RoIs per image.
 
         ``targets[i]["masks"]`` are (G, H, W) in the picture's own pixels and ``targets[i]["mask_scale"]`` (4,) turns a box
