@@ -228,7 +228,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     results = []
     for path in arguments.image:
         results.append((path, predictor(path, policy=policy, budget=arguments.budget, score=arguments.score)))
-        results[-1][1].masks.shape  # paste now, so that nothing is written if anything fails
+        results[-1][1].paste()  # now, so that nothing is written if anything fails
     arguments.out.mkdir(parents=True, exist_ok=True)
     for number, (path, prediction) in enumerate(results, start=1):
         _print_table(path, prediction)

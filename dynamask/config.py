@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, a unit in each field's doc, cross-field checks. Only the assembling code reads them."""
+"""Configuration: frozen dataclasses with checks. Only the assembling code reads them."""
 
 from __future__ import annotations
 

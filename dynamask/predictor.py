@@ -107,6 +107,10 @@ class Prediction:
         probs = [self.mask_probs_at(i, size) for i, size in enumerate(self.mask_size.tolist())]
         return paste_masks(probs, self.boxes, self.image_size)
 
+    def paste(self) -> None:
+        """Paste all masks now instead of on first use."""
+        len(self.masks)
+
     def mask(self, index: int) -> Tensor:
         """(H, W) bool of one instance at its chosen size."""
         return self.mask_at(index, int(self.mask_size[index]))

@@ -1,6 +1,6 @@
 """Mask geometry: the only place where masks meet boxes.
 
-Convention: boxes are xyxy in continuous image pixels, so the centre of image pixel (row 0, column 0) lies at (0.5, 0.5).
+Convention: boxes are xyxy in continuous pixels, so the centre of image pixel (row 0, column 0) lies at (0.5, 0.5).
 An M×M mask divides its box into M×M equal cells, and a mask value belongs to the centre of its cell.
 """
 

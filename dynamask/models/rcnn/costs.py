@@ -1,7 +1,7 @@
 """What the mask branch costs, in multiply–accumulates (1 MAC = 2 FLOPs), derived from the built layers.
 
-Counted are convolutions, deformable convolutions and matrix products; interpolation, RoIAlign, activations and biases are
-not, as is usual in the field.
+Counted are convolutions, deformable convolutions and matrix products; interpolation, RoIAlign, activations and biases
+are not, as is usual in the field.
 """
 
 from __future__ import annotations

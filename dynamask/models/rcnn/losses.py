@@ -1,7 +1,7 @@
 """The mask branch's losses (Eq. 3–6): pure functions; weights are applied by the trainer alone (Eq. 7).
 
-Reductions: means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch. Without
-a positive RoI every loss is a zero that is connected to its inputs.
+Reductions: means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch.
+Without a positive RoI every loss is a zero that is connected to its inputs.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class DynaMaskRCNN(nn.Module):
 
         Args:
             images: (3, H, W) float in [0, 1] each.
-            targets: per image ``boxes`` (G, 4) xyxy in its pixels, ``labels`` (G,) ≥ 1, ``masks`` (G, H, W); not changed.
+            targets: per image ``boxes`` (G, 4) xyxy ``labels`` (G,) ≥ 1, ``masks`` (G, H, W); not changed.
 
         Returns:
             Training: named scalar losses, unweighted. Evaluation: per image ``boxes`` (R, 4), ``labels``, ``scores``,

@@ -27,7 +27,7 @@ class MaskBranch(nn.Module):
     Args:
         region_fpn: the pyramid on regions.
         switch: the mask switch module.
-        loss_config: weights are applied by the trainer; the branch reads supervision, temperature and the budget target.
+        loss_config: weights are applied by the trainer; the branch reads all else.
     """
 
     def __init__(self, region_fpn: RegionFPN, switch: MaskSwitchModule, loss_config: LossConfig | None = None) -> None:
@@ -168,8 +168,8 @@ class DynaMaskRoIHeads(RoIHeads):
     ) -> dict[str, Tensor]:
         """Losses of the mask branch on at most ``mask_rois`` positive RoIs per image.
 
-        ``targets[i]["masks"]`` are (G, H, W) in the picture's own pixels and ``targets[i]["mask_scale"]`` (4,) turns a box
-        of the network input into those pixels.
+        ``targets[i]["masks"]`` are (G, H, W) in the picture's own pixels and ``targets[i]["mask_scale"]`` (4,) turns
+        a box of the network input into those pixels.
         """
         rois, roi_labels, crops = [], [], []
         for image, (boxes, match, label, target) in enumerate(zip(proposals, matched, labels, targets)):
