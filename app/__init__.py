@@ -1,0 +1,1 @@
+"""The web app of DynaMask: `python -m app`."""

@@ -1,0 +1,75 @@
+"""Start the web app: `python -m app`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the `dynamask` command does."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see python -m app -h")
+
+
+def fail(message: str) -> NoReturn:
+    """End with exit code 2 and one line on stderr."""
+    line = " ".join(message.split())
+    print(f"dynamask: error: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def port_number(text: str) -> int:
+    """A port between 1 and 65535."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to 65535")
+    return int(text)
+
+
+def login(text: str) -> tuple[str, str]:
+    """USER:PASSWORD as a pair."""
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise argparse.ArgumentTypeError("give USER:PASSWORD, both not empty")
+    return user, password
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The flags of the app."""
+    parser = OneLineParser(prog="python -m app", description="DynaMask in the browser: drop a photograph, pull the "
+                           "budget, see which mask resolution the switch chooses for every object.")
+    parser.add_argument("--weights", default="people", metavar="W", help="bundled name or .safetensors file (people)")
+    parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, … (cpu)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
+    parser.add_argument("--port", type=port_number, help="port to listen on (the first free one from 7860)")
+    parser.add_argument("--share", action="store_true", help="open a public link through Gradio's tunnel")
+    parser.add_argument("--auth", type=login, metavar="USER:PASSWORD", help="ask visitors to log in")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Load the weights, analyse the first picture and serve the page until interrupted."""
+    options = parse_arguments(arguments)
+
+    from dynamask.structures import DynaMaskError
+
+    try:
+        from app.handlers import Explorer, find_examples
+        from dynamask.predictor import load
+
+        explorer = Explorer(load(options.weights, device=options.device), find_examples())
+        from app import ui
+
+        page = ui.build(explorer)
+    except DynaMaskError as error:
+        fail(str(error))
+    try:
+        ui.launch(page, server_name=options.host, server_port=options.port, share=options.share, auth=options.auth)
+    except OSError as error:
+        fail(f"the page cannot be served on {options.host}: {error}; give another --host or --port")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+// Masks and choices: pure functions, no page. Same conventions as dynamask.ops.masks (boxes xyxy in continuous pixels,
+// a mask value belongs to the centre of its cell, cells beyond the mask count as 0) and dynamask.models.rcnn.policies.
+
+const LEVEL = 127.5; // probability 0.5 in bytes
+
+// Bytes of a base64 text that holds a zlib stream.
+async function inflate(text) {
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+// One byte array per size for each of `count` instances, views into `bytes`.
+function splitMasks(bytes, sizes, count) {
+  const masks = [];
+  let offset = 0;
+  for (let i = 0; i < count; i++) {
+    masks.push(sizes.map((size) => bytes.subarray(offset, (offset += size * size))));
+  }
+  return masks;
+}
+
+// Where samples fall on a mask's cells along one axis: index of the cell before, weight of the cell after.
+function cellsAlong(start, count, low, high, size) {
+  const index = new Int32Array(count);
+  const weight = new Float32Array(count);
+  for (let i = 0; i < count; i++) {
+    const position = ((start + i + 0.5 - low) / Math.max(high - low, 1e-6)) * size - 0.5;
+    index[i] = Math.floor(position);
+    weight[i] = position - index[i];
+  }
+  return { index, weight };
+}
+
+// Bilinear values (0-255) of a mask at the pixel centres of its box, in a window with a border of one pixel of zeros.
+// Returns {x, y, w, h, values}: pixel (x + i, y + j) of the picture has values[j * w + i].
+function pasteField(mask, size, box, width, height) {
+  const left = Math.max(0, Math.ceil(box[0] - 0.5));
+  const right = Math.max(left, Math.min(width, Math.ceil(box[2] - 0.5)));
+  const top = Math.max(0, Math.ceil(box[1] - 0.5));
+  const bottom = Math.max(top, Math.min(height, Math.ceil(box[3] - 0.5)));
+  const w = right - left + 2;
+  const h = bottom - top + 2;
+  const values = new Float32Array(w * h);
+  const columns = cellsAlong(left, right - left, box[0], box[2], size);
+  const rows = cellsAlong(top, bottom - top, box[1], box[3], size);
+  const at = (r, c) => (r < 0 || c < 0 || r >= size || c >= size ? 0 : mask[r * size + c]);
+  for (let j = 0; j < bottom - top; j++) {
+    const r = rows.index[j];
+    const down = rows.weight[j];
+    for (let i = 0; i < right - left; i++) {
+      const c = columns.index[i];
+      const across = columns.weight[i];
+      const above = at(r, c) * (1 - across) + at(r, c + 1) * across;
+      const below = at(r + 1, c) * (1 - across) + at(r + 1, c + 1) * across;
+      values[(j + 1) * w + i + 1] = above * (1 - down) + below * down;
+    }
+  }
+  return { x: left - 1, y: top - 1, w, h, values };
+}
+
+// Marching squares. Corners of a square as bits: top left 1, top right 2, bottom right 4, bottom left 8; each entry lists
+// the directed pieces of outline (from side, to side) with the inside on the right. Sides: 0 top, 1 right, 2 bottom, 3 left.
+const PIECES = [
+  [], [[0, 3]], [[1, 0]], [[1, 3]], [[2, 1]], [[0, 3], [2, 1]], [[2, 0]], [[2, 3]],
+  [[3, 2]], [[0, 2]], [[1, 0], [3, 2]], [[1, 2]], [[3, 1]], [[0, 1]], [[3, 0]], [],
+];
+
+// For each crossed side of the grid, the side that the outline crosses next (-1 where it does not pass).
+function linkOutline(field) {
+  const { w, h, values } = field;
+  const next = new Int32Array(2 * w * h).fill(-1);
+  for (let y = 0; y + 1 < h; y++) {
+    for (let x = 0; x + 1 < w; x++) {
+      const p = y * w + x;
+      const corners = (values[p] >= LEVEL) | ((values[p + 1] >= LEVEL) << 1) |
+        ((values[p + w + 1] >= LEVEL) << 2) | ((values[p + w] >= LEVEL) << 3);
+      if (corners === 0 || corners === 15) continue;
+      const sides = [2 * p, 2 * (p + 1) + 1, 2 * (p + w), 2 * p + 1];
+      for (const [from, to] of PIECES[corners]) next[sides[from]] = sides[to];
+    }
+  }
+  return next;
+}
+
+// Closed outlines of a field at probability 0.5, as flat lists of picture coordinates [x0, y0, x1, y1, …].
+function traceOutlines(field) {
+  const { w, values } = field;
+  const next = linkOutline(field);
+  const outlines = [];
+  for (let start = 0; start < next.length; start++) {
+    if (next[start] < 0) continue;
+    const points = [];
+    let side = start;
+    while (next[side] >= 0) {
+      const p = side >> 1;
+      const vertical = side & 1;
+      const other = vertical ? p + w : p + 1;
+      const t = (LEVEL - values[p]) / (values[other] - values[p]);
+      points.push(field.x + (p % w) + 0.5 + (vertical ? 0 : t), field.y + Math.floor(p / w) + 0.5 + (vertical ? t : 0));
+      const following = next[side];
+      next[side] = -1;
+      side = following;
+    }
+    outlines.push(points);
+  }
+  return outlines;
+}
+
+// The outlines as a Path2D, and how many pixels lie inside.
+function outlinePath(field) {
+  const path = new Path2D();
+  for (const points of traceOutlines(field)) {
+    path.moveTo(points[0], points[1]);
+    for (let i = 2; i < points.length; i += 2) path.lineTo(points[i], points[i + 1]);
+    path.closePath();
+  }
+  let area = 0;
+  for (const value of field.values) area += value >= LEVEL;
+  return { path, area };
+}
+
+// Intersection over union of two fields with the same window; 1 where both are empty.
+function fieldIoU(a, b) {
+  let both = 0;
+  let either = 0;
+  for (let i = 0; i < a.values.length; i++) {
+    const inA = a.values[i] >= LEVEL;
+    const inB = b.values[i] >= LEVEL;
+    both += inA && inB;
+    either += inA || inB;
+  }
+  return either ? both / either : 1;
+}
+
+// Eq. 8: index of the size for a box by its share of the picture.
+function sizeByBox(box, width, height, sizeCount) {
+  const side = Math.sqrt(Math.max(box[2] - box[0], 0) * Math.max(box[3] - box[1], 0));
+  const level = Math.floor(4 + Math.log2(side / Math.sqrt(width * height)));
+  return Math.min(sizeCount, Math.max(1, level)) - 1;
+}
+
+// Every assignment of sizes that no other beats in both total MACs and Σ log p: rising cost, rising value. The exact
+// multiple-choice knapsack for all budgets at once; `pickWithin` reads one budget off it.
+function budgetFront(probabilities, macs) {
+  const layers = [];
+  let costs = [0];
+  let gains = [0];
+  for (const p of probabilities) {
+    const heads = macs.map(() => 0);
+    const logs = p.map((value) => Math.log(Math.max(value, 1e-30)));
+    const layer = { costs: [], gains: [], parent: [], choice: [] };
+    let best = -Infinity;
+    for (;;) {
+      let k = -1;
+      for (let c = 0; c < macs.length; c++) {
+        if (heads[c] >= costs.length) continue;
+        const cost = costs[heads[c]] + macs[c];
+        const kCost = k < 0 ? Infinity : costs[heads[k]] + macs[k];
+        if (cost < kCost || (cost === kCost && gains[heads[c]] + logs[c] > gains[heads[k]] + logs[k])) k = c;
+      }
+      if (k < 0) break;
+      const parent = heads[k]++;
+      const gain = gains[parent] + logs[k];
+      if (gain <= best) continue;
+      best = gain;
+      layer.costs.push(costs[parent] + macs[k]);
+      layer.gains.push(gain);
+      layer.parent.push(parent);
+      layer.choice.push(k);
+    }
+    layers.push(layer);
+    ({ costs, gains } = layer);
+  }
+  return layers;
+}
+
+// Indices of the sizes of the best assignment whose mean cost is at most `budget` MACs per instance.
+function pickWithin(front, budget) {
+  const picks = new Array(front.length).fill(0);
+  if (!front.length) return picks;
+  const { costs } = front[front.length - 1];
+  const limit = budget * front.length + 0.5; // half a MAC for rounding
+  let entry = 0;
+  while (entry + 1 < costs.length && costs[entry + 1] <= limit) entry++;
+  for (let i = front.length - 1; i >= 0; i--) {
+    picks[i] = front[i].choice[entry];
+    entry = front[i].parent[entry];
+  }
+  return picks;
+}
+
+// Index of the size of each instance under a policy: "learned", "budget", "size" or "fixed:SIZE".
+// `macs` per size, `budget` in MACs per instance, `size` [width, height] of the picture that the boxes refer to.
+function chooseSizes(instances, policy, { sizes, macs, budget, size, front }) {
+  if (policy === "budget") return pickWithin(front(), budget);
+  if (policy === "size") return instances.map((one) => sizeByBox(one.box, size[0], size[1], sizes.length));
+  if (policy.startsWith("fixed:")) return instances.map(() => sizes.indexOf(Number(policy.slice(6))));
+  return instances.map((one) => one.probs.indexOf(Math.max(...one.probs)));
+}
