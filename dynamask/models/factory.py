@@ -88,7 +88,7 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: classes with the background, as torchvision counts (COCO: 81); unused when ``class_names`` is given.
+        num_classes: classes with the background, as torchvision counts (COCO 81); unused when ``class_names`` is given.
         backbone_weights: None, "timm", or the path of a .safetensors file under timm's names.
         loss_config: losses of the mask branch.
         overrides: fields of :class:`dynamask.config.ModelConfig`.

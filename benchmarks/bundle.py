@@ -1,0 +1,100 @@
+"""Put a trained model into checkpoints/: weights, manifest entry and model card, all figures measured here.
+
+    python benchmarks/bundle.py --weights runs/people/last.safetensors --name people --images DIR --annotations JSON \
+        --holdout 8 --data "what it was trained on" --licence "of the weights and of the data"
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from dynamask.bundled import checkpoint_dir, list_bundled
+from dynamask.data.coco import CocoDataset, split_by_image_id
+from dynamask.engine.checkpoint import read_header
+from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
+from dynamask.engine.memory import keep_freed_memory
+from dynamask.predictor import load
+from dynamask.structures import MASK_SIZES
+
+POLICIES = ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES))
+
+
+def measure(weights: Path, dataset: CocoDataset, indices: list[int]) -> dict[str, dict[str, Any]]:
+    """Every policy on the kept-back pictures: AP with detections, mask quality in the true boxes."""
+    predictor = load(weights)
+    rows = {}
+    for policy in POLICIES:
+        summary = run_evaluation(predictor, dataset, indices, EvaluationOptions(policy), progress=True)
+        given = run_evaluation(predictor, dataset, indices, EvaluationOptions(policy, boxes="gt"))
+        rows[policy] = {**summary, "gt_boxes": {key: given[key] for key in (
+            "mean_mask_iou", "mean_boundary_iou", "mean_macs_per_instance", "size_shares")}}
+    return rows
+
+
+def cell(value: float | None) -> str:
+    """A figure of the card, to three digits."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def card(name: str, entry: dict[str, Any]) -> str:
+    """The model card in Markdown."""
+    lines = [f"# {name}", "", f"Model `{entry['model']}`. {entry['data']}", "", f"Licence: {entry['licence']}", "",
+             f"Images seen in training: {entry['images_seen']}; seed {entry['seed']}; trained with the code of commit "
+             f"`{entry['commit']}`.", "", "Trained by:", "", "```", entry["command"], "```", "",
+             f"Measured on {entry['validation_images']} pictures that training never saw ({entry['validation_rule']}):",
+             "", "| policy | box AP | mask AP | AP50 | boundary AP | mean GMACs | mask IoU, true boxes | boundary IoU, true "
+             "boxes | sizes 14 / 28 / 56 / 112 |", "|---|---|---|---|---|---|---|---|---|"]
+    for policy, row in entry["scores"].items():
+        shares = " / ".join(f"{share:.0%}" for share in row["size_shares"].values())
+        lines.append(f"| {policy} | {cell(row['bbox']['AP'])} | {cell(row['segm']['AP'])} | {cell(row['segm']['AP50'])} | "
+                     f"{cell(row['boundary']['AP'])} | {row['mean_macs_per_instance'] / 1e9:.4f} | "
+                     f"{cell(row['gt_boxes']['mean_mask_iou'])} | {cell(row['gt_boxes']['mean_boundary_iou'])} | {shares} |")
+    lines += ["", "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. The table is rebuilt by "
+              "`python benchmarks/bundle.py`.", "", entry["notes"], ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, copy, write manifest and card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--holdout", type=int, default=8)
+    parser.add_argument("--data", required=True, help="a sentence on the training data")
+    parser.add_argument("--licence", required=True)
+    parser.add_argument("--command", required=True, help="the command that trained it")
+    parser.add_argument("--commit", help="whose code trained it (default: the checkout's)")
+    parser.add_argument("--notes", default="")
+    options = parser.parse_args()
+    keep_freed_memory()
+    dataset = CocoDataset(options.images, options.annotations)
+    indices = split_by_image_id(dataset, True, options.holdout)
+    header = read_header(options.weights)
+    commit = options.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                                              check=True).stdout.strip()
+    scores = measure(options.weights, dataset, indices)
+    target = checkpoint_dir() / f"{options.name}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(options.weights, target)
+    entry = {
+        "file": target.name, "sha256": hashlib.sha256(target.read_bytes()).hexdigest(), "model": header["config"]["name"],
+        "data": options.data, "licence": options.licence, "command": options.command, "commit": commit,
+        "seed": header["training"]["train"]["seed"], "images_seen": header["training"]["images_seen"],
+        "validation_images": len(indices),
+        "validation_rule": f"the SHA-256 of the decimal image id is divisible by {options.holdout}",
+        "macs_per_instance": list(load(target).costs.macs_per_instance), "scores": scores, "notes": options.notes}
+    manifest = {**list_bundled(), options.name: entry}
+    (checkpoint_dir() / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (checkpoint_dir() / f"{options.name}.md").write_text(card(options.name, entry), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
