@@ -248,8 +248,8 @@ def test_the_browser_and_the_predictor_choose_alike(library):
     boxes = torch.rand((12, 4), generator=torch.Generator().manual_seed(6)) * 300
     boxes[:, 2:] += boxes[:, :2]
     instances = [{"probs": p, "box": b} for p, b in zip(logits.softmax(dim=1).tolist(), boxes.tolist())]
-    call = """([instances, policy, macs, budget]) => chooseSizes(instances, policy, { sizes: [14, 28, 56, 112], macs, budget,
-        size: [640, 480], front: () => budgetFront(instances.map((one) => one.probs), macs) })"""
+    call = """([instances, policy, macs, budget]) => chooseSizes(instances, policy, {
+        sizes: [14, 28, 56, 112], macs, budget, size: [640, 480], front: () => budgetFront(instances.map((one) => one.probs), macs) })"""
     expected = {"learned": policies.learned(logits), "size": policies.size_based(boxes, (480, 640)),
                 "fixed:56": policies.fixed(12, 56)}
     for policy, indices in expected.items():
