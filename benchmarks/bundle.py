@@ -14,26 +14,46 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from dynamask.bundled import checkpoint_dir, list_bundled
 from dynamask.data.coco import CocoDataset, split_by_image_id
 from dynamask.engine.checkpoint import read_header
-from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
+from dynamask.engine.evaluate import EvaluationOptions, Instances, collect, summarise
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.models.rcnn import policies
 from dynamask.predictor import load
 from dynamask.structures import MASK_SIZES
 
 POLICIES = ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES))
 
 
+def choice_of(policy: str, found: Instances, dataset: CocoDataset) -> np.ndarray:
+    """(N,) size indices of instances that were collected with the learned policy at every size."""
+    if policy == "learned":
+        return np.array(found.choice, dtype=np.int64)
+    if policy.startswith("fixed:"):
+        return policies.fixed(len(found.results), int(policy.removeprefix("fixed:"))).numpy()
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset.coco["images"]}
+    rows = [policies.size_based(torch.tensor([[0.0, 0.0, *result["bbox"][2:]]]), sizes[result["image_id"]])
+            for result in found.results]
+    return torch.cat(rows).numpy() if rows else np.zeros(0, dtype=np.int64)
+
+
 def measure(weights: Path, dataset: CocoDataset, indices: list[int]) -> dict[str, dict[str, Any]]:
     """Every policy on the kept-back pictures: AP with detections, mask quality in the true boxes."""
     predictor = load(weights)
+    macs = tuple(predictor.costs.macs_per_instance)
+    found = collect(predictor, dataset, indices, EvaluationOptions(), every_size=True, progress=True)
+    given = collect(predictor, dataset, indices, EvaluationOptions(boxes="gt"), every_size=True, progress=True)
     rows = {}
     for policy in POLICIES:
-        summary = run_evaluation(predictor, dataset, indices, EvaluationOptions(policy), progress=True)
-        given = run_evaluation(predictor, dataset, indices, EvaluationOptions(policy, boxes="gt"))
-        rows[policy] = {**summary, "gt_boxes": {key: given[key] for key in (
-            "mean_mask_iou", "mean_boundary_iou", "mean_macs_per_instance", "size_shares")}}
+        row = summarise(found, choice_of(policy, found, dataset), macs, dataset, indices)
+        on_true = summarise(given, choice_of(policy, given, dataset), macs, dataset, indices, true_boxes=True)
+        row["gt_boxes"] = {key: on_true[key] for key in (
+            "mean_mask_iou", "mean_boundary_iou", "mean_macs_per_instance", "size_shares")}
+        rows[policy] = row
     return rows
 
 
@@ -44,17 +64,20 @@ def cell(value: float | None) -> str:
 
 def card(name: str, entry: dict[str, Any]) -> str:
     """The model card in Markdown."""
-    lines = [f"# {name}", "", f"Model `{entry['model']}`. {entry['data']}", "", f"Licence: {entry['licence']}", "",
-             f"Images seen in training: {entry['images_seen']}; seed {entry['seed']}; trained with the code of commit "
-             f"`{entry['commit']}`.", "", "Trained by:", "", "```", entry["command"], "```", "",
-             f"Measured on {entry['validation_images']} pictures that training never saw ({entry['validation_rule']}):",
-             "", "| policy | box AP | mask AP | AP50 | boundary AP | mean GMACs | mask IoU, true boxes | boundary IoU, true "
-             "boxes | sizes 14 / 28 / 56 / 112 |", "|---|---|---|---|---|---|---|---|---|"]
+    columns = ("policy", "box AP", "mask AP", "AP50", "boundary AP", "mean GMACs", "mask IoU, true boxes",
+               "boundary IoU, true boxes", "sizes 14 / 28 / 56 / 112")
+    lines = [
+        f"# {name}", "", f"Model `{entry['model']}`. {entry['data']}", "", f"Licence: {entry['licence']}", "",
+        f"Images seen in training: {entry['images_seen']}; seed {entry['seed']}; trained with the code of commit "
+        f"`{entry['commit']}`.", "", "Trained by:", "", "```", entry["command"], "```", "",
+        f"Measured on {entry['validation_images']} pictures that training never saw ({entry['validation_rule']}):",
+        "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for policy, row in entry["scores"].items():
         shares = " / ".join(f"{share:.0%}" for share in row["size_shares"].values())
-        lines.append(f"| {policy} | {cell(row['bbox']['AP'])} | {cell(row['segm']['AP'])} | {cell(row['segm']['AP50'])} | "
-                     f"{cell(row['boundary']['AP'])} | {row['mean_macs_per_instance'] / 1e9:.4f} | "
-                     f"{cell(row['gt_boxes']['mean_mask_iou'])} | {cell(row['gt_boxes']['mean_boundary_iou'])} | {shares} |")
+        figures = [row["bbox"]["AP"], row["segm"]["AP"], row["segm"]["AP50"], row["boundary"]["AP"]]
+        true_boxes = [row["gt_boxes"]["mean_mask_iou"], row["gt_boxes"]["mean_boundary_iou"]]
+        cells = [policy, *map(cell, figures), f"{row['mean_macs_per_instance'] / 1e9:.4f}", *map(cell, true_boxes)]
+        lines.append(f"| {' | '.join([*cells, shares])} |")
     lines += ["", "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. The table is rebuilt by "
               "`python benchmarks/bundle.py`.", "", entry["notes"], ""]
     return "\n".join(lines)
@@ -78,14 +101,15 @@ def main() -> None:
     dataset = CocoDataset(options.images, options.annotations)
     indices = split_by_image_id(dataset, True, options.holdout)
     header = read_header(options.weights)
-    commit = options.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
-                                              check=True).stdout.strip()
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    commit = options.commit or head.stdout.strip()
     scores = measure(options.weights, dataset, indices)
     target = checkpoint_dir() / f"{options.name}.safetensors"
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(options.weights, target)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
     entry = {
-        "file": target.name, "sha256": hashlib.sha256(target.read_bytes()).hexdigest(), "model": header["config"]["name"],
+        "file": target.name, "sha256": digest, "model": header["config"]["name"],
         "data": options.data, "licence": options.licence, "command": options.command, "commit": commit,
         "seed": header["training"]["train"]["seed"], "images_seen": header["training"]["images_seen"],
         "validation_images": len(indices),

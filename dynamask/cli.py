@@ -355,12 +355,12 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.resume:
         run.resume()
     weights = arguments.out / "last.safetensors"
-    train(
-        run,
-        on_save=lambda r: save_model(
-            model, weights, r.final_state(), images_seen=r.step * config.batch_size, **settings
-        ),
-    )
+
+    def save(state: Run) -> None:
+        training = {"images_seen": state.step * config.batch_size, **settings}
+        save_model(model, weights, state.final_state(), training)
+
+    train(run, on_save=save)
     _evaluate_run(arguments, weights)
 
 

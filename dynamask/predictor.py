@@ -319,9 +319,12 @@ def check_choice(policy: str, budget: float | None, macs: tuple[int, ...]) -> No
 def check_boxes(boxes: Sequence[Sequence[float]] | np.ndarray | Tensor, image_size: tuple[int, int]) -> Tensor:
     """Given boxes as (R, 4) float32, cut to the picture; one without area inside it raises :class:`DynaMaskError`."""
     try:
-        tensor = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
-    except (TypeError, ValueError) as error:
-        raise DynaMaskError("boxes are no list of [x0, y0, x1, y1]; give four numbers for each") from error
+        tensor = torch.as_tensor(np.asarray(boxes, dtype=np.float32))
+    except (TypeError, ValueError):
+        tensor = None
+    if tensor is None or (tensor.numel() and (tensor.ndim != 2 or tensor.shape[1] != 4)):
+        raise DynaMaskError("boxes are no list of [x0, y0, x1, y1]; give four numbers for each")
+    tensor = tensor.reshape(-1, 4)
     height, width = image_size
     cut = torch.stack(
         [

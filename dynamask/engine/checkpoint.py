@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ FORMAT = "dynamask-1"
 
 
 def save_model(
-    model: DynaMaskRCNN, path: Path, state: dict[str, torch.Tensor] | None = None, **metadata: object
+    model: DynaMaskRCNN,
+    path: Path,
+    state: dict[str, torch.Tensor] | None = None,
+    training: dict[str, Any] | None = None,
 ) -> None:
     """Write weights and configuration to one safetensors file, atomically.
 
@@ -31,10 +35,10 @@ def save_model(
         model: whose configuration, and weights unless ``state`` is given, are stored.
         path: a .safetensors file; replaced if it exists.
         state: weights to store instead of the model's (a moving average).
-        metadata: JSON values kept beside the configuration (recipe, seed, images seen).
+        training: JSON values kept beside the configuration (recipe, seed, images seen).
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in (state or model.state_dict()).items()}
-    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(metadata)}
+    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata=header)
@@ -114,5 +118,5 @@ def load_run(path: Path) -> dict[str, Any]:
         raise DynaMaskError(f"there is no run to resume in {path.parent}; start it without --resume")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise DynaMaskError(f"the saved run {path} cannot be read ({error}); start again in another folder") from error

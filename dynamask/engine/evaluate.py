@@ -275,17 +275,30 @@ def run_evaluation(
         policies.check_budget(options.budget, macs)
     found = collect(predictor, dataset, indices, options, progress=progress)
     choice = choose(found, macs, options)
+    return summarise(found, choice, macs, dataset, indices, true_boxes=options.boxes == "gt")
+
+
+def summarise(
+    found: Instances,
+    choice: np.ndarray,
+    macs: tuple[int, ...],
+    dataset: CocoDataset,
+    indices: Sequence[int],
+    true_boxes: bool = False,
+) -> dict[str, Any]:
+    """The figures of :func:`run_evaluation` for chosen sizes (N,), each of which must have been kept."""
     results = [
         {**result, "segmentation": rles[k]} for result, rles, k in zip(found.results, found.rles, choice.tolist())
     ]
     summary: dict[str, Any] = {"images": len(indices), "detections": len(results)}
     summary.update(evaluate_coco(dataset.coco, results, image_ids=[dataset.image_ids[i] for i in indices]))
-    summary["mean_macs_per_instance"] = float(np.array(macs, dtype=np.float64)[choice].mean()) if len(choice) else None
+    some = len(choice) > 0
+    summary["mean_macs_per_instance"] = float(np.array(macs, dtype=np.float64)[choice].mean()) if some else None
     summary["size_shares"] = {
-        str(size): float((choice == k).mean()) if len(choice) else None for k, size in enumerate(MASK_SIZES)
+        str(size): float((choice == k).mean()) if some else None for k, size in enumerate(MASK_SIZES)
     }
-    if options.boxes == "gt":
+    if true_boxes:
         for measure in ("mask_iou", "boundary_iou"):
             quality = found.quality(measure)
-            summary[f"mean_{measure}"] = float(quality[np.arange(len(choice)), choice].mean()) if len(choice) else None
+            summary[f"mean_{measure}"] = float(quality[np.arange(len(choice)), choice].mean()) if some else None
     return summary
