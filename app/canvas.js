@@ -230,7 +230,7 @@ function refresh() {
     draw();
     showPanels();
     state.answerMs = performance.now() - started;
-    $(".dm-answered").textContent = `The last move was answered in this browser in ${milliseconds(state.answerMs)} ms, without the server.`;
+    $(".dm-answered").textContent = `The last move was answered in this browser in ${milliseconds(state.answerMs)}, without the server.`;
     if (focused !== undefined) $(`.dm-table tr[data-instance="${focused}"] .dm-pick`)?.focus();
   });
 }

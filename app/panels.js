@@ -92,8 +92,14 @@ function figure(value, unit, label) {
     make("div", { className: "dm-figure-label" }, label));
 }
 
+// A time in milliseconds as [number, unit].
+function timeParts(value) {
+  if (value >= 1e4) return [(value / 1e3).toFixed(1), "s"];
+  return [value < 10 ? value.toFixed(1) : String(Math.round(value)), "ms"];
+}
+
 function milliseconds(value) {
-  return value < 10 ? value.toFixed(1) : String(Math.round(value));
+  return timeParts(value).join(" ");
 }
 
 // Mean cost, share of the full cost, counts and measured time of the present choice.
@@ -102,7 +108,7 @@ function fillFigures(node, view, summary) {
     figure(String(summary.count), "", summary.count === 1 ? "instance" : "instances"),
     figure(summary.count ? formatGmacs(summary.mean) : "–", "G", "mean MACs per instance"),
     figure(summary.count ? percent(summary.mean / view.macs[view.macs.length - 1]) : "–", "", "of 112 for all"),
-    figure(milliseconds(view.timings.mask_branch), "ms", `mask branch, all 4 sizes of ${view.instances.length}`));
+    figure(...timeParts(view.timings.mask_branch), `mask branch, all 4 sizes of ${view.instances.length}`));
 }
 
 // The scale from the cheapest to the finest size with the mean as a bar and the budget as a mark.
@@ -210,8 +216,8 @@ function fillExamples(node, examples, choose) {
 
 // What stands below everything: times and the costs that are no part of the mean.
 function footText(view) {
-  return `Measured once on this server for this picture: finding the objects ${milliseconds(view.timings.detect)} ms, all four masks of ` +
-    `all ${view.instances.length} candidates above score ${view.lowest_score} ${milliseconds(view.timings.mask_branch)} ms. ` +
+  return `Measured once on this server for this picture: finding the objects ${milliseconds(view.timings.detect)}, all four masks of ` +
+    `all ${view.instances.length} candidates above score ${view.lowest_score} ${milliseconds(view.timings.mask_branch)}. ` +
     `Not in the mean: the switch, ${formatMacs(view.switch_macs)} per instance, and the projections, ${formatMacs(view.image_macs)} per picture. ` +
     "1 MAC = 2 FLOPs.";
 }

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,17 @@ def library(browser):
 def picks(page) -> list[int]:
     page.wait_for_timeout(60)  # the next frame has been drawn
     return page.evaluate(f"{STATE}.picks")
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    predictor = pytest.importorskip("dynamask.predictor")
+    from app.__main__ import main
+
+    monkeypatch.setattr(predictor, "load", lambda name, device: FakePredictor())
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as stop:
+        main(["--port", str(taken.getsockname()[1])])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("dynamask: error: the page cannot be served")
 
 
 def test_opens_with_a_picture_analysed_and_asks_nobody_else(page, address):
@@ -159,6 +171,21 @@ def test_a_visitors_picture_and_its_name(page, tmp_path):
     page.wait_for_selector(".dm-busy", state="hidden")
     page.click(".dm-example >> nth=1")  # the same answer again
     page.wait_for_selector(".dm-busy", state="hidden")
+
+
+def test_a_picture_is_pasted_and_dropped(page):
+    for event, field, width in (("ClipboardEvent", "clipboardData", 70), ("DragEvent", "dataTransfer", 80)):
+        page.evaluate("""async ([event, field, width]) => {
+            const canvas = Object.assign(document.createElement("canvas"), { width, height: 40 });
+            canvas.getContext("2d").fillRect(0, 0, 9, 9);
+            const data = new DataTransfer();
+            const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+            data.items.add(new File([blob], "p.png", { type: "image/png" }));
+            const type = event === "DragEvent" ? "drop" : "paste";
+            document.dispatchEvent(new window[event](type, { [field]: data, cancelable: true }));
+        }""", [event, field, width])
+        page.wait_for_function(f"document.querySelector('.dm-caption').innerText.includes('{width} × 40 px')")
+        page.wait_for_selector(".dm-busy", state="hidden")
 
 
 def test_a_refused_picture_is_a_sentence_and_loses_nothing(page, tmp_path):
@@ -249,7 +276,8 @@ def test_the_browser_and_the_predictor_choose_alike(library):
     boxes[:, 2:] += boxes[:, :2]
     instances = [{"probs": p, "box": b} for p, b in zip(logits.softmax(dim=1).tolist(), boxes.tolist())]
     call = """([instances, policy, macs, budget]) => chooseSizes(instances, policy, {
-        sizes: [14, 28, 56, 112], macs, budget, size: [640, 480], front: () => budgetFront(instances.map((one) => one.probs), macs) })"""
+        sizes: [14, 28, 56, 112], macs, budget, size: [640, 480],
+        front: () => budgetFront(instances.map((one) => one.probs), macs) })"""
     expected = {"learned": policies.learned(logits), "size": policies.size_based(boxes, (480, 640)),
                 "fixed:56": policies.fixed(12, 56)}
     for policy, indices in expected.items():
