@@ -220,6 +220,8 @@ class Predictor:
         check_choice(policy, budget, self.costs.macs_per_instance)
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
+        if labels is not None and boxes is None:
+            raise DynaMaskError("labels were given without boxes; give the boxes that they name, or neither")
         pixels = read_picture(image)
         prediction = self._begin(pixels, score, boxes, labels)
         if all_sizes:

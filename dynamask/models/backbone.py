@@ -83,7 +83,7 @@ def _freeze_up_to(body: nn.Module, modules: list[str]) -> None:
     if not modules:
         return
     names = [name for name, _ in body.named_modules()]
-    prefix = modules[-1]
+    prefix = modules[-1] if modules[-1] in names else modules[-1].replace(".", "_")  # timm flattens some bodies
     end = max(i for i, name in enumerate(names) if name == prefix or name.startswith(prefix + "."))
     frozen = set(names[1 : end + 1])
     for name, module in body.named_modules():

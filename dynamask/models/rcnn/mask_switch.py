@@ -66,4 +66,4 @@ def straight_through_gumbel(logits: Tensor, temperature: float, noise: Tensor | 
         noise = sample_gumbel(logits)
     soft = F.softmax((F.log_softmax(logits, dim=1) + noise) / temperature, dim=1)
     hard = F.one_hot(soft.argmax(dim=1), logits.shape[1]).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())  # the difference is exactly zero

@@ -42,15 +42,20 @@ def random_permutation(sizes: Tensor, generator: torch.Generator | None = None) 
 
 
 def check_budget(budget: float, macs: tuple[int, ...]) -> float:
-    """A budget in mean GMACs per instance, turned into MACs; :class:`DynaMaskError` when nothing can meet it."""
+    """A budget in mean GMACs per instance, turned into MACs, at most the full branch's.
+
+    Raises:
+        DynaMaskError: it is no finite number, or nothing can meet it.
+    """
     if not math.isfinite(budget):
         raise DynaMaskError(f"budget {budget} is no finite number; give mean GMACs per instance")
-    if budget * 1e9 < macs[0]:
+    limit = round(budget * 1e9, 3)  # MACs are whole: undo the rounding of MACs / 1e9
+    if limit < macs[0]:
         raise DynaMaskError(
             f"budget {budget} GMACs is below the cheapest size; give at least "
             f"{math.ceil(macs[0] / 1e5) / 1e4:.4f} mean GMACs per instance"
         )
-    return budget * 1e9
+    return min(limit, float(macs[-1]))
 
 
 def best_under_budget(value: np.ndarray, macs: tuple[int, ...], total: float) -> np.ndarray:

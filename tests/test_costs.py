@@ -1,0 +1,93 @@
+"""The cost table is derived from the layers, and a counter that watches the real branch run agrees exactly."""
+
+import pytest
+import torch
+from small_models import branch_of, pyramid, some_rois, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynamask.models.factory import preset
+from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.structures import MASK_SIZES
+
+PAPER = (0.23e9, 0.62e9, 1.01e9, 1.40e9)
+
+
+@pytest.fixture(scope="module", params=["dynamask_mobilenetv2_fpn_small", "dynamask_resnet50_fpn"])
+def branch(request) -> MaskBranch:
+    config = preset(request.param, class_names=("__background__", *(f"class_{i}" for i in range(80))))
+    return branch_of(config).eval()
+
+
+@torch.no_grad()
+def counted_macs(branch: MaskBranch, choice: list[int], features: dict[str, torch.Tensor]) -> int:
+    """MACs of a run of the branch on regions with these size indices."""
+    rois = some_rois(len(choice), batch=len(features["0"]))
+    with FlopCounterMode(display=False) as counter:
+        state = branch.begin(features, rois, torch.arange(len(choice)) % 80 + 1)
+        masks = branch.masks(state, torch.tensor(choice, dtype=torch.int64))
+    assert [len(mask) for mask in masks] == [MASK_SIZES[k] for k in choice]
+    total = counter.get_total_flops()
+    assert total % 2 == 0
+    return total // 2
+
+
+@pytest.mark.parametrize("choice", [[0], [1], [2], [3], [2, 0, 3, 1], []], ids=str)
+def test_counter_finds_exactly_the_claimed_macs(branch, choice):
+    channels = branch.region_fpn.base[0].in_channels
+    features = pyramid(channels, batch=2, side=128)
+    costs = branch.costs
+    maps = [(8, 8), (16, 16), (32, 32)]
+    of_one_image = costs.image_macs(maps, len(choice))
+    projections = sum(macs for row, macs in of_one_image.items() if row.startswith("projection"))
+    assert of_one_image["switch"] == costs.switch_macs * len(choice)
+    instances = sum(costs.macs_per_instance[k] for k in choice)
+    assert counted_macs(branch, choice, features) == instances + of_one_image["switch"] + 2 * projections
+
+
+@torch.no_grad()
+def test_a_finer_mask_later_pays_the_missing_stages_alone(branch):
+    features = pyramid(branch.region_fpn.base[0].in_channels, batch=1)
+    state = branch.begin(features, some_rois(2, batch=1), torch.tensor([1, 2]))
+    branch.masks(state, torch.tensor([1, 1]))
+    with FlopCounterMode(display=False) as counter:
+        branch.masks(state, torch.tensor([2, 1]))
+    predictor = [branch.region_fpn.mask_predictors[k].in_channels * MASK_SIZES[k] ** 2 for k in range(4)]
+    small, medium = branch.costs.macs_per_instance[1:3]
+    # region 0: the stage to 56 and its predictor; region 1: its predictor once more
+    assert counter.get_total_flops() // 2 == (medium - small + predictor[1]) + predictor[1]
+
+
+def test_paper_preset_lands_on_the_figures_of_table_7():
+    costs = branch_of(preset("dynamask_resnet50_fpn")).costs
+    for claimed, paper in zip(costs.macs_per_instance, PAPER, strict=True):
+        assert claimed == pytest.approx(paper, rel=0.03)
+    assert 0 < costs.switch_macs < 0.01 * costs.macs_per_instance[-1]
+    steps = [after - before for before, after in zip(costs.macs_per_instance, costs.macs_per_instance[1:])]
+    assert max(steps) < 1.01 * min(steps), "each step costs the same: the side doubles and the channels halve"
+
+
+def test_costs_do_not_depend_on_the_number_of_classes():
+    many = branch_of(preset("dynamask_mobilenetv2_fpn_small", class_names=tuple(map(str, range(81))))).costs
+    two = branch_of(preset("dynamask_mobilenetv2_fpn_small")).costs
+    agnostic = branch_of(preset("dynamask_mobilenetv2_fpn_small", class_agnostic=True)).costs
+    assert many == two == agnostic
+
+
+def test_whole_model_reports_the_costs_of_its_branch():
+    model = tiny_model()
+    assert model.mask_branch.costs == branch_of(model.config).costs
+    fractions = model.mask_branch.costs.fractions
+    assert fractions[-1] == 1 and list(fractions) == sorted(fractions) and fractions[0] > 0
+
+
+def test_rows_of_the_picture_name_their_stride():
+    costs = branch_of(preset("dynamask_mobilenetv2_fpn_small")).costs
+    rows = costs.image_macs([(2, 3), (4, 6), (8, 12)], instances=5)
+    assert rows == {
+        "projection_stride16": 64 * 32 * 6,
+        "projection_stride8": 64 * 16 * 24,
+        "projection_stride4": 64 * 8 * 96,
+        "switch": 5 * costs.switch_macs,
+    }
+    with pytest.raises(ValueError):
+        costs.image_macs([(2, 3)], instances=1)

@@ -1,0 +1,289 @@
+"""Every loss equals NumPy written from its equation, and reaches the modules it is meant to train."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch
+
+from dynamask.config import LossConfig
+from dynamask.engine.train import loss_weights, total_loss
+from dynamask.models.rcnn import losses
+from dynamask.models.rcnn.mask_switch import sample_gumbel, straight_through_gumbel
+from dynamask.models.rcnn.roi_heads import scale_gradient
+from dynamask.ops.masks import mask_edges
+from dynamask.structures import MASK_SIZES, DynaMaskError
+
+SIDES = (2, 3, 5, 8)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(N,) mean over pixels of −(m log m̂ + (1 − m) log(1 − m̂))."""
+    predicted = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    values = -(targets * np.log(predicted) + (1 - targets) * np.log(1 - predicted))
+    return values.reshape(len(values), -1).mean(axis=1)
+
+
+def equation_3(logits: list, targets: list, y: np.ndarray) -> float:
+    """L = Σ_i Σ_k y_i^k BCE(m̂_i^k, m_i), mean over the N RoIs; Eq. 4 is the same on edges."""
+    total = 0.0
+    for i in range(len(y)):
+        for k in range(y.shape[1]):
+            total += y[i, k] * cross_entropy(logits[k][i : i + 1], targets[k][i : i + 1])[0]
+    return total / len(y)
+
+
+def problem(count: int = 6, seed: int = 0) -> tuple[list, list, torch.Tensor]:
+    """Logits, binary targets at each side, and a one-hot selection."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(count, side, side, generator=generator) * 3 for side in SIDES]
+    targets = [(torch.rand(count, side, side, generator=generator) > 0.5).float() for side in SIDES]
+    drawn = torch.randint(0, 4, (count,), generator=generator)
+    return logits, targets, torch.nn.functional.one_hot(drawn, 4).float()
+
+
+def numpy_of(tensors: list) -> list:
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def test_mask_and_edge_loss_equal_equations_3_and_4():
+    logits, targets, y = problem()
+    table = losses.resolution_losses(logits, targets)
+    assert table.shape == (6, 4)
+    expected = equation_3(numpy_of(logits), numpy_of(targets), y.numpy())
+    assert float(losses.mask_loss(table, y)) == pytest.approx(expected, rel=1e-5)
+    assert float(losses.edge_loss(table, y)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_resolutions_weigh_a_quarter_each():
+    logits, targets, _ = problem()
+    table = losses.resolution_losses(logits, targets)
+    expected = equation_3(numpy_of(logits), numpy_of(targets), np.full((6, 4), 0.25))
+    assert float(losses.mask_loss(table, None)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [0.1, 0.4, 0.69, 1.0])
+def test_budget_loss_equals_equation_5(target):
+    _, _, y = problem()
+    macs = np.array([0.17, 0.45, 0.72, 1.0])
+    expected = max((y.numpy() * macs).sum(axis=1).mean() / target - 1.0, 0.0)
+    found = losses.budget_loss(y, torch.tensor(macs, dtype=torch.float32), target)
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_entropy_loss_equals_equation_6_and_is_least_when_uniform():
+    probs = torch.softmax(torch.randn(7, 4, generator=torch.Generator().manual_seed(3)) * 2, dim=1)
+    f = probs.numpy().astype(np.float64).mean(axis=0)
+    assert float(losses.entropy_loss(probs)) == pytest.approx((f * np.log(f)).sum() / 4, rel=1e-5)
+    uniform = losses.entropy_loss(torch.full((3, 4), 0.25))
+    assert float(uniform) == pytest.approx(-np.log(4) / 4, rel=1e-6)
+    one_each = losses.entropy_loss(torch.eye(4))
+    assert float(one_each) == pytest.approx(float(uniform)), "f is the mean over RoIs, not the entropy of each"
+    assert float(uniform) < float(losses.entropy_loss(probs)) < float(losses.entropy_loss(torch.eye(4)[:1])) + 1e-6
+
+
+def test_without_a_region_every_loss_is_a_connected_zero():
+    logits = [torch.zeros(0, side, side, requires_grad=True) for side in SIDES]
+    y = torch.zeros(0, 4, requires_grad=True)
+    table = losses.resolution_losses(logits, [torch.zeros(0, side, side) for side in SIDES])
+    found = {
+        "mask, all": losses.mask_loss(table, None),
+        "mask, selected": losses.mask_loss(table, y),
+        "edge": losses.edge_loss(table, y),
+        "budget": losses.budget_loss(y, torch.ones(4), 0.3),
+        "entropy": losses.entropy_loss(y),
+    }
+    for name, value in found.items():
+        assert value.shape == () and float(value.detach()) == 0 and value.requires_grad, name
+    sum(found.values()).backward()
+    assert y.grad.shape == (0, 4) and all(x.grad is not None for x in logits)
+
+
+def test_straight_through_sample_is_one_hot_forward_and_soft_backward():
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(500, 4, generator=generator) * 2).requires_grad_()
+    noise = sample_gumbel(logits, generator)
+    cotangent = torch.randn(500, 4, generator=generator)
+    y = straight_through_gumbel(logits, 0.5, noise)
+    assert ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all(), "exactly one-hot"
+    assert torch.equal(y.argmax(1), (logits.log_softmax(1) + noise).argmax(1))
+    (found,) = torch.autograd.grad((y * cotangent).sum(), logits)
+    soft = torch.softmax((logits.log_softmax(1) + noise) / 0.5, dim=1)
+    (expected,) = torch.autograd.grad((soft * cotangent).sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_samples_are_drawn_with_the_switch_probabilities():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(20000, 1)
+    shares = straight_through_gumbel(logits, 0.5, sample_gumbel(logits, generator)).mean(0)
+    torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.015, rtol=0)
+
+
+def test_noise_is_finite_seeded_and_drawn_when_absent():
+    like = torch.zeros(100_000)
+    noise = sample_gumbel(like, torch.Generator().manual_seed(2))
+    assert torch.isfinite(noise).all() and float(noise.mean()) == pytest.approx(0.5772, abs=0.02)
+    assert torch.equal(noise, sample_gumbel(like, torch.Generator().manual_seed(2)))
+    torch.manual_seed(0)
+    first, second = (straight_through_gumbel(torch.zeros(50, 4), 1.0).argmax(1) for _ in range(2))
+    assert not torch.equal(first, second)
+    extreme = straight_through_gumbel(torch.tensor([[1e4, -1e4, 0.0, 3.0]], requires_grad=True), 0.1)
+    assert extreme.tolist() == [[1, 0, 0, 0]]
+
+
+def test_scaled_gradient_keeps_the_value():
+    x = torch.tensor([0.1, 1.0, 3e7], requires_grad=True)
+    y = scale_gradient(x, 0.05)
+    assert torch.equal(y.detach(), x.detach())
+    y.sum().backward()
+    assert x.grad.tolist() == pytest.approx([0.05] * 3)
+
+
+# The losses of the whole branch
+
+
+def branch_and_state(detach: bool = True, **options):
+    """A branch under a target that is exceeded, and its state on five regions; features ask for gradients."""
+    config = LossConfig(**{"budget_target": 0.05, "detach_switch": detach, **options})
+    branch = tiny_branch(loss_config=config)
+    features = {key: value.requires_grad_() for key, value in pyramid().items()}
+    state = branch.begin(features, some_rois(5), torch.tensor([1, 2, 3, 1, 2]))
+    generator = torch.Generator().manual_seed(4)
+    targets = [(torch.rand(5, size, size, generator=generator) > 0.5).float() for size in MASK_SIZES]
+    return branch, state, targets
+
+
+def noise_for(drawn: list[int]) -> torch.Tensor:
+    """Gumbel noise so large that these sizes are drawn."""
+    return 50.0 * torch.nn.functional.one_hot(torch.tensor(drawn), 4).float()
+
+
+def reached(loss: torch.Tensor, module: torch.nn.Module) -> bool:
+    """Whether the loss sends any gradient into the module's parameters."""
+    gradients = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
+    return any(g is not None and bool(g.abs().max() > 0) for g in gradients)
+
+
+@pytest.mark.parametrize("supervision", ["all", "selected"])
+def test_losses_of_the_branch_equal_the_equations(supervision):
+    branch, state, targets = branch_and_state(mask_supervision=supervision)
+    drawn = [0, 3, 1, 2, 1]
+    found = {name: loss.detach() for name, loss in branch.losses(state, targets, noise_for(drawn)).items()}
+    every = torch.arange(5)
+    masks = numpy_of([branch.region_fpn.mask_logits(state, k, every) for k in range(4)])
+    edges = numpy_of([branch.region_fpn.edge_logits(state, k, every) for k in range(4)])
+    y = np.eye(4)[drawn]
+    weights = np.full((5, 4), 0.25) if supervision == "all" else y
+    assert float(found["loss_mask"]) == pytest.approx(equation_3(masks, numpy_of(targets), weights), rel=1e-4)
+    edge_targets = numpy_of([mask_edges(t) for t in targets])
+    assert float(found["loss_edge"]) == pytest.approx(equation_3(edges, edge_targets, y), rel=1e-4)
+    macs = np.array(branch.costs.macs_per_instance)
+    budget = macs[drawn].mean() / (0.05 * macs[-1]) - 1
+    assert float(found["loss_budget"]) == pytest.approx(budget, rel=1e-4)
+    f = state.switch_logits.softmax(1).detach().numpy().mean(axis=0)
+    assert float(found["loss_entropy"]) == pytest.approx((f * np.log(f)).sum() / 4, rel=1e-4)
+
+
+def test_each_loss_reaches_what_it_trains_and_nothing_else():
+    branch, state, targets = branch_and_state()
+    found = branch.losses(state, targets, noise_for([0, 3, 1, 2, 3]))
+    fpn = branch.region_fpn
+    table = {
+        "mask_predictors": fpn.mask_predictors,
+        "edge_predictors": fpn.edge_predictors,
+        "stages": fpn.stages,
+        "base": fpn.base,
+        "projections": fpn.projections,
+        "switch": branch.switch,
+    }
+    trains = {name: {key for key, module in table.items() if reached(loss, module)} for name, loss in found.items()}
+    pyramid_parts = {"stages", "base", "projections"}
+    assert trains["loss_mask"] == {"mask_predictors", *pyramid_parts}
+    assert trains["loss_edge"] == {"edge_predictors", "switch", *pyramid_parts}
+    assert trains["loss_budget"] == {"switch"}
+    assert trains["loss_entropy"] == {"switch"}
+    for k in range(4):
+        assert reached(found["loss_mask"], fpn.mask_predictors[k]), "every size learns from every region"
+
+
+def test_selected_supervision_trains_the_drawn_sizes_alone_and_the_switch():
+    branch, state, targets = branch_and_state(mask_supervision="selected")
+    found = branch.losses(state, targets, noise_for([1, 1, 3, 1, 3]))
+    predictors = branch.region_fpn.mask_predictors
+    assert [reached(found["loss_mask"], predictor) for predictor in predictors] == [False, True, False, True]
+    # without noise that drowns them, the other sizes' losses reach the switch through y
+    soft = branch.losses(state, targets, torch.zeros(5, 4))
+    assert reached(soft["loss_mask"], branch.switch)
+
+
+def test_switch_reads_the_region_without_gradients_unless_asked():
+    for detach in (True, False):
+        branch, state, targets = branch_and_state(detach=detach)
+        found = branch.losses(state, targets, torch.zeros(5, 4))
+        assert reached(found["loss_budget"], branch.switch)
+        assert reached(found["loss_budget"], branch.region_fpn.base) is not detach
+
+
+def test_switch_gradient_scales_the_quality_term_and_not_the_budget():
+    def gradients(factor: float) -> dict[str, torch.Tensor]:
+        branch, state, targets = branch_and_state(switch_gradient=factor)
+        found = branch.losses(state, targets, torch.zeros(5, 4))
+        weight = branch.switch.fc[2].weight
+        return {
+            name: torch.autograd.grad(found[name], weight, retain_graph=True)[0]
+            for name in ("loss_edge", "loss_budget")
+        }
+
+    whole, scaled = gradients(1.0), gradients(0.05)
+    torch.testing.assert_close(scaled["loss_edge"], 0.05 * whole["loss_edge"], rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(scaled["loss_budget"], whole["loss_budget"])
+    assert whole["loss_edge"].abs().max() > 0
+
+
+def test_first_phase_leaves_the_switch_alone_and_trains_every_edge_predictor():
+    branch, state, targets = branch_and_state()
+    branch.switch_enabled = False
+    found = branch.losses(state, targets)
+    assert float(found["loss_budget"].detach()) == float(found["loss_entropy"].detach()) == 0
+    assert not any(reached(loss, branch.switch) for loss in found.values())
+    assert all(reached(found["loss_edge"], predictor) for predictor in branch.region_fpn.edge_predictors)
+
+
+@pytest.mark.parametrize("supervision", ["all", "selected"])
+def test_branch_without_a_positive_region(supervision):
+    branch = tiny_branch(loss_config=LossConfig(mask_supervision=supervision))
+    state = branch.begin(pyramid(), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
+    found = branch.losses(state, [torch.zeros(0, size, size) for size in MASK_SIZES])
+    assert all(float(loss.detach()) == 0 for loss in found.values())
+    sum(found.values()).backward()
+    gradients = [p.grad for p in branch.parameters() if p.grad is not None]
+    assert gradients and all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+
+
+# Weights
+
+
+def test_weights_are_those_of_equation_7_and_cover_every_loss():
+    weights = loss_weights(LossConfig(mask_weight=2.0, edge_weight=0.1, switch_weight=0.4))
+    assert set(weights) == LOSS_NAMES
+    assert weights["loss_mask"] == 2.0 and weights["loss_edge"] == 0.1
+    assert weights["loss_budget"] == weights["loss_entropy"] == 0.4
+    named = {name: torch.tensor(float(i + 1)) for i, name in enumerate(sorted(LOSS_NAMES))}
+    expected = sum(float(named[name]) * weights[name] for name in named)
+    assert float(total_loss(named, weights)) == pytest.approx(expected)
+    assert loss_weights(LossConfig())["loss_mask"] == 1.0 and loss_weights(LossConfig())["loss_edge"] == 0.1
+
+
+def test_a_loss_without_a_weight_is_an_error():
+    with pytest.raises(KeyError, match="loss_surprise"):
+        total_loss({"loss_mask": torch.tensor(1.0), "loss_surprise": torch.tensor(1.0)}, loss_weights(LossConfig()))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mask_supervision": "none"}, {"budget_target": 0.0}, {"budget_target": 1.1}, {"temperature": 0.0}]
+)
+def test_loss_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(DynaMaskError, match=next(iter(wrong))):
+        dataclasses.replace(LossConfig(), **wrong)

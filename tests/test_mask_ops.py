@@ -1,0 +1,171 @@
+"""Masks meet boxes: one pixel convention, held by hand-made cases and by a round trip."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dynamask.ops.masks import (
+    crop_mask_pyramid,
+    crop_masks,
+    mask_edges,
+    paste_mask,
+    paste_mask_window,
+    paste_masks,
+    paste_window,
+)
+from dynamask.structures import MASK_SIZES
+
+torch.set_num_threads(1)
+CANVAS = 72
+
+
+def wavy_objects(count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """Objects of about 48 px with wavy outlines, and boxes that end anywhere inside a pixel."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.arange(CANVAS) + 0.5
+    ys, xs = torch.meshgrid(centres, centres, indexing="ij")
+    masks, boxes = [], []
+    for _ in range(count):
+        cx, cy = (torch.rand(2, generator=generator) * 8 + 32).tolist()
+        phase = torch.rand(3, generator=generator) * 6.28
+        angle = torch.atan2(ys - cy, xs - cx)
+        waves = sum(a * torch.cos(f * angle + p) for a, f, p in zip((3.0, 2.0, 1.5), (2, 3, 5), phase))
+        mask = torch.hypot(ys - cy, xs - cx) <= 20 + waves
+        inside = torch.nonzero(mask)
+        (top, left), (bottom, right) = inside.min(0).values.tolist(), (inside.max(0).values + 1).tolist()
+        slack = (torch.rand(4, generator=generator) * 0.5).tolist()
+        masks.append(mask)
+        boxes.append([left - slack[0], top - slack[1], right + slack[2], bottom + slack[3]])
+    return torch.stack(masks), torch.tensor(boxes)
+
+
+def test_round_trip_keeps_the_object_and_more_of_it_at_each_size():
+    masks, boxes = wavy_objects()
+    ious = []
+    for size in MASK_SIZES:
+        pasted = paste_masks(crop_masks(masks, boxes, size), boxes, (CANVAS, CANVAS))
+        ious.append(float(((pasted & masks).sum((1, 2)) / (pasted | masks).sum((1, 2))).mean()))
+    assert all(iou >= least for iou, least in zip(ious, (0.97, 0.995, 0.999, 0.999)))
+    assert ious[0] < ious[1] < ious[2] + 1e-6
+
+
+def test_crop_at_one_cell_a_pixel_is_a_slice():
+    masks = torch.rand(2, 20, 30, generator=torch.Generator().manual_seed(1)) > 0.5
+    boxes = torch.tensor([[3.0, 2.0, 17.0, 16.0], [16.0, 6.0, 30.0, 20.0]])
+    crops = crop_masks(masks, boxes, 14)
+    assert torch.equal(crops[0], masks[0, 2:16, 3:17].float())
+    assert torch.equal(crops[1], masks[1, 6:20, 16:30].float())
+    assert crops.dtype == torch.float32
+
+
+def test_crop_half_a_pixel_off_averages_neighbours():
+    mask = torch.tensor([[[0, 1, 1, 0, 1, 0]] * 6])
+    crop = crop_masks(mask, torch.tensor([[0.5, 1.0, 4.5, 5.0]]), 4)[0]
+    assert crop[1].tolist() == [0.5, 1.0, 0.5, 0.5]
+
+
+def test_crop_takes_the_share_of_the_area():
+    mask = torch.tensor([[[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]])
+    crop = crop_masks(mask, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), 2)
+    assert crop[0].tolist() == [[0.75, 0.0], [0.0, 0.25]]
+
+
+def test_window_holds_the_pixels_whose_centres_lie_in_the_box():
+    assert paste_window((0.5, 0.0, 2.5, 2.0), (4, 6)) == (0, 2, 0, 2)
+    assert paste_window((0.51, 0.49, 2.51, 3.5), (4, 6)) == (0, 3, 1, 3)
+    assert paste_window((-5.0, -5.0, 99.0, 99.0), (4, 6)) == (0, 4, 0, 6)
+    top, bottom, left, right = paste_window((10.0, 10.0, 12.0, 12.0), (4, 6))
+    assert top == bottom and left == right
+
+
+def test_paste_at_one_cell_a_pixel_is_the_mask_itself():
+    probs = torch.rand(5, 5, generator=torch.Generator().manual_seed(2))
+    box = (2.0, 1.0, 7.0, 6.0)
+    values = paste_mask_window(probs, box, paste_window(box, (9, 9)))
+    torch.testing.assert_close(values, probs)
+    pasted = paste_mask(probs, box, (9, 9))
+    expected = torch.zeros(9, 9, dtype=torch.bool)
+    expected[1:6, 2:7] = probs >= 0.5
+    assert torch.equal(pasted, expected)
+
+
+def test_paste_reads_bilinearly_at_pixel_centres_and_zero_beyond_the_mask():
+    values = paste_mask_window(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), (0, 0, 4, 4), (0, 4, 0, 4))
+    down, across = torch.tensor([0.75, 1.0, 1.0, 0.75]), torch.tensor([0.75, 0.75, 0.25, 0.0])
+    torch.testing.assert_close(values, torch.outer(down, across))
+
+
+def test_paste_half_a_pixel_off_averages_neighbours():
+    probs = torch.tensor([[0.8, 0.4, 0.2, 1.0]] * 4)
+    box = (0.5, 0.5, 4.5, 4.5)
+    values = paste_mask_window(probs, box, paste_window(box, (6, 6)))
+    assert values.shape == (4, 4)
+    torch.testing.assert_close(values[1], torch.tensor([0.4, 0.6, 0.3, 0.6]))
+
+
+def test_threshold_belongs_to_the_mask():
+    probs = torch.tensor([[0.5, 0.49], [0.3, 0.9]])
+    assert paste_mask(probs, (0, 0, 2, 2), (2, 2)).tolist() == [[True, False], [False, True]]
+    assert paste_mask(probs, (0, 0, 2, 2), (2, 2), threshold=0.3).tolist() == [[True, True], [True, True]]
+
+
+def test_paste_outside_beyond_and_without_area():
+    full = torch.ones(3, 3)
+    assert not paste_mask(full, torch.tensor([20.0, 20.0, 25.0, 25.0]), (8, 8)).any()
+    assert not paste_mask(full, (2.6, 2.0, 2.6, 5.0), (8, 8)).any()
+    beyond = paste_mask(full, (-4.0, -4.0, 12.0, 12.0), (8, 8))
+    assert beyond.all()
+
+
+def test_masks_of_mixed_sizes_land_in_their_boxes():
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [2.0, 2.0, 10.0, 9.0]])
+    pasted = paste_masks([torch.ones(14, 14), torch.ones(112, 112)], boxes, (10, 12))
+    assert pasted.shape == (2, 10, 12) and pasted.dtype == torch.bool
+    assert pasted[0].sum() == 16 and pasted[0, :4, :4].all()
+    assert pasted[1].sum() == 56 and pasted[1, 2:9, 2:10].all()
+
+
+def test_no_mask_at_all():
+    none = torch.zeros(0, 4)
+    assert crop_masks(torch.zeros(0, 5, 5), none, 14).shape == (0, 14, 14)
+    assert paste_masks(torch.zeros(0, 14, 14), none, (5, 7)).shape == (0, 5, 7)
+    assert [tuple(crop.shape) for crop in crop_mask_pyramid(torch.zeros(0, 5, 5), none, (2, 4))] == [
+        (0, 2, 2),
+        (0, 4, 4),
+    ]
+    assert mask_edges(torch.zeros(0, 4, 4)).shape == (0, 4, 4)
+
+
+def test_pyramid_is_pooled_and_near_the_direct_crop():
+    masks, boxes = wavy_objects(12)
+    crops = crop_mask_pyramid(masks.float(), boxes, MASK_SIZES)
+    for size, crop in zip(MASK_SIZES, crops):
+        torch.testing.assert_close(crop, F.avg_pool2d(crops[-1], 112 // size), atol=1e-6, rtol=0)
+        direct = crop_masks(masks, boxes, size)
+        assert float((crop - direct).abs().mean()) < 0.005
+        assert float(((crop >= 0.5) != (direct >= 0.5)).float().mean()) < 0.005
+
+
+def test_pyramid_takes_the_mask_that_belongs_to_each_box():
+    masks = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    masks[1] = 1
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [1.0, 1.0, 7.0, 7.0], [2.0, 2.0, 6.0, 6.0]])
+    coarse, fine = crop_mask_pyramid(masks, boxes, (2, 4), torch.tensor([1, 0, 1]))
+    assert coarse.mean((1, 2)).tolist() == [1.0, 0.0, 1.0] and fine.mean((1, 2)).tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "edges"),
+    [
+        (["00000", "00000", "00100", "00000", "00000"], ["00000", "00100", "01110", "00100", "00000"]),
+        (["11100", "11100", "11100", "11100", "11100"], ["00110", "00110", "00110", "00110", "00110"]),
+        (["00000", "01110", "01110", "01110", "00000"], ["01110", "11111", "11011", "11111", "01110"]),
+        (["11111"] * 5, ["00000"] * 5),
+    ],
+    ids=["pixel", "half-plane that goes on beyond the crop", "square", "all inside"],
+)
+def test_edges_are_both_sides_of_the_outline(mask, edges):
+    values = torch.tensor([[float(c) for c in row] for row in mask])[None]
+    found = mask_edges(values)[0]
+    assert found.dtype == torch.float32
+    assert ["".join(str(int(v)) for v in row) for row in found.tolist()] == edges
