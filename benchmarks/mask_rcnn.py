@@ -1,0 +1,268 @@
+"""The yardstick: torchvision's Mask R-CNN with its 28×28 FCN head, in everything else equal to a preset of ours.
+
+Backbone, FPN, anchors, proposals, box branch, input transform, data, augmentation, schedule and the number of pictures
+seen are those of the preset; only the mask branch, with its mask crop and paste, is torchvision's.
+
+    python benchmarks/mask_rcnn.py train --images DIR --annotations JSON --holdout 8 --backbone-weights FILE --out DIR
+    python benchmarks/mask_rcnn.py evaluate --weights DIR/last.safetensors --images DIR --annotations JSON --holdout 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import resize_boxes
+from tqdm import tqdm
+
+from benchmarks import report
+from dynamask.config import ModelConfig, recipe
+from dynamask.data.coco import CocoDataset
+from dynamask.data.loaders import training_loader
+from dynamask.data.transforms import TrainingTransforms
+from dynamask.engine.evaluate import category_map
+from dynamask.engine.memory import keep_freed_memory
+from dynamask.engine.train import RUN_FILE, Run, loss_weights, train
+from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.models.backbone import BackboneWithFPN
+from dynamask.models.factory import TwoSizeTransform, preset
+from dynamask.ops.masks import paste_masks
+from dynamask.structures import DynaMaskError
+
+PRESET = "dynamask_mobilenetv2_fpn_small"
+ITERATIONS = 1960
+FORMAT = "mask-rcnn-benchmark-1"
+PASTES = ("torchvision_paste", "aligned_paste")
+
+
+def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = None) -> MaskRCNN:
+    """torchvision's Mask R-CNN on the backbone, and with the sizes, of a configuration of ours.
+
+    Args:
+        config: the mask head is as wide as ``region_channels``; ``mask_rois`` is not used, torchvision trains its mask
+            head on every positive RoI.
+        backbone_weights: None, "timm", or the path of a .safetensors file under timm's names.
+
+    Returns:
+        The model; ``model.config`` is the configuration.
+    """
+    backbone = BackboneWithFPN(config.backbone, config.fpn_channels, backbone_weights, config.frozen_stride)
+    count, width = len(config.class_names), config.region_channels
+    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes))
+    model = MaskRCNN(
+        backbone,
+        rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=config.rpn_pre_nms_train,
+        rpn_pre_nms_top_n_test=config.rpn_pre_nms_test,
+        rpn_post_nms_top_n_train=config.rpn_post_nms_train,
+        rpn_post_nms_top_n_test=config.rpn_post_nms_test,
+        box_head=TwoMLPHead(config.fpn_channels * 49, config.box_head_channels),
+        box_predictor=FastRCNNPredictor(config.box_head_channels, count),
+        box_score_thresh=config.score_threshold,
+        box_detections_per_img=config.detections_per_img,
+        box_batch_size_per_image=config.box_samples,
+        mask_head=MaskRCNNHeads(config.fpn_channels, (width,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(width, width, count),
+    )
+    model.transform = TwoSizeTransform(
+        (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)
+    )
+    model.config = config
+    return model
+
+
+def save_mask_rcnn(
+    model: MaskRCNN, path: Path, training: dict[str, Any], state: dict[str, Tensor] | None = None
+) -> None:
+    """Write weights (the model's, or a moving average) with configuration and provenance, atomically."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in (state or model.state_dict()).items()}
+    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=header)
+    os.replace(partial, path)
+
+
+def load_mask_rcnn(path: Path) -> MaskRCNN:
+    """The model of a file that :func:`save_mask_rcnn` wrote, in evaluation mode."""
+    if not path.is_file():
+        raise DynaMaskError(f"weights {path} do not exist; train them with benchmarks/mask_rcnn.py train")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            header = stored.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DynaMaskError(f"weights {path} cannot be read as safetensors ({error})") from error
+    if header.get("format") != FORMAT:
+        raise DynaMaskError(f"weights {path} are not this Mask R-CNN's; train them with benchmarks/mask_rcnn.py train")
+    model = build_mask_rcnn(ModelConfig.from_dict(json.loads(header["config"])))
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+@torch.inference_mode()
+def detect(model: MaskRCNN, pixels: np.ndarray) -> dict[str, Tensor]:
+    """One picture (H, W, 3) uint8 → ``boxes`` (R, 4) in its pixels, ``labels``, ``scores``, ``mask_probs`` (R, 28, 28).
+
+    torchvision's evaluation forward, stopped before masks are pasted.
+    """
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+    batch, _ = model.transform([image])
+    features = model.backbone(batch.tensors)
+    proposals, _ = model.rpn(batch, features)
+    (found,), _ = model.roi_heads(features, proposals, batch.image_sizes)
+    boxes = resize_boxes(found["boxes"], batch.image_sizes[0], pixels.shape[:2])
+    return {"boxes": boxes, "labels": found["labels"], "scores": found["scores"], "mask_probs": found["masks"][:, 0]}
+
+
+def paste_both(found: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Masks (R, H, W) bool of one picture's detections, pasted by torchvision's helper and by our aligned one."""
+    probs, boxes = found["mask_probs"], found["boxes"]
+    theirs = paste_masks_in_image(probs[:, None], boxes, size)[:, 0] > 0.5
+    return {"torchvision_paste": theirs, "aligned_paste": paste_masks(probs, boxes, size)}
+
+
+def coco_results(
+    found: dict[str, Tensor], masks: Tensor, image_id: int, categories: dict[int, int]
+) -> list[dict[str, Any]]:
+    """COCO results of one picture, for the classes that the data set has."""
+    rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), masks.numpy(), strict=True)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": categories[label],
+            "score": score,
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "segmentation": coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)),
+        }
+        for box, label, score, mask in rows
+        if label in categories
+    ]
+
+
+def evaluate_mask_rcnn(
+    model: MaskRCNN, dataset: CocoDataset, indices: Sequence[int], progress: bool = False
+) -> dict[str, Any]:
+    """Box, mask and boundary AP by paste: torchvision's own, and ours on the same 28×28 probabilities."""
+    names = argparse.Namespace(class_names=model.config.class_names)
+    categories = category_map(names, dataset)
+    results: dict[str, list[dict[str, Any]]] = {paste: [] for paste in PASTES}
+    model.eval()
+    for index in tqdm(indices, unit="picture", disable=not progress, dynamic_ncols=True):
+        image, target = dataset[index]
+        found = detect(model, image.permute(1, 2, 0).contiguous().numpy())
+        for paste, masks in paste_both(found, tuple(image.shape[-2:])).items():
+            results[paste] += coco_results(found, masks, int(target["image_id"]), categories)
+    summary: dict[str, Any] = {"images": len(indices), "detections": len(results[PASTES[0]])}
+    ids = [dataset.image_ids[i] for i in indices]
+    for paste in PASTES:
+        summary[paste] = evaluate_coco(dataset.coco, results[paste], image_ids=ids)
+    return summary
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    if not arguments.resume and (arguments.out / RUN_FILE).exists():
+        raise DynaMaskError(f"{arguments.out} holds a run already; add --resume to go on or choose another --out")
+    keep_freed_memory()
+    config, losses = recipe(PRESET)
+    config = dataclasses.replace(
+        config, iterations=arguments.iterations, batch_size=arguments.batch_size, seed=arguments.seed
+    )
+    dataset = CocoDataset(arguments.images, arguments.annotations, TrainingTransforms(photometric=config.jitter))
+    indices = report.split(dataset, arguments.holdout, False)
+    torch.manual_seed(config.seed)
+    model_config = preset(PRESET, class_names=dataset.class_names, category_ids=dataset.category_ids)
+    model = build_mask_rcnn(model_config, arguments.backbone_weights)
+    weights = loss_weights(losses)
+    if arguments.mask_weight is not None:
+        weights["loss_mask"] = arguments.mask_weight
+    settings = json.loads(
+        json.dumps({"train": dataclasses.asdict(config), "model": model_config.to_dict(), "losses": weights})
+    )
+    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices)
+    run = Run(model, loader, config, weights, arguments.out, settings)
+    if arguments.resume:
+        run.resume()
+    target = arguments.out / "last.safetensors"
+
+    def save(run: Run) -> None:
+        seen = run.step * config.batch_size
+        save_mask_rcnn(model, target, {"images_seen": seen, **settings}, run.final_state())
+
+    train(run, save, progress=sys.stderr.isatty())
+    print(f"{target}: {run.step * config.batch_size} images seen")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    report.check_json_target(arguments.json)
+    keep_freed_memory()
+    model = load_mask_rcnn(arguments.weights)
+    dataset = CocoDataset(arguments.images, arguments.annotations)
+    indices = report.split(dataset, arguments.holdout, True)
+    summary = evaluate_mask_rcnn(model, dataset, indices, sys.stderr.isatty())
+    summary["test_min_size"] = model.config.test_min_size
+    print(
+        f"{summary['images']} images, {summary['detections']} detections, short side {summary['test_min_size']} pixels"
+    )
+    kinds = summary[PASTES[0]]
+    keys = list(kinds["bbox"])
+    rows = [
+        [f"{kind} {paste}", *("-" if (v := summary[paste][kind][key]) is None else f"{v:.4f}" for key in keys)]
+        for paste in PASTES
+        for kind in kinds
+    ]
+    print(report.table(["", *keys], rows))
+    report.write_json(summary, arguments.json)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with its two subcommands."""
+    parser = argparse.ArgumentParser(prog="mask_rcnn", description=__doc__.split("\n", 1)[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+    training = commands.add_parser("train", help=f"train with the recipe of {PRESET}")
+    report.add_data_flags(training)
+    default, _ = recipe(PRESET)
+    training.add_argument("--backbone-weights", metavar="FILE|timm", help="ImageNet weights; without them, random ones")
+    training.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
+    training.add_argument("--iterations", type=int, default=ITERATIONS, help=f"steps (default: {ITERATIONS})")
+    training.add_argument("--batch-size", type=int, default=default.batch_size)
+    training.add_argument("--seed", type=int, default=default.seed)
+    training.add_argument(
+        "--mask-weight", type=float, help="of the mask loss (default: the preset's; torchvision sums with 1)"
+    )
+    training.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    training.set_defaults(run=_train)
+    evaluation = commands.add_parser("evaluate", help="box, mask and boundary AP with torchvision's and our paste")
+    evaluation.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of `train`")
+    report.add_data_flags(evaluation)
+    report.add_json_flag(evaluation)
+    evaluation.set_defaults(run=_evaluate)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return report.run("mask_rcnn", lambda: arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What the benchmark commands share: the machine's name, the held-out pictures, JSON out and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from dynamask.data.coco import CocoDataset, split_by_image_id
+from dynamask.structures import DynaMaskError
+
+
+def cpu_name() -> str:
+    """Model name of the CPU as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """The machine and libraries that figures were measured on; ``load`` is its one-minute load average now."""
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """The machine in one line."""
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}, "
+        f"torchvision {facts['torchvision']}, load {facts['load']} at the start"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text columns, the first to the left, the others to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )
+
+
+def add_data_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """``--images``, ``--annotations`` and ``--holdout``."""
+    parser.add_argument("--images", type=Path, required=required, metavar="DIR", help="picture folder")
+    parser.add_argument("--annotations", type=Path, required=required, metavar="JSON", help="COCO annotations")
+    parser.add_argument(
+        "--holdout", type=int, metavar="M", help="split as `dynamask train --holdout M` does; without it, all pictures"
+    )
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """``--json FILE``."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+
+
+def split(dataset: CocoDataset, modulus: int | None, validation: bool) -> list[int]:
+    """Dataset indices of one side of the published split, or of all pictures without a modulus."""
+    if modulus is None:
+        return list(range(len(dataset)))
+    if modulus < 2:
+        raise DynaMaskError(f"--holdout is {modulus}; give a whole number of at least 2")
+    indices = split_by_image_id(dataset, validation, modulus)
+    if not indices:
+        raise DynaMaskError(f"--holdout {modulus} leaves one side of the split empty; give another number")
+    return indices
+
+
+def check_json_target(path: Path | None) -> None:
+    """Refuse a ``--json`` target that cannot be written, before the work starts."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise DynaMaskError(f"--json {path} cannot be written; give a file in a folder that exists")
+
+
+def write_json(value: object, path: Path | None) -> None:
+    """Write JSON atomically; nothing without a path."""
+    if path is None:
+        return
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def run(name: str, command: Callable[[], None]) -> int:
+    """Run a command; a mistake of the user becomes one line on stderr and exit code 2."""
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
+    try:
+        command()
+    except (DynaMaskError, OSError) as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,426 @@
+"""Speed on the CPU against torchvision's Mask R-CNN, interleaved in one process.
+
+In every round each case runs once, in rotating order, so that a machine that slows down slows all of them. Printed are
+the median and the 10 % and 90 % quantiles of each case, and its ratio to the part's reference: the median over rounds
+of the ratio within the round.
+
+    python benchmarks/speed.py --weights people --mask-rcnn-weights FILE --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
+
+from benchmarks import report
+from benchmarks.mask_rcnn import PRESET, build_mask_rcnn, load_mask_rcnn
+from dynamask.config import ModelConfig, recipe
+from dynamask.data.coco import CocoDataset
+from dynamask.data.loaders import training_loader
+from dynamask.data.pictures import read_picture
+from dynamask.data.transforms import TrainingTransforms
+from dynamask.engine.memory import keep_freed_memory
+from dynamask.engine.train import Run, loss_weights, train_step
+from dynamask.models.factory import build_model, preset
+from dynamask.models.rcnn import policies
+from dynamask.ops.deform import sampled_deform_conv2d
+from dynamask.predictor import Predictor, load
+from dynamask.structures import MASK_SIZES, DynaMaskError
+
+Case = Callable[[int], object]
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+PHOTO = (480, 640)
+"""Height and width of the photograph, pixels."""
+REFERENCE = "mask_rcnn"
+
+
+def interleave(cases: dict[str, Case], rounds: int, warmup: int = 2) -> dict[str, np.ndarray]:
+    """Milliseconds (rounds,) of each case; every case gets the number of the round, the same for all."""
+    names, times = list(cases), {name: np.zeros(rounds) for name in cases}
+    for number in range(-warmup, rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            cases[name](number)
+            if number >= 0:
+                times[name][number] = (time.perf_counter() - start) * 1e3
+    return times
+
+
+def rows_of(
+    part: str, times: dict[str, np.ndarray], reference: str, extra: dict[str, dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """One row per case: its quantiles in milliseconds, the ratio to the reference, and what else is known of it."""
+    return [
+        {
+            "part": part,
+            "case": name,
+            "median_ms": float(np.median(values)),
+            "p10_ms": float(np.quantile(values, 0.1)),
+            "p90_ms": float(np.quantile(values, 0.9)),
+            "ratio": float(np.median(values / times[reference])),
+            "reference": reference,
+            **(extra or {}).get(name, {}),
+        }
+        for name, values in times.items()
+    ]
+
+
+def photograph(path: Path | None) -> np.ndarray:
+    """The picture to predict on, (480, 640, 3) uint8 RGB: scikit-image's astronaut unless a file is given."""
+    if path is not None:
+        pixels = read_picture(path)
+    else:
+        try:
+            from skimage import data
+        except ImportError as error:
+            raise DynaMaskError("scikit-image is missing; install it or give a photograph with --image") from error
+        pixels = data.astronaut()
+    return np.array(Image.fromarray(pixels).resize(PHOTO[::-1], Image.Resampling.BILINEAR))
+
+
+def mixed_boxes(count: int, image_size: tuple[int, int], seed: int = 0) -> Tensor:
+    """(count, 4) xyxy boxes inside an image of (height, width), sides log-uniform from 24 to 400 pixels."""
+    rng = np.random.default_rng(seed)
+    limit = np.array(image_size[::-1], dtype=np.float64)  # width, height
+    sides = np.minimum(np.exp(rng.uniform(np.log(24), np.log(400), (count, 2))), limit)
+    corner = rng.uniform(0, 1, (count, 2)) * (limit - sides)
+    return torch.from_numpy(np.concatenate([corner, corner + sides], axis=1)).float()
+
+
+def generated_batches(count: int, batch_size: int, seed: int = 0) -> list[Batch]:
+    """Batches of noise pictures of 416 × 312 pixels with one to four ellipses each, for machines without data."""
+    rng, (height, width) = np.random.default_rng(seed), (312, 416)
+    rows, columns = np.mgrid[:height, :width]
+    batches: list[Batch] = []
+    for number in range(count):
+        images, targets = [], []
+        for place in range(batch_size):
+            boxes = mixed_boxes(int(rng.integers(1, 5)), (height, width), seed=seed + number * batch_size + place)
+            masks = []
+            for x0, y0, x1, y1 in boxes.numpy():
+                across = (columns + 0.5 - (x0 + x1) / 2) / (x1 - x0)
+                down = (rows + 0.5 - (y0 + y1) / 2) / (y1 - y0)
+                masks.append(across**2 + down**2 <= 0.25)
+            pixels = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
+            images.append(torch.from_numpy(pixels))
+            targets.append(
+                {
+                    "boxes": boxes,
+                    "labels": torch.ones(len(boxes), dtype=torch.int64),
+                    "masks": torch.from_numpy(np.stack(masks).astype(np.uint8)),
+                    "image_id": number * batch_size + place,
+                }
+            )
+        batches.append((images, targets))
+    return batches
+
+
+def real_batches(arguments: argparse.Namespace, count: int, batch_size: int) -> list[Batch]:
+    """The first batches of a training run on the data that was given."""
+    dataset = CocoDataset(arguments.images, arguments.annotations, TrainingTransforms())
+    loader = training_loader(dataset, batch_size, 0, 0, report.split(dataset, arguments.holdout, False))
+    return [next(loader) for _ in range(count)]
+
+
+class RegionCount:
+    """Counts the regions that go through a module, by a forward hook on it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.counts: list[int] = []
+        module.register_forward_hook(lambda _module, inputs, _output: self.counts.append(len(inputs[0])))
+
+    @property
+    def mean(self) -> float:
+        """Regions a pass."""
+        return float(np.mean(self.counts)) if self.counts else 0.0
+
+
+def measure_prediction(
+    predictor: Predictor, baseline: MaskRCNN, pixels: np.ndarray, count: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Photograph to pasted masks. Both keep the ``count`` best detections, whatever their scores."""
+    counts: dict[str, int] = {}
+
+    def ours(policy: str) -> Case:
+        def predict(_: int) -> None:
+            prediction = predictor(pixels, policy=policy, score=0.0)
+            prediction.paste()
+            counts[f"dynamask {policy}"] = len(prediction)
+
+        return predict
+
+    @torch.inference_mode()
+    def theirs(_: int) -> None:
+        found = baseline([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0])[0]
+        masks = found["masks"][:, 0] > 0.5
+        counts[REFERENCE] = len(masks)
+
+    cases = {REFERENCE: theirs, **{f"dynamask {p}": ours(p) for p in ("learned", "fixed:28", "fixed:112")}}
+    heads = (predictor.model.roi_heads, baseline.roi_heads)
+    before = [(h.score_thresh, h.detections_per_img) for h in heads]
+    try:
+        for head in heads:
+            head.score_thresh, head.detections_per_img = 0.0, count
+        times = interleave(cases, rounds)
+    finally:
+        for head, (score, limit) in zip(heads, before):
+            head.score_thresh, head.detections_per_img = score, limit
+    return rows_of("predict", times, REFERENCE, {name: {"detections": n} for name, n in counts.items()})
+
+
+def measure_training(ours: nn.Module, theirs: nn.Module, batches: list[Batch], rounds: int) -> list[dict[str, Any]]:
+    """One optimiser step with the preset's recipe on the same batches, drawn to the same size; all losses on."""
+    config, losses = recipe(PRESET)
+    ours.mask_branch.switch_enabled = True
+    ours.mask_branch.loss_config = losses
+    counters = {
+        "dynamask": RegionCount(ours.mask_branch.region_fpn.base),
+        REFERENCE: RegionCount(theirs.roi_heads.mask_head),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {
+            name: Run(model, None, config, loss_weights(losses), Path(folder) / name)  # type: ignore[arg-type]
+            for name, model in ((REFERENCE, theirs), ("dynamask", ours))
+        }
+
+        def step(name: str) -> Case:
+            def once(number: int) -> None:
+                torch.manual_seed(number + 1000)  # the same shorter side for both
+                train_step(runs[name], *batches[number % len(batches)])
+
+            return once
+
+        times = interleave({name: step(name) for name in runs}, rounds)
+    extra = {name: {"mask_regions_per_step": counter.mean} for name, counter in counters.items()}
+    return rows_of("training step", times, REFERENCE, extra)
+
+
+def measure_select(predictor: Predictor, pixels: np.ndarray, count: int, rounds: int) -> list[dict[str, Any]]:
+    """Another policy or budget on an explored picture, masks pasted."""
+    prediction = predictor(pixels, boxes=mixed_boxes(count, PHOTO), all_sizes=True)
+    macs = predictor.costs.macs_per_instance
+    budgets = np.linspace(macs[0], macs[-1], 9) * (1 + 1e-9) / 1e9
+
+    def select(**choice: Any) -> Case:
+        return lambda _: predictor.select(prediction, **choice).paste()
+
+    cases: dict[str, Case] = {
+        "budget": lambda n: predictor.select(prediction, budget=float(budgets[n % len(budgets)])).paste(),
+        "learned": select(policy="learned"),
+        "fixed:112": select(policy="fixed:112"),
+    }
+    times = interleave(cases, rounds)
+    return rows_of("select", times, "learned", {name: {"detections": count} for name in cases})
+
+
+def measure_deform(config: ModelConfig, regions: int, rounds: int) -> list[dict[str, Any]]:
+    """Our sampled deformable convolution against torchvision's operator on the stages of a preset."""
+    rows = []
+    for stage, (size, groups) in enumerate(zip(MASK_SIZES[1:], config.offset_groups), start=1):
+        channels = config.region_channels // 2**stage
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(regions, channels, size, size), (regions, 18 * groups, size, size), (channels, channels, 3, 3)]
+        tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        operators = {
+            "torchvision": lambda *t: torchvision_deform_conv2d(*t, padding=1),
+            "sampled": sampled_deform_conv2d,
+        }
+        with torch.inference_mode():
+            ours, theirs = (operator(*tensors) for operator in operators.values())
+            if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+                raise RuntimeError(f"the operators disagree at {size} by {float((ours - theirs).abs().max()):.1e}")
+        for training in (False, True):
+            cases = {name: _deform_case(operator, tensors, training) for name, operator in operators.items()}
+            part = f"deform {channels}x{size}x{size} {'forward+backward' if training else 'forward'}"
+            rows += rows_of(
+                part, interleave(cases, rounds, 1), "torchvision", dict.fromkeys(cases, {"regions": regions})
+            )
+    return rows
+
+
+def _deform_case(operator: Callable[..., Tensor], tensors: list[Tensor], training: bool) -> Case:
+    """One pass of an operator, with all gradients in training."""
+
+    def once(_: int) -> None:
+        if training:
+            torch.autograd.grad(operator(*tensors).sum(), tensors)
+        else:
+            with torch.inference_mode():
+                operator(*tensors)
+
+    return once
+
+
+@torch.inference_mode()
+def measure_branch(
+    predictor: Predictor, baseline: MaskRCNN, pixels: np.ndarray, count: int, rounds: int
+) -> list[dict[str, Any]]:
+    """The mask branch alone on the same boxes: learned sizes, one size for all, and torchvision's FCN head."""
+    model = predictor.model
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+    encoded, _ = model.encode([image])
+    boxes = resize_boxes(mixed_boxes(count, PHOTO), PHOTO, encoded.images.image_sizes[0])
+    labels = torch.ones(count, dtype=torch.int64)
+    macs = np.array(predictor.costs.macs_per_instance, dtype=np.float64)
+    learned = policies.learned(model.regions(encoded, [boxes], [labels]).switch_logits)
+
+    def branch(size: int | None) -> Case:
+        def once(_: int) -> None:
+            state = model.regions(encoded, [boxes], [labels])
+            model.mask_branch.masks(
+                state, policies.learned(state.switch_logits) if size is None else policies.fixed(count, size)
+            )
+
+        return once
+
+    heads = baseline.roi_heads
+    batch, _ = baseline.transform([image])
+    features = baseline.backbone(batch.tensors)
+
+    def fcn(_: int) -> None:
+        pooled = heads.mask_roi_pool(features, [boxes], batch.image_sizes)
+        heads.mask_predictor(heads.mask_head(pooled)).sigmoid()
+
+    cases = {"fixed:112": branch(112), "learned": branch(None)}
+    cases |= {f"fixed:{size}": branch(size) for size in MASK_SIZES[:-1]} | {REFERENCE: fcn}
+    extra = {f"fixed:{size}": {"mean_macs": float(macs[k])} for k, size in enumerate(MASK_SIZES)}
+    extra["learned"] = {"mean_macs": float(macs[learned.numpy()].mean())}
+    return rows_of("mask branch", interleave(cases, rounds), "fixed:112", extra)
+
+
+def load_ours(weights: str) -> Predictor:
+    """A predictor: of a weights file or bundled name, or "random" weights of the preset for one class."""
+    if weights != "random":
+        return load(weights)
+    torch.manual_seed(0)
+    return Predictor(build_model(preset(PRESET, class_names=("__background__", "person"))))
+
+
+def load_theirs(weights: str, config: ModelConfig) -> MaskRCNN:
+    """The Mask R-CNN of a weights file, or with "random" weights and the given configuration."""
+    if weights != "random":
+        return load_mask_rcnn(Path(weights))
+    torch.manual_seed(0)
+    return build_mask_rcnn(config).eval()
+
+
+def fresh_copies(predictor: Predictor, baseline: MaskRCNN) -> tuple[nn.Module, nn.Module]:
+    """Models of their own for training, with the same weights; the losses are those of the preset's recipe."""
+    config = predictor.model.config
+    ours = build_model(config, loss_config=recipe(PRESET)[1])
+    ours.load_state_dict(predictor.model.state_dict())
+    theirs = build_mask_rcnn(baseline.config)
+    theirs.load_state_dict(baseline.state_dict())
+    return ours, theirs
+
+
+def describe(row: dict[str, Any]) -> list[str]:
+    """Cells of a row of the printed table."""
+    known = {"part", "case", "median_ms", "p10_ms", "p90_ms", "ratio", "reference"}
+    notes = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in row.items() if key not in known]
+    return [
+        row["part"] + ": " + row["case"],
+        f"{row['median_ms']:.1f}",
+        f"{row['p10_ms']:.1f}",
+        f"{row['p90_ms']:.1f}",
+        f"{row['ratio']:.2f}",
+        f"of {row['reference']}",
+        ", ".join(notes),
+    ]
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of all parts that were asked for."""
+    predictor = load_ours(arguments.weights)
+    baseline = load_theirs(arguments.mask_rcnn_weights, predictor.model.config)
+    pixels, count, rounds = photograph(arguments.image), arguments.detections, arguments.rounds
+
+    def training() -> list[dict[str, Any]]:
+        size = recipe(PRESET)[0].batch_size
+        real = arguments.images is not None
+        batches = real_batches(arguments, 4, size) if real else generated_batches(4, size)
+        return measure_training(*fresh_copies(predictor, baseline), batches, rounds)
+
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "predict": lambda: measure_prediction(predictor, baseline, pixels, count, rounds),
+        "train": training,
+        "select": lambda: measure_select(predictor, pixels, count, rounds),
+        "deform": lambda: measure_deform(predictor.model.config, count, rounds),
+        "branch": lambda: measure_branch(predictor, baseline, pixels, count, rounds),
+    }
+    return list(itertools.chain.from_iterable(parts[name]() for name in arguments.parts))
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    report.check_json_target(arguments.json)
+    if (arguments.images is None) != (arguments.annotations is None):
+        raise DynaMaskError("--images and --annotations belong together; give both or neither")
+    if min(arguments.rounds, arguments.detections) < 1:
+        raise DynaMaskError("--rounds and --detections must be at least 1; give whole numbers")
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    kept = keep_freed_memory() if arguments.keep_memory else False
+    facts = report.machine()
+    rows = measure(arguments)
+    settings = {
+        "weights": arguments.weights,
+        "mask_rcnn_weights": arguments.mask_rcnn_weights,
+        "picture": "astronaut" if arguments.image is None else arguments.image.name,
+        "picture_size": list(PHOTO),
+        "detections": arguments.detections,
+        "rounds": arguments.rounds,
+        "keep_freed_memory": kept,
+        "training_batches": "generated" if arguments.images is None else "real",
+    }
+    print(report.machine_line(facts))
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()))
+    header = ["", "median ms", "p10", "p90", "ratio", "", ""]
+    print(report.table(header, [describe(row) for row in rows]))
+    report.write_json({"machine": facts, "settings": settings, "rows": rows}, arguments.json)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    parser = argparse.ArgumentParser(prog="speed", description=__doc__.split("\n", 1)[0])
+    names = ["predict", "train", "select", "deform", "branch"]
+    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="what to measure (default: all)")
+    parser.add_argument("--weights", default="people", help="bundled name, .safetensors file or random")
+    parser.add_argument("--mask-rcnn-weights", default="random", metavar="FILE|random", help="of mask_rcnn.py train")
+    parser.add_argument("--image", type=Path, metavar="P", help="photograph (default: scikit-image's astronaut)")
+    report.add_data_flags(parser, required=False)
+    parser.add_argument("--detections", type=int, default=20, help="of both models, and boxes given (default: 20)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed runs of each case (default: 15)")
+    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
+    parser.add_argument(
+        "--keep-memory", action=argparse.BooleanOptionalAction, default=True,
+        help="keep freed memory in the process, for both models, as training does (default: yes)",
+    )  # fmt: skip
+    report.add_json_flag(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return report.run("speed", lambda: _measure(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
