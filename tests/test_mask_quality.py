@@ -1,0 +1,228 @@
+"""Mask and boundary IoU against their definitions, the bootstrap, and the oracle against brute force."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from dynamask.evaluation.mask_quality import (
+    boundary_iou,
+    boundary_width,
+    mask_iou,
+    oracle_sizes,
+    paired_bootstrap,
+    quality_by_size,
+    share_of_oracle_gain,
+)
+from dynamask.structures import DynaMaskError
+
+
+def random_mask(rng, shape):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    mask = np.zeros(shape, bool)
+    for _ in range(3):  # discs, some cut off by the border
+        cy, cx, r = rng.uniform(0, shape[0]), rng.uniform(0, shape[1]), rng.uniform(2, min(shape) / 2)
+        mask |= (y - cy) ** 2 + (x - cx) ** 2 <= r**2
+    return mask & (rng.uniform(size=shape) > 0.01)
+
+
+def rim(mask, width):
+    """Pixels of the mask with a pixel outside of it (or of the image) within a square of 2 width + 1."""
+    padded = np.pad(mask, width)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * width + 1, 2 * width + 1))
+    return mask & ~windows.all(axis=(2, 3))
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (150, 100), (33, 31)])
+def test_ious_equal_their_definitions(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        a, b = random_mask(rng, shape), random_mask(rng, shape)
+        assert mask_iou(a, b) == pytest.approx((a & b).sum() / (a | b).sum())
+        for ratio in (0.02, 0.05):
+            width = max(1, round(ratio * float(np.hypot(*shape))))
+            assert width == boundary_width(shape, ratio)
+            rim_a, rim_b = rim(a, width), rim(b, width)
+            expected = (rim_a & rim_b).sum() / (rim_a | rim_b).sum()
+            assert boundary_iou(a, b, ratio) == pytest.approx(expected)
+
+
+def test_boundary_equals_faster_coco_eval():
+    faster = pytest.importorskip("faster_coco_eval.core.mask")
+    rng = np.random.default_rng(1)
+    for shape in [(480, 640), (61, 83), (100, 100)]:
+        a, b = random_mask(rng, shape), random_mask(rng, shape)
+        rims = [
+            faster.decode(faster.rleToBoundary(faster.encode(np.asfortranarray(m.astype(np.uint8))), 0.02)).astype(bool)
+            for m in (a, b)
+        ]
+        assert boundary_iou(a, b) == pytest.approx((rims[0] & rims[1]).sum() / (rims[0] | rims[1]).sum())
+
+
+def test_ious_of_empty_full_and_disjoint_masks():
+    empty, full = np.zeros((40, 50), bool), np.ones((40, 50), bool)
+    corner, other = empty.copy(), empty.copy()
+    corner[:4, :4], other[30:, 30:] = True, True
+    for measure in (mask_iou, boundary_iou):
+        assert measure(empty, empty) == 0
+        assert measure(empty, full) == measure(full, empty) == measure(corner, other) == 0
+        assert measure(full, full) == measure(corner, corner) == 1
+    assert mask_iou(corner.astype(np.uint8) * 255, corner) == 1
+    assert mask_iou(np.ones((1, 1), bool), np.ones((1, 1), bool)) == boundary_iou(full[:1, :1], full[:1, :1]) == 1
+    with pytest.raises(ValueError):
+        mask_iou(empty, empty[:-1])
+
+
+def test_quality_by_size_equals_the_single_measures():
+    rng = np.random.default_rng(2)
+    truths = np.stack([random_mask(rng, (50, 70)) for _ in range(3)])
+    by_size = [np.stack([random_mask(rng, (50, 70)) for _ in range(3)]) for _ in range(4)]
+    mask_ious, boundary_ious = quality_by_size(truths, by_size)
+    assert mask_ious.shape == boundary_ious.shape == (3, 4)
+    for i, k in itertools.product(range(3), range(4)):
+        assert mask_ious[i, k] == mask_iou(truths[i], by_size[k][i])
+        assert boundary_ious[i, k] == boundary_iou(truths[i], by_size[k][i])
+    none = np.zeros((0, 50, 70), bool)
+    assert quality_by_size(none, [none] * 4)[0].shape == (0, 4)
+    with pytest.raises(ValueError):
+        quality_by_size(truths, [truths[:2]])
+
+
+def test_masks_are_compared_fast_enough_for_thousands():
+    rng = np.random.default_rng(3)
+    a, b = np.zeros((2, 480, 640), bool)
+    a[100:260, 200:330], b[104:256, 205:335] = rng.uniform(size=(160, 130)) > 0.1, True
+    start = time.process_time()
+    for _ in range(100):
+        boundary_iou(a, b)
+    assert time.process_time() - start < 1.0  # measured: 0.05 s
+
+
+def test_paired_bootstrap():
+    rng = np.random.default_rng(4)
+    differences = rng.normal(0.3, 1.0, 400)
+    mean, low, high = paired_bootstrap(differences)
+    assert mean == pytest.approx(differences.mean())
+    half = 1.96 * differences.std() / 20
+    assert low == pytest.approx(mean - half, abs=0.02) and high == pytest.approx(mean + half, abs=0.02)
+    assert paired_bootstrap(differences) == (mean, low, high)
+    assert paired_bootstrap(differences, seed=1) != (mean, low, high)
+    assert paired_bootstrap(np.full(5, 0.25)) == (0.25, 0.25, 0.25)
+    with pytest.raises(DynaMaskError):
+        paired_bootstrap(np.zeros(0))
+    with pytest.raises(ValueError):
+        paired_bootstrap(np.array([1.0, np.nan]))
+
+
+def test_bootstrap_interval_covers():
+    """Of 200 data sets with a true mean of zero, about 95 % of the intervals contain it."""
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(200):
+        _, low, high = paired_bootstrap(rng.normal(size=60), samples=400)
+        covered += low <= 0 <= high
+    assert 178 <= covered <= 199
+
+
+def brute_force(quality, macs, budget):
+    n = len(quality)
+    best = -np.inf
+    for choice in itertools.product(range(len(macs)), repeat=n):
+        choice = np.array(choice)
+        if macs[choice].sum() <= n * budget:
+            best = max(best, quality[np.arange(n), choice].sum())
+    return best
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_oracle_equals_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    n, k = int(rng.integers(1, 7)), int(rng.integers(2, 5))
+    macs = rng.permutation(np.cumsum(rng.integers(1, 50_000_000, k)))
+    quality = [
+        rng.uniform(size=(n, k)),  # any shape of curve
+        np.sort(rng.uniform(size=(n, k)), axis=1),
+        rng.integers(0, 3, (n, k)) / 2,  # many ties
+        -rng.exponential(size=(n, k)) * 10,  # log-probabilities
+    ][seed % 4]
+    for budget in rng.uniform(macs.min(), macs.max() * 1.05, 5):
+        sizes = oracle_sizes(quality, macs, float(budget))
+        assert sizes.shape == (n,) and sizes.dtype == np.int64
+        assert macs[sizes].mean() <= budget
+        assert quality[np.arange(n), sizes].sum() == pytest.approx(brute_force(quality, macs, budget), abs=1e-9)
+
+
+def table_solution(quality, units, capacity):
+    """Textbook dynamic programme over every total cost in small integer units."""
+    best = np.full(capacity + 1, -np.inf)
+    best[0] = 0
+    for row in quality:
+        new = np.full_like(best, -np.inf)
+        for value, unit in zip(row, units):
+            new[unit:] = np.maximum(new[unit:], best[: capacity + 1 - unit] + value)
+        best = new
+    return best.max()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_oracle_equals_a_cost_table_on_hundreds(seed):
+    rng = np.random.default_rng(seed)
+    n, units = 300, np.array([3, 8, 13, 18]) if seed % 2 else np.array([2, 7, 11, 23])
+    quality = rng.uniform(0.3, 0.9, (n, 1)) + np.cumsum(rng.exponential([[0, 0.05, 0.02, 0.01]], (n, 4)), axis=1)
+    quality += rng.normal(0, 0.01, (n, 4))
+    if seed >= 8:
+        quality = quality.round(2)  # ties
+    for mean in (units[0], 5.01, 9.7, 17.99):
+        sizes = oracle_sizes(quality, units, mean)
+        assert units[sizes].sum() <= n * mean
+        expected = table_solution(quality, units, int(n * mean))
+        assert quality[np.arange(n), sizes].sum() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["noisy", "ties", "identical"])
+def test_oracle_of_thousands_is_fast(kind):
+    rng = np.random.default_rng(7)
+    macs = np.array([11_303_741, 30_581_123, 49_990_871, 69_400_619])
+    quality = 0.6 + np.cumsum(rng.exponential([[0, 0.05, 0.02, 0.01]], (3000, 4)), axis=1)
+    quality += rng.normal(0, 0.02, (3000, 4))
+    if kind == "ties":
+        quality = quality.round(2)
+    if kind == "identical":
+        quality = np.tile([0.5, 0.6, 0.65, 0.66], (3000, 1))
+    start = time.process_time()
+    sizes = oracle_sizes(quality, macs, 35e6)
+    assert time.process_time() - start < 30
+    assert macs[sizes].mean() <= 35e6
+    assert macs[sizes].mean() > 35e6 - 1e5
+
+
+def test_oracle_limits():
+    macs = np.array([10, 20, 40, 80])
+    quality = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.5, 0.5, 0.5, 0.5]])
+    assert oracle_sizes(quality, macs, 1000).tolist() == [3, 0, 0]  # of equal qualities the cheaper
+    assert oracle_sizes(quality, macs, 10).tolist() == [0, 0, 0]
+    assert oracle_sizes(np.zeros((0, 4)), macs, 10).shape == (0,)
+    for budget in (9.99, float("nan"), float("inf"), -1):
+        with pytest.raises(DynaMaskError):
+            oracle_sizes(quality, macs, budget)
+    with pytest.raises(ValueError):
+        oracle_sizes(quality, macs[:3], 20)
+    with pytest.raises(ValueError):
+        oracle_sizes(np.full((2, 4), np.nan), macs, 20)
+
+
+def test_oracle_accepts_the_mean_cost_of_an_assignment():
+    """A budget computed as a mean must admit the assignment that it was computed from."""
+    rng = np.random.default_rng(8)
+    macs = np.array([11_303_741, 30_581_123, 49_990_871, 69_400_619])
+    for n in (3, 7, 49, 301):
+        assigned = rng.integers(0, 4, n)
+        quality = np.eye(4)[assigned]
+        assert oracle_sizes(quality, macs, float(macs[assigned].mean())).tolist() == assigned.tolist()
+
+
+def test_share_of_oracle_gain():
+    assert share_of_oracle_gain(0.75, 0.5, 1.0) == pytest.approx(0.5)
+    assert share_of_oracle_gain(0.4, 0.5, 1.0) < 0
+    assert share_of_oracle_gain(0.5, 0.5, 0.5) is None
