@@ -118,7 +118,7 @@ def assert_same(ours, theirs):
         assert ours[key] == (None if theirs[key] is None else pytest.approx(theirs[key], abs=1e-12)), key
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_equals_pycocotools(seed):
     annotations, results = generated(seed)
     assert any(a["iscrowd"] for a in annotations["annotations"])
@@ -176,7 +176,7 @@ def test_image_ids_restrict_truths_and_results():
 
 
 def test_no_results_is_zero_and_no_truth_is_undefined():
-    annotations, results = generated(8)
+    annotations, results = generated(1)
     found = evaluate_coco(annotations, [])
     assert list(found) == ["bbox", "segm", "boundary"]
     assert all(found[iou_type][key] == 0.0 for iou_type in found for key in AP_KEYS)
