@@ -1,0 +1,362 @@
+"""Training: schedules by hand, a loss that falls, a run that resumes to the last bit, and checkpoints that refuse."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_models import picture, target, tiny_model
+from torch import nn
+
+from dynamask.config import LossConfig, TrainConfig, recipe
+from dynamask.data import TrainingTransforms, training_loader
+from dynamask.engine.checkpoint import load_model, load_run, load_weights, read_header, save_model
+from dynamask.engine.train import (
+    RUN_FILE,
+    Run,
+    WeightAverage,
+    build_optimizer,
+    freeze,
+    loss_weights,
+    lr_factor,
+    parameter_groups,
+    total_loss,
+    train,
+    train_step,
+)
+from dynamask.structures import DynaMaskError
+
+LOSSES = LossConfig(budget_target=0.05)
+
+
+class Rectangles(torch.utils.data.Dataset):
+    """Four noisy pictures with brighter rectangles where the objects are; the last is empty."""
+
+    def __init__(self, transforms=None) -> None:
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int):
+        found = target(64, 64, objects=(2, 1, 1, 0)[index], image_id=100 + index)
+        image = picture(64, 64, seed=index) * 80
+        image[:, found["masks"].bool().any(0)] += 150
+        sample = image.to(torch.uint8), {**found, "area": torch.ones(len(found["boxes"]))}
+        sample[1]["iscrowd"] = torch.zeros(len(found["boxes"]), dtype=torch.int64)
+        return self.transforms(*sample) if self.transforms else sample
+
+
+class Toy(nn.Module):
+    """Two losses of one weight; what they are can be replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+        self.still = nn.Parameter(torch.tensor([7.0]), requires_grad=False)
+        self.broken: str | None = None
+
+    def forward(self, images, targets):
+        losses = {"loss_mask": (self.weight**2).sum(), "loss_edge": self.weight.abs().sum()}
+        if self.broken:
+            losses[self.broken] = losses[self.broken] * math.nan
+        return losses
+
+
+SHORT = TrainConfig(
+    batch_size=2,
+    iterations=4,
+    warm_start=0.25,
+    optimizer="adamw",
+    lr=1e-3,
+    backbone_lr_factor=0.5,
+    warmup=2,
+    schedule="cosine",
+    clip_norm=10.0,
+    ema_decay=0.9,
+    workers=0,
+    save_every=2,
+    log_every=1,
+)
+
+
+def toy_run(out, **changes) -> Run:
+    config = dataclasses.replace(SHORT, **changes)
+    return Run(Toy(), training_loader(Rectangles(), config.batch_size), config, loss_weights(LOSSES), out)
+
+
+def real_run(out, seed: int = 0, settings: dict | None = None, **changes) -> Run:
+    config = dataclasses.replace(SHORT, **changes)
+    loader = training_loader(Rectangles(TrainingTransforms()), config.batch_size, config.seed)
+    model = tiny_model(seed=seed, loss_config=LOSSES, min_sizes=(48, 64))
+    return Run(model, loader, config, loss_weights(LOSSES), out, settings or {"model": "tiny"})
+
+
+def log_of(run: Run) -> list[dict[str, float]]:
+    with (run.out / "log.csv").open() as stream:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+# Schedules and optimisers
+
+
+def test_warm_up_is_linear_and_the_step_schedule_drops_tenfold():
+    config = TrainConfig(iterations=1200, warmup=100, schedule="step")
+    assert lr_factor(0, config) == pytest.approx(0.01) and lr_factor(49, config) == pytest.approx(0.5)
+    assert lr_factor(99, config) == lr_factor(500, config) == lr_factor(799, config) == 1.0
+    assert lr_factor(800, config) == pytest.approx(0.1) and lr_factor(1099, config) == pytest.approx(0.1)
+    assert lr_factor(1100, config) == pytest.approx(0.01)
+
+
+def test_cosine_schedule_ends_at_zero():
+    config = TrainConfig(iterations=1000, warmup=0, schedule="cosine")
+    factors = [lr_factor(step, config) for step in range(1001)]
+    assert factors[0] == 1.0 and factors[500] == pytest.approx(0.5) and factors[1000] == pytest.approx(0.0, abs=1e-12)
+    assert factors[250] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert all(after <= before for before, after in zip(factors, factors[1:]))
+
+
+def test_the_rate_of_every_group_follows_the_schedule(tmp_path):
+    run = real_run(tmp_path, ema_decay=0.0)
+    rates = {group["lr"] for group in run.optimizer.param_groups}
+    assert rates == {1e-3, 5e-4}
+    images, targets = next(run.loader)
+    for step in (0, 1, 3):
+        run.step = step
+        values = train_step(run, images, targets)
+        factor = lr_factor(step, run.config)
+        found = {round(group["lr"] / factor, 9) for group in run.optimizer.param_groups}
+        assert found == {1e-3, 5e-4} and values["lr"] in {group["lr"] for group in run.optimizer.param_groups}
+
+
+def test_groups_hold_every_trainable_parameter_once():
+    model = tiny_model()
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    for optimizer in ("sgd", "adamw"):
+        config = TrainConfig(optimizer=optimizer, lr=0.1, backbone_lr_factor=0.5, weight_decay=0.02)
+        groups = parameter_groups(model, config)
+        members = [id(p) for group in groups for p in group["params"]]
+        assert len(members) == len(set(members)) and set(members) == trainable
+        body = {id(p) for p in model.backbone.body.parameters()}
+        for group in groups:
+            assert {id(p) in body for p in group["params"]} == {group["lr"] == 0.05}
+            vectors = {p.ndim <= 1 for p in group["params"]}
+            if optimizer == "adamw":
+                assert vectors == {group["weight_decay"] == 0.0}
+            else:
+                assert group["weight_decay"] == 0.02
+    assert isinstance(build_optimizer(model, TrainConfig()), torch.optim.SGD)
+    assert isinstance(build_optimizer(model, SHORT), torch.optim.AdamW)
+
+
+def test_recipes_are_the_papers_and_a_small_one():
+    paper, losses = recipe("dynamask_resnet50_fpn")
+    assert (paper.optimizer, paper.lr, paper.batch_size, paper.momentum) == ("sgd", 0.02, 16, 0.9)
+    assert (paper.weight_decay, paper.warmup, paper.clip_norm, paper.schedule) == (1e-4, 500, 35.0, "step")
+    assert losses.edge_weight == 0.1 and losses.switch_weight in (0.3, 0.4, 0.5)
+    small, _ = recipe("dynamask_mobilenetv2_fpn_small")
+    assert small.optimizer == "adamw" and small.schedule == "cosine"
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"schedule": "none"}, {"batch_size": 0}, {"iterations": 0}])
+def test_settings_that_do_not_exist_are_refused(wrong):
+    with pytest.raises(DynaMaskError, match=next(iter(wrong))):
+        dataclasses.replace(SHORT, **wrong)
+
+
+def test_average_moves_by_hand():
+    model = Toy()
+    average = WeightAverage(model, decay=0.25)
+    expected = model.weight.detach().clone()
+    for update in (1, 2, 3):
+        with torch.no_grad():
+            model.weight += 1.0
+        decay = min(0.25, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+        average.update(model)
+    torch.testing.assert_close(average.state["weight"], expected)
+    assert (1 + 1) / (10 + 1) < 0.25 < (1 + 3) / (10 + 3), "both arms of the minimum were used"
+    assert average.state["still"].item() == 7.0
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    run = toy_run(tmp_path, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, warmup=0, clip_norm=0.01)
+    before = run.model.weight.detach().clone()
+    values = train_step(run, *next(run.loader))
+    assert values["gradient_norm"] > 1
+    assert float((run.model.weight.detach() - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_freezing_the_detector_trains_the_mask_branch_alone(tmp_path):
+    model = tiny_model(loss_config=LOSSES)
+    freeze(model, "detector")
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if ".mask_branch." in name}
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    run = Run(model, training_loader(Rectangles(), 2), SHORT, loss_weights(LOSSES), tmp_path)
+    run.step = 2
+    train_step(run, *next(run.loader))
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed and changed <= trainable
+
+
+# The loop
+
+
+def test_a_few_steps_reduce_the_loss_and_leave_a_log(tmp_path):
+    torch.manual_seed(0)
+    run = real_run(tmp_path, iterations=16, batch_size=4, lr=3e-3, save_every=100, warm_start=0.25)
+    saved = []
+    train(run, on_save=lambda r: saved.append(r.step), progress=False)
+    rows = log_of(run)
+    assert [row["step"] for row in rows] == list(range(1, 17)) and saved == [16] and run.step == 16
+    weights = loss_weights(LOSSES)
+    for row in rows:
+        assert row["loss"] == pytest.approx(sum(row[name] * weights[name] for name in weights), rel=1e-3)
+    detector = ("loss_objectness", "loss_classifier", "loss_mask", "loss_edge")
+    first, last = (sum(row[name] for row in part for name in detector) for part in (rows[:3], rows[-3:]))
+    assert last < 0.9 * first
+    assert all(row["loss_budget"] == row["loss_entropy"] == 0 for row in rows[:4]), "phase one has no switch"
+    assert all(row["loss_budget"] > 0 and row["loss_entropy"] < 0 for row in rows[4:])
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+class Stopped(Exception):
+    """A run that is interrupted."""
+
+
+def stop_at(step: int):
+    def stop(run: Run) -> None:
+        if run.step == step:
+            raise Stopped
+
+    return stop
+
+
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path):
+    torch.manual_seed(5)
+    straight = real_run(tmp_path / "straight")
+    torch.manual_seed(5)
+    train(straight, progress=False)
+
+    interrupted = real_run(tmp_path / "resumed")
+    torch.manual_seed(5)
+    with pytest.raises(Stopped):
+        train(interrupted, on_save=stop_at(2), progress=False)
+    torch.manual_seed(99)
+    resumed = real_run(tmp_path / "resumed", seed=3)
+    resumed.resume()
+    assert resumed.step == 2
+    train(resumed, progress=False)
+
+    assert resumed.step == straight.step == 4
+    expected, found = straight.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert all(torch.equal(resumed.final_state()[key], value) for key, value in straight.final_state().items())
+    assert any(not torch.equal(straight.final_state()[key], expected[key]) for key in expected), "an average of its own"
+    theirs, ours = straight.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    assert all(torch.equal(ours[i][k], v) for i, state in theirs.items() for k, v in state.items())
+    assert log_of(resumed) == log_of(straight)
+
+
+def test_resuming_with_other_settings_is_refused_and_names_them(tmp_path):
+    run = toy_run(tmp_path)
+    run.settings = {"lr": 0.1, "model": "toy"}
+    train(run, progress=False)
+    other = toy_run(tmp_path)
+    other.settings = {"lr": 0.2, "model": "toy"}
+    with pytest.raises(DynaMaskError, match=r"started with other settings \(lr\)"):
+        other.resume()
+    other.settings = {"lr": 0.1, "model": "toy"}
+    other.resume()
+    assert other.step == 4 and torch.equal(other.model.weight, run.model.weight)
+
+
+@pytest.mark.parametrize("broken", ["loss_mask", "loss_edge"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_which(tmp_path, broken):
+    run = toy_run(tmp_path)
+    run.model.broken = broken
+    with pytest.raises(DynaMaskError) as caught:
+        train(run, progress=False)
+    message = str(caught.value)
+    assert message.startswith(f"{broken} is not finite at step 0 (pictures 10") and "learning rate" in message
+    named = message.split("(pictures ")[1].split(")")[0].split(", ")
+    assert len(named) == 2 and {int(name) for name in named} <= {100, 101, 102, 103}
+    assert run.model.weight.tolist() == [2.0, -1.0], "no step was taken"
+    assert not (tmp_path / RUN_FILE).exists()
+
+
+def test_the_total_is_a_weighted_sum_that_keeps_its_gradient():
+    x = torch.tensor(3.0, requires_grad=True)
+    total_loss({"loss_mask": x**2, "loss_edge": x}, {"loss_mask": 2.0, "loss_edge": 0.1}).backward()
+    assert float(x.grad) == pytest.approx(2 * 2 * 3 + 0.1)
+
+
+# Checkpoints
+
+
+def test_weights_carry_their_configuration(tmp_path):
+    model = tiny_model(category_ids=(5, 6, 9)).eval()
+    path = tmp_path / "folder" / "model.safetensors"
+    save_model(model, path, training={"seed": 3, "images_seen": 128})
+    header = read_header(path)
+    assert header["training"] == {"seed": 3, "images_seen": 128}
+    assert header["config"]["category_ids"] == [5, 6, 9]
+    loaded = load_model(path)
+    assert loaded.config == model.config and not loaded.training
+    own = model.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in loaded.state_dict().items())
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.safetensors"]
+    average = {key: value + 1 if value.is_floating_point() else value for key, value in own.items()}
+    save_model(model, path, state=average)
+    key = "rpn.head.cls_logits.weight"
+    assert torch.equal(load_model(path).state_dict()[key], own[key] + 1)
+
+
+def test_foreign_truncated_and_missing_weights_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(DynaMaskError, match="do not exist"):
+        load_model(path)
+    with pytest.raises(DynaMaskError, match="do not exist"):
+        load_model(tmp_path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(DynaMaskError, match="were not written by dynamask"):
+        load_model(path)
+    for content in (b"", b"PK not weights", json.dumps({"format": "dynamask-1"}).encode()):
+        path.write_bytes(content)
+        with pytest.raises(DynaMaskError, match="cannot be read as safetensors"):
+            load_model(path)
+    save_model(tiny_model(), path)
+    whole = path.read_bytes()
+    for length in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DynaMaskError, match="cannot be read as safetensors"):
+            load_model(path)
+
+
+def test_weights_of_another_model_name_the_keys_that_differ(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(tiny_model(num_classes=3), path)
+    with pytest.raises(DynaMaskError, match="roi_heads.box_predictor.bbox_pred.bias") as caught:
+        load_weights(tiny_model(num_classes=4), path)
+    assert "do not fit the model" in str(caught.value)
+    model = tiny_model(num_classes=3)
+    state = {key: value for key, value in model.state_dict().items() if key != "rpn.head.cls_logits.weight"}
+    save_model(model, path, state=state)
+    with pytest.raises(DynaMaskError, match="1 tensors differ, first rpn.head.cls_logits.weight"):
+        load_model(path)
+
+
+def test_a_run_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(DynaMaskError, match="no run to resume"):
+        load_run(tmp_path / RUN_FILE)
+    run = toy_run(tmp_path)
+    run.save()
+    whole = (tmp_path / RUN_FILE).read_bytes()
+    for content in (b"", b"garbage that is no archive", whole[: len(whole) // 2]):
+        (tmp_path / RUN_FILE).write_bytes(content)
+        with pytest.raises(DynaMaskError, match="cannot be read"):
+            load_run(tmp_path / RUN_FILE)
