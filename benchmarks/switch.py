@@ -24,8 +24,9 @@ from benchmarks import report
 from dynamask.data.coco import CocoDataset
 from dynamask.engine.evaluate import EvaluationOptions, Instances, collect
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.evaluation.mask_quality import oracle_sizes, paired_bootstrap, share_of_oracle_gain
+from dynamask.evaluation.mask_quality import paired_bootstrap, share_of_oracle_gain
 from dynamask.models.rcnn import policies
+from dynamask.ops.knapsack import best_under_budget
 from dynamask.predictor import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -120,7 +121,7 @@ def compare(quality: np.ndarray, choice: np.ndarray, costs: np.ndarray, draws: i
     best = best_fixed_within(quality, costs, limit)
     low, high, weight = interpolated_fixed(quality, costs, limit)
     mixture = quality[:, low] * (1 - weight) + quality[:, high] * weight
-    oracle = at(quality, oracle_sizes(quality, costs, limit))
+    oracle = at(quality, best_under_budget(quality, costs, limit))
     return {
         "learned": float(own.mean()),
         "permuted": float(chance.mean()),

@@ -25,7 +25,7 @@ from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import load_weights, save_model
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.train import RUN_FILE, Run, freeze_detector, loss_weights, train
+from dynamask.engine.train import RUN_FILE, Run, freeze, loss_weights, train
 from dynamask.evaluation.average_precision import evaluate_coco, load_results
 from dynamask.models.factory import build_model, create_model, list_models, preset
 from dynamask.predictor import Prediction, check_choice, load
@@ -143,7 +143,9 @@ def _add_train(commands: Any) -> None:
         "--backbone-weights", metavar="FILE|timm", help="ImageNet weights under timm's names; timm downloads"
     )
     parser.add_argument("--init", type=Path, metavar="FILE", help="start from the weights of a trained model")
-    parser.add_argument("--freeze", choices=["detector"], help="train the mask branch alone")
+    parser.add_argument(
+        "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     _add_fields(parser.add_argument_group("schedule"), TrainConfig)
     _add_fields(parser.add_argument_group("losses"), LossConfig)
@@ -332,8 +334,8 @@ def _train(arguments: argparse.Namespace) -> None:
     model = build_model(model_config, arguments.backbone_weights, loss_config)
     if arguments.init is not None:
         load_weights(model, arguments.init)
-    if arguments.freeze == "detector":
-        freeze_detector(model)
+    if arguments.freeze is not None:
+        freeze(model, arguments.freeze)
     settings = json.loads(
         json.dumps(
             {

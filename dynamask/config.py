@@ -93,6 +93,11 @@ class LossConfig:
     """C_t as a fraction of the full branch's MACs, in (0, 1]."""
     temperature: float = 0.5
     """τ of the Gumbel-softmax (Eq. 2)."""
+    switch_signal: str = "edge"
+    """What tells the switch which size an instance needs: "edge", L_edge as in Eq. 4, or "boundary", the boundary error
+    1 − IoU of each size's mask at one common grid, its width in picture pixels."""
+    boundary_weight: float = 0.0
+    """Weight of the boundary error under the signal "boundary"."""
     switch_gradient: float = 1.0
     """Factor on the gradient that the edge and mask losses send into the switch through y."""
     detach_switch: bool = True
@@ -101,6 +106,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.mask_supervision not in ("all", "selected"):
             raise DynaMaskError(f"mask_supervision is {self.mask_supervision!r}; choose 'all' or 'selected'")
+        if self.switch_signal not in ("edge", "boundary"):
+            raise DynaMaskError(f"switch_signal is {self.switch_signal!r}; choose 'edge' or 'boundary'")
         if not 0 < self.budget_target <= 1:
             raise DynaMaskError(f"budget_target is {self.budget_target}; give a fraction of the full branch in (0, 1]")
         if self.temperature <= 0:

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from dynamask.data.coco import CocoDataset
 from dynamask.evaluation.average_precision import evaluate_coco
-from dynamask.evaluation.mask_quality import boundary_iou, mask_iou, oracle_sizes
+from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.models.rcnn import policies
+from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 PICTURE_POLICIES = ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES))
@@ -244,7 +245,7 @@ def choose(found: Instances, macs: tuple[int, ...], options: EvaluationOptions) 
         if matched.any():
             own = float(np.array(macs, dtype=np.float64)[learned[matched]].mean())
             limit = own if options.budget is None else policies.check_budget(options.budget, macs)
-            choice[matched] = oracle_sizes(quality[matched], macs, limit)
+            choice[matched] = best_under_budget(quality[matched], macs, limit)
         return choice
     price = policies.price_for_budget(found.logits(), macs, options.budget)
     return policies.at_price(found.logits(), macs, price).numpy()

@@ -29,6 +29,7 @@ def loss_weights(config: LossConfig) -> dict[str, float]:
         **dict.fromkeys(DETECTOR_LOSSES, 1.0),
         "loss_mask": config.mask_weight,
         "loss_edge": config.edge_weight,
+        "loss_boundary": config.boundary_weight,
         "loss_budget": config.switch_weight,
         "loss_entropy": config.switch_weight,
     }
@@ -56,10 +57,14 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     ]
 
 
-def freeze_detector(model: nn.Module) -> None:
-    """Stop the gradients of everything but the mask branch; the features are computed anew at every step."""
+def freeze(model: nn.Module, part: str) -> None:
+    """Stop gradients: part "detector" leaves the mask branch to train, "all-but-switch" the switch alone.
+
+    The features of what is frozen are computed anew at every step.
+    """
+    kept = {"detector": ".mask_branch.", "all-but-switch": ".mask_branch.switch."}[part]
     for name, parameter in model.named_parameters():
-        if ".mask_branch." not in name:
+        if kept not in name:
             parameter.requires_grad_(False)
 
 

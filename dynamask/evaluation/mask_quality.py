@@ -111,57 +111,6 @@ def paired_bootstrap(differences: np.ndarray, samples: int = 2000, seed: int = 0
     return float(differences.mean()), float(low), float(high)
 
 
-def oracle_sizes(quality: np.ndarray, macs: Sequence[int] | np.ndarray, budget: float) -> np.ndarray:
-    """The sizes with the best total quality under a mean budget: an exact multiple-choice knapsack.
-
-    A Lagrangian price turns the budget into an upper bound and says for every choice how much it gives away against
-    that bound. Dynamic programming over Pareto-optimal (cost, loss) pairs then runs on the choices that give away
-    little, and on more of them until no choice left out could be part of a better solution. Exact up to the rounding
-    of float64 sums. Hundreds of instances take some ten milliseconds, thousands about a second.
-
-    Args:
-        quality: (N, K) finite, higher is better; for example the mask IoU of every instance at every size.
-        macs: (K,) MACs of an instance at each size.
-        budget: mean MACs per instance, in the unit of ``macs``.
-
-    Returns:
-        (N,) int64 indices into the K sizes; their mean cost is at most ``budget``.
-
-    Raises:
-        DynaMaskError: if the budget is not finite or below the cheapest size.
-        ValueError: if the shapes disagree or a quality is not finite.
-    """
-    quality, macs = np.asarray(quality, dtype=np.float64), np.asarray(macs, dtype=np.float64)
-    if quality.ndim != 2 or macs.shape != quality.shape[1:] or not np.isfinite(quality).all():
-        raise ValueError(f"quality {quality.shape} must be finite and (N, K), with macs {macs.shape} of (K,)")
-    if not np.isfinite(budget) or budget < macs.min():
-        raise DynaMaskError(
-            f"a budget of {budget:g} MACs per instance cannot be kept, the cheapest size costs {macs.min():g}: raise it"
-        )
-    n = len(quality)
-    if n == 0:
-        return np.zeros(0, dtype=np.int64)
-    capacity = n * float(budget) * (1 + 1e-15)  # a budget taken from a mean cost must admit that very assignment
-    price, choice = _price(quality, macs, capacity)
-    priced = quality - price * macs
-    loss = priced.max(axis=1, keepdims=True) - priced  # (N, K), >= 0: what a choice gives away against the bound
-    worst = price * (capacity - macs[choice].sum()) + loss[np.arange(n), choice].sum()
-    runner_up = np.partition(loss, 1, axis=1)[:, 1] if len(macs) > 1 else np.zeros(n)
-    order = np.argsort(runner_up, kind="stable")
-    size = min(n, 32)
-    while True:
-        core, rest = order[:size], order[size:]
-        best = loss[rest].argmin(axis=1)
-        free = capacity - macs[best].sum()
-        found, gap = _best_in_core(loss[core], macs, free, price, worst)
-        if gap < worst:
-            worst, choice = gap, np.empty(n, dtype=np.int64)
-            choice[core], choice[rest] = found, best
-        if size == n or runner_up[order[size]] >= worst:  # no other choice outside the core can improve
-            return choice.astype(np.int64)
-        size = min(n, 2 * size)
-
-
 def share_of_oracle_gain(policy: float, random: float, oracle: float) -> float | None:
     """How much of the gain of a perfect choice over a random one a policy reaches.
 
@@ -177,69 +126,6 @@ def share_of_oracle_gain(policy: float, random: float, oracle: float) -> float |
     """
     gain = oracle - random
     return float((policy - random) / gain) if gain > 0 else None
-
-
-def _price(quality: np.ndarray, macs: np.ndarray, capacity: float) -> tuple[float, np.ndarray]:
-    """Smallest price per MAC (to float precision) at which the best choices keep the capacity, and those choices."""
-    by_cost = np.argsort(macs, kind="stable")  # ties go to the cheaper size
-    quality, macs = quality[:, by_cost], macs[by_cost]
-
-    def choose(price: float) -> np.ndarray:
-        return (quality - price * macs).argmax(axis=1)
-
-    steps = np.diff(np.unique(macs))
-    high = 2 * float(np.ptp(quality)) / float(steps.min()) + 1e-300 if steps.size else 0.0
-    low, choice = 0.0, choose(0.0)
-    if macs[choice].sum() <= capacity:
-        return 0.0, by_cost[choice]
-    for _ in range(200):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        low, high = (low, middle) if macs[choose(middle)].sum() <= capacity else (middle, high)
-    return high, by_cost[choose(high)]
-
-
-def _best_in_core(
-    loss: np.ndarray, macs: np.ndarray, free: float, price: float, worst: float
-) -> tuple[np.ndarray, float]:
-    """Choices (M,) with the least loss plus priced slack within ``free`` MACs, and that sum.
-
-    States are pairs (cost, loss) sorted by cost; none costs as much as another and is worth no more. A state that
-    cannot keep within ``free`` or cannot end below ``worst`` is dropped. An infinite sum means that no state is left.
-    """
-    costs, losses = np.zeros(1), np.zeros(1)
-    allowed = loss <= worst
-    least_ahead, most_ahead = (
-        np.append(np.cumsum(extreme[::-1])[::-1][1:], 0.0)  # (M,) cost of the instances after each one
-        for extreme in (np.where(allowed, macs, np.inf).min(axis=1), np.where(allowed, macs, -np.inf).max(axis=1))
-    )
-    history: list[tuple[np.ndarray, np.ndarray]] = []  # parent state and choice of every state, per instance
-    for i, row in enumerate(loss):
-        options = np.flatnonzero(allowed[i])
-        new_costs = (costs[None, :] + macs[options, None]).ravel()
-        new_losses = (losses[None, :] + row[options, None]).ravel()
-        parents = np.tile(np.arange(costs.size, dtype=np.int32), options.size)
-        choices = np.repeat(options.astype(np.int16), costs.size)
-        values = price * new_costs - new_losses  # total quality but for a constant
-        bound = new_losses + price * np.maximum(free - new_costs - most_ahead[i], 0)
-        kept = np.flatnonzero((bound <= worst) & (new_costs + least_ahead[i] <= free))
-        if kept.size == 0:
-            return np.zeros(0, dtype=np.int64), np.inf
-        kept = kept[np.argsort(new_costs[kept], kind="stable")]  # a few sorted runs: merged in linear time
-        best_before = np.concatenate([[-np.inf], np.maximum.accumulate(values[kept])[:-1]])
-        kept = kept[values[kept] > best_before]
-        kept = kept[np.append(np.diff(new_costs[kept]) > 0, True)]  # of equal costs the last is worth most
-        costs, losses = new_costs[kept], new_losses[kept]
-        history.append((parents[kept], choices[kept]))
-    totals = losses + price * (free - costs)
-    state = int(totals.argmin())
-    gap = float(totals[state])
-    found = np.empty(len(loss), dtype=np.int64)
-    for i in range(len(loss) - 1, -1, -1):
-        parents, choices = history[i]
-        found[i], state = choices[state], parents[state]
-    return found, gap
 
 
 def _cropped_pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

@@ -137,3 +137,37 @@ def mask_edges(masks: Tensor) -> Tensor:
     kernel = masks.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float32)
     padded = F.pad(masks[:, None].float(), (1, 1, 1, 1), mode="replicate")
     return (F.conv2d(padded, kernel[None, None]).abs() > 0.5).float()[:, 0]
+
+
+def _erode(masks: Tensor, reach: tuple[int, int]) -> Tensor:
+    """Erode (K, S, S) 0/1 masks by a rectangle of (2·rows + 1) × (2·columns + 1); beyond the border is background."""
+    rows, columns = reach
+    hollow = F.pad((1.0 - masks)[:, None], (columns, columns, rows, rows), value=1.0)
+    hollow = F.max_pool2d(hollow, (1, 2 * columns + 1), stride=1)
+    return 1.0 - F.max_pool2d(hollow, (2 * rows + 1, 1), stride=1)[:, 0]
+
+
+def grid_boundary_iou(masks: Tensor, truth: Tensor, boxes: Tensor, width: Tensor) -> Tensor:
+    """Boundary IoU of crops, with the boundary's width given in picture pixels.
+
+    What the boundary IoU of the pasted masks would be, measured on the grid of the crop: no mask is pasted.
+
+    Args:
+        masks: (N, K, S, S) 0/1, K candidates for each of N instances.
+        truth: (N, S, S) 0/1.
+        boxes: (N, 4) xyxy in picture pixels, what the crops cover.
+        width: (N,) width of the boundary in picture pixels.
+
+    Returns:
+        (N, K) in [0, 1]; 1 where both boundaries are empty.
+    """
+    out = masks.new_ones(masks.shape[:2])
+    size = masks.shape[-1]
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp_min(1e-3)
+    reach = torch.round(width[:, None] * size / sides).clamp(1, size).to(torch.int64)  # (N, 2) columns, rows
+    for i, (columns, rows) in enumerate(reach.tolist()):
+        stack = torch.cat([truth[i][None], masks[i]])  # (K + 1, S, S)
+        rim = (stack - _erode(stack, (rows, columns))).flatten(1)
+        both, either = (rim[1:] * rim[:1]).sum(1), torch.maximum(rim[1:], rim[:1]).sum(1)
+        out[i] = torch.where(either > 0, both / either.clamp_min(1), torch.ones_like(both))
+    return out

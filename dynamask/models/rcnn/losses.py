@@ -56,6 +56,16 @@ def edge_loss(per_resolution: Tensor, selection: Tensor | None) -> Tensor:
     return mask_loss(per_resolution, selection)
 
 
+def selected_error(error: Tensor, selection: Tensor) -> Tensor:
+    """Mean error of the drawn resolutions, Σ_k y_k · error_k: a signal to the switch alone.
+
+    Args:
+        error: (N, K) without gradient, lower is better.
+        selection: (N, K) one-hot y.
+    """
+    return _roi_mean((error * selection).sum(1))
+
+
 def budget_loss(selection: Tensor, macs: Tensor, target: float) -> Tensor:
     """L_budget (Eq. 5): max(E(C)/C_t − 1, 0).
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 
@@ -58,59 +58,6 @@ def check_budget(budget: float, macs: tuple[int, ...]) -> float:
     return min(limit, float(macs[-1]))
 
 
-def best_under_budget(value: np.ndarray, macs: tuple[int, ...], total: float) -> np.ndarray:
-    """Exact multiple-choice knapsack: one size for each of N instances, the sum of values as large as possible.
-
-    Args:
-        value: (N, K) float, higher is better.
-        macs: K increasing costs in MACs.
-        total: Σ of costs allowed, in MACs; at least N · macs[0].
-
-    Returns:
-        (N,) int64. With K costs the total depends only on how many instances take each, so the states of the dynamic
-        programme are the counts of the K − 1 dearer sizes that still fit.
-    """
-    count = len(value)
-    if count == 0:
-        return np.zeros(0, dtype=np.int64)
-    steps = [macs_k - macs[0] for macs_k in macs]
-    slack = total - count * macs[0] + 0.5
-    limits = [min(count, int(slack // step)) if step > 0 else count for step in steps[1:]]
-    grids = np.meshgrid(*[np.arange(limit + 1) for limit in limits], indexing="ij")
-    feasible = sum(grid.astype(np.float64) * step for grid, step in zip(grids, steps[1:])) <= slack
-    feasible &= sum(grids) <= count
-    best = np.full(feasible.shape, -np.inf)
-    best[(0,) * len(limits)] = 0.0
-    choices = np.zeros((count, *feasible.shape), dtype=np.int8)
-    for i in range(count):
-        candidate = best + value[i, 0]
-        for k in range(1, value.shape[1]):
-            axis = k - 1
-            if limits[axis] == 0:
-                continue
-            shifted = np.full_like(best, -np.inf)
-            into = [slice(None)] * len(limits)
-            out_of = [slice(None)] * len(limits)
-            into[axis], out_of[axis] = slice(1, None), slice(None, -1)
-            shifted[tuple(into)] = best[tuple(out_of)] + value[i, k]
-            better = shifted > candidate
-            candidate = np.where(better, shifted, candidate)
-            choices[i][better] = k
-        best = np.where(feasible, candidate, -np.inf)
-    return _trace(choices, np.unravel_index(int(np.argmax(best)), best.shape))
-
-
-def _trace(choices: np.ndarray, state: tuple[np.intp, ...]) -> np.ndarray:
-    """Follow the dynamic programme's choices back from its best final state."""
-    position = [int(s) for s in state]
-    picked = np.zeros(len(choices), dtype=np.int64)
-    for i in range(len(choices) - 1, -1, -1):
-        picked[i] = choices[(i, *position)]
-        if picked[i]:
-            position[picked[i] - 1] -= 1
-    return picked
-
-
 def budget(switch_logits: Tensor, macs: tuple[int, ...], budget_gmacs: float) -> Tensor:
     """Best Σ log p under a mean budget for the instances of one picture, exactly.
 
@@ -121,7 +68,8 @@ def budget(switch_logits: Tensor, macs: tuple[int, ...], budget_gmacs: float) ->
     """
     limit = check_budget(budget_gmacs, macs)
     log_probs = F.log_softmax(switch_logits.double(), dim=1).cpu().numpy()
-    picked = best_under_budget(log_probs, macs, limit * len(log_probs))
+    # MACs are whole, so a thousandth of one only makes up for the rounding of means in GMACs.
+    picked = best_under_budget(log_probs, macs, limit + 1e-3)
     return torch.from_numpy(picked).to(switch_logits.device)
 
 

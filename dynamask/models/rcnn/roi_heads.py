@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +14,11 @@ from dynamask.models.rcnn import losses
 from dynamask.models.rcnn.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule, straight_through_gumbel
 from dynamask.models.rcnn.region_fpn import RegionFPN, RegionState
-from dynamask.ops.masks import crop_mask_pyramid, mask_edges
+from dynamask.ops.masks import crop_mask_pyramid, grid_boundary_iou, mask_edges
 from dynamask.structures import MASK_SIZES
+
+BOUNDARY_WIDTH_RATIO = 0.02
+"""Width of the boundary whose error can guide the switch, of the image's diagonal, as the boundary IoU has it."""
 
 
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
@@ -73,41 +78,60 @@ class MaskBranch(nn.Module):
                     out[row] = probs
         return out
 
-    def losses(self, state: RegionState, target_masks: list[Tensor], noise: Tensor | None = None) -> dict[str, Tensor]:
+    def losses(
+        self,
+        state: RegionState,
+        target_masks: list[Tensor],
+        noise: Tensor | None = None,
+        boundary_width: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Named losses of N positive RoIs (Eq. 3–6), unweighted.
 
         Args:
             state: of :meth:`begin` on the positive RoIs.
             target_masks: K tensors (N, S_k, S_k) in {0, 1}.
             noise: (N, K) Gumbel noise, drawn when absent.
+            boundary_width: (N,) in network-input pixels; needed for the switch signal "boundary".
         """
         every = torch.arange(len(state), device=state.rois.device)
         sizes = range(len(MASK_SIZES))
-        mask_losses = losses.resolution_losses(
-            [self.region_fpn.mask_logits(state, k, every) for k in sizes], target_masks
-        )
-        edge_targets = [mask_edges(target) for target in target_masks]
-        edge_losses = losses.resolution_losses(
-            [self.region_fpn.edge_logits(state, k, every) for k in sizes], edge_targets
-        )
+        mask_logits = [self.region_fpn.mask_logits(state, k, every) for k in sizes]
+        mask_losses = losses.resolution_losses(mask_logits, target_masks)
+        edge_logits = [self.region_fpn.edge_logits(state, k, every) for k in sizes]
+        edge_losses = losses.resolution_losses(edge_logits, [mask_edges(target) for target in target_masks])
+        config, idle = self.loss_config, state.switch_logits.sum() * 0
+        named = {"loss_boundary": idle} if config.switch_signal == "boundary" else {}
         if not self.switch_enabled:
-            idle = state.switch_logits.sum() * 0
-            return {
+            per_size = {
                 "loss_mask": losses.mask_loss(mask_losses, None),
                 "loss_edge": losses.edge_loss(edge_losses, None),
-                "loss_budget": idle,
-                "loss_entropy": idle,
             }
-        config = self.loss_config
+            return {**per_size, **named, "loss_budget": idle, "loss_entropy": idle}
         selection = straight_through_gumbel(state.switch_logits, config.temperature, noise)
         quality = scale_gradient(selection, config.switch_gradient)
+        if config.switch_signal == "boundary":
+            error = self.boundary_error(state, mask_logits, target_masks[-1], boundary_width)
+            named = {"loss_boundary": losses.selected_error(error, selection)}
+            quality = selection.detach()
         fractions = selection.new_tensor(self.costs.fractions)
         return {
             "loss_mask": losses.mask_loss(mask_losses, None if config.mask_supervision == "all" else quality),
             "loss_edge": losses.edge_loss(edge_losses, quality),
+            **named,
             "loss_budget": losses.budget_loss(selection, fractions, config.budget_target),
             "loss_entropy": losses.entropy_loss(F.softmax(state.switch_logits, dim=1)),
         }
+
+    @torch.no_grad()
+    def boundary_error(
+        self, state: RegionState, mask_logits: list[Tensor], truth: Tensor, boundary_width: Tensor
+    ) -> Tensor:
+        """1 − boundary IoU of each size's mask, all brought to the finest grid: (N, K) in [0, 1], no gradient."""
+        if len(state) == 0:
+            return truth.new_zeros((0, len(MASK_SIZES)))
+        probs = [F.interpolate(x.sigmoid()[:, None], size=truth.shape[-2:], mode="bilinear") for x in mask_logits]
+        masks = (torch.cat(probs, dim=1) >= 0.5).to(truth.dtype)  # (N, K, S, S)
+        return 1.0 - grid_boundary_iou(masks, truth, state.rois[:, 1:], boundary_width)
 
 
 class DynaMaskRoIHeads(RoIHeads):
@@ -138,7 +162,7 @@ class DynaMaskRoIHeads(RoIHeads):
         logits, regression = self._boxes(features, proposals, image_shapes)
         loss_classifier, loss_box_reg = fastrcnn_loss(logits, regression, labels, regression_targets)
         losses_of_boxes = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg}
-        return [], {**losses_of_boxes, **self.mask_losses(features, proposals, matched, labels, targets)}
+        return [], {**losses_of_boxes, **self.mask_losses(features, proposals, matched, labels, targets, image_shapes)}
 
     def _boxes(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -165,6 +189,7 @@ class DynaMaskRoIHeads(RoIHeads):
         matched: list[Tensor],
         labels: list[Tensor],
         targets: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
     ) -> dict[str, Tensor]:
         """Losses of the mask branch on at most ``mask_rois`` positive RoIs per image.
 
@@ -182,4 +207,6 @@ class DynaMaskRoIHeads(RoIHeads):
             crops.append(crop_mask_pyramid(target["masks"], kept * target["mask_scale"], MASK_SIZES, match[positive]))
         state = self.mask_branch.begin(features, torch.cat(rois), torch.cat(roi_labels))
         target_masks = [(torch.cat([crop[k] for crop in crops]) >= 0.5).float() for k in range(len(MASK_SIZES))]
-        return self.mask_branch.losses(state, target_masks)
+        diagonals = state.rois.new_tensor([math.hypot(*shape) for shape in image_shapes])
+        width = BOUNDARY_WIDTH_RATIO * diagonals[state.rois[:, 0].long()]
+        return self.mask_branch.losses(state, target_masks, boundary_width=width)
