@@ -57,8 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         from app.handlers import Explorer, find_examples
+        from dynamask.engine.memory import keep_freed_memory
         from dynamask.predictor import load
 
+        keep_freed_memory()
         explorer = Explorer(load(options.weights, device=options.device), find_examples())
         from app import ui
 

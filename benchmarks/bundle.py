@@ -62,25 +62,40 @@ def cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def card(name: str, entry: dict[str, Any]) -> str:
-    """The model card in Markdown."""
+def table(scores: dict[str, Any]) -> list[str]:
+    """The measured policies as lines of a Markdown table."""
     columns = ("policy", "box AP", "mask AP", "AP50", "boundary AP", "mean GMACs", "mask IoU, true boxes",
                "boundary IoU, true boxes", "sizes 14 / 28 / 56 / 112")
-    lines = [
-        f"# {name}", "", f"Model `{entry['model']}`. {entry['data']}", "", f"Licence: {entry['licence']}", "",
-        f"Images seen in training: {entry['images_seen']}; seed {entry['seed']}; trained with the code of commit "
-        f"`{entry['commit']}`.", "", "Trained by:", "", "```", entry["command"], "```", "",
-        f"Measured on {entry['validation_images']} pictures that training never saw ({entry['validation_rule']}):",
-        "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for policy, row in entry["scores"].items():
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for policy, row in scores.items():
         shares = " / ".join(f"{share:.0%}" for share in row["size_shares"].values())
         figures = [row["bbox"]["AP"], row["segm"]["AP"], row["segm"]["AP50"], row["boundary"]["AP"]]
         true_boxes = [row["gt_boxes"]["mean_mask_iou"], row["gt_boxes"]["mean_boundary_iou"]]
         cells = [policy, *map(cell, figures), f"{row['mean_macs_per_instance'] / 1e9:.4f}", *map(cell, true_boxes)]
         lines.append(f"| {' | '.join([*cells, shares])} |")
-    lines += ["", "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. The table is rebuilt by "
-              "`python benchmarks/bundle.py`.", "", entry["notes"], ""]
-    return "\n".join(lines)
+    return lines
+
+
+def card(name: str, entry: dict[str, Any]) -> str:
+    """The model card in Markdown."""
+    return "\n".join([
+        f"# {name}", "", f"Model `{entry['model']}`. {entry['data']}", "", f"Licence: {entry['licence']}", "",
+        f"Images seen in training: {entry['images_seen']}; seed {entry['seed']}; trained with the code of commit "
+        f"`{entry['commit']}`.", "", "Trained by:", "", "```bash", *entry["commands"], "```", "",
+        f"Measured on {entry['validation_images']} pictures that training never saw ({entry['validation_rule']}):",
+        "", *table(entry["scores"]), "",
+        "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. `python benchmarks/bundle.py` measures "
+        "the table and writes this card.", "", entry["notes"], ""])
+
+
+def write_readme(entry: dict[str, Any]) -> None:
+    """Put the measured table between the README's markers."""
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split("<!-- scores:begin", 1)
+    comment, after = rest.split("-->", 1)
+    after = after.split("<!-- scores:end", 1)[1]
+    block = "\n".join(["", "", *table(entry["scores"]), "", ""])
+    readme.write_text(f"{before}<!-- scores:begin{comment}-->{block}<!-- scores:end{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -93,7 +108,9 @@ def main() -> None:
     parser.add_argument("--holdout", type=int, default=8)
     parser.add_argument("--data", required=True, help="a sentence on the training data")
     parser.add_argument("--licence", required=True)
-    parser.add_argument("--command", required=True, help="the command that trained it")
+    parser.add_argument("--command", nargs="+", required=True, help="the commands that trained it, one after the other")
+    parser.add_argument("--images-seen", type=int, help="in training, if the weights' own record is of the last part only")
+    parser.add_argument("--readme", action="store_true", help="put the table into the README as well")
     parser.add_argument("--commit", help="whose code trained it (default: the checkout's)")
     parser.add_argument("--notes", default="")
     options = parser.parse_args()
@@ -110,14 +127,17 @@ def main() -> None:
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     entry = {
         "file": target.name, "sha256": digest, "model": header["config"]["name"],
-        "data": options.data, "licence": options.licence, "command": options.command, "commit": commit,
-        "seed": header["training"]["train"]["seed"], "images_seen": header["training"]["images_seen"],
+        "data": options.data, "licence": options.licence, "commands": options.command, "commit": commit,
+        "seed": header["training"]["train"]["seed"],
+        "images_seen": options.images_seen or header["training"]["images_seen"],
         "validation_images": len(indices),
         "validation_rule": f"the SHA-256 of the decimal image id is divisible by {options.holdout}",
         "macs_per_instance": list(load(target).costs.macs_per_instance), "scores": scores, "notes": options.notes}
     manifest = {**list_bundled(), options.name: entry}
     (checkpoint_dir() / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (checkpoint_dir() / f"{options.name}.md").write_text(card(options.name, entry), encoding="utf-8")
+    if options.readme:
+        write_readme(entry)
 
 
 if __name__ == "__main__":

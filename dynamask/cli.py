@@ -216,6 +216,7 @@ def _costs(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    keep_freed_memory()
     predictor = load(arguments.weights, arguments.device)
     policy = arguments.policy or "learned"
     check_choice(policy, arguments.budget, predictor.costs.macs_per_instance)

@@ -122,6 +122,8 @@ class TrainConfig:
     """Images per step."""
     iterations: int = 90_000
     """Steps in all."""
+    stop_at: int = 0
+    """Stop after this step, the schedule unchanged; 0 runs all steps."""
     warm_start: float = 1 / 12
     """Share of the steps, at the start, without the switch: masks at all resolutions (phase one; an epoch of 12)."""
     optimizer: str = "sgd"

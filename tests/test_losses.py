@@ -242,6 +242,32 @@ def test_switch_gradient_scales_the_quality_term_and_not_the_budget():
     assert whole["loss_edge"].abs().max() > 0
 
 
+def test_boundary_error_trains_the_switch_alone_and_equals_the_drawn_errors():
+    branch, state, targets = branch_and_state(switch_signal="boundary")
+    width, drawn = torch.full((5,), 3.0), [0, 3, 1, 2, 1]
+    found = branch.losses(state, targets, noise_for(drawn), boundary_width=width)
+    assert set(found) == {"loss_mask", "loss_edge", "loss_boundary", "loss_budget", "loss_entropy"}
+    logits = [branch.region_fpn.mask_logits(state, k, torch.arange(5)) for k in range(4)]
+    error = branch.boundary_error(state, logits, targets[-1], width)
+    assert error.shape == (5, 4) and not error.requires_grad and 0 <= float(error.min()) < float(error.max()) <= 1
+    expected = error.numpy()[np.arange(5), drawn].mean()
+    assert float(found["loss_boundary"].detach()) == pytest.approx(expected, rel=1e-5)
+    soft = branch.losses(state, targets, torch.zeros(5, 4), boundary_width=width)
+    assert reached(soft["loss_boundary"], branch.switch) and not reached(soft["loss_boundary"], branch.region_fpn)
+    assert not reached(soft["loss_edge"], branch.switch), "one signal at a time"
+    assert reached(soft["loss_edge"], branch.region_fpn.edge_predictors)
+
+
+def test_boundary_error_is_zero_for_a_mask_that_is_right():
+    branch, state, _ = branch_and_state(switch_signal="boundary")
+    truth = torch.zeros(5, 112, 112)
+    truth[:, 32:80, 24:96] = 1  # on the grid of every size
+    coarse = [torch.nn.functional.max_pool2d(truth, 112 // size) * 40 - 20 for size in MASK_SIZES]
+    error = branch.boundary_error(state, coarse, truth, torch.full((5,), 6.0))
+    assert (error[:, 3] == 0).all() and (error < 0.35).all()
+    assert (branch.boundary_error(state, [-x for x in coarse], truth, torch.full((5,), 6.0)) > 0.5).all()
+
+
 def test_first_phase_leaves_the_switch_alone_and_trains_every_edge_predictor():
     branch, state, targets = branch_and_state()
     branch.switch_enabled = False
@@ -267,7 +293,7 @@ def test_branch_without_a_positive_region(supervision):
 
 def test_weights_are_those_of_equation_7_and_cover_every_loss():
     weights = loss_weights(LossConfig(mask_weight=2.0, edge_weight=0.1, switch_weight=0.4))
-    assert set(weights) == LOSS_NAMES
+    assert set(weights) == LOSS_NAMES | {"loss_boundary"}
     assert weights["loss_mask"] == 2.0 and weights["loss_edge"] == 0.1
     assert weights["loss_budget"] == weights["loss_entropy"] == 0.4
     named = {name: torch.tensor(float(i + 1)) for i, name in enumerate(sorted(LOSS_NAMES))}
@@ -282,7 +308,14 @@ def test_a_loss_without_a_weight_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mask_supervision": "none"}, {"budget_target": 0.0}, {"budget_target": 1.1}, {"temperature": 0.0}]
+    "wrong",
+    [
+        {"mask_supervision": "none"},
+        {"budget_target": 0.0},
+        {"budget_target": 1.1},
+        {"temperature": 0.0},
+        {"switch_signal": "x"},
+    ],
 )
 def test_loss_settings_out_of_range_are_refused(wrong):
     with pytest.raises(DynaMaskError, match=next(iter(wrong))):

@@ -1,5 +1,6 @@
 """Masks meet boxes: one pixel convention, held by hand-made cases and by a round trip."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from dynamask.ops.masks import (
     crop_mask_pyramid,
     crop_masks,
+    grid_boundary_iou,
     mask_edges,
     paste_mask,
     paste_mask_window,
@@ -169,3 +171,33 @@ def test_edges_are_both_sides_of_the_outline(mask, edges):
     found = mask_edges(values)[0]
     assert found.dtype == torch.float32
     assert ["".join(str(int(v)) for v in row) for row in found.tolist()] == edges
+
+
+def rim_by_hand(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Cells of a mask that have something else within reach; what lies beyond the crop is something else."""
+    padded = np.pad(mask, ((rows, rows), (columns, columns)))
+    rim = np.zeros_like(mask)
+    for y, x in zip(*np.nonzero(mask)):
+        rim[y, x] = not padded[y : y + 2 * rows + 1, x : x + 2 * columns + 1].all()
+    return rim
+
+
+def test_boundary_iou_on_the_grid_equals_its_definition():
+    generator = torch.Generator().manual_seed(4)
+    coarse = torch.rand(3, 3, 6, 6, generator=generator)
+    smooth = F.interpolate(coarse, size=(24, 24), mode="bilinear") > 0.45
+    candidates, truth = smooth[:, :2], smooth[:, 2]
+    boxes = torch.tensor([[0.0, 0.0, 48.0, 24.0], [5.0, 5.0, 17.0, 29.0], [2.0, 3.0, 202.0, 203.0]])
+    width = torch.tensor([4.0, 1.0, 1.0])
+    reach = [(4, 2), (1, 2), (1, 1)]  # rows and columns: width · 24 / side of the box, at least 1
+    found = grid_boundary_iou(candidates.float(), truth.float(), boxes, width)
+    for i, (rows, columns) in enumerate(reach):
+        rim = rim_by_hand(truth[i].numpy(), rows, columns)
+        for k in range(2):
+            other = rim_by_hand(candidates[i, k].numpy(), rows, columns)
+            assert float(found[i, k]) == pytest.approx((rim & other).sum() / (rim | other).sum(), abs=1e-6)
+    same = grid_boundary_iou(truth[:, None].float(), truth.float(), boxes, width)
+    assert (same == 1).all()
+    empty = torch.zeros(3, 1, 24, 24)
+    assert (grid_boundary_iou(empty, truth.float(), boxes, width) == 0).all()
+    assert (grid_boundary_iou(empty, empty[:, 0], boxes, width) == 1).all()

@@ -94,10 +94,13 @@ def test_every_loss_reaches_the_module_it_is_meant_to_train(model):
 
 
 @pytest.mark.parametrize("objects", [(0,), (0, 0), (2, 0)], ids=["one empty", "all empty", "one of two empty"])
-def test_pictures_without_objects_train(model, objects):
+@pytest.mark.parametrize("signal", ["edge", "boundary"])
+def test_pictures_without_objects_train(model, objects, signal, monkeypatch):
+    monkeypatch.setattr(model.mask_branch, "loss_config", LossConfig(budget_target=0.05, switch_signal=signal))
     torch.manual_seed(0)
     losses = model(*batch(objects))
-    assert set(losses) == LOSS_NAMES and all(torch.isfinite(loss) for loss in losses.values())
+    assert set(losses) == LOSS_NAMES | ({"loss_boundary"} if signal == "boundary" else set())
+    assert all(torch.isfinite(loss) for loss in losses.values())
     if not any(objects):
         assert all(
             float(losses[name].detach()) == 0 for name in ("loss_mask", "loss_edge", "loss_budget", "loss_entropy")
@@ -112,8 +115,8 @@ def test_mask_targets_are_cut_from_the_picture_not_from_its_resized_copy(model):
     images, targets = [picture(128, 128)], [target(128, 128, objects=1)]
     seen = {}
     losses = model.mask_branch.losses
-    model.mask_branch.losses = lambda state, masks, noise=None: (
-        seen.update(rois=state.rois, masks=masks) or losses(state, masks, noise)
+    model.mask_branch.losses = lambda state, masks, **more: (
+        seen.update(rois=state.rois, masks=masks, **more) or losses(state, masks, **more)
     )
     try:
         torch.manual_seed(0)
@@ -123,6 +126,7 @@ def test_mask_targets_are_cut_from_the_picture_not_from_its_resized_copy(model):
     assert 1 <= len(seen["rois"]) <= TINY["mask_rois"]
     assert [tuple(m.shape[1:]) for m in seen["masks"]] == [(size, size) for size in MASK_SIZES]
     assert all(((m == 0) | (m == 1)).all() for m in seen["masks"])
+    assert seen["boundary_width"].tolist() == pytest.approx([0.02 * 64 * 2**0.5] * len(seen["rois"]))
     box = targets[0]["boxes"][0]
     for roi, mask in zip(seen["rois"], seen["masks"][-1]):
         x0, y0, x1, y1 = (roi[1:] * 2).tolist()  # 128 px are shown to the network as 64

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_models import picture, target, tiny_model
+from small_models import LOSS_NAMES, picture, target, tiny_model
 from torch import nn
 
 from dynamask.config import LossConfig, TrainConfig, recipe
@@ -190,11 +190,15 @@ def test_clipping_bounds_the_step(tmp_path):
     assert float((run.model.weight.detach() - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_freezing_the_detector_trains_the_mask_branch_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("part", "prefix"),
+    [("detector", "roi_heads.mask_branch."), ("all-but-switch", "roi_heads.mask_branch.switch.")],
+)
+def test_what_is_frozen_does_not_train(tmp_path, part, prefix):
     model = tiny_model(loss_config=LOSSES)
-    freeze(model, "detector")
+    freeze(model, part)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {name for name, _ in model.named_parameters() if ".mask_branch." in name}
+    assert trainable == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     run = Run(model, training_loader(Rectangles(), 2), SHORT, loss_weights(LOSSES), tmp_path)
     run.step = 2
@@ -215,7 +219,7 @@ def test_a_few_steps_reduce_the_loss_and_leave_a_log(tmp_path):
     assert [row["step"] for row in rows] == list(range(1, 17)) and saved == [16] and run.step == 16
     weights = loss_weights(LOSSES)
     for row in rows:
-        assert row["loss"] == pytest.approx(sum(row[name] * weights[name] for name in weights), rel=1e-3)
+        assert row["loss"] == pytest.approx(sum(row[name] * weights[name] for name in LOSS_NAMES), rel=1e-3)
     detector = ("loss_objectness", "loss_classifier", "loss_mask", "loss_edge")
     first, last = (sum(row[name] for row in part for name in detector) for part in (rows[:3], rows[-3:]))
     assert last < 0.9 * first

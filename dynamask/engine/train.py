@@ -213,7 +213,7 @@ def train_step(run: Run, images: list[Tensor], targets: list[dict[str, Any]]) ->
 
 
 def train(run: Run, on_save: Callable[[Run], None] | None = None, progress: bool = True) -> None:
-    """Train to ``config.iterations`` steps, from wherever the run stands.
+    """Train to ``config.iterations`` steps (or ``config.stop_at``), from wherever the run stands.
 
     Args:
         run: its model's ``switch_enabled`` (if it has a mask branch) is off during the warm start, phase one.
@@ -222,10 +222,11 @@ def train(run: Run, on_save: Callable[[Run], None] | None = None, progress: bool
     """
     log = RunLog(run.out)
     branch = getattr(run.model, "mask_branch", None)
+    last = min(run.config.stop_at or run.config.iterations, run.config.iterations)
     steps: Iterable[int] = tqdm(
-        range(run.step, run.config.iterations),
+        range(run.step, last),
         initial=run.step,
-        total=run.config.iterations,
+        total=last,
         disable=not progress,
         unit="step",
         dynamic_ncols=True,
@@ -239,7 +240,7 @@ def train(run: Run, on_save: Callable[[Run], None] | None = None, progress: bool
             log.write(run.step, values)
             if progress:
                 steps.set_postfix(loss=f"{values['loss']:.3f}", mask=f"{values.get('loss_mask', math.nan):.3f}")
-        if run.step % run.config.save_every == 0 or run.step == run.config.iterations:
+        if run.step % run.config.save_every == 0 or run.step == last:
             run.save()
             if on_save is not None:
                 on_save(run)
