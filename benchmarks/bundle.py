@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a sentence on the training data")
     parser.add_argument("--licence", required=True)
     parser.add_argument("--command", nargs="+", required=True, help="the commands that trained it, one after the other")
-    parser.add_argument("--images-seen", type=int, help="in training, if the weights' own record is of the last part only")
+    parser.add_argument("--images-seen", type=int, help="of training, if the weights record only its last part")
     parser.add_argument("--readme", action="store_true", help="put the table into the README as well")
     parser.add_argument("--commit", help="whose code trained it (default: the checkout's)")
     parser.add_argument("--notes", default="")
