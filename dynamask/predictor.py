@@ -31,11 +31,14 @@ Picture = np.ndarray | Image.Image | str | Path
 
 
 class Regions:
-    """The mask branch's memory of one picture's instances, shared by all predictions selected from it."""
+    """The mask branch's memory of one picture's instances, shared by all predictions selected from it.
+
+    It lies in the host's memory and visits the branch's device only while stages run.
+    """
 
     def __init__(self, branch: MaskBranch, state: RegionState) -> None:
         self.branch = branch
-        self.state = state
+        self.state = state.to("cpu")
         self._probs: list[list[Tensor | None]] = [[None] * len(MASK_SIZES) for _ in range(len(state))]
 
     @torch.inference_mode()
@@ -45,12 +48,16 @@ class Regions:
             [row for row in torch.nonzero(size_index == k)[:, 0].tolist() if self._probs[row][k] is None]
             for k in range(len(MASK_SIZES))
         ]
+        if not any(wanted):
+            return
+        state = self.state.to(next(self.branch.parameters()).device)
         for k in range(len(MASK_SIZES) - 1, -1, -1):
             if wanted[k]:
-                rows = torch.tensor(wanted[k], device=self.state.rois.device)
-                probs = self.branch.region_fpn.mask_logits(self.state, k, rows).sigmoid().cpu()
+                rows = torch.tensor(wanted[k], device=state.rois.device)
+                probs = self.branch.region_fpn.mask_logits(state, k, rows).sigmoid().cpu()
                 for row, values in zip(wanted[k], probs):
                     self._probs[row][k] = values
+        self.state = state.to("cpu")
 
     def probs(self, row: int, size_index: int) -> Tensor:
         """(S, S) probabilities of one instance, computed now if they are not known."""
@@ -296,7 +303,7 @@ class Predictor:
         """(R,) int64 labels of given boxes: checked, or named by the box head."""
         count = len(self.class_names) - 1
         if labels is not None:
-            given = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+            given = _whole_numbers(labels)
             if len(given) != len(boxes) or bool(((given < 1) | (given > count)).any()):
                 raise DynaMaskError(
                     f"labels do not fit; give one label from 1 to {count} for each of {len(boxes)} boxes"
@@ -305,6 +312,17 @@ class Predictor:
         if count == 1 or len(boxes) == 0:
             return torch.ones(len(boxes), dtype=torch.int64, device=self.device)
         return self.model.roi_heads.classify(encoded.features, [boxes], encoded.images.image_sizes)
+
+
+def _whole_numbers(labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+    """Labels as (R,) int64; :class:`DynaMaskError` when they are no whole numbers."""
+    try:
+        values = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DynaMaskError("labels are no list of whole numbers; give one for each box") from error
+    if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
+        raise DynaMaskError("labels are no list of whole numbers; give one for each box")
+    return values.to(torch.int64).reshape(-1)
 
 
 def check_choice(policy: str, budget: float | None, macs: tuple[int, ...]) -> None:

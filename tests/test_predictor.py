@@ -298,3 +298,9 @@ def test_one_class_needs_no_box_head_to_be_named(image):
     p = predictor(image, boxes=[[5, 5, 50, 50]])
     assert p.labels.tolist() == [1] and predictor.category_ids == (1,)
     assert not predictor.model.training
+
+
+@pytest.mark.parametrize("labels", [["a"], [1.5], [True], [None]])
+def test_labels_that_are_no_whole_numbers_are_refused(predictor, labels):
+    with pytest.raises(DynaMaskError, match="whole numbers"):
+        predictor(np.zeros((64, 64, 3), np.uint8), boxes=[[4, 4, 40, 40]], labels=labels)

@@ -106,6 +106,13 @@ class RegionState:
     def __len__(self) -> int:
         return len(self.rois)
 
+    def to(self, device: torch.device | str) -> RegionState:
+        """The same state on another device; itself where it is there already."""
+        if self.rois.device == torch.device(device):
+            return self
+        lists = [[tensor.to(device) for tensor in group] for group in (self.maps, self.features, self.rows)]
+        return RegionState(self.rois.to(device), self.labels.to(device), *lists, self.switch_logits.to(device))
+
     def gather(self, size_index: int, rows: Tensor) -> Tensor:
         """Features (len(rows), C, S, S) of regions that were computed at that size."""
         if len(rows) == len(self.rows[size_index]) and torch.equal(rows, self.rows[size_index]):
