@@ -406,3 +406,12 @@ def test_stem_and_first_stage_are_frozen_in_any_timm_backbone(name, frozen, trai
 
 def test_nothing_is_frozen_where_nothing_is_asked():
     assert all(p.requires_grad for p in BackboneWithFPN(BODY, 8, frozen_stride=0).parameters())
+
+
+def test_weights_under_timms_names_fit_a_flattened_backbone(tmp_path):
+    torch.manual_seed(0)
+    whole = timm.create_model("convnext_atto", pretrained=False)
+    save_file(whole.state_dict(), tmp_path / "atto.safetensors")
+    backbone = BackboneWithFPN("convnext_atto", 8, tmp_path / "atto.safetensors")
+    loaded = dict(backbone.body.named_parameters())
+    assert torch.equal(loaded["stages_1.blocks.0.mlp.fc1.weight"], whole.stages[1].blocks[0].mlp.fc1.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -69,13 +70,21 @@ def _load_backbone_weights(body: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise DynaMaskError(f"backbone weights {path} cannot be read as safetensors: {error}") from error
     wanted = {key: value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")}
-    unfit = sorted(key for key, value in wanted.items() if key not in stored or stored[key].shape != value.shape)
+    source = {key: key if key in stored else _unflattened(key) for key in wanted}
+    unfit = sorted(
+        key for key, value in wanted.items() if source[key] not in stored or stored[source[key]].shape != value.shape
+    )
     if unfit:
         raise DynaMaskError(
             f"backbone weights {path} do not fit: {len(unfit)} tensors missing or of another shape, first {unfit[0]}"
         )
     counters = {key: value for key, value in body.state_dict().items() if key.endswith("num_batches_tracked")}
-    body.load_state_dict({**{key: stored[key] for key in wanted}, **counters})
+    body.load_state_dict({**{key: stored[source[key]] for key in wanted}, **counters})
+
+
+def _unflattened(key: str) -> str:
+    """The name of a tensor in the whole timm model, where its feature extractor flattens "stages.0" to "stages_0"."""
+    return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)
 
 
 def _freeze_up_to(body: nn.Module, modules: list[str]) -> None:
