@@ -37,6 +37,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> typing.NoReturn:
+        """Exit with code 2 and one line."""
         self.exit(2, f"dynamask: error: {message}; see {self.prog} -h\n")
 
 
