@@ -227,8 +227,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise DynaMaskError(
             f"two pictures are called {twice[0]}, and their results would overwrite each other; rename one"
         )
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise DynaMaskError(f"--out {arguments.out} is a file; give a folder")
+    _check_folder(arguments.out)
     results = []
     for path in arguments.image:
         results.append((path, predictor(path, policy=policy, budget=arguments.budget, score=arguments.score)))
@@ -243,6 +242,12 @@ def _predict(arguments: argparse.Namespace) -> None:
         Image.fromarray(overlay).save(partial, format="PNG")
         os.replace(partial, arguments.out / f"{path.stem}.png")
         _write_json(prediction.to_coco(number), str(arguments.out / f"{path.stem}.json"))
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse an --out that is a file."""
+    if out.exists() and not out.is_dir():
+        raise DynaMaskError(f"--out {out} is a file; give a folder")
 
 
 def _print_table(path: Path, prediction: Prediction) -> None:
@@ -316,6 +321,7 @@ def _print_summary(summary: dict[str, Any], target: str | None) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
+    _check_folder(arguments.out)
     if not arguments.resume and (arguments.out / RUN_FILE).exists():
         raise DynaMaskError(
             f"{arguments.out} holds a run already; add --resume to go on with it or choose another --out"

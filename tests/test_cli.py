@@ -235,6 +235,7 @@ def test_refusals_of_evaluate_and_train(capsys, world, tmp_path):
         ("--model", MODEL, "--resume"),
         ("--model", MODEL, "--budget-target", "0"),
         ("--model", MODEL, "--backbone-weights", weights),
+        ("--model", MODEL, "--out", tmp_path / "bad.json"),
         ("--model", MODEL, "--init", tmp_path / "none.safetensors"),
         ("--model", MODEL, "--val-images", images),
     ):
