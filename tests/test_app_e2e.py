@@ -94,7 +94,9 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(monkeypatch, capsys):
 def test_opens_with_a_picture_analysed_and_asks_nobody_else(page, address):
     assert page.locator(".dm-table tbody tr").count() == len(picks(page)) > 1
     assert page.locator(".dm-legend li").count() == 4
-    assert "512 × 512 px" in page.inner_text(".dm-caption")
+    with Image.open(find_examples()[0].path) as picture:
+        width, height = picture.size
+    assert f"{width} × {height} px" in page.inner_text(".dm-caption")
     foreign = [url for url in page.requests if not url.startswith((address, "data:", "blob:"))]
     assert foreign == []
 
