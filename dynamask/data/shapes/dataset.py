@@ -1,0 +1,174 @@
+"""Scenes as a data set, made on the fly, and their export as pictures with COCO annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
+from torch import Tensor
+
+from dynamask.data.shapes.outlines import CLASSES
+from dynamask.data.shapes.scene import SCENE_SIZE, SIDES, Scene, make_scene
+from dynamask.files import write_text
+from dynamask.structures import DynaMaskError
+
+CLASS_NAMES: tuple[str, ...] = ("__background__", *CLASSES)
+"""Names by label; index 0 is the background."""
+
+
+class ShapesDataset(torch.utils.data.Dataset):
+    """Scenes `first` … `first + count − 1` of a world, with the items and attributes of
+    :class:`dynamask.data.coco.CocoDataset`.
+
+    Attributes:
+        class_names: names by label; index 0 is "__background__".
+        category_ids: 1 … 10.
+        image_ids: scene index + 1, by dataset index.
+        skipped: 0, the annotations without area.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int = 0,
+        size: tuple[int, int] = SCENE_SIZE,
+        first: int = 0,
+        transforms: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None,
+        sides: tuple[float, float] = SIDES,
+    ) -> None:
+        """Choose the scenes; none is made yet.
+
+        Args:
+            count: number of scenes, at least 1.
+            seed: of the world, ≥ 0.
+            size: (height, width) in pixels.
+            first: index of the first scene, ≥ 0.
+            transforms: called as transforms(image, target) on every item.
+            sides: smallest and largest side of an object, as a share of the scene's.
+
+        Raises:
+            DynaMaskError: a count below 1.
+        """
+        if count < 1:
+            raise DynaMaskError(f"{count} scenes make no data set; give at least 1")
+        self.count, self.seed, self.size, self.first = count, seed, tuple(size), first
+        self.transforms, self.sides = transforms, sides
+        self.class_names, self.category_ids = CLASS_NAMES, tuple(range(1, len(CLASS_NAMES)))
+        self.image_ids = list(range(first + 1, first + count + 1))
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return self.count
+
+    def scene(self, index: int) -> Scene:
+        """Scene at a dataset index; IndexError beyond the end."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        return make_scene(self.seed, self.first + index, self.size, sides=self.sides)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Picture (3, H, W) uint8 and target at `index`."""
+        scene = self.scene(index)
+        image = torch.from_numpy(np.ascontiguousarray(scene.image.transpose(2, 0, 1)))
+        target = self._target(scene, index)
+        return self.transforms(image, target) if self.transforms is not None else (image, target)
+
+    def target(self, index: int) -> dict[str, Any]:
+        """Target at `index` before any transform."""
+        return self._target(self.scene(index), index)
+
+    def _target(self, scene: Scene, index: int) -> dict[str, Any]:
+        return {
+            "boxes": torch.from_numpy(scene.boxes),
+            "labels": torch.from_numpy(scene.labels),
+            "masks": torch.from_numpy(scene.masks.view(np.uint8)),
+            "image_id": self.image_ids[index],
+            "area": torch.from_numpy(scene.masks.sum(axis=(1, 2)).astype(np.float32)),
+            "iscrowd": torch.zeros(len(scene), dtype=torch.int64),
+        }
+
+    @cached_property
+    def coco(self) -> dict[str, Any]:
+        """The COCO dict of all scenes; every annotation has `complexity` in 0–1. Makes every scene on first use."""
+        records = coco_records(self.count, self.size, self.first)
+        for index, image in enumerate(records["images"]):
+            records["annotations"].extend(_annotations(self.scene(index), image["id"], len(records["annotations"])))
+        return records
+
+
+def coco_records(count: int, size: tuple[int, int], first: int = 0) -> dict[str, Any]:
+    """The COCO dict of `count` scenes without their annotations."""
+    return {
+        "info": {"description": "Procedural scenes of DynaMask's shapes world"},
+        "images": [
+            {"id": i + 1, "file_name": f"{i:06d}.png", "width": size[1], "height": size[0]}
+            for i in range(first, first + count)
+        ],
+        "annotations": [],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(CLASS_NAMES) if label],
+    }
+
+
+def _annotations(scene: Scene, image_id: int, taken: int) -> list[dict[str, Any]]:
+    """COCO annotations of a scene; ids go on after `taken`."""
+    found = []
+    for number, (mask, box) in enumerate(zip(scene.masks, scene.boxes.tolist(), strict=True), start=1):
+        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        counts = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
+        found.append(
+            {
+                "id": taken + number,
+                "image_id": image_id,
+                "category_id": int(scene.labels[number - 1]),
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "area": float(np.count_nonzero(mask)),
+                "iscrowd": 0,
+                "segmentation": {"size": [int(side) for side in mask.shape], "counts": counts},
+                "complexity": float(scene.complexity[number - 1]),
+            }
+        )
+    return found
+
+
+def export(
+    out: Path,
+    count: int,
+    seed: int,
+    size: tuple[int, int] = SCENE_SIZE,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> dict[str, Any]:
+    """Write scenes as `out/images/*.png` and `out/annotations.json`; the annotations come last, atomically.
+
+    Args:
+        out: a folder that is new or empty.
+        count: number of scenes.
+        seed: of the world.
+        size: (height, width) in pixels.
+        progress: wraps the iteration over the scenes.
+
+    Returns:
+        The COCO dict.
+
+    Raises:
+        DynaMaskError: `out` is a file or holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DynaMaskError(f"{out} is a file or holds something already; give a new or empty folder")
+    dataset = ShapesDataset(count, seed, size)
+    dataset.scene(0)  # refuses bad numbers before anything is written
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    records = coco_records(count, size)
+    for index in progress(range(count)):
+        scene, image = dataset.scene(index), records["images"][index]
+        Image.fromarray(scene.image).save(out / "images" / image["file_name"])
+        records["annotations"].extend(_annotations(scene, image["id"], len(records["annotations"])))
+    write_text(out / "annotations.json", json.dumps(records) + "\n")
+    return records
