@@ -98,16 +98,30 @@ class LossConfig:
     1 − IoU of each size's mask at one common grid, its width in picture pixels."""
     boundary_weight: float = 0.0
     """Weight of the boundary error under the signal "boundary"."""
+    overlap_share: float = 0.0
+    """Share, 0–1, of 1 − mask IoU in that error; the rest is 1 − boundary IoU."""
     switch_gradient: float = 1.0
     """Factor on the gradient that the edge and mask losses send into the switch through y."""
     detach_switch: bool = True
     """The switch reads the region feature without sending gradients into it."""
+    switch_selection: str = "drawn"
+    """What weighs the sizes in the losses: "drawn", the one-hot y of Eq. 2, or "expected", p itself: the mean of every
+    draw, without its noise."""
+    entropy_on: str = "probs"
+    """Whose entropy Eq. 6 takes: "probs", f is the mean of p; "selection", f is the mean of y; "instances", the mean of
+    the entropy of each instance's own p, which keeps p graded where one size is only a little better."""
 
     def __post_init__(self) -> None:
         if self.mask_supervision not in ("all", "selected"):
             raise DynaMaskError(f"mask_supervision is {self.mask_supervision!r}; choose 'all' or 'selected'")
         if self.switch_signal not in ("edge", "boundary"):
             raise DynaMaskError(f"switch_signal is {self.switch_signal!r}; choose 'edge' or 'boundary'")
+        if self.switch_selection not in ("drawn", "expected"):
+            raise DynaMaskError(f"switch_selection is {self.switch_selection!r}; choose 'drawn' or 'expected'")
+        if self.entropy_on not in ("probs", "selection", "instances"):
+            raise DynaMaskError(f"entropy_on is {self.entropy_on!r}; choose 'probs', 'selection' or 'instances'")
+        if not 0 <= self.overlap_share <= 1:
+            raise DynaMaskError(f"overlap_share is {self.overlap_share}; give a share from 0 to 1")
         if not 0 < self.budget_target <= 1:
             raise DynaMaskError(f"budget_target is {self.budget_target}; give a fraction of the full branch in (0, 1]")
         if self.temperature <= 0:
@@ -146,6 +160,8 @@ class TrainConfig:
     workers: int = 2
     save_every: int = 500
     """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept, the last ones."""
     log_every: int = 20
     """Steps between log lines."""
     device: str = "cpu"
@@ -155,7 +171,7 @@ class TrainConfig:
             raise DynaMaskError(f"optimizer is {self.optimizer!r}; choose 'sgd' or 'adamw'")
         if self.schedule not in ("step", "cosine"):
             raise DynaMaskError(f"schedule is {self.schedule!r}; choose 'step' or 'cosine'")
-        for name in ("batch_size", "iterations", "save_every", "log_every"):
+        for name in ("batch_size", "iterations", "save_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise DynaMaskError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
 
@@ -177,8 +193,20 @@ _SMALL_TRAINING = TrainConfig(
 )
 
 
+_SMALL_LOSSES = LossConfig(
+    mask_weight=2.0,
+    switch_signal="boundary",
+    overlap_share=0.9,
+    boundary_weight=6.0,
+    switch_selection="expected",
+    entropy_on="instances",
+    budget_target=0.35,
+)
+"""The switch's losses as `docs/decisions.md` found them on scenes of known difficulty."""
+
+
 def recipe(model_name: str) -> tuple[TrainConfig, LossConfig]:
     """Schedule and losses that a model is trained with by default: the paper's, or the small presets' own."""
     if model_name.endswith("_small"):
-        return _SMALL_TRAINING, LossConfig(mask_weight=2.0)
+        return _SMALL_TRAINING, _SMALL_LOSSES
     return TrainConfig(), LossConfig()

@@ -1,7 +1,11 @@
 """Batches: endless, seeded, resumable whatever the number of workers; transforms that move everything together."""
 
+import os
+import random
+import signal
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -137,6 +141,80 @@ def test_an_unreadable_picture_stays_one_sentence(workers):
         with pytest.raises(DynaMaskError) as caught:
             take(loader, 4)
         assert str(caught.value) == "picture 4 is truncated"
+
+
+class Drawn(torch.utils.data.Dataset):
+    """No data set of ours: float pictures drawn with NumPy, Python and torch, a tensor as id, no other attribute."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int):
+        values = torch.tensor([np.random.rand(), random.random(), float(torch.rand(()))])
+        return values[:, None, None].expand(3, 4, 4), {"image_id": torch.tensor([index])}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_data_set_is_drawn_the_same_whatever_its_generator(workers):
+    whole = [torch.stack(images) for images, _ in take(training_loader(Drawn(), 2, seed=4), 4)]
+    assert len({float(value) for batch in whole for value in batch[:, :, 0, 0].flatten()}) == 24
+    np.random.seed(7), random.seed(7)
+    before = np.random.get_state()[1].tolist(), random.getstate()
+    loader = training_loader(Drawn(), 2, seed=4, num_workers=workers)
+    loader.load_state_dict({"position": 4, "seed": 4, "pictures": 5})
+    found = [torch.stack(images) for images, _ in take(loader, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(found, whole[2:], strict=True))
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+
+
+def test_a_data_set_without_a_length_is_refused():
+    class Endless(torch.utils.data.Dataset):
+        def __getitem__(self, index: int) -> int:
+            return index
+
+    with pytest.raises(DynaMaskError, match="with a length"):
+        training_loader(Endless(), 1)
+
+
+def test_other_pictures_of_the_same_number_are_refused():
+    state = training_loader(Pictures(), 2, indices=[1, 2]).state_dict()
+    with pytest.raises(DynaMaskError, match="other image ids"):
+        training_loader(Pictures(), 2, indices=[1, 3]).load_state_dict(state)
+    named = Pictures()
+    named.image_ids = list("abcdefg")
+    state = training_loader(named, 2).state_dict()
+    training_loader(named, 2).load_state_dict(state)
+    named.image_ids = list("abcdefh")
+    with pytest.raises(DynaMaskError, match="other image ids"):
+        training_loader(named, 2).load_state_dict(state)
+
+
+def test_after_an_error_the_same_batch_is_tried_again():
+    pictures = Pictures(broken=4)
+    loader, whole = training_loader(pictures, 2, seed=0), ids(take(training_loader(Pictures(), 2, seed=0), 4))
+    fetched = []
+    with pytest.raises(DynaMaskError):
+        while True:
+            fetched.append(next(loader))
+    pictures.broken = None
+    assert ids([*fetched, *take(loader, 4 - len(fetched))]) == whole
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+def test_a_worker_that_is_killed_is_one_sentence_and_the_run_can_go_on():
+    class Deadly(Pictures):
+        def __getitem__(self, index: int):
+            if index == self.broken:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    pictures, whole = Deadly(broken=4), ids(take(training_loader(Pictures(), 2, seed=0), 4))
+    loader, fetched = training_loader(pictures, 2, seed=0, num_workers=1), []
+    with pytest.raises(DynaMaskError, match="ended unexpectedly .*use fewer workers"):
+        while True:
+            fetched.append(next(loader))
+    pictures.broken = None
+    assert ids([*fetched, *take(loader, 4 - len(fetched))]) == whole
 
 
 def test_flip_moves_picture_boxes_and_masks_together():

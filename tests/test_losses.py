@@ -10,8 +10,8 @@ from small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch
 from dynamask.config import LossConfig
 from dynamask.engine.train import loss_weights, total_loss
 from dynamask.models.rcnn import losses
+from dynamask.models.rcnn.losses import scale_gradient
 from dynamask.models.rcnn.mask_switch import sample_gumbel, straight_through_gumbel
-from dynamask.models.rcnn.roi_heads import scale_gradient
 from dynamask.ops.masks import mask_edges
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -97,6 +97,7 @@ def test_without_a_region_every_loss_is_a_connected_zero():
     for name, value in found.items():
         assert value.shape == () and float(value.detach()) == 0 and value.requires_grad, name
     sum(found.values()).backward()
+    assert float(losses.instance_entropy_loss(torch.zeros(0, 4))) == 0
     assert y.grad.shape == (0, 4) and all(x.grad is not None for x in logits)
 
 
@@ -248,7 +249,7 @@ def test_boundary_error_trains_the_switch_alone_and_equals_the_drawn_errors():
     found = branch.losses(state, targets, noise_for(drawn), boundary_width=width)
     assert set(found) == {"loss_mask", "loss_edge", "loss_boundary", "loss_budget", "loss_entropy"}
     logits = [branch.region_fpn.mask_logits(state, k, torch.arange(5)) for k in range(4)]
-    error = branch.boundary_error(state, logits, targets[-1], width)
+    error = branch.size_error(state, logits, targets[-1], width)
     assert error.shape == (5, 4) and not error.requires_grad and 0 <= float(error.min()) < float(error.max()) <= 1
     expected = error.numpy()[np.arange(5), drawn].mean()
     assert float(found["loss_boundary"].detach()) == pytest.approx(expected, rel=1e-5)
@@ -263,9 +264,99 @@ def test_boundary_error_is_zero_for_a_mask_that_is_right():
     truth = torch.zeros(5, 112, 112)
     truth[:, 32:80, 24:96] = 1  # on the grid of every size
     coarse = [torch.nn.functional.max_pool2d(truth, 112 // size) * 40 - 20 for size in MASK_SIZES]
-    error = branch.boundary_error(state, coarse, truth, torch.full((5,), 6.0))
+    error = branch.size_error(state, coarse, truth, torch.full((5,), 6.0))
     assert (error[:, 3] == 0).all() and (error < 0.35).all()
-    assert (branch.boundary_error(state, [-x for x in coarse], truth, torch.full((5,), 6.0)) > 0.5).all()
+    assert (branch.size_error(state, [-x for x in coarse], truth, torch.full((5,), 6.0)) > 0.5).all()
+
+
+# What weighs the sizes, and whose entropy
+
+
+def choice_problem(**options):
+    """Logits, costs, errors of every size, and the losses of the switch under a configuration."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(6, 4, generator=generator).requires_grad_()
+    masks, edges, error = (torch.rand(6, 4, generator=generator) for _ in range(3))
+    fractions = torch.tensor([0.12, 0.31, 0.58, 1.0])
+    noise = noise_for([0, 3, 1, 2, 1, 3])
+    config = LossConfig(budget_target=0.3, **options)
+    return logits, error, fractions, losses.switch_losses(logits, fractions, masks, edges, error, config, noise)
+
+
+def test_expected_selection_is_the_mean_over_every_draw():
+    logits, error, fractions, found = choice_problem(switch_signal="boundary", switch_selection="expected")
+    p = logits.detach().softmax(1)
+    assert float(found["loss_boundary"].detach()) == pytest.approx(float((p * error).sum(1).mean()))
+    expected = float((p @ fractions).mean()) / 0.3 - 1
+    assert float(found["loss_budget"].detach()) == pytest.approx(expected, rel=1e-5)
+    generator = torch.Generator().manual_seed(6)
+    draws = [straight_through_gumbel(logits.detach(), 1.0, sample_gumbel(logits, generator)) for _ in range(4000)]
+    drawn = torch.stack([losses.selected_error(error, y) for y in draws]).mean()
+    assert float(found["loss_boundary"].detach()) == pytest.approx(float(drawn), abs=5e-3)
+
+
+@pytest.mark.parametrize("entropy_on", ["probs", "selection", "instances"])
+def test_entropy_of_the_mean_of_the_draws_and_of_each_instance(entropy_on):
+    logits, _, _, found = choice_problem(entropy_on=entropy_on)
+    p, y = logits.detach().softmax(1).numpy(), np.eye(4)[[0, 3, 1, 2, 1, 3]]
+    value = {
+        "probs": (p.mean(0) * np.log(p.mean(0))).sum() / 4,
+        "selection": (y.mean(0) * np.log(y.mean(0))).sum() / 4,
+        "instances": (p * np.log(p)).sum(1).mean() / 4,
+    }[entropy_on]
+    assert float(found["loss_entropy"].detach()) == pytest.approx(value, rel=1e-5)
+    assert torch.autograd.grad(found["loss_entropy"], logits)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("entropy_on", ["probs", "selection", "instances"])
+def test_entropy_has_a_slope_where_a_size_is_never_chosen(entropy_on):
+    logits = torch.tensor([[300.0, 0.0, -300.0, 1.0]]).repeat(5, 1).requires_grad_()
+    config = LossConfig(entropy_on=entropy_on)
+    found = losses.switch_losses(logits, torch.ones(4), *(torch.zeros(5, 4),) * 2, None, config)
+    gradient = torch.autograd.grad(found["loss_entropy"], logits)[0]
+    assert torch.isfinite(gradient).all() and torch.isfinite(found["loss_entropy"])
+
+
+def test_expected_error_and_entropy_of_instances_make_log_p_the_expected_quality():
+    _, error, _, _ = choice_problem()
+    weight, balance = 2.0, 0.4
+    best = (-error * weight * 4 / balance).requires_grad_()
+    options = {"switch_signal": "boundary", "switch_selection": "expected", "entropy_on": "instances"}
+    config = LossConfig(budget_target=1.0, **options)
+    zeros = torch.zeros(6, 4)
+    found = losses.switch_losses(best, torch.tensor([0.12, 0.31, 0.58, 1.0]), zeros, zeros, error, config)
+    total = weight * found["loss_boundary"] + balance * (found["loss_budget"] + found["loss_entropy"])
+    assert torch.autograd.grad(total, best)[0].abs().max() < 1e-7
+
+
+def test_the_boundary_signal_needs_its_error():
+    logits = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="boundary"):
+        losses.switch_losses(logits, torch.ones(4), logits, logits, None, LossConfig(switch_signal="boundary"))
+
+
+def test_the_error_mixes_boundary_and_overlap():
+    branch, state, _ = branch_and_state(switch_signal="boundary")
+    truth = torch.zeros(5, 112, 112)
+    truth[:, 30:83, 24:95] = 1
+    width = torch.full((5,), 6.0)
+    generator = torch.Generator().manual_seed(7)
+    logits = [torch.randn(5, size, size, generator=generator) + 0.5 for size in MASK_SIZES]
+
+    def error(**options):
+        branch.loss_config = LossConfig(switch_signal="boundary", **options)
+        return branch.size_error(state, logits, truth, width)
+
+    masks = (logits[-1].sigmoid() >= 0.5).numpy()
+    overlap = [1 - (m & (t > 0)).sum() / (m | (t > 0)).sum() for m, t in zip(masks, truth.numpy())]
+    np.testing.assert_allclose(error(overlap_share=1.0)[:, -1], overlap, rtol=1e-5)
+    torch.testing.assert_close(error(overlap_share=0.25), 0.75 * error() + 0.25 * error(overlap_share=1.0))
+
+
+def test_overlap_error_of_masks_without_a_cell():
+    none = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    assert float(losses.overlap_error(none, torch.zeros(1, 8, 8))) == 0
+    assert float(losses.overlap_error(none, torch.ones(1, 8, 8))) == 1
 
 
 def test_first_phase_leaves_the_switch_alone_and_trains_every_edge_predictor():
@@ -315,6 +406,10 @@ def test_a_loss_without_a_weight_is_an_error():
         {"budget_target": 1.1},
         {"temperature": 0.0},
         {"switch_signal": "x"},
+        {"switch_selection": "x"},
+        {"entropy_on": "x"},
+        {"overlap_share": 1.5},
+        {"overlap_share": -0.1},
     ],
 )
 def test_loss_settings_out_of_range_are_refused(wrong):

@@ -13,20 +13,10 @@ from torch import nn
 
 from dynamask.config import LossConfig, TrainConfig, recipe
 from dynamask.data import TrainingTransforms, training_loader
-from dynamask.engine.checkpoint import load_model, load_run, load_weights, read_header, save_model
-from dynamask.engine.train import (
-    RUN_FILE,
-    Run,
-    WeightAverage,
-    build_optimizer,
-    freeze,
-    loss_weights,
-    lr_factor,
-    parameter_groups,
-    total_loss,
-    train,
-    train_step,
-)
+from dynamask.engine.checkpoint import load_model, load_newest_run, load_weights, read_header, run_file, save_model
+from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
+from dynamask.engine.run import Run
+from dynamask.engine.train import DETECTOR_LOSSES, freeze, loss_weights, total_loss, train, train_step
 from dynamask.structures import DynaMaskError
 
 LOSSES = LossConfig(budget_target=0.05)
@@ -272,7 +262,7 @@ def test_resuming_with_other_settings_is_refused_and_names_them(tmp_path):
     train(run, progress=False)
     other = toy_run(tmp_path)
     other.settings = {"lr": 0.2, "model": "toy"}
-    with pytest.raises(DynaMaskError, match=r"started with other settings \(lr\)"):
+    with pytest.raises(DynaMaskError, match=r"started with other settings \(lr 0.1, now 0.2\)"):
         other.resume()
     other.settings = {"lr": 0.1, "model": "toy"}
     other.resume()
@@ -290,7 +280,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_which(tmp_path, broken
     named = message.split("(pictures ")[1].split(")")[0].split(", ")
     assert len(named) == 2 and {int(name) for name in named} <= {100, 101, 102, 103}
     assert run.model.weight.tolist() == [2.0, -1.0], "no step was taken"
-    assert not (tmp_path / RUN_FILE).exists()
+    assert not list(tmp_path.glob("run-*"))
+
+
+@pytest.mark.parametrize("switch", [True, False])
+@pytest.mark.parametrize("options", [{}, {"switch_signal": "boundary"}, {"mask_supervision": "selected"}])
+def test_a_batch_without_an_object_gives_every_parameter_of_the_mask_branch_a_zero_gradient(switch, options):
+    model = tiny_model(loss_config=LossConfig(**options)).train()
+    model.mask_branch.switch_enabled = switch
+    full = model([picture()], [target(objects=2)])
+    losses = model([picture()], [target(objects=0)])
+    branch = {name: loss for name, loss in losses.items() if name not in DETECTOR_LOSSES}
+    assert set(losses) == set(full) and len(branch) == (5 if options.get("switch_signal") else 4)
+    assert all(loss.requires_grad and float(loss.detach()) == 0 for loss in branch.values())
+    total_loss(losses, loss_weights(LossConfig(**options))).backward()
+    for name, parameter in model.mask_branch.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+def test_pictures_may_be_bytes_or_floats_and_ids_tensors(tmp_path):
+    seen = []
+
+    class Watching(Toy):
+        def forward(self, images, targets):
+            seen.append(images)
+            return super().forward(images, targets)
+
+    class Floats(Rectangles):
+        def __getitem__(self, index):
+            image, found = super().__getitem__(index)
+            return image.double() / 255, {**found, "image_id": torch.tensor([index])}
+
+    for dataset in (Rectangles(), Floats()):
+        run = Run(Watching(), training_loader(dataset, 4), SHORT, loss_weights(LOSSES), tmp_path)
+        train_step(run, *next(run.loader))
+    for ours, theirs in zip(*seen, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32 and float(ours.max()) <= 1
+        torch.testing.assert_close(ours, theirs)
+    run.model.broken = "loss_edge"
+    with pytest.raises(DynaMaskError, match=r"pictures [0-3], [0-3], [0-3], [0-3]\)"):
+        train_step(run, *next(run.loader))
 
 
 def test_the_total_is_a_weighted_sum_that_keeps_its_gradient():
@@ -356,11 +385,12 @@ def test_weights_of_another_model_name_the_keys_that_differ(tmp_path):
 
 def test_a_run_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(DynaMaskError, match="no run to resume"):
-        load_run(tmp_path / RUN_FILE)
+        load_newest_run(tmp_path)
     run = toy_run(tmp_path)
     run.save()
-    whole = (tmp_path / RUN_FILE).read_bytes()
+    file = run_file(tmp_path, 0)
+    whole = file.read_bytes()
     for content in (b"", b"garbage that is no archive", whole[: len(whole) // 2]):
-        (tmp_path / RUN_FILE).write_bytes(content)
+        file.write_bytes(content)
         with pytest.raises(DynaMaskError, match="cannot be read"):
-            load_run(tmp_path / RUN_FILE)
+            load_newest_run(tmp_path)

@@ -12,10 +12,10 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from dynamask.structures import DynaMaskError
 Target = dict[str, Any]
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
+OBJECT = "object"
+"""The one class of class-agnostic models."""
 _COMPRESSED_COUNTS = re.compile(r"[0-o]+")
 
 
@@ -77,12 +79,12 @@ def _check_coco(coco: Any) -> None:
         raise DynaMaskError("it lists no categories")
     for key in ("images", "categories"):
         ids = [entry.get("id") for entry in coco[key]]
-        if not all(_is_int(value) for value in ids) or len(set(ids)) < len(ids):
+        if not all(is_int(value) for value in ids) or len(set(ids)) < len(ids):
             raise DynaMaskError(f"the ids of {key} must be different integers")
     for image in coco["images"]:
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             raise DynaMaskError(f"image {image['id']} has no file_name")
-        if not all(_is_int(image.get(key)) and image[key] > 0 for key in ("width", "height")):
+        if not all(is_int(image.get(key)) and image[key] > 0 for key in ("width", "height")):
             raise DynaMaskError(f"image {image['id']} needs a positive integer width and height")
     for category in coco["categories"]:
         if not isinstance(category.get("name"), str):
@@ -95,7 +97,7 @@ def _check_annotations(coco: dict[str, Any]) -> None:
     sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
     given = [entry["id"] for entry in coco["annotations"] if "id" in entry]
-    if not all(_is_int(value) for value in given) or len(set(given)) < len(given):
+    if not all(is_int(value) for value in given) or len(set(given)) < len(given):
         raise DynaMaskError("the ids of annotations must be different integers")
     next_id = max(given, default=0) + 1
     for annotation in coco["annotations"]:
@@ -103,9 +105,9 @@ def _check_annotations(coco: dict[str, Any]) -> None:
             annotation["id"], next_id = next_id, next_id + 1
         name = f"annotation {annotation['id']}"
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        if not _is_int(image_id) or image_id not in sizes:
+        if not is_int(image_id) or image_id not in sizes:
             raise DynaMaskError(f"{name} belongs to image {image_id!r}, which the file does not list")
-        if not _is_int(category_id) or category_id not in categories:
+        if not is_int(category_id) or category_id not in categories:
             raise DynaMaskError(f"{name} has the category {category_id!r}, which the file does not list")
         if annotation.setdefault("iscrowd", 0) not in (0, 1):
             raise DynaMaskError(f"{name} has an iscrowd that is neither 0 nor 1")
@@ -124,9 +126,9 @@ def _check_box_and_area(annotation: dict[str, Any], size: tuple[int, int], name:
     if "area" not in annotation:
         annotation["area"] = 0.0 if rle is None else float(coco_mask.area(rle))
     box = annotation["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
         raise DynaMaskError(f"{name} needs a bbox of four finite numbers (x, y, width, height)")
-    if not _is_number(annotation["area"]):
+    if not is_number(annotation["area"]):
         raise DynaMaskError(f"{name} needs an area that is a finite number")
 
 
@@ -146,7 +148,7 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int], name: str = "a
     height, width = size
     polygons = []
     for polygon in segmentation:
-        if len(polygon) % 2 or not all(_is_number(value) for value in polygon):
+        if len(polygon) % 2 or not all(is_number(value) for value in polygon):
             raise DynaMaskError(f"{name} has a polygon that is not a flat list of finite x, y pairs")
         if any(abs(value) > 10 * max(height, width) for value in polygon):
             raise DynaMaskError(f"{name} has a polygon far outside its picture of {width} x {height} pixels")
@@ -162,7 +164,7 @@ def _run_lengths_to_rle(segmentation: dict[str, Any], size: tuple[int, int], nam
     if segmentation.get("size") != [height, width]:
         raise DynaMaskError(f"{name} has run lengths of another size than its picture of {width} x {height} pixels")
     if isinstance(counts, list):
-        if not all(_is_int(value) and value >= 0 for value in counts) or sum(counts) != height * width:
+        if not all(is_int(value) and value >= 0 for value in counts) or sum(counts) != height * width:
             raise DynaMaskError(f"{name} has run lengths that do not add up to its {width} x {height} pixels")
         return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     if not isinstance(counts, str) or not _COMPRESSED_COUNTS.fullmatch(counts):
@@ -190,7 +192,7 @@ def drop_degenerate(coco: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str
     for annotation in coco["annotations"]:
         size = sizes[annotation["image_id"]]
         rle = segmentation_to_rle(annotation["segmentation"], size, f"annotation {annotation['id']}")
-        x0, y0, x1, y1 = _clipped_box(annotation["bbox"], size)
+        x0, y0, x1, y1 = clipped_box(annotation["bbox"], size)
         if rle is not None and x1 > x0 and y1 > y0 and coco_mask.area(rle) > 0:
             annotations.append(annotation)
             rles.append(rle)
@@ -202,7 +204,21 @@ def drop_degenerate(coco: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str
     return {**coco, "annotations": annotations}, rles, skipped
 
 
-def _clipped_box(box: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def merged(coco: dict[str, Any]) -> dict[str, Any]:
+    """The same pictures and instances with one class, "object" (category id 1), in place of all classes.
+
+    Takes a checked COCO dict and leaves it as it is. Every annotation of the result keeps the name of its own class
+    under "class_name".
+    """
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    annotations = [
+        {**annotation, "category_id": 1, "class_name": names[annotation["category_id"]]}
+        for annotation in coco["annotations"]
+    ]
+    return {**coco, "annotations": annotations, "categories": [{"id": 1, "name": OBJECT}]}
+
+
+def clipped_box(box: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """xywh to xyxy in pixels, clipped to a picture of `size` (height, width)."""
     x, y, box_width, box_height = box
     height, width = size
@@ -230,6 +246,7 @@ class CocoDataset(torch.utils.data.Dataset):
         annotations: str | Path,
         transforms: Transforms | None = None,
         include_crowd: bool = False,
+        merge_classes: bool | Literal["missing"] = False,
     ) -> None:
         """Read and check the annotations, and check that every picture is there.
 
@@ -238,6 +255,8 @@ class CocoDataset(torch.utils.data.Dataset):
             annotations: COCO JSON file.
             transforms: called as transforms(image, target) on every item.
             include_crowd: keep crowd regions in the targets; training leaves them out.
+            merge_classes: serve every class as the one class "object" (see `merged`); "missing" does so only where
+                the file has no class of that name.
 
         Raises:
             DynaMaskError: no such folder, not COCO JSON, or pictures that are missing or outside the folder.
@@ -247,8 +266,10 @@ class CocoDataset(torch.utils.data.Dataset):
             raise DynaMaskError(f"picture folder {images} does not exist or is not a folder: check the path")
         self.transforms = transforms
         coco = read_coco_json(annotations)
+        if merge_classes == "missing":
+            merge_classes = all(category["name"] != OBJECT for category in coco["categories"])
         with _naming(annotations):
-            self.coco, rles, self.skipped = drop_degenerate(coco)
+            self.coco, rles, self.skipped = drop_degenerate(merged(coco) if merge_classes else coco)
         self._images = self.coco["images"]
         self.image_ids: list[int] = [image["id"] for image in self._images]
         self.files = self._find_files(annotations)
@@ -312,7 +333,7 @@ class CocoDataset(torch.utils.data.Dataset):
         if objects:
             decoded = coco_mask.decode([rle for _, rle in objects])  # (H, W, N), Fortran order
             masks = np.ascontiguousarray(decoded.transpose(2, 0, 1))
-        boxes = [_clipped_box(annotation["bbox"], size) for annotation, _ in objects]
+        boxes = [clipped_box(annotation["bbox"], size) for annotation, _ in objects]
         return {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor([self._labels[a["category_id"]] for a, _ in objects], dtype=torch.int64),
@@ -323,7 +344,27 @@ class CocoDataset(torch.utils.data.Dataset):
         }
 
 
-def split_by_image_id(dataset: CocoDataset, validation: bool, modulus: int = 8) -> list[int]:
+def dataset_for(
+    class_names: Sequence[str], images: str | Path, annotations: str | Path, transforms: Transforms | None = None
+) -> CocoDataset:
+    """The data set as a model with these class names (index 0 the background) sees it.
+
+    A class-agnostic model, whose one class is "object", sees all classes merged unless the file has that class itself.
+
+    Raises:
+        DynaMaskError: as :class:`CocoDataset`.
+    """
+    merge = "missing" if tuple(class_names[1:]) == (OBJECT,) else False
+    return CocoDataset(images, annotations, transforms, merge_classes=merge)
+
+
+class HasImageIds(Protocol):
+    """A data set that knows the image id of each index."""
+
+    image_ids: list[int]
+
+
+def split_by_image_id(dataset: HasImageIds, validation: bool, modulus: int = 8) -> list[int]:
     """Indices of one side of the published split, ascending.
 
     A picture belongs to validation if and only if the SHA-256 of its decimal image id, read as an integer, is
@@ -339,11 +380,11 @@ def _in_validation(image_id: int, modulus: int) -> bool:
     return int(hashlib.sha256(str(image_id).encode()).hexdigest(), 16) % modulus == 0
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
     """An integer of at most 53 bits (exact in every JSON reader) that is no boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """A finite number that is no boolean."""
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    return is_int(value) or (isinstance(value, float) and math.isfinite(value))

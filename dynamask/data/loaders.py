@@ -1,8 +1,17 @@
-"""Batches for training (endless, seeded, resumable) and for evaluation (once through, in order)."""
+"""Batches for training (endless, seeded, resumable) and for evaluation (once through, in order).
+
+Any data set will do that has a length and gives (image, target) for an index: an image (3, H, W), uint8 or float in
+[0, 1], and a dict of tensors and an "image_id". If it has ``image_ids``, a resumed run checks that they are the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import random
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +40,51 @@ def _raise_or_return(batch: Batch | DynaMaskError) -> Batch:
     return batch
 
 
+@contextmanager
+def _seeded(state: np.ndarray) -> Iterator[None]:
+    """Seed every generator that a data set may draw from, torch's, NumPy's and Python's, and put all back after."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.random.default_generator.manual_seed(int(state[0]))
+            random.seed(int(state[1]))  # of one seed Python and NumPy would draw the same numbers
+            np.random.seed(state[2:].view(np.uint32))
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _start_worker(worker: int) -> None:
+    """Leave Ctrl-C, which reaches the whole process group, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _running(loader: DataLoader) -> Iterator[Batch]:
+    """Batches of a loader; what went wrong in a worker, its death included, comes as a DynaMaskError.
+
+    torch's loader makes the death of a worker an exception wherever the main process happens to be, also in the middle
+    of an optimiser's step. Its handler is taken out again: the next fetch notices the death as well.
+    """
+    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    handler = signal.getsignal(signal.SIGCHLD) if main else None
+    batches = iter(loader)
+    if main and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise DynaMaskError(
+                "a process that reads the pictures ended unexpectedly (killed, or no memory left); use fewer workers"
+            ) from error
+        yield _raise_or_return(batch)
+
+
 class _SeededSamples(Dataset):
     """Samples by (epoch, index), their random draws fixed by (seed, epoch, index) alone."""
 
@@ -39,9 +93,8 @@ class _SeededSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]] | DynaMaskError:
         epoch, index = key
-        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(int(state[0]))
+        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
+        with _seeded(state):
             try:
                 return self.dataset[index]
             except DynaMaskError as error:
@@ -92,6 +145,8 @@ class TrainingLoader:
         self, dataset: Dataset, batch_size: int, seed: int, num_workers: int, indices: Sequence[int] | None
     ) -> None:
         """See `training_loader`."""
+        if indices is None and not hasattr(dataset, "__len__"):
+            raise DynaMaskError("training needs a data set with a length, from which pictures can be drawn by index")
         self.indices = list(range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
         if not self.indices:
             raise DynaMaskError("there is no picture to train on: give annotations that list some")
@@ -99,7 +154,7 @@ class TrainingLoader:
             raise DynaMaskError("training needs a batch size of at least 1, and no negative worker count or seed")
         self.dataset, self.batch_size, self.seed, self.num_workers = dataset, batch_size, seed, num_workers
         self.position = 0
-        self._batches: Iterator[Batch | DynaMaskError] | None = None
+        self._batches: Iterator[Batch] | None = None
 
     @property
     def epoch(self) -> float:
@@ -111,32 +166,46 @@ class TrainingLoader:
         return self
 
     def __next__(self) -> Batch:
-        """Next batch: a list of (3, H, W) uint8 images and a list of targets."""
+        """Next batch: lists of images and of targets; after an error the same batch is tried again."""
         if self._batches is None:
-            self._batches = iter(
+            self._batches = _running(
                 DataLoader(
                     _SeededSamples(self.dataset, self.seed),
                     batch_sampler=_EndlessBatches(self.indices, self.batch_size, self.seed, self.position),
                     collate_fn=collate,
                     num_workers=self.num_workers,
+                    worker_init_fn=_start_worker,
                     generator=torch.Generator(),  # the loader's own base seed must not draw from the global one
                 )
             )
-        batch = _raise_or_return(next(self._batches))
+        try:
+            batch = next(self._batches)
+        except Exception:
+            self._batches = None
+            raise
         self.position += self.batch_size
         return batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Position in samples handed out (not those prefetched), with what it is only valid for."""
-        return {"position": self.position, "seed": self.seed, "pictures": len(self.indices)}
+    def _picture_ids(self) -> str:
+        """Hash of the pictures in their order: of their ids, or of their indices where they have none."""
+        ids = getattr(self.dataset, "image_ids", None)
+        listed = self.indices if ids is None else [ids[index] for index in self.indices]
+        return hashlib.sha256(",".join(str(value) for value in listed).encode()).hexdigest()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from `state`; DynaMaskError if it belongs to another seed or number of pictures."""
+    def state_dict(self) -> dict[str, int | str]:
+        """Position in samples handed out (not those prefetched), with what it is only valid for."""
+        pictures = {"pictures": len(self.indices), "picture_ids": self._picture_ids()}
+        return {"position": self.position, "seed": self.seed, **pictures}
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Go on from `state`; DynaMaskError if it belongs to another seed or to other pictures."""
         for key, mine in (("seed", self.seed), ("pictures", len(self.indices))):
             if state[key] != mine:
                 raise DynaMaskError(
                     f"the run to resume was made with {key} {state[key]}, not {mine}: use the same data and seed"
                 )
+        if state.get("picture_ids", self._picture_ids()) != self._picture_ids():
+            raise DynaMaskError("the run to resume was made with pictures of other image ids: use the same data")
         self.position, self._batches = int(state["position"]), None
 
 
@@ -152,6 +221,7 @@ class EvaluationLoader:
             batch_size=batch_size,
             collate_fn=collate,
             num_workers=num_workers,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),
         )
 
@@ -161,7 +231,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in order; DynaMaskError if a picture cannot be read."""
-        return map(_raise_or_return, self._loader)
+        return _running(self._loader)
 
 
 def training_loader(

@@ -6,21 +6,27 @@ import json
 import os
 import pickle
 import random
+import re
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from dynamask.config import ModelConfig
+from dynamask.files import replacing
 from dynamask.models.factory import build_model
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.structures import DynaMaskError
 
 FORMAT = "dynamask-1"
+_RUN_NAME = re.compile(r"run-(\d+)\.pt")
+_RUN_KEYS = {"step", "settings", "model", "average", "optimizer", "loader", "random"}
 
 
 def save_model(
@@ -39,10 +45,8 @@ def save_model(
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in (state or model.state_dict()).items()}
     header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)
+    with replacing(path) as stream:
+        stream.write(save(tensors, metadata=header))
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -105,18 +109,71 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def save_run(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run atomically."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+def run_file(out: Path, step: int) -> Path:
+    """Where the state of a run after ``step`` steps is kept."""
+    return out / f"run-{step:06d}.pt"
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The saved states of the run in a folder, oldest first; empty where there is no run."""
+    return sorted((path for path in out.glob("run-*.pt") if _RUN_NAME.fullmatch(path.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step of a saved state, from its name."""
+    return int(path.stem.removeprefix("run-"))
+
+
+def save_run(out: Path, state: dict[str, Any], keep: int) -> Path:
+    """Write the state of a run atomically to ``out/run-STEP.pt``, then remove all but the last ``keep`` states.
+
+    Raises:
+        DynaMaskError: it cannot be written; the states before it are intact.
+    """
+    path = run_file(out, state["step"])
+    with replacing(path) as stream:
+        torch.save(state, stream)
+    for old in checkpoints(out)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """Read the state of a run; :class:`DynaMaskError` when there is none or it cannot be read."""
-    if not path.is_file():
-        raise DynaMaskError(f"there is no run to resume in {path.parent}; start it without --resume")
+    """Read one saved state, every checksum verified; :class:`DynaMaskError` when it is torn, altered or not ours."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise DynaMaskError(f"the saved run {path} cannot be read ({error}); start again in another folder") from error
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not fit")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not set(state) >= _RUN_KEYS:
+            raise ValueError("it is not the state of a run")
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        raise DynaMaskError(f"the saved state {path} cannot be read ({reason})") from error
+    return state
+
+
+def load_newest_run(out: Path) -> dict[str, Any]:
+    """The newest state in a run's folder that can be read.
+
+    Newer ones that cannot are set aside as ``*.unreadable``, with a warning.
+
+    Raises:
+        DynaMaskError: there is no run, or none of its states can be read.
+    """
+    found = checkpoints(out)
+    if not found:
+        raise DynaMaskError(f"there is no run to resume in {out}; start it without --resume")
+    problems: list[tuple[Path, DynaMaskError]] = []
+    for path in reversed(found):
+        try:
+            state = load_run(path)
+        except DynaMaskError as error:
+            problems.append((path, error))
+            continue
+        for broken, problem in problems:
+            warnings.warn(f"{problem}; going on from the one before, {path.name}", stacklevel=2)
+            os.replace(broken, broken.with_name(broken.name + ".unreadable"))
+        return state
+    raise DynaMaskError(f"{problems[0][1]}, nor any before it; start again in another folder")

@@ -81,6 +81,7 @@ class Instances:
         switch_logits: (4,) each.
         mask_iou, boundary_iou: per instance {size index: quality} against the true mask; empty without one.
         choice: per instance the size index, once chosen.
+        truth: per instance its row in the target of its picture, None where it is not matched to one.
     """
 
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -89,6 +90,7 @@ class Instances:
     mask_iou: list[dict[int, float]] = field(default_factory=list)
     boundary_iou: list[dict[int, float]] = field(default_factory=list)
     choice: list[int] = field(default_factory=list)
+    truth: list[int | None] = field(default_factory=list)
 
     def quality(self, measure: str) -> np.ndarray:
         """(N, 4) array of "mask_iou" or "boundary_iou"; NaN where unknown."""
@@ -133,38 +135,50 @@ def collect(
     pictures: Iterable[int] = tqdm(indices, unit="picture", disable=not progress, dynamic_ncols=True)
     for index in pictures:
         image, target = dataset[index]
-        pixels = image.permute(1, 2, 0).contiguous().numpy()
-        picture_policy = (
-            {"policy": "learned"} if options.over_dataset else {"policy": options.policy, "budget": options.budget}
-        )
-        if options.boxes == "gt":
-            back = {category: label for label, category in categories.items()}
-            labels = [back.get(dataset.category_ids[label - 1], 0) for label in target["labels"].tolist()]
-            keep = [i for i, label in enumerate(labels) if label]
-            prediction = predictor(
-                pixels,
-                boxes=target["boxes"][keep],
-                labels=[labels[i] for i in keep],
-                all_sizes=wanted,
-                **picture_policy,
-            )
-            truth: list[int | None] = list(keep)
-        else:
-            prediction = predictor(pixels, score=options.score, all_sizes=wanted, **picture_policy)
-            truth = (
-                match(
-                    prediction.boxes,
-                    prediction.labels,
-                    target["boxes"],
-                    target["labels"],
-                    categories,
-                    dataset.category_ids,
-                )
-                if options.policy == "oracle"
-                else [None] * len(prediction)
-            )
-        add(found, prediction, target, truth, categories, wanted)
+        add_picture(found, predictor, image, target, categories, dataset.category_ids, options, wanted)
     return found
+
+
+def add_picture(
+    found: Instances,
+    predictor: Predicts,
+    image: Tensor,
+    target: dict[str, Any],
+    categories: dict[int, int],
+    category_ids: Sequence[int],
+    options: EvaluationOptions,
+    every_size: bool,
+) -> None:
+    """Predict one item of a data set and append its instances.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        target: of the picture, as :class:`CocoDataset` serves it.
+        categories: from :func:`category_map`.
+        category_ids: of the data set.
+        every_size: keep the masks of all four sizes.
+    """
+    pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
+    policy = {"policy": "learned"} if options.over_dataset else {"policy": options.policy, "budget": options.budget}
+    if options.boxes == "gt":
+        truth, labels = known_instances(target, categories, category_ids)
+        prediction = predictor(pixels, boxes=target["boxes"][truth], labels=labels, all_sizes=every_size, **policy)
+    else:
+        prediction = predictor(pixels, score=options.score, all_sizes=every_size, **policy)
+        truth = [None] * len(prediction)
+        if options.policy == "oracle":
+            own = (prediction.boxes, prediction.labels)
+            truth = match(*own, target["boxes"], target["labels"], categories, category_ids)
+    add(found, prediction, target, truth, categories, every_size)
+
+
+def known_instances(
+    target: dict[str, Any], categories: dict[int, int], category_ids: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Rows of a target whose class the weights know, and their labels in the weights' numbering."""
+    back = {category: label for label, category in categories.items()}
+    labels = [back.get(category_ids[label - 1], 0) for label in target["labels"].tolist()]
+    return [i for i, label in enumerate(labels) if label], [label for label in labels if label]
 
 
 def match(
@@ -228,6 +242,7 @@ def add(
             {} if true_mask is None else {k: boundary_iou(m, true_mask) for k, m in masks.items()}
         )
         found.choice.append(chosen)
+        found.truth.append(truth[i])
 
 
 def choose(found: Instances, macs: tuple[int, ...], options: EvaluationOptions) -> np.ndarray:

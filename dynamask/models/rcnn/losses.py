@@ -1,16 +1,30 @@
 """The mask branch's losses (Eq. 3–6): pure functions; weights are applied by the trainer alone (Eq. 7).
 
 Reductions: means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch.
-Without a positive RoI every loss is a zero that is connected to its inputs.
+Without a positive RoI every loss is a zero that is connected to its inputs; that of the whole branch reaches every
+parameter (:func:`connected_zero`), so that processes that train together agree on which gradients there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dynamask.config import LossConfig
+from dynamask.models.rcnn.mask_switch import straight_through_gumbel
+
+
+def scale_gradient(values: Tensor, factor: float) -> Tensor:
+    """The same values (exactly); their gradient is multiplied by a factor."""
+    return values.detach() + (values - values.detach()) * factor
+
+
+def connected_zero(parameters: Iterable[Tensor]) -> Tensor:
+    """A scalar zero, whatever the values, whose backward gives each of the parameters a gradient of zeros."""
+    return torch.stack([parameter.flatten()[:0].sum() for parameter in parameters]).sum()
 
 
 def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -57,20 +71,32 @@ def edge_loss(per_resolution: Tensor, selection: Tensor | None) -> Tensor:
 
 
 def selected_error(error: Tensor, selection: Tensor) -> Tensor:
-    """Mean error of the drawn resolutions, Σ_k y_k · error_k: a signal to the switch alone.
+    """Mean error of the selected resolutions, Σ_k y_k · error_k: a signal to the switch alone.
 
     Args:
         error: (N, K) without gradient, lower is better.
-        selection: (N, K) one-hot y.
+        selection: (N, K) one-hot y, or p for the mean over every draw.
     """
     return _roi_mean((error * selection).sum(1))
+
+
+def at_finest_grid(probs: Sequence[Tensor], size: int) -> Tensor:
+    """Masks (N, K, S, S) in {0, 1} of K tensors (N, S_k, S_k) of probabilities, all brought to one grid bilinearly."""
+    return torch.cat([F.interpolate(x[:, None], size=(size, size), mode="bilinear") for x in probs], dim=1).ge(0.5)
+
+
+def overlap_error(masks: Tensor, truth: Tensor) -> Tensor:
+    """1 − mask IoU (N, K) of masks (N, K, S, S) bool with the truth (N, S, S) in {0, 1}; 0 where both are empty."""
+    truth = truth[:, None] >= 0.5
+    both, either = (masks & truth).sum((2, 3)), (masks | truth).sum((2, 3))
+    return torch.where(either > 0, 1.0 - both / either.clamp_min(1), 0.0)
 
 
 def budget_loss(selection: Tensor, macs: Tensor, target: float) -> Tensor:
     """L_budget (Eq. 5): max(E(C)/C_t − 1, 0).
 
     Args:
-        selection: (N, K) one-hot y.
+        selection: (N, K) one-hot y, or p.
         macs: (K,) cumulative cost of each resolution, as a fraction of the full branch (or in the unit of target).
         target: C_t in the same unit.
     """
@@ -88,5 +114,60 @@ def entropy_loss(probs: Tensor) -> Tensor:
     """
     if len(probs) == 0:
         return probs.sum()
-    frequency = probs.mean(0)
+    frequency = probs.mean(0) + 1e-7  # the slope at zero is infinite
     return torch.special.entr(frequency).sum() / -probs.shape[1]
+
+
+def instance_entropy_loss(logits: Tensor) -> Tensor:
+    """Eq. 6 taken instance by instance: mean_i (1/K) Σ_k p_i^k log p_i^k, least where every p_i is uniform.
+
+    With the expected error Σ_k p_k · e_k of weight w beside it (weight λ), the best p_i is the softmax of
+    −E(e_k) · w K / λ: differences of log p are then expected gains in quality, which is what a price on MACs needs.
+
+    Args:
+        logits: (N, K) of the switch; p is their softmax, which may be zero without harm.
+    """
+    return _roi_mean((F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(1)) / logits.shape[1]
+
+
+def switch_losses(
+    logits: Tensor,
+    fractions: Tensor,
+    mask_losses: Tensor,
+    edge_losses: Tensor,
+    error: Tensor | None,
+    config: LossConfig,
+    noise: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Every loss that the switch's selection takes part in (Eq. 2–6), unweighted.
+
+    Args:
+        logits: (N, K) of the switch.
+        fractions: (K,) cost of each size as a fraction of the full branch's.
+        mask_losses: (N, K) of :func:`resolution_losses` on masks.
+        edge_losses: (N, K), on edges.
+        error: (N, K) without gradient, lower is better; the signal "boundary" alone reads it.
+        config: how the sizes are weighed; the weights of Eq. 7 are not applied here.
+        noise: (N, K) Gumbel noise, drawn when absent; "expected" needs none.
+
+    Returns:
+        ``loss_mask``, ``loss_edge``, ``loss_boundary`` under the signal "boundary", ``loss_budget``, ``loss_entropy``.
+    """
+    probs = F.softmax(logits, dim=1)
+    drawn = config.switch_selection == "drawn"
+    selection = straight_through_gumbel(logits, config.temperature, noise) if drawn else probs
+    quality, named = scale_gradient(selection, config.switch_gradient), {}
+    if config.switch_signal == "boundary":
+        if error is None:
+            raise ValueError("the signal 'boundary' needs the boundary error of every size")
+        named, quality = {"loss_boundary": selected_error(error, selection)}, selection.detach()
+    frequencies = selection if config.entropy_on == "selection" else probs
+    return {
+        "loss_mask": mask_loss(mask_losses, None if config.mask_supervision == "all" else quality),
+        "loss_edge": edge_loss(edge_losses, quality),
+        **named,
+        "loss_budget": budget_loss(selection, fractions, config.budget_target),
+        "loss_entropy": instance_entropy_loss(logits)
+        if config.entropy_on == "instances"
+        else entropy_loss(frequencies),
+    }

@@ -5,25 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from dynamask.config import LossConfig
 from dynamask.models.rcnn import losses
 from dynamask.models.rcnn.costs import MaskBranchCosts, mask_branch_costs
-from dynamask.models.rcnn.mask_switch import MaskSwitchModule, straight_through_gumbel
+from dynamask.models.rcnn.mask_switch import MaskSwitchModule
 from dynamask.models.rcnn.region_fpn import RegionFPN, RegionState
 from dynamask.ops.masks import crop_mask_pyramid, grid_boundary_iou, mask_edges
 from dynamask.structures import MASK_SIZES
 
 BOUNDARY_WIDTH_RATIO = 0.02
 """Width of the boundary whose error can guide the switch, of the image's diagonal, as the boundary IoU has it."""
-
-
-def scale_gradient(values: Tensor, factor: float) -> Tensor:
-    """The same values (exactly); their gradient is multiplied by a factor."""
-    return values.detach() + (values - values.detach()) * factor
 
 
 class MaskBranch(nn.Module):
@@ -93,45 +87,61 @@ class MaskBranch(nn.Module):
             noise: (N, K) Gumbel noise, drawn when absent.
             boundary_width: (N,) in network-input pixels; needed for the switch signal "boundary".
         """
+        if len(state) == 0:
+            names = ["loss_boundary"] if self.loss_config.switch_signal == "boundary" else []
+            zero = losses.connected_zero(self.parameters())
+            return dict.fromkeys(["loss_mask", "loss_edge", *names, "loss_budget", "loss_entropy"], zero)
         every = torch.arange(len(state), device=state.rois.device)
         sizes = range(len(MASK_SIZES))
         mask_logits = [self.region_fpn.mask_logits(state, k, every) for k in sizes]
         mask_losses = losses.resolution_losses(mask_logits, target_masks)
         edge_logits = [self.region_fpn.edge_logits(state, k, every) for k in sizes]
         edge_losses = losses.resolution_losses(edge_logits, [mask_edges(target) for target in target_masks])
-        config, idle = self.loss_config, state.switch_logits.sum() * 0
-        named = {"loss_boundary": idle} if config.switch_signal == "boundary" else {}
+        config, error = self.loss_config, None
         if not self.switch_enabled:
+            idle = state.switch_logits.sum() * 0
+            named = {"loss_boundary": idle} if config.switch_signal == "boundary" else {}
             per_size = {
                 "loss_mask": losses.mask_loss(mask_losses, None),
                 "loss_edge": losses.edge_loss(edge_losses, None),
             }
             return {**per_size, **named, "loss_budget": idle, "loss_entropy": idle}
-        selection = straight_through_gumbel(state.switch_logits, config.temperature, noise)
-        quality = scale_gradient(selection, config.switch_gradient)
         if config.switch_signal == "boundary":
-            error = self.boundary_error(state, mask_logits, target_masks[-1], boundary_width)
-            named = {"loss_boundary": losses.selected_error(error, selection)}
-            quality = selection.detach()
-        fractions = selection.new_tensor(self.costs.fractions)
-        return {
-            "loss_mask": losses.mask_loss(mask_losses, None if config.mask_supervision == "all" else quality),
-            "loss_edge": losses.edge_loss(edge_losses, quality),
-            **named,
-            "loss_budget": losses.budget_loss(selection, fractions, config.budget_target),
-            "loss_entropy": losses.entropy_loss(F.softmax(state.switch_logits, dim=1)),
-        }
+            error = self.size_error(state, mask_logits, target_masks[-1], boundary_width)
+        fractions = state.switch_logits.new_tensor(self.costs.fractions)
+        return losses.switch_losses(state.switch_logits, fractions, mask_losses, edge_losses, error, config, noise)
+
+    @torch.no_grad()
+    def size_error(
+        self, state: RegionState, mask_logits: list[Tensor], truth: Tensor, boundary_width: Tensor
+    ) -> Tensor:
+        """What the signal "boundary" weighs: the error (N, K) in [0, 1] of each size's mask, no gradient.
+
+        1 − boundary IoU at the finest grid, mixed by the configuration's ``overlap_share`` with 1 − mask IoU.
+
+        Args:
+            mask_logits: K tensors (N, S_k, S_k).
+            truth: (N, S, S) in {0, 1} at the finest size.
+            boundary_width: (N,) in network-input pixels.
+        """
+        return torch.lerp(*self.errors_at(state, mask_logits, truth, boundary_width), self.loss_config.overlap_share)
 
     @torch.no_grad()
     def boundary_error(
         self, state: RegionState, mask_logits: list[Tensor], truth: Tensor, boundary_width: Tensor
     ) -> Tensor:
-        """1 − boundary IoU of each size's mask, all brought to the finest grid: (N, K) in [0, 1], no gradient."""
+        """1 − boundary IoU of each size's mask alone, arguments as of :meth:`size_error`: (N, K) in [0, 1]."""
+        return self.errors_at(state, mask_logits, truth, boundary_width)[0]
+
+    def errors_at(
+        self, state: RegionState, mask_logits: list[Tensor], truth: Tensor, boundary_width: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """1 − boundary IoU and 1 − mask IoU at the finest grid, (N, K) each; arguments as of :meth:`size_error`."""
         if len(state) == 0:
-            return truth.new_zeros((0, len(MASK_SIZES)))
-        probs = [F.interpolate(x.sigmoid()[:, None], size=truth.shape[-2:], mode="bilinear") for x in mask_logits]
-        masks = (torch.cat(probs, dim=1) >= 0.5).to(truth.dtype)  # (N, K, S, S)
-        return 1.0 - grid_boundary_iou(masks, truth, state.rois[:, 1:], boundary_width)
+            return (truth.new_zeros((0, len(MASK_SIZES))),) * 2
+        masks = losses.at_finest_grid([x.sigmoid() for x in mask_logits], truth.shape[-1])  # (N, K, S, S)
+        boundary = 1.0 - grid_boundary_iou(masks.to(truth.dtype), truth, state.rois[:, 1:], boundary_width)
+        return boundary, losses.overlap_error(masks, truth)
 
 
 class DynaMaskRoIHeads(RoIHeads):

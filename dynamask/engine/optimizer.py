@@ -1,0 +1,64 @@
+"""Optimisers, learning-rate schedules and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynamask.config import TrainConfig
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trainable parameters: the timm body with its own learning rate; no weight decay on vectors with AdamW."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = config.optimizer == "sgd" or parameter.ndim > 1
+            groups.setdefault((name.startswith("backbone.body."), decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": config.lr * (config.backbone_lr_factor if in_body else 1.0),
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (in_body, decayed), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW as configured."""
+    groups = parameter_groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum)
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def lr_factor(step: int, config: TrainConfig) -> float:
+    """Learning-rate factor of a step: linear warm-up, then the step or cosine schedule over all iterations."""
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    if config.schedule == "step":
+        return warm * 0.1 ** sum(step >= milestone * config.iterations for milestone in config.milestones)
+    return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / config.iterations)))
+
+
+class WeightAverage:
+    """Exponential moving average of a model's trainable parameters; all else is constant (BatchNorm is frozen).
+
+    The decay grows with the number of updates, min(decay, (1 + n) / (10 + n)), so that early averages are no mixture
+    with the random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's present weights."""
+        self.updates += 1
+        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        moving = [(key, value) for key, value in model.named_parameters() if value.requires_grad]
+        torch._foreach_lerp_([self.state[key] for key, _ in moving], [value for _, value in moving], weight)
