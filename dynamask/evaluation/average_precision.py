@@ -54,9 +54,7 @@ def evaluate_coco(
         if iou_type not in IOU_TYPES:
             raise DynaMaskError(f"unknown IoU type {iou_type!r}; choose from {', '.join(IOU_TYPES)}")
     images, categories = _images_by_id(annotations), _category_ids(annotations)
-    judged = set(images) if image_ids is None else {int(i) for i in image_ids}
-    if not judged <= set(images):
-        raise DynaMaskError(f"image_id {min(judged - set(images))} is not in the annotations; give ids of its images")
+    judged = _judged(images, image_ids)
     needs_masks = any(iou_type != "bbox" for iou_type in iou_types)
     truths = _true_instances(annotations, images, categories, judged, needs_masks)
     checked = [_checked_result(r, i, images, categories) for i, r in enumerate(results)]
@@ -104,6 +102,24 @@ def load_results(path: str | Path, annotations: dict[str, Any]) -> list[dict[str
     except DynaMaskError as error:
         raise DynaMaskError(f"the results file {path} is malformed: {error}") from error
     return results
+
+
+def true_instances(annotations: dict[str, Any], image_ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
+    """What :func:`evaluate_coco` compares with: image_id, category_id, iscrowd, bbox, area and RLE of true instances.
+
+    Raises:
+        DynaMaskError: as :func:`evaluate_coco`.
+    """
+    images = _images_by_id(annotations)
+    return _true_instances(annotations, images, _category_ids(annotations), _judged(images, image_ids), True)
+
+
+def _judged(images: dict[int, dict[str, Any]], image_ids: Iterable[int] | None) -> set[int]:
+    """Ids of the images to judge; DynaMaskError if one is not in the annotations."""
+    judged = set(images) if image_ids is None else {int(i) for i in image_ids}
+    if not judged <= set(images):
+        raise DynaMaskError(f"image_id {min(judged - set(images))} is not in the annotations; give ids of its images")
+    return judged
 
 
 def _evaluate_one(
@@ -195,7 +211,7 @@ def _true_instances(
             skipped += 1
             continue
         truth["area"] = entry.get("area", truth["bbox"][2] * truth["bbox"][3] if pixels is None else pixels)
-        if not _is_number(truth["area"]):
+        if not is_number(truth["area"]):
             raise DynaMaskError(f"{where} has an area that is no finite number; mend the annotation file")
         truths.append({**truth, "id": len(truths) + 1})
     if skipped:
@@ -216,7 +232,7 @@ def _checked_result(
             raise DynaMaskError(f"{where} has no integer {key}; use the ids of the annotation file")
         if result[key] not in known:
             raise DynaMaskError(f"{where} has the {key} {result[key]}, which is not in the annotations; use its ids")
-    if not _is_number(result.get("score")):
+    if not is_number(result.get("score")):
         raise DynaMaskError(f"{where} has no finite number as score; give the detector's confidence, 0-1")
     checked = {**result, "image_id": int(result["image_id"]), "category_id": int(result["category_id"])}
     checked["score"] = float(result["score"])
@@ -249,7 +265,7 @@ def _with_box(result: dict[str, Any]) -> dict[str, Any]:
 def _checked_box(box: Any, where: str) -> list[float]:
     """xywh as four floats; DynaMaskError if it is anything else or of negative size."""
     values = box.tolist() if isinstance(box, np.ndarray) else box
-    if not isinstance(values, list | tuple) or len(values) != 4 or not all(_is_number(v) for v in values):
+    if not isinstance(values, list | tuple) or len(values) != 4 or not all(is_number(v) for v in values):
         raise DynaMaskError(f"{where} has a bbox that is not four finite numbers; give [x, y, width, height] in pixels")
     if values[2] < 0 or values[3] < 0:
         raise DynaMaskError(f"{where} has a bbox of negative size; give [x, y, width, height] in pixels")
@@ -279,7 +295,7 @@ def _checked_polygons(segmentation: Any, reach: int, where: str, lenient: bool) 
         raise DynaMaskError(f"{where} has a segmentation that is neither polygons nor RLE; give one of them")
     polygons = []
     for polygon in segmentation:
-        if not isinstance(polygon, list | tuple) or len(polygon) % 2 or not all(_is_number(v) for v in polygon):
+        if not isinstance(polygon, list | tuple) or len(polygon) % 2 or not all(is_number(v) for v in polygon):
             raise DynaMaskError(f"{where} has a polygon that is no list of finite x, y pairs; give [x0, y0, x1, y1, …]")
         if any(abs(v) > reach for v in polygon):
             raise DynaMaskError(f"{where} has a polygon far outside its image; give coordinates in its pixels")
@@ -351,7 +367,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a value is a finite number, bool excluded."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False

@@ -1,0 +1,64 @@
+"""What a report's figures rest on: checkpoint, data, split, seed and command."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamask.bundled import bundled_path, list_bundled
+from dynamask.engine.checkpoint import read_header
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where figures come from.
+
+    Attributes:
+        weights: bundled name or path, as given.
+        data: the data set in words.
+        split: which of its pictures, in words.
+        command: that makes the report again.
+    """
+
+    weights: str
+    data: str
+    split: str
+    command: str
+
+
+def checkpoint_facts(weights: str) -> dict[str, Any]:
+    """``sha256``, ``model`` and ``images_seen`` (None if unknown) of a bundled name or a .safetensors file.
+
+    Raises:
+        DynaMaskError: there are no such weights.
+    """
+    entry: dict[str, Any] = {}
+    path = Path(weights)
+    if path.suffix != ".safetensors":
+        path, entry = bundled_path(weights), list_bundled()[weights]
+    header = read_header(path)
+    seen = entry.get("images_seen", header["training"].get("images_seen"))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "model": header["config"]["name"], "images_seen": seen}
+
+
+def fact_lines(source: Source, checkpoint: dict[str, Any], **more: object) -> list[tuple[str, str]]:
+    """(name, value) pairs for the head of a report; ``more`` are further facts, underscores shown as blanks."""
+    seen = checkpoint["images_seen"]
+    return [
+        (
+            "weights",
+            f"{source.weights} ({checkpoint['model']}, {'unknown' if seen is None else f'{seen:,}'} images seen)",
+        ),
+        ("checkpoint", f"sha256 {checkpoint['sha256']}"),
+        ("data", source.data),
+        ("split", source.split),
+        *(
+            (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+            for name, value in more.items()
+        ),
+        ("command", source.command),
+    ]
