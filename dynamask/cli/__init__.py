@@ -1,0 +1,45 @@
+"""Command line: ``dynamask <command>``, one module a command. Bad input exits with code 2 and one line on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+import warnings
+from collections.abc import Sequence
+
+from dynamask.cli import analyze, costs, data, evaluate, predict, report, shapes, train
+from dynamask.structures import DynaMaskError
+
+COMMANDS = (costs, predict, train, evaluate, report, shapes, analyze, data)
+"""Modules with ``add(commands)``, in the order of the help."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Exit with code 2 and one line."""
+        self.exit(2, f"dynamask: error: {message}; see {self.prog} -h\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code, 0 or 2."""
+    warnings.showwarning = lambda message, *_, **__: print(f"dynamask: warning: {message}", file=sys.stderr)
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (DynaMaskError, OSError) as error:
+        text = " ".join(str(error).split())
+        print(f"dynamask: error: {text}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with its subcommands."""
+    parser = _Parser(prog="dynamask", description="Per-instance dynamic mask resolution for instance segmentation.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

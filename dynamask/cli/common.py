@@ -1,0 +1,96 @@
+"""What the commands share: flags, JSON out, lines for people, checks of what was given."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamask.data.coco import split_by_image_id
+from dynamask.data.sources import Data, open_data
+from dynamask.files import write_text
+from dynamask.structures import DynaMaskError
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it alone on stdout")
+
+
+def add_choice(parser: argparse.ArgumentParser, policies: str) -> None:
+    """Add ``--policy`` and ``--budget``."""
+    parser.add_argument("--policy", help=f"who chooses the sizes: {policies} (default: learned)")
+    parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance, instead of a policy")
+
+
+def write_json(value: object, target: str | None) -> None:
+    """Write JSON atomically to a file, or alone to stdout; nothing when no target is given."""
+    if target is None:
+        return
+    text = json.dumps(value, indent=1, allow_nan=False)
+    if target == "-":
+        print(text)
+        return
+    path = Path(target)
+    if path.parent and not path.parent.is_dir():
+        raise DynaMaskError(f"folder {path.parent} of --json does not exist; create it or choose another")
+    write_text(path, text + "\n")
+
+
+def say(text: str, target: str | None = None) -> None:
+    """A line for people; on stderr when stdout carries JSON alone."""
+    print(text, file=sys.stderr if target == "-" else sys.stdout)
+
+
+def add_data(
+    parser: argparse.ArgumentParser, holdout: str = "only the pictures that `train --holdout M` keeps back"
+) -> None:
+    """Add ``--data``, ``--images``, ``--annotations`` and ``--holdout``, whose help may be another."""
+    parser.add_argument(
+        "--data", metavar="DATA", help="shapes:SEED:COUNT, or a folder with images/ and annotations.json"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="picture folder, with --annotations")
+    parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
+    parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
+
+
+def opened_data(arguments: argparse.Namespace, class_names: Sequence[str] | None) -> tuple[Data, list[int]]:
+    """The data set that the flags of :func:`add_data` name, as weights with these classes see it, and its indices."""
+    dataset = open_data(arguments.data, arguments.images, arguments.annotations, class_names)
+    indices = held_out(dataset, arguments.holdout, True) if arguments.holdout else list(range(len(dataset)))
+    return dataset, indices
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an --out that is a file."""
+    if out.exists() and not out.is_dir():
+        raise DynaMaskError(f"--out {out} is a file; give a folder")
+
+
+def held_out(dataset: Data, modulus: int, validation: bool) -> list[int]:
+    """One side of the published split; refuses a modulus that leaves a side empty."""
+    if modulus < 2:
+        raise DynaMaskError(f"--holdout is {modulus}; give a whole number of at least 2")
+    indices = split_by_image_id(dataset, validation, modulus)
+    if not indices:
+        raise DynaMaskError(
+            f"--holdout {modulus} leaves one side of the {len(dataset)} pictures empty; give another number"
+        )
+    return indices
+
+
+def print_summary(summary: dict[str, Any], target: str | None) -> None:
+    """What an evaluation found, as lines for people."""
+    say(f"{summary['images']} images, {summary['detections']} detections", target)
+    for kind in ("bbox", "segm", "boundary"):
+        values = "  ".join(f"{key} {'  -  ' if v is None else f'{v:.4f}'}" for key, v in summary[kind].items())
+        say(f"  {kind:<9}{values}", target)
+    if summary.get("mean_macs_per_instance") is not None:
+        shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary["size_shares"].items())
+        say(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs an instance; sizes {shares}", target)
+    for key in ("mean_mask_iou", "mean_boundary_iou"):
+        if summary.get(key) is not None:
+            say(f"  {key} {summary[key]:.4f}", target)

@@ -1,0 +1,60 @@
+"""``dynamask evaluate``: weights or a results file, judged on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from dynamask.cli.common import add_choice, add_data, add_json, opened_data, print_summary, write_json
+from dynamask.data.coco import drop_degenerate, read_coco_json
+from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
+from dynamask.engine.memory import keep_freed_memory
+from dynamask.evaluation.average_precision import evaluate_coco, load_results
+from dynamask.predictor import load
+from dynamask.structures import DynaMaskError
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="AP, boundary AP and cost on a data set",
+        description="Box, mask and boundary AP with what the masks cost, of weights or of a results file.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", help="bundled name or .safetensors file")
+    source.add_argument("--predictions", type=Path, metavar="RESULTS.json", help="COCO results to judge instead")
+    add_data(parser)
+    add_choice(parser, "learned, size, fixed:S, random, oracle")
+    parser.add_argument("--budget-scope", default="image", help="image or dataset (default: image)")
+    parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random policy")
+    parser.add_argument("--device", default="cpu")
+    add_json(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.predictions is not None:
+        if arguments.annotations is None:
+            raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
+        annotations, _, _ = drop_degenerate(read_coco_json(arguments.annotations))
+        results = load_results(arguments.predictions, annotations)
+        summary: dict[str, Any] = {"images": len(annotations["images"]), "detections": len(results)}
+        summary.update(evaluate_coco(annotations, results))
+    else:
+        options = EvaluationOptions(
+            arguments.policy or "learned",
+            arguments.budget,
+            arguments.budget_scope,
+            arguments.boxes,
+            seed=arguments.seed,
+        )
+        keep_freed_memory()
+        predictor = load(arguments.weights, arguments.device)
+        dataset, indices = opened_data(arguments, predictor.class_names)
+        summary = run_evaluation(predictor, dataset, indices, options, progress=sys.stderr.isatty())
+    print_summary(summary, arguments.json)
+    write_json(summary, arguments.json)

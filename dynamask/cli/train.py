@@ -1,0 +1,201 @@
+"""``dynamask train``: a model on data in COCO format, every hyper-parameter a flag."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import threading
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynamask.cli.common import add_data, check_folder, held_out, print_summary, write_json
+from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
+from dynamask.data.loaders import training_loader
+from dynamask.data.sources import open_data
+from dynamask.data.transforms import TrainingTransforms
+from dynamask.engine.checkpoint import checkpoints, load_weights, save_model
+from dynamask.engine.evaluate import run_evaluation
+from dynamask.engine.memory import keep_freed_memory
+from dynamask.engine.run import Run
+from dynamask.engine.train import freeze, loss_weights, train
+from dynamask.models.factory import build_model, list_models, preset
+from dynamask.predictor import load
+from dynamask.structures import DynaMaskError
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser(
+        "train",
+        help="train a model on COCO-format data",
+        description="Train on a picture folder "
+        "with COCO annotations. Values that are not given are the model's recipe.",
+    )
+    add_data(parser, "keep back, and evaluate on, pictures whose SHA-256 of the image id is divisible by M")
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(list_models())}")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--val-data", metavar="DATA", help="data to evaluate on at the end, named as with --data")
+    parser.add_argument("--val-images", type=Path, metavar="DIR", help="pictures to evaluate on at the end")
+    parser.add_argument("--val-annotations", type=Path, metavar="JSON")
+    parser.add_argument(
+        "--backbone-weights", metavar="FILE|timm", help="ImageNet weights under timm's names; timm downloads"
+    )
+    parser.add_argument(
+        "--merge-classes", action="store_true", help="class-agnostic: train all classes as the one class 'object'"
+    )
+    parser.add_argument("--init", type=Path, metavar="FILE", help="start from the weights of a trained model")
+    parser.add_argument(
+        "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the newest state in --out")
+    _add_fields(parser.add_argument_group("schedule"), TrainConfig)
+    _add_fields(parser.add_argument_group("losses"), LossConfig)
+    _add_fields(parser.add_argument_group("model"), ModelConfig, skip=("name", "class_names", "category_ids"))
+    parser.set_defaults(run=_train)
+
+
+def _add_fields(group: Any, config: type, skip: Sequence[str] = ()) -> None:
+    """One flag per field of a configuration; absent flags are None."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if field.name in skip:
+            continue
+        kind, flag = hints[field.name], "--" + field.name.replace("_", "-")
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        elif isinstance(kind, types.GenericAlias) or typing.get_origin(kind) is tuple:
+            group.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], default=None)
+        else:
+            group.add_argument(flag, type=kind, default=None)
+
+
+def _given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
+    """Fields of a configuration that were given as flags."""
+    values = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(config)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    if (arguments.val_images is None) != (arguments.val_annotations is None):
+        raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
+    check_folder(arguments.out)
+    if not arguments.resume and checkpoints(arguments.out):
+        raise DynaMaskError(
+            f"{arguments.out} holds a run already; add --resume to go on with it or choose another --out"
+        )
+    keep_freed_memory()
+    model_config, base = preset(arguments.model), recipe(arguments.model)
+    config = dataclasses.replace(base[0], **_given(arguments, TrainConfig))
+    loss_config = dataclasses.replace(base[1], **_given(arguments, LossConfig))
+    transforms = TrainingTransforms(photometric=config.jitter)
+    source = (arguments.data, arguments.images, arguments.annotations)
+    dataset = open_data(*source, transforms=transforms, merge_classes=arguments.merge_classes)
+    indices = held_out(dataset, arguments.holdout, False) if arguments.holdout else None
+    torch.manual_seed(config.seed)
+    model_config = dataclasses.replace(
+        model_config,
+        class_names=dataset.class_names,
+        category_ids=dataset.category_ids,
+        **_given(arguments, ModelConfig),
+    )
+    model = build_model(model_config, arguments.backbone_weights, loss_config)
+    if arguments.init is not None:
+        load_weights(model, arguments.init)
+    if arguments.freeze is not None:
+        freeze(model, arguments.freeze)
+    settings = _settings(arguments, config, loss_config, model_config)
+    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices)
+    run = Run(model, loader, config, loss_weights(loss_config), arguments.out, settings)
+    if arguments.resume:
+        run.resume()
+    weights = arguments.out / "last.safetensors"
+
+    def save(state: Run) -> None:
+        training = {"images_seen": state.step * config.batch_size, **settings}
+        save_model(model, weights, state.final_state(), training)
+
+    with _StopSignals() as stop:
+        finished = train(run, on_save=save, should_stop=stop)
+    if finished:
+        _evaluate_run(arguments, weights)
+    else:
+        print(
+            f"dynamask: {stop.received} at step {run.step}: the state is saved in {arguments.out}; "
+            "the same command with --resume goes on from there",
+            file=sys.stderr,
+        )
+
+
+def _settings(
+    arguments: argparse.Namespace, config: TrainConfig, loss_config: LossConfig, model_config: ModelConfig
+) -> dict[str, Any]:
+    """What makes the run the run that it is, as JSON values: kept with its weights, and compared when it is resumed."""
+    values = {
+        "train": dataclasses.asdict(config),
+        "losses": dataclasses.asdict(loss_config),
+        "model": model_config.to_dict(),
+        "data": arguments.data,
+        "freeze": arguments.freeze,
+        "merge_classes": arguments.merge_classes,
+        "holdout": arguments.holdout,
+    }
+    return json.loads(json.dumps(values))
+
+
+class _StopSignals:
+    """Turns the signals that ask a process to end into a question; a second one acts at once.
+
+    A context manager; signals that are ignored already (nohup, a shell's background job) stay so.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether a signal has come."""
+        return self.received is not None
+
+    def __enter__(self) -> _StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _receive(self, number: int, _: object) -> None:
+        self.received = signal.Signals(number).name
+        self.__exit__()
+
+
+def _validation_source(arguments: argparse.Namespace) -> tuple[str | None, Path | None, Path | None] | None:
+    """What was given to evaluate on at the end, if anything."""
+    source = (arguments.val_data, arguments.val_images, arguments.val_annotations)
+    return source if any(source) else None
+
+
+def _evaluate_run(arguments: argparse.Namespace, weights: Path) -> None:
+    """Evaluate a finished run on its validation pictures, if it has any."""
+    own, given = (arguments.data, arguments.images, arguments.annotations), _validation_source(arguments)
+    if given is None and not arguments.holdout:
+        return
+    predictor = load(weights, "cpu")
+    validation = open_data(*(given or own), class_names=predictor.class_names)
+    indices = held_out(validation, arguments.holdout, True) if given is None else None
+    summary = run_evaluation(predictor, validation, indices, progress=sys.stderr.isatty())
+    print_summary(summary, None)
+    write_json(summary, str(arguments.out / "evaluation.json"))
