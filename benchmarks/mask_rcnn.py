@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from faster_coco_eval.core import mask as coco_mask
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -36,13 +35,16 @@ from tqdm import tqdm
 
 from benchmarks import report
 from dynamask.config import ModelConfig, recipe
-from dynamask.data.coco import CocoDataset
 from dynamask.data.loaders import training_loader
+from dynamask.data.sources import Data
 from dynamask.data.transforms import TrainingTransforms
+from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.evaluate import category_map
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.train import RUN_FILE, Run, loss_weights, train
+from dynamask.engine.run import Run
+from dynamask.engine.train import loss_weights, train
 from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.files import replacing
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.factory import TwoSizeTransform, preset
 from dynamask.ops.masks import paste_masks
@@ -96,10 +98,8 @@ def save_mask_rcnn(
     """Write weights (the model's, or a moving average) with configuration and provenance, atomically."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in (state or model.state_dict()).items()}
     header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)
+    with replacing(path) as stream:
+        stream.write(save(tensors, metadata=header))
 
 
 def load_mask_rcnn(path: Path) -> MaskRCNN:
@@ -159,7 +159,7 @@ def coco_results(
 
 
 def evaluate_mask_rcnn(
-    model: MaskRCNN, dataset: CocoDataset, indices: Sequence[int], progress: bool = False
+    model: MaskRCNN, dataset: Data, indices: Sequence[int], progress: bool = False
 ) -> dict[str, Any]:
     """Box, mask and boundary AP by paste: torchvision's own, and ours on the same 28×28 probabilities."""
     names = argparse.Namespace(class_names=model.config.class_names)
@@ -179,17 +179,23 @@ def evaluate_mask_rcnn(
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    if not arguments.resume and (arguments.out / RUN_FILE).exists():
+    if not arguments.resume and checkpoints(arguments.out):
         raise DynaMaskError(f"{arguments.out} holds a run already; add --resume to go on or choose another --out")
     keep_freed_memory()
     config, losses = recipe(PRESET)
     config = dataclasses.replace(
-        config, iterations=arguments.iterations, batch_size=arguments.batch_size, seed=arguments.seed
+        config,
+        iterations=arguments.iterations,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        jitter=arguments.jitter,
     )
-    dataset = CocoDataset(arguments.images, arguments.annotations, TrainingTransforms(photometric=config.jitter))
+    dataset = report.opened(arguments, transforms=TrainingTransforms(photometric=config.jitter))
     indices = report.split(dataset, arguments.holdout, False)
     torch.manual_seed(config.seed)
     model_config = preset(PRESET, class_names=dataset.class_names, category_ids=dataset.category_ids)
+    if arguments.side is not None:
+        model_config = dataclasses.replace(model_config, min_sizes=(arguments.side,), test_min_size=arguments.side)
     model = build_mask_rcnn(model_config, arguments.backbone_weights)
     weights = loss_weights(losses)
     if arguments.mask_weight is not None:
@@ -215,7 +221,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     report.check_json_target(arguments.json)
     keep_freed_memory()
     model = load_mask_rcnn(arguments.weights)
-    dataset = CocoDataset(arguments.images, arguments.annotations)
+    dataset = report.opened(arguments)
     indices = report.split(dataset, arguments.holdout, True)
     summary = evaluate_mask_rcnn(model, dataset, indices, sys.stderr.isatty())
     summary["test_min_size"] = model.config.test_min_size
@@ -248,6 +254,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--mask-weight", type=float, help="of the mask loss (default: the preset's; torchvision sums with 1)"
     )
+    training.add_argument("--side", type=int, metavar="PX", help="one shorter side for training and testing")
+    training.add_argument("--jitter", action=argparse.BooleanOptionalAction, default=default.jitter)
     training.add_argument("--resume", action="store_true", help="go on with the run in --out")
     training.set_defaults(run=_train)
     evaluation = commands.add_parser("evaluate", help="box, mask and boundary AP with torchvision's and our paste")

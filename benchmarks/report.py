@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torchvision
 
-from dynamask.data.coco import CocoDataset, split_by_image_id
+from dynamask.cli.common import add_data, held_out
+from dynamask.data.sources import Data, open_data
+from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
 
 
@@ -66,13 +68,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def add_data_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """``--images``, ``--annotations`` and ``--holdout``."""
-    parser.add_argument("--images", type=Path, required=required, metavar="DIR", help="picture folder")
-    parser.add_argument("--annotations", type=Path, required=required, metavar="JSON", help="COCO annotations")
-    parser.add_argument(
-        "--holdout", type=int, metavar="M", help="split as `dynamask train --holdout M` does; without it, all pictures"
-    )
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """``--data``, or ``--images`` and ``--annotations``, and ``--holdout``."""
+    add_data(parser, "split as `dynamask train --holdout M` does; without it, all pictures")
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -80,16 +78,16 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
-def split(dataset: CocoDataset, modulus: int | None, validation: bool) -> list[int]:
+def opened(arguments: argparse.Namespace, class_names: Sequence[str] | None = None, transforms: Any = None) -> Data:
+    """The data set that the flags of :func:`add_data_flags` name, as weights with these classes see it."""
+    return open_data(arguments.data, arguments.images, arguments.annotations, class_names, transforms)
+
+
+def split(dataset: Data, modulus: int | None, validation: bool) -> list[int]:
     """Dataset indices of one side of the published split, or of all pictures without a modulus."""
     if modulus is None:
         return list(range(len(dataset)))
-    if modulus < 2:
-        raise DynaMaskError(f"--holdout is {modulus}; give a whole number of at least 2")
-    indices = split_by_image_id(dataset, validation, modulus)
-    if not indices:
-        raise DynaMaskError(f"--holdout {modulus} leaves one side of the split empty; give another number")
-    return indices
+    return held_out(dataset, modulus, validation)
 
 
 def check_json_target(path: Path | None) -> None:
@@ -102,9 +100,7 @@ def write_json(value: object, path: Path | None) -> None:
     """Write JSON atomically; nothing without a path."""
     if path is None:
         return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def run(name: str, command: Callable[[], None]) -> int:

@@ -31,7 +31,6 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from benchmarks import report
 from benchmarks.mask_rcnn import PRESET, build_mask_rcnn, load_mask_rcnn
 from dynamask.config import ModelConfig, recipe
-from dynamask.data.coco import CocoDataset
 from dynamask.data.loaders import training_loader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
@@ -132,9 +131,14 @@ def generated_batches(count: int, batch_size: int, seed: int = 0) -> list[Batch]
     return batches
 
 
+def has_data(arguments: argparse.Namespace) -> bool:
+    """Whether a data set was named."""
+    return any(value is not None for value in (arguments.data, arguments.images, arguments.annotations))
+
+
 def real_batches(arguments: argparse.Namespace, count: int, batch_size: int) -> list[Batch]:
     """The first batches of a training run on the data that was given."""
-    dataset = CocoDataset(arguments.images, arguments.annotations, TrainingTransforms())
+    dataset = report.opened(arguments, transforms=TrainingTransforms())
     loader = training_loader(dataset, batch_size, 0, 0, report.split(dataset, arguments.holdout, False))
     return [next(loader) for _ in range(count)]
 
@@ -354,7 +358,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     def training() -> list[dict[str, Any]]:
         size = recipe(PRESET)[0].batch_size
-        real = arguments.images is not None
+        real = has_data(arguments)
         batches = real_batches(arguments, 4, size) if real else generated_batches(4, size)
         return measure_training(*fresh_copies(predictor, baseline), batches, rounds)
 
@@ -387,7 +391,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         "detections": arguments.detections,
         "rounds": arguments.rounds,
         "keep_freed_memory": kept,
-        "training_batches": "generated" if arguments.images is None else "real",
+        "training_batches": "real" if has_data(arguments) else "generated",
     }
     print(report.machine_line(facts))
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()))
@@ -404,7 +408,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="people", help="bundled name, .safetensors file or random")
     parser.add_argument("--mask-rcnn-weights", default="random", metavar="FILE|random", help="of mask_rcnn.py train")
     parser.add_argument("--image", type=Path, metavar="P", help="photograph (default: scikit-image's astronaut)")
-    report.add_data_flags(parser, required=False)
+    report.add_data_flags(parser)
     parser.add_argument("--detections", type=int, default=20, help="of both models, and boxes given (default: 20)")
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each case (default: 15)")
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")

@@ -1,8 +1,7 @@
 """Does the switch earn its keep? Mask quality in true boxes at each size, and learned sizes against other choices.
 
 Every figure is a mean over instances of the held-out pictures, with the bootstrap 95 % interval of paired differences.
-Sizes are permuted among all instances. The mean over every permutation is taken exactly: a permutation gives an
-instance size k with the probability that is the share of k, so its expected quality is Σ_k share_k · quality_k.
+The mean over every permutation of the sizes is taken exactly (:mod:`dynamask.evaluation.choices`).
 
     python benchmarks/switch.py --weights people --images DIR --annotations JSON --holdout 8 --json FILE
 """
@@ -18,75 +17,27 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import torch
 
 from benchmarks import report
 from dynamask.data.coco import CocoDataset
 from dynamask.engine.evaluate import EvaluationOptions, Instances, collect
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.evaluation.mask_quality import paired_bootstrap, share_of_oracle_gain
-from dynamask.models.rcnn import policies
+from dynamask.evaluation.choices import (
+    at,
+    best_fixed_within,
+    interpolated_fixed,
+    interval,
+    permutation_p,
+    permuted,
+    shares,
+)
+from dynamask.evaluation.mask_quality import share_of_oracle_gain
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.predictor import load
+from dynamask.reports.judging import at_budget, size_based_choice
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 MEASURES = ("mask_iou", "boundary_iou")
-
-
-def at(quality: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """(N,) quality of each instance at its chosen size, from (N, K) and (N,) indices."""
-    return quality[np.arange(len(choice)), choice]
-
-
-def shares(choice: np.ndarray) -> np.ndarray:
-    """(K,) share of instances at each size."""
-    return np.bincount(choice, minlength=len(MASK_SIZES)) / len(choice)
-
-
-def permuted(quality: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """(N,) mean quality of each instance over all permutations of the chosen sizes among the instances."""
-    return quality @ shares(choice)
-
-
-def permutation_p(quality: np.ndarray, choice: np.ndarray, draws: int, seed: int = 0) -> float:
-    """Share of drawn permutations whose mean quality reaches that of the choice (itself counted once)."""
-    rng = np.random.default_rng(seed)
-    own = at(quality, choice).mean()
-    reached = sum(at(quality, rng.permutation(choice)).mean() >= own for _ in range(draws))
-    return (reached + 1) / (draws + 1)
-
-
-def best_fixed_within(quality: np.ndarray, macs: np.ndarray, limit: float) -> int:
-    """Index of the fixed size with the best mean quality among those that cost at most the limit."""
-    allowed = np.flatnonzero(macs <= limit)
-    return int(allowed[quality.mean(axis=0)[allowed].argmax()])
-
-
-def interpolated_fixed(quality: np.ndarray, macs: np.ndarray, limit: float) -> tuple[int, int, float]:
-    """The best mixture of two fixed sizes, drawn blindly, whose mean cost is the limit.
-
-    Returns:
-        (cheap, dear, weight of the dear size). Of all pairs around the limit, the one with the best mean quality; at a
-        fixed size's own cost that size alone (weight 0) is among the candidates.
-    """
-    means, found = quality.mean(axis=0), []
-    for low in range(len(macs)):
-        if macs[low] > limit:
-            continue
-        if macs[low] == limit or low == len(macs) - 1:
-            found.append((means[low], low, low, 0.0))
-        for high in range(low + 1, len(macs)):
-            if macs[high] > limit:
-                weight = float((limit - macs[low]) / (macs[high] - macs[low]))
-                found.append((means[low] * (1 - weight) + means[high] * weight, low, high, weight))
-    _, low, high, weight = max(found)
-    return low, high, weight
-
-
-def interval(differences: np.ndarray) -> dict[str, float]:
-    """Mean with its bootstrap 95 % interval."""
-    mean, low, high = paired_bootstrap(differences)
-    return {"mean": mean, "low": low, "high": high}
 
 
 def size_steps(quality: np.ndarray) -> dict[str, Any]:
@@ -96,22 +47,6 @@ def size_steps(quality: np.ndarray) -> dict[str, Any]:
         for k in range(len(MASK_SIZES) - 1)
     }
     return {"by_size": dict(zip(map(str, MASK_SIZES), quality.mean(axis=0).tolist())), "steps": steps}
-
-
-def size_based_choice(found: Instances, sizes: dict[int, tuple[int, int]]) -> np.ndarray:
-    """(N,) indices of Eq. 8; ``sizes`` gives (height, width) by image id."""
-    picks = []
-    for result in found.results:
-        x, y, width, height = result["bbox"]
-        box = torch.tensor([[x, y, x + width, y + height]])
-        picks.append(int(policies.size_based(box, sizes[result["image_id"]])))
-    return np.array(picks, dtype=np.int64)
-
-
-def at_budget(logits: torch.Tensor, macs: tuple[int, ...], limit: float) -> np.ndarray:
-    """(N,) learned indices whose mean cost is at most ``limit`` MACs: one price for all instances."""
-    price = policies.price_for_budget(logits, macs, max(limit, macs[0] * (1 + 1e-9)) / 1e9)
-    return policies.at_price(logits, macs, price).numpy()
 
 
 def compare(quality: np.ndarray, choice: np.ndarray, costs: np.ndarray, draws: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import mask_rcnn, report, speed, switch
+from benchmarks import class_shares, fit_switch, mask_rcnn, page, report, scenes, speed, switch
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
 from dynamask.models.factory import build_model, preset
@@ -167,7 +167,8 @@ def test_commands_of_the_readme_parse(command):
     if words[0] == "dynamask":
         cli.build_parser().parse_args(words[1:])
         return
-    modules = {f"benchmarks/{module.__name__.split('.')[-1]}.py": module for module in (mask_rcnn, speed, switch)}
+    known = (class_shares, fit_switch, mask_rcnn, page, scenes, speed, switch)
+    modules = {f"benchmarks/{module.__name__.split('.')[-1]}.py": module for module in known}
     modules[words[1]].build_parser().parse_args(words[2:])
 
 

@@ -1,0 +1,128 @@
+"""The results of ``decisions.py`` as lines and Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynamask.structures import MASK_SIZES
+
+HALF = "0.5"
+"""The budget at which choices are compared with complexity: half the full cost."""
+
+
+def mean_of(runs: Sequence[dict[str, Any]], *path: str) -> float | None:
+    """Mean over seeds of the figure at a path of keys; None where one is undefined."""
+    values = []
+    for run in runs:
+        value: Any = run
+        for key in path:
+            value = None if value is None else value[key]
+        values.append(value)
+    return None if any(value is None for value in values) else float(np.mean(values))
+
+
+def spread_of(runs: Sequence[dict[str, Any]], *path: str) -> float:
+    """Half the range over seeds."""
+    values = [mean_of([run], *path) for run in runs]
+    return (max(values) - min(values)) / 2 if None not in values else float("nan")
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as a percentage."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def plain(value: float | None) -> str:
+    """A correlation or a share."""
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def points(value: float | None) -> str:
+    """A difference in IoU, in hundredths."""
+    return "–" if value is None else f"{100 * value:+.2f}".replace("-", "−")
+
+
+def with_interval(values: dict[str, float | None], show: Callable[[float | None], str]) -> str:
+    """A figure with its 95 % interval."""
+    return f"{show(values['mean'])} [{show(values['low'])}, {show(values['high'])}]"
+
+
+def switch_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A row of the switch table, means over the seeds."""
+    sizes = " / ".join(f"{100 * s:.0f}" for s in np.mean([run["learned"]["size_shares"] for run in runs], axis=0))
+    gain = {key: mean_of(runs, "learned", "boundary_iou", "gain", key) for key in ("mean", "low", "high")}
+    sweep = spread_of(runs, "sweep", "boundary_iou", "gain")
+    return [
+        sizes,
+        percent(mean_of(runs, "learned", "macs_fraction")),
+        f"{mean_of(runs, 'learned', 'boundary_iou', 'mean'):.4f}",
+        f"{mean_of(runs, 'learned', 'mask_iou', 'mean'):.4f}",
+        with_interval(gain, points),
+        percent(mean_of(runs, "learned", "boundary_iou", "share_of_oracle")),
+        f"{points(mean_of(runs, 'sweep', 'boundary_iou', 'gain'))} ± {100 * sweep:.2f}",
+        percent(mean_of(runs, "sweep", "boundary_iou", "share_of_oracle")),
+        percent(mean_of(runs, "sweep", "boundary_iou", "share_of_noise_aware")),
+        points(mean_of(runs, "sweep", "mask_iou", "gain")),
+        percent(mean_of(runs, "sweep", "mask_iou", "share_of_noise_aware")),
+        plain(mean_of(runs, "budgets", HALF, "spearman_complexity")),
+        plain(mean_of(runs, "budgets", HALF, "spearman_side")),
+    ]
+
+
+SWITCH_HEADINGS = (
+    "sizes %",
+    "MACs",
+    "B-IoU",
+    "M-IoU",
+    "gain",
+    "oracle",
+    "slider: B-IoU",
+    "oracle",
+    "aware",
+    "slider: M-IoU",
+    "aware",
+    "ρ complexity",
+    "ρ size",
+)
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """One setting, for the terminal."""
+    return f"{name}: " + ", ".join(f"{h} {c}" for h, c in zip(SWITCH_HEADINGS, switch_cells(row["runs"])))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left."""
+    marks = [":--", *["--:"] * (len(headings) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *rows))
+
+
+def switch_table(result: dict[str, Any]) -> str:
+    """Settings of the switch, a row each."""
+    rows = [[name, *switch_cells(row["runs"])] for name, row in result["rows"].items()]
+    return table(["", *SWITCH_HEADINGS], rows)
+
+
+def rank_table(result: dict[str, Any]) -> str:
+    """What goes with the true gain, the closest first."""
+    rows = sorted(result["rows"].items(), key=lambda row: -abs(row[1]["mean"] or 0.0))
+    return table(["", "Spearman's ρ"], [[name, with_interval(values, plain)] for name, values in rows])
+
+
+def supervision_table(result: dict[str, Any]) -> str:
+    """Both kinds of mask supervision at every size."""
+    rows = []
+    for measure, sizes in result["rows"].items():
+        for size in map(str, MASK_SIZES):
+            cell = sizes[size]
+            gap = with_interval(cell["all_minus"], points)
+            rows.append([f"{measure} at {size}", f"{cell['all']:.4f}", f"{cell['selected']:.4f}", gap])
+    return table(["", "all", "selected", "all − selected, in hundredths"], rows)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table of any result."""
+    return {"switch": switch_table, "rank": rank_table, "supervision": supervision_table}[result["kind"]](result)

@@ -1,0 +1,270 @@
+r"""Measured on frozen features: what should guide the switch, how it is drawn, and every weight of its losses.
+
+    python benchmarks/decisions.py cache --weights W.safetensors --data shapes:1:500 --views 2 --out train.safetensors
+    python benchmarks/decisions.py cache --weights W.safetensors --data shapes:2:250 --views 4 --out val.safetensors
+    python benchmarks/decisions.py rank --cache val.safetensors --json rank.json
+    python benchmarks/decisions.py switch --train train.safetensors --validation val.safetensors --table signal \
+        --json signal.json
+    python benchmarks/decisions.py supervision --all a.safetensors --selected b.safetensors --json supervision.json
+    python benchmarks/decisions.py write --results rank.json signal.json supervision.json --doc docs/decisions.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import decision_tables, report
+from benchmarks.cached_features import Cache, build_cache, load_cache, save_cache
+from benchmarks.switch_training import SCHEDULE, Judge, Signals, run_setting
+from dynamask.cli.common import add_data, opened_data
+from dynamask.config import LossConfig
+from dynamask.engine.memory import keep_freed_memory
+from dynamask.evaluation.choices import PictureBootstrap, interval
+from dynamask.files import replacing
+from dynamask.predictor import load
+from dynamask.structures import MASK_SIZES, DynaMaskError
+
+PAPER = LossConfig()
+"""Eq. 7 as printed: the edge loss guides, y is drawn."""
+SLIDER = {
+    "switch_signal": "boundary",
+    "overlap_share": 0.9,
+    "boundary_weight": 0.5,
+    "switch_selection": "expected",
+    "entropy_on": "instances",
+    "budget_target": 1.0,
+}
+"""What measured best; trained without a budget, which a price sets later."""
+HELD = {"switch_signal": "boundary", "overlap_share": 0.9, "boundary_weight": 4.0, "budget_target": 0.35}
+"""The same error under a budget in training, as the paper has it."""
+BUDGETED = {**SLIDER, "boundary_weight": 6.0}
+"""What measured best with a budget in training: p sharp enough that its mean cost is that of its best size."""
+OTHER_LOSS = {**SLIDER, "switch_signal": "edge", "boundary_weight": 0.0}
+TABLES: dict[str, dict[str, dict[str, Any]]] = {
+    "signal": {
+        "edge loss (Eq. 4)": {**OTHER_LOSS, "edge_weight": 1.0},
+        "mask loss (Eq. 3)": {**OTHER_LOSS, "edge_weight": 0.0, "mask_supervision": "selected"},
+        "1 − boundary IoU": {**SLIDER, "overlap_share": 0.0},
+        "1 − mask IoU": {**SLIDER, "overlap_share": 1.0},
+    },
+    "error": {
+        f"mask IoU {100 * share:.0f} %": {**SLIDER, "overlap_share": share} for share in (0.0, 0.5, 0.75, 0.9, 1.0)
+    },
+    "gradient": {f"× {g:g}": {"switch_gradient": g, "budget_target": 0.35} for g in (0.05, 1.0, 10.0, 50.0)},
+    "selection": {
+        "C_t .35, drawn y, entropy of mean p (paper)": HELD,
+        "C_t .35, drawn y, entropy of mean y": {**HELD, "entropy_on": "selection"},
+        "C_t .35, drawn y, entropy of each p": {**HELD, "entropy_on": "instances"},
+        "C_t .35, expected, entropy of mean p": {**HELD, "switch_selection": "expected"},
+        "C_t .35, expected, entropy of each p": {**HELD, "switch_selection": "expected", "entropy_on": "instances"},
+        "no budget, expected, entropy of each p": SLIDER,
+    },
+    "temperature": {f"τ = {t:g}": {**HELD, "temperature": t} for t in (0.5, 1.0, 2.0)},
+    "balance": {
+        f"weight {w:g}, λ2 = {b:g}": {**SLIDER, "boundary_weight": w, "switch_weight": b}
+        for w in (0.25, 0.5, 2.0)
+        for b in (0.1, 0.4)
+    },
+    "budget": {f"C_t = {c:g}": {**BUDGETED, "budget_target": c} for c in (0.2, 0.35, 0.55, 0.75)},
+}
+"""Named grids: what is varied, by the name of its row."""
+
+
+def parse_values(text: str) -> tuple[str, list[Any]]:
+    """``temperature=0.5,1`` → its name and values, typed as the field of :class:`LossConfig`."""
+    name, _, values = text.partition("=")
+    hints = typing.get_type_hints(LossConfig)
+    if name not in hints or not values:
+        raise DynaMaskError(f"{text!r} is no setting; write FIELD=VALUE[,VALUE…] with one of {', '.join(hints)}")
+    kinds = {bool: lambda word: {"true": True, "false": False}[word.lower()]}
+    try:
+        return name, [kinds.get(hints[name], hints[name])(word) for word in values.split(",")]
+    except (ValueError, KeyError) as error:
+        raise DynaMaskError(f"{text!r} has a value that is no {hints[name].__name__}; give others") from error
+
+
+def settings(table: str | None, base: Sequence[str], grid: Sequence[str]) -> dict[str, LossConfig]:
+    """Configurations by name: a named table, or the product of ``grid`` on top of ``base``."""
+    common = {name: values[0] for name, values in map(parse_values, base)}
+    if table is not None:
+        rows = TABLES[table]
+    else:
+        axes = [[(name, value) for value in values] for name, values in map(parse_values, grid)]
+        rows = {", ".join(f"{n} {v}" for n, v in point) or "base": dict(point) for point in itertools.product(*axes)}
+    return {name: dataclasses.replace(PAPER, **{**common, **options}) for name, options in rows.items()}
+
+
+def describe_cache(path: Path, cache: Cache) -> dict[str, Any]:
+    """What a result is measured on, as JSON values."""
+    about = {key: value for key, value in cache.about.items() if key != "config"}
+    return {"file": path.name, "rows": len(cache), "instances": int((cache.view == 0).sum()), **about}
+
+
+def make_cache(arguments: argparse.Namespace) -> None:
+    """``cache``."""
+    report.check_json_target(arguments.out)
+    keep_freed_memory()
+    predictor = load(arguments.weights)
+    dataset, indices = opened_data(arguments, predictor.class_names)
+    about = {"weights": Path(arguments.weights).name, "data": arguments.data or str(arguments.annotations.name)}
+    pictures = tqdm(indices, unit="picture", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    cache = build_cache(predictor, dataset, pictures, arguments.views, arguments.seed, about)
+    save_cache(cache, arguments.out)
+    print(f"{int((cache.view == 0).sum())} instances, {len(cache)} rows in {arguments.out}")
+
+
+def train_switches(arguments: argparse.Namespace) -> None:
+    """``switch``."""
+    report.check_json_target(arguments.json)
+    rows = settings(arguments.table, arguments.base, arguments.grid)
+    schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps, batch_size=arguments.batch, lr=arguments.lr)
+    train, validation = load_cache(arguments.train), load_cache(arguments.validation)
+    if train.about["config"] != validation.about["config"] or train.about.get("weights") != validation.about["weights"]:
+        raise DynaMaskError("the two caches are of different weights; make both with the same --weights")
+    signals, judge, found = Signals.of(train), Judge(validation), {}
+    for name, config in rows.items():
+        found[name] = run_setting(train, signals, judge, config, schedule, arguments.seeds)
+        print(decision_tables.line(name, found[name]), flush=True)
+    result = {
+        "kind": "switch",
+        "table": arguments.table or "grid",
+        "train": describe_cache(arguments.train, train),
+        "validation": describe_cache(arguments.validation, validation),
+        "rows": found,
+    }
+    report.write_json(result, arguments.json)
+
+
+SIGNALS = ("boundary error", "edge loss", "mask loss", "mask IoU", "box size", "complexity")
+
+
+def premise(cache: Cache, samples: int = 1000) -> dict[str, dict[str, float | None]]:
+    """Fig. 5's premise: rank correlation of the true gain in boundary IoU, 112 over 14, with what could foretell it.
+
+    The losses are of the same masks, so they stand for what can teach the switch, not for what it can learn.
+    """
+    cache = cache.true_boxes()
+    gain = (cache.boundary_iou[:, -1] - cache.boundary_iou[:, 0]).double().numpy()
+    columns = {
+        "boundary error": cache.boundary_error[:, 0] - cache.boundary_error[:, -1],
+        "edge loss": cache.edge_loss[:, 0] - cache.edge_loss[:, -1],
+        "mask loss": cache.mask_loss[:, 0] - cache.mask_loss[:, -1],
+        "mask IoU": cache.mask_iou[:, -1] - cache.mask_iou[:, 0],
+        "box size": cache.side,
+        "complexity": cache.complexity,
+    }
+    known = {name: columns[name].double().numpy() for name in SIGNALS if not bool(columns[name].isnan().any())}
+    bootstrap = PictureBootstrap(cache.image_id.tolist(), samples)
+    rows = bootstrap.rows(cache.image_id.numpy())
+    return {name: bootstrap.spearman(values, gain, rows) for name, values in known.items()}
+
+
+def rank(arguments: argparse.Namespace) -> None:
+    """``rank``."""
+    report.check_json_target(arguments.json)
+    cache = load_cache(arguments.cache)
+    result = {"kind": "rank", "validation": describe_cache(arguments.cache, cache), "rows": premise(cache)}
+    print(decision_tables.rank_table(result))
+    report.write_json(result, arguments.json)
+
+
+def compare_supervision(every: Cache, selected: Cache) -> dict[str, Any]:
+    """Mean quality at every size of two branches on the same instances, and their paired difference."""
+    every, selected = every.true_boxes(), selected.true_boxes()
+    if not torch.equal(every.image_id, selected.image_id) or not torch.equal(every.box, selected.box):
+        raise DynaMaskError("the two caches hold other instances; make both from the same data")
+    rows: dict[str, Any] = {}
+    for measure in ("mask_iou", "boundary_iou"):
+        a, b = (getattr(cache, measure).double().numpy() for cache in (every, selected))
+        rows[measure] = {
+            str(size): {"all": a[:, k].mean(), "selected": b[:, k].mean(), "all_minus": interval(a[:, k] - b[:, k])}
+            for k, size in enumerate(MASK_SIZES)
+        }
+    return rows
+
+
+def supervision(arguments: argparse.Namespace) -> None:
+    """``supervision``."""
+    report.check_json_target(arguments.json)
+    every, selected = load_cache(arguments.all), load_cache(arguments.selected)
+    rows = compare_supervision(every, selected)
+    result = {"kind": "supervision", "validation": describe_cache(arguments.all, every), "rows": rows}
+    print(decision_tables.supervision_table(result))
+    report.write_json(result, arguments.json)
+
+
+def write(arguments: argparse.Namespace) -> None:
+    """``write``: fills the blocks between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` of a Markdown file."""
+    text = arguments.doc.read_text(encoding="utf-8")
+    for path in arguments.results:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        name = result.get("table", result.get("kind"))
+        block = re.compile(rf"(<!-- {re.escape(str(name))}:begin -->\n).*?(<!-- {re.escape(str(name))}:end -->)", re.S)
+        if not block.search(text):
+            raise DynaMaskError(f"{arguments.doc} has no block for the table {name!r} of {path}; add its two markers")
+        table = decision_tables.markdown(result)
+        text = block.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+    with replacing(arguments.doc) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    parser = argparse.ArgumentParser(prog="decisions", description=__doc__.split("\n", 1)[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("cache", help="run the frozen model over a data set once")
+    one.add_argument("--weights", required=True, help="bundled name or .safetensors file")
+    add_data(one)
+    one.add_argument("--views", type=int, default=2, metavar="V", help="other views of each instance (default: 2)")
+    one.add_argument("--seed", type=int, default=0, help="of the views")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file")
+    one.set_defaults(run=make_cache)
+    two = commands.add_parser("switch", help="train the switch on one cache and judge it on another")
+    two.add_argument("--train", type=Path, required=True, metavar="CACHE")
+    two.add_argument("--validation", type=Path, required=True, metavar="CACHE")
+    two.add_argument("--table", choices=list(TABLES), help="a named grid, instead of --grid")
+    two.add_argument("--base", nargs="+", default=[], metavar="FIELD=V", help="fields of LossConfig for every row")
+    two.add_argument("--grid", nargs="+", default=[], metavar="FIELD=V,V", help="fields to vary, all combinations")
+    two.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    two.add_argument("--steps", type=int, default=SCHEDULE.iterations)
+    two.add_argument("--batch", type=int, default=SCHEDULE.batch_size, help="regions a step")
+    two.add_argument("--lr", type=float, default=SCHEDULE.lr)
+    two.set_defaults(run=train_switches)
+    three = commands.add_parser("rank", help="what goes with the true gain of a finer mask")
+    three.add_argument("--cache", type=Path, required=True)
+    three.set_defaults(run=rank)
+    four = commands.add_parser("supervision", help="compare branches trained with both kinds of mask supervision")
+    four.add_argument("--all", type=Path, required=True, metavar="CACHE", help="of the branch trained with all sizes")
+    four.add_argument("--selected", type=Path, required=True, metavar="CACHE", help="of the one trained with the drawn")
+    four.set_defaults(run=supervision)
+    for command in (two, three, four):
+        report.add_json_flag(command)
+    five = commands.add_parser("write", help="put results into the tables of a Markdown file")
+    five.add_argument("--results", nargs="+", type=Path, required=True, metavar="JSON")
+    five.add_argument("--doc", type=Path, default=Path("docs/decisions.md"))
+    five.set_defaults(run=write)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return report.run("decisions", lambda: arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Train the switch of given weights on cached features, in seconds, and write weights with the new switch.
+
+Detector and mask branch stay as they are and see every picture once. `dynamask train --freeze all-but-switch` has the
+same losses and computes the features anew at every step.
+
+    python benchmarks/fit_switch.py --weights W.safetensors --data shapes:3:400 --cache train.safetensors \
+        --out NEW.safetensors \
+        --set switch_signal=boundary switch_selection=expected entropy_on=instances overlap_share=1 boundary_weight=24
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import report
+from benchmarks.cached_features import Cache, build_cache, load_cache, save_cache
+from benchmarks.decisions import parse_values
+from benchmarks.switch_training import SCHEDULE, Signals, train_switch
+from dynamask.config import LossConfig
+from dynamask.engine.checkpoint import read_header, save_model
+from dynamask.engine.memory import keep_freed_memory
+from dynamask.predictor import Predictor, load
+from dynamask.structures import DynaMaskError
+
+
+def features(arguments: argparse.Namespace, predictor: Predictor) -> Cache:
+    """The cache that was given, or a new one of the training side of the data, kept where `--cache` says."""
+    if arguments.cache is not None and arguments.cache.is_file():
+        return load_cache(arguments.cache)
+    dataset = report.opened(arguments, predictor.class_names)
+    indices = tqdm(report.split(dataset, arguments.holdout, False), unit="picture", disable=not sys.stderr.isatty())
+    name = arguments.data or str(arguments.annotations.name)
+    about = {"weights": arguments.weights.name, "data": name}
+    cache = build_cache(predictor, dataset, indices, arguments.views, arguments.seed, about)
+    if arguments.cache is not None:
+        save_cache(cache, arguments.cache)
+    return cache
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    if arguments.out.suffix != ".safetensors" or not arguments.out.absolute().parent.is_dir():
+        raise DynaMaskError(f"--out {arguments.out} cannot be written; give a .safetensors file in a known folder")
+    keep_freed_memory()
+    predictor = load(arguments.weights)
+    cache = features(arguments, predictor)
+    config = dataclasses.replace(LossConfig(), **{k: v[0] for k, v in map(parse_values, arguments.set)})
+    schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps)
+    torch.manual_seed(arguments.seed)
+    switch = train_switch(Signals.of(cache), cache.new_switch(), config, schedule, arguments.seed)
+    predictor.model.mask_branch.switch.load_state_dict(switch.state_dict())
+    header = read_header(arguments.weights)["training"]
+    fitted = {
+        "data": cache.about.get("data"),
+        "regions": len(cache),
+        "losses": dataclasses.asdict(config),
+        "train": dataclasses.asdict(schedule),
+        "seed": arguments.seed,
+    }
+    save_model(predictor.model, arguments.out, training={**header, "switch": fitted})
+    print(f"{arguments.out}: switch trained on {len(cache)} regions, {schedule.iterations} steps")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    parser = argparse.ArgumentParser(prog="fit_switch", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="whose switch is trained anew")
+    report.add_data_flags(parser)
+    parser.add_argument("--cache", type=Path, metavar="FILE", help="read from there, or written there if it is new")
+    parser.add_argument("--views", type=int, default=1, help="views of each instance besides its box (default: 1)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of the losses")
+    parser.add_argument("--steps", type=int, default=SCHEDULE.iterations, help=f"(default: {SCHEDULE.iterations})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights with the new switch")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return report.run("fit_switch", lambda: _fit(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""How fast the app answers, measured in headless Chromium: its start, its slider, a new photograph, ten visitors.
+
+The slider is measured on made-up instances, with no model behind them, at 640×480: from the slider's event to the
+redrawn canvas, read back so that the drawing is really done. All else runs `python -m app` as a visitor meets it.
+
+    python benchmarks/page.py --parts slider start photograph visitors --minutes 5 --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import report
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("slider", "start", "photograph", "visitors")
+SHOWN = ".dm[data-empty=false]"
+STATE = "document.querySelector('.dm').parentElement.dynamask"
+MOVES = 200
+VISITORS = 10
+EVERY = 30.0
+"""Seconds between two pictures of one visitor."""
+
+SLIDE = """async (moves) => {
+  const slider = document.querySelector('.dm-budget'), canvas = document.querySelector('.dm-canvas');
+  const context = canvas.getContext('2d'), times = [];
+  for (let i = -10; i < moves; i++) {
+    const start = performance.now();
+    slider.value = (Math.abs(i) * 37) % 201;
+    slider.dispatchEvent(new Event('input', { bubbles: true }));
+    context.getImageData(0, 0, 1, 1);
+    if (i >= 0) times.push(performance.now() - start);
+    await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 0)));
+  }
+  return times;
+}"""
+
+
+def flowers(count: int, size: tuple[int, int]) -> Any:
+    """A session of `count` made-up instances on a noisy picture of (H, W)."""
+    from app.session import Instances, Session
+    from dynamask.structures import MASK_SIZES
+
+    draw, (height, width) = np.random.default_rng(count), size
+    sides = np.stack([draw.uniform(0.06, 0.3, count) * width, draw.uniform(0.1, 0.45, count) * height], 1)
+    corners = draw.random((count, 2)) * (np.array([width, height]) - sides)
+    masks = []
+    for number in range(count):
+        grids = []
+        for side in MASK_SIZES:
+            ys, xs = np.mgrid[0:side, 0:side] / (side - 1) * 2 - 1
+            radius = 0.7 + 0.22 * np.cos((3 + number % 9) * np.arctan2(ys, xs) + number)
+            grids.append((255 / (1 + np.exp(-(radius - np.hypot(xs, ys)) * 14))).round().astype(np.uint8))
+        masks.append(grids)
+    unknown = np.full((count, len(MASK_SIZES)), np.nan)
+    found = Instances(
+        np.concatenate([corners, corners + sides], 1), np.ones(count, np.int64), np.linspace(0.99, 0.51, count),
+        np.zeros(count, bool), draw.dirichlet(np.ones(4), count), masks, unknown, unknown,
+    )  # fmt: skip
+    image = draw.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    macs = (14_500_000, 38_400_000, 71_300_000, 122_000_000)
+    return Session(
+        "1", "none", "own", "", f"{count} instances", "", image, size, ("__background__", "flower"), (1,), macs,
+        found, None, {"detect": 0.0, "mask_branch": 0.0},
+    )  # fmt: skip
+
+
+class MadeUp:
+    """What the page needs of an explorer, with one made-up picture."""
+
+    def __init__(self, count: int) -> None:
+        from app.weights import Shelf
+
+        self.session, self.shelf = flowers(count, (480, 640)), Shelf(lambda name: None, "none", [])
+
+    def first_view(self) -> str:
+        """The made-up view."""
+        from app.view import encode_view
+
+        return encode_view(self.session, self.session.source, 0, 0)
+
+    def first_session(self) -> Any:
+        """The made-up session."""
+        return self.session
+
+    def shown_examples(self) -> str:
+        """No example."""
+        return "[]"
+
+
+def slider(browser: Any) -> dict[str, Any]:
+    """Milliseconds from a slider's event to the redrawn canvas, with 30 and 100 instances."""
+    from app import ui
+
+    results = {}
+    for count in (30, 100):
+        page = ui.build(MadeUp(count))
+        _, address, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.goto(address)
+        tab.wait_for_selector(SHOWN, timeout=120_000)
+        tab.wait_for_function(f"{STATE}.ready", timeout=120_000)  # all sizes are drawn while nothing else happens
+        requests: list[str] = []
+        tab.on("request", lambda request, seen=requests: seen.append(request.url))
+        times = tab.evaluate(SLIDE, MOVES)
+        results[f"slider_{count}"] = {**spread(times), "requests_while_sliding": len(requests)}
+        tab.close()
+        page.close(verbose=False)
+    return results
+
+
+def spread(milliseconds: list[float]) -> dict[str, float]:
+    """Median, 95 % quantile and count."""
+    return {
+        "median_ms": round(float(np.median(milliseconds)), 2),
+        "p95_ms": round(float(np.quantile(milliseconds, 0.95)), 2),
+        "count": len(milliseconds),
+    }
+
+
+@contextmanager
+def served(weights: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`python -m app` on a free port: its address and process, started just now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "app", "--weights", weights, "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://127.0.0.1:{port}/", process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def wait_for_page(tab: Any, address: str, seconds: float = 180) -> None:
+    """Reload until the server answers, then wait for the first picture."""
+    start = time.perf_counter()
+    port = int(address.rstrip("/").rpartition(":")[2])
+    while time.perf_counter() - start < seconds:
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    tab.goto(address)
+    tab.wait_for_selector(SHOWN, timeout=seconds * 1e3)
+
+
+def start(browser: Any, weights: str) -> dict[str, Any]:
+    """Seconds from the process's start to the page with its first picture, the browser being open."""
+    tab = browser.new_page()
+    begun = time.perf_counter()
+    with served(weights) as (address, _):
+        wait_for_page(tab, address)
+        seconds = time.perf_counter() - begun
+    tab.close()
+    return {"start_s": round(seconds, 2)}
+
+
+def new_picture(width: int, height: int, seed: int, folder: Path) -> Path:
+    """A photograph of the examples, cut and scaled to a size of its own."""
+    files = sorted((ROOT / "app" / "examples").glob("*.jpg"))
+    path = folder / f"visitor-{seed}.jpg"
+    buffer = io.BytesIO()
+    Image.open(files[seed % len(files)]).convert("RGB").resize((width, height)).save(buffer, "JPEG", quality=90)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+def send(tab: Any, path: Path, size: tuple[int, int]) -> None:
+    """Choose a file on the page and wait for its caption."""
+    tab.set_input_files(".dm-file", path)
+    await_size(tab, size)
+
+
+def await_size(tab: Any, size: tuple[int, int]) -> None:
+    """Wait until the page shows the picture of (width, height)."""
+    words = f"{size[0]} × {size[1]} px"
+    script = f"(words) => document.querySelector('.dm-caption').innerText.includes(words) && !{STATE}.busy"
+    tab.wait_for_function(script, arg=words, timeout=120_000)
+
+
+def photograph(browser: Any, weights: str, folder: Path) -> dict[str, Any]:
+    """Milliseconds from choosing a photograph of 640×480 to its masks on the page; five different ones."""
+    tab, times = browser.new_page(), []
+    with served(weights) as (address, _):
+        wait_for_page(tab, address)
+        for number in range(6):
+            size = (640 + number, 480)
+            path = new_picture(*size, number, folder)
+            begun = time.perf_counter()
+            send(tab, path, size)
+            times.append((time.perf_counter() - begun) * 1e3)
+    tab.close()
+    return {"photograph": spread(times[1:])}
+
+
+def resident_mb(process: subprocess.Popen) -> float:
+    """Memory of a process in MB (Linux)."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def visitors(browser: Any, weights: str, folder: Path, minutes: float) -> dict[str, Any]:
+    """Ten pages, each sending a picture of its own every 30 s: answer times, mixed-up answers, memory."""
+    with served(weights) as (address, process):
+        tabs = [browser.new_page() for _ in range(VISITORS)]
+        for tab in tabs:
+            wait_for_page(tab, address)
+        times: list[float] = []
+        mixed, memory, begun, turn = 0, [], time.perf_counter(), 0
+        while time.perf_counter() - begun < minutes * 60:
+            for number, tab in enumerate(tabs):
+                due = begun + turn * EVERY + number * EVERY / VISITORS
+                time.sleep(max(0.0, due - time.perf_counter()))
+                size = (500 + 10 * number + turn % 10, 400)
+                path = new_picture(*size, number, folder)
+                sent = time.perf_counter()
+                send(tab, path, size)
+                times.append((time.perf_counter() - sent) * 1e3)
+                others = [tabs[i].inner_text(".dm-caption") for i in range(VISITORS) if i != number]
+                mixed += sum(f"{size[0]} ×" in words for words in others)
+            memory.append(resident_mb(process))
+            turn += 1
+        for tab in tabs:
+            tab.close()
+    flat = {"memory_mb": [round(value) for value in memory]}
+    return {"visitors": {**spread(times), "mixed_up": mixed, **flat}}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--weights", default="people")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of the ten visitors (5)")
+    report.add_json_flag(parser)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the parts that are asked for and print what was measured."""
+    options = build_parser().parse_args(arguments)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise SystemExit("this benchmark needs playwright and Chromium: pip install -e '.[dev]'") from None
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    results: dict[str, Any] = {}
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        if "slider" in options.parts:
+            results |= slider(browser)
+        if "start" in options.parts:
+            results |= start(browser, options.weights)
+        if "photograph" in options.parts:
+            results |= photograph(browser, options.weights, Path(folder))
+        if "visitors" in options.parts:
+            results |= visitors(browser, options.weights, Path(folder), options.minutes)
+        browser.close()
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    if options.json:
+        report.write_json({"machine": report.machine(), **results}, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The switch trained alone on cached features, and judged on others: what ``decisions.py switch`` repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cached_features import Cache
+from dynamask.config import LossConfig, TrainConfig
+from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor
+from dynamask.engine.train import loss_weights, total_loss
+from dynamask.evaluation.choices import at, blind_mix, interval, permuted, shares, spearman
+from dynamask.models.rcnn import policies
+from dynamask.models.rcnn.losses import switch_losses
+from dynamask.models.rcnn.mask_switch import MaskSwitchModule
+from dynamask.structures import DynaMaskError
+
+BUDGETS = (0.2, 0.35, 0.5, 0.75)
+"""Budgets that one switch is held to by a price, as fractions of the full branch's MACs."""
+MEASURES = ("boundary_iou", "mask_iou")
+SCHEDULE = TrainConfig(
+    batch_size=64,
+    iterations=500,
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=0.02,
+    warmup=25,
+    schedule="cosine",
+    clip_norm=10.0,
+    warm_start=0.0,
+    ema_decay=0.99,
+)
+"""The small preset's schedule, shortened to what the switch alone needs; a batch is counted in regions here."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the losses read of a cache, in memory as they need it.
+
+    Attributes:
+        feature: (N, C, 14, 14) float32.
+        mask_loss, edge_loss, boundary_error, overlap_error: (N, 4) float32.
+        fractions: (4,) cost of each size as a fraction of the full branch's.
+    """
+
+    feature: Tensor
+    mask_loss: Tensor
+    edge_loss: Tensor
+    boundary_error: Tensor
+    overlap_error: Tensor
+    fractions: Tensor
+
+    @classmethod
+    def of(cls, cache: Cache) -> Signals:
+        """The signals of all rows of a cache."""
+        fractions = torch.from_numpy(cache.macs / cache.macs[-1]).float()
+        errors = (cache.boundary_error, cache.overlap_error)
+        return cls(cache.feature.float(), cache.mask_loss, cache.edge_loss, *errors, fractions)
+
+    def error(self, config: LossConfig) -> Tensor:
+        """(N, 4) what :meth:`dynamask.models.rcnn.roi_heads.MaskBranch.size_error` gives under a configuration."""
+        return torch.lerp(self.boundary_error, self.overlap_error, config.overlap_share)
+
+
+def check_config(config: LossConfig) -> None:
+    """Refuse losses that a cache cannot tell apart: its features are computed, no gradient reaches them."""
+    if not config.detach_switch:
+        raise DynaMaskError("features in a cache take no gradients: compare --no-detach-switch by training the branch")
+
+
+def train_switch(
+    signals: Signals, switch: MaskSwitchModule, config: LossConfig, schedule: TrainConfig, seed: int
+) -> MaskSwitchModule:
+    """Train a switch on cached features with the losses that ``dynamask train`` has.
+
+    Args:
+        switch: changed in place.
+        config: of the losses; weights are applied as :func:`dynamask.engine.train.loss_weights` has them.
+        schedule: its batch is counted in regions.
+        seed: of the order of the regions and of the Gumbel noise.
+
+    Returns:
+        The switch, with the moving average of its weights if the schedule has one.
+    """
+    check_config(config)
+    torch.manual_seed(seed)
+    weights, optimizer = loss_weights(config), build_optimizer(switch, schedule)
+    average = WeightAverage(switch, schedule.ema_decay) if schedule.ema_decay else None
+    error, order = signals.error(config), torch.empty(0, dtype=torch.int64)
+    for step in range(schedule.iterations):
+        while len(order) < schedule.batch_size:
+            order = torch.cat([order, torch.randperm(len(signals.feature))])
+        rows, order = order[: schedule.batch_size], order[schedule.batch_size :]
+        logits = switch(signals.feature[rows])
+        tables = (signals.mask_loss[rows], signals.edge_loss[rows], error[rows])
+        total = total_loss(switch_losses(logits, signals.fractions, *tables, config), weights)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr * lr_factor(step, schedule)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(switch.parameters(), schedule.clip_norm)
+        optimizer.step()
+        if average:
+            average.update(switch)
+    if average:
+        switch.load_state_dict(average.state)
+    return switch
+
+
+@torch.inference_mode()
+def logits_of(switch: MaskSwitchModule, cache: Cache) -> Tensor:
+    """(N, 4) logits of a switch on all rows of a cache."""
+    return torch.cat([switch(part.float()) for part in cache.feature.split(256)])
+
+
+@torch.no_grad()
+def spend(switch: MaskSwitchModule, cache: Cache, fraction: float) -> float:
+    """Let a switch's own choice cost at most a fraction of the full branch, in the mean over the true boxes of a cache.
+
+    The price per MAC that meets it goes into the last bias: argmax (log p_k − μ C_k) becomes the argmax of p. What a
+    further price chooses stays as it was.
+
+    Returns:
+        The price μ.
+    """
+    macs = tuple(int(m) for m in cache.macs)
+    logits = logits_of(switch.eval(), cache.true_boxes())
+    price = policies.price_for_budget(logits, macs, fraction * macs[-1] / 1e9) * (1 + 1e-4)  # float32 keeps it
+    switch.fc[2].bias -= price * torch.tensor(macs, dtype=torch.float64).to(switch.fc[2].bias.dtype)
+    return price
+
+
+class Frontier:
+    """The best mean quality at every mean cost that one price per MAC reaches: the oracle's upper bound.
+
+    Over hundreds of instances the exact knapsack lies less than one instance's gain below it, divided by their number.
+
+    Args:
+        known: (N, K) by which the oracle chooses.
+        quality: (N, K) by which it is judged.
+        macs: (K,).
+    """
+
+    def __init__(self, known: np.ndarray, quality: np.ndarray, macs: np.ndarray, prices: int = 400) -> None:
+        scale = np.concatenate([[0.0], np.geomspace(1e-5, 100.0, prices)]) / macs[-1]
+        choices = [(known - price * macs).argmax(axis=1) for price in scale]
+        points = sorted((float(macs[c].mean()), float(at(quality, c).mean())) for c in choices)
+        self.cost, self.value = (np.array(column) for column in zip(*points))
+
+    def __call__(self, limit: float) -> float:
+        """Mean quality at a mean cost in MACs."""
+        return float(np.interp(limit, self.cost, self.value))
+
+
+class Judge:
+    """Choices of sizes for the true boxes of a cache, against chance, the blind mixture and the oracles.
+
+    Args:
+        cache: whose rows of view 0 are judged; its other views are what the noise-aware oracle knows.
+        budgets: fractions of the full branch's MACs.
+    """
+
+    def __init__(self, cache: Cache, budgets: Sequence[float] = BUDGETS) -> None:
+        self.cache, self.budgets, self.macs = cache.true_boxes(), tuple(budgets), cache.macs
+        self.quality = {m: getattr(self.cache, m).double().numpy() for m in MEASURES}
+        views = {m: cache.other_views(m) for m in MEASURES}
+        self.oracle = {m: Frontier(q, q, self.macs) for m, q in self.quality.items()}
+        self.aware = {m: Frontier(views[m], q, self.macs) for m, q in self.quality.items() if views[m] is not None}
+        self.complexity, self.side = self.cache.complexity.double().numpy(), self.cache.side.double().numpy()
+
+    def judge(self, logits: Tensor) -> dict[str, Any]:
+        """Figures of a switch's own choice and of its choices at every budget; and their means over the budgets."""
+        macs = tuple(int(m) for m in self.macs)
+        budgets = {}
+        for budget in self.budgets:
+            price = policies.price_for_budget(logits, macs, budget * macs[-1] / 1e9)
+            budgets[str(budget)] = self.point(policies.at_price(logits, macs, price).numpy())
+        return {
+            "learned": self.point(policies.learned(logits).numpy()),
+            "budgets": budgets,
+            "sweep": {m: sweep_means([point[m] for point in budgets.values()]) for m in MEASURES},
+        }
+
+    def point(self, choice: np.ndarray) -> dict[str, Any]:
+        """Figures of one choice (N,)."""
+        limit = float(self.macs[choice].mean())
+        figures: dict[str, Any] = {
+            "size_shares": shares(choice).tolist(),
+            "mean_macs": limit,
+            "macs_fraction": limit / float(self.macs[-1]),
+            "spearman_side": spearman(choice, self.side),
+            "spearman_complexity": None if np.isnan(self.complexity).any() else spearman(choice, self.complexity),
+        }
+        for measure, quality in self.quality.items():
+            own, chance = at(quality, choice), permuted(quality, choice)
+            figures[measure] = {
+                "mean": float(own.mean()),
+                "gain": interval(own - chance),
+                "gain_over_mix": float((own - blind_mix(quality, self.macs, limit)).mean()),
+                "share_of_oracle": _share(own, chance, self.oracle[measure](limit)),
+                "share_of_noise_aware": _share(own, chance, self.aware[measure](limit)) if self.aware else None,
+            }
+        return figures
+
+
+def sweep_means(points: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Means over budgets of a measure's figures; None where one is undefined."""
+    found: dict[str, float | None] = {"gain": float(np.mean([point["gain"]["mean"] for point in points]))}
+    for name in ("mean", "gain_over_mix", "share_of_oracle", "share_of_noise_aware"):
+        values = [point[name] for point in points]
+        found[name] = None if any(value is None for value in values) else float(np.mean(values))
+    return found
+
+
+def _share(own: np.ndarray, chance: np.ndarray, best: float) -> float | None:
+    """The share of a yardstick's gain over chance; None where it gains next to nothing."""
+    gain = best - float(chance.mean())
+    return float((own - chance).mean()) / gain if gain > 1e-6 else None
+
+
+def run_setting(
+    train: Cache, signals: Signals, judge: Judge, config: LossConfig, schedule: TrainConfig, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Train and judge one setting for every seed.
+
+    Returns:
+        ``losses`` and ``schedule`` as JSON values, and ``runs``: :meth:`Judge.judge` with its ``seed``.
+    """
+    runs = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        switch = train_switch(signals, train.new_switch().train(), config, schedule, seed)
+        runs.append({"seed": seed, **judge.judge(logits_of(switch.eval(), judge.cache))})
+    return {"losses": dataclasses.asdict(config), "schedule": dataclasses.asdict(schedule), "runs": runs}
