@@ -38,8 +38,11 @@ def login(text: str) -> tuple[str, str]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags of the app."""
-    parser = OneLineParser(prog="python -m app", description="DynaMask in the browser: drop a photograph, pull the "
-                           "budget, see which mask resolution the switch chooses for every object.")
+    parser = OneLineParser(
+        prog="python -m app",
+        description="DynaMask in the browser: drop a photograph, pull the "
+        "budget, see which mask resolution the switch chooses for every object.",
+    )
     parser.add_argument("--weights", default="people", metavar="W", help="bundled name or .safetensors file (people)")
     parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, … (cpu)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
@@ -57,11 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         from app.handlers import Explorer, find_examples
+        from app.weights import open_shelf
         from dynamask.engine.memory import keep_freed_memory
-        from dynamask.predictor import load
 
         keep_freed_memory()
-        explorer = Explorer(load(options.weights, device=options.device), find_examples())
+        explorer = Explorer(open_shelf(options.weights, options.device), find_examples())
         from app import ui
 
         page = ui.build(explorer)

@@ -1,37 +1,6 @@
-// What a visitor does: controls, pointer, keys, and pictures on their way to the server.
+// What a visitor does: controls, pointer, keys.
 
-function busy(on, text = "Analysing the picture…") {
-  $(".dm-busy").hidden = !on;
-  $(".dm-busy-text").textContent = text;
-  root.classList.toggle("dm-is-busy", on);
-  for (const control of element.querySelectorAll(".dm-file, .dm-example")) control.disabled = on;
-  if (on) complain("");
-}
-
-function say(text) {
-  $(".dm-status").textContent = text;
-}
-
-// A sentence beside the picture chooser; empty takes it away.
-function complain(text) {
-  $(".dm-alert").textContent = text;
-  $(".dm-alert").hidden = !text;
-}
-
-async function send(file) {
-  if (!file || !$(".dm-busy").hidden) return;
-  busy(true, "Sending the picture…");
-  try {
-    const { path } = await upload(file);
-    busy(true);
-    trigger("upload", { path, name: file.name || "pasted picture" });
-  } catch (error) {
-    busy(false);
-    complain(`The picture could not be sent (${error?.message || "no answer"}). It may be larger than the server takes.`);
-  }
-}
-
-function connectControls() {
+function connectPolicies() {
   const list = $(".dm-policy-list");
   for (const [value, text, note] of POLICIES) {
     const radio = make("input", { type: "radio", name: "dm-policy", value });
@@ -39,36 +8,79 @@ function connectControls() {
       state.policy = value;
       refresh();
     });
-    const words = value.startsWith("fixed:") ? `all ${text}` : text;
-    list.append(make("label", { className: "dm-policy", title: note }, radio, make("span", {}, words)));
+    list.append(make("label", { className: "dm-policy", title: note }, radio, make("span", {}, text)));
   }
-  $(".dm-budget").addEventListener("input", (event) => {
-    state.step = Number(event.target.value);
-    state.policy = "budget";
+  for (const [selector, change] of [[".dm-left", (value) => (state.compare = value)], [".dm-right", (value) => (state.policy = value)]]) {
+    $(selector).append(...POLICIES.map(([value, text]) => make("option", { value }, text)));
+    $(selector).addEventListener("change", (event) => {
+      change(event.target.value);
+      refresh();
+    });
+  }
+  $(".dm-compare").addEventListener("click", () => {
+    state.compare = state.compare ? null : state.policy === "fixed:112" ? "learned" : "fixed:112";
+    canvas.style.touchAction = state.compare ? "pan-y" : "";
     refresh();
   });
-  $(".dm-score").addEventListener("input", (event) => {
-    state.score = Number(event.target.value);
+  $(".dm-divider").addEventListener("input", (event) => moveDivider(Number(event.target.value) / 100));
+}
+
+function connectControls() {
+  const live = (selector, type, change) => $(selector).addEventListener(type, (event) => {
+    change(event.target);
     refresh();
   });
-  $(".dm-opacity").addEventListener("input", (event) => {
-    state.opacity = Number(event.target.value);
-    refresh();
+  live(".dm-budget", "input", (slider) => {
+    state.step = Number(slider.value);
+    if (state.policy !== "oracle") state.policy = "budget";
   });
-  $(".dm-boxes").addEventListener("change", (event) => {
-    state.boxes = event.target.checked;
-    refresh();
+  live(".dm-score", "input", (slider) => (state.score = Number(slider.value)));
+  live(".dm-opacity", "input", (slider) => (state.opacity = Number(slider.value)));
+  live(".dm-boxes", "change", (box) => (state.boxes = box.checked));
+  live(".dm-paper", "change", (box) => {
+    state.paper = box.checked;
+    if (state.view) fillLegend($(".dm-legend"), state.view, styles());
+  });
+  $(".dm-draw").addEventListener("click", () => {
+    drawingMode(!state.drawing);
+    if (state.drawing) {
+      canvas.focus();
+      draw();
+    }
+  });
+  $(".dm-clear-boxes").addEventListener("click", () => {
+    open({ kind: "same", keep: true, weights: state.view.weights }, "Removing the boxes…");
+  });
+  $(".dm-measure").addEventListener("click", () => {
+    state.measuring = JSON.stringify(shownPicks());
+    ask({ ask: "measure", token: state.view.token, picks: shownPicks() }, "Measuring the mask branch…", true);
+  });
+  $(".dm-share").addEventListener("click", () => state.view && copyLink());
+  for (const button of element.querySelectorAll("[data-export]")) {
+    button.addEventListener("click", () => {
+      $(".dm-menu").open = false;
+      if (!state.view) return;
+      ask({ ask: "export", what: button.dataset.export, token: state.view.token, picks: shownPicks(), opacity: state.opacity,
+        boxes: state.boxes }, "Making the file…", true);
+    });
+  }
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.(".dm-menu")) $(".dm-menu").open = false;
+  });
+  $(".dm-menu").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    $(".dm-menu").open = false;
+    $(".dm-menu summary").focus();
   });
 }
 
 // Index of the shown instance under the pointer: the topmost mask, else the smallest box; null where there is none.
 function instanceAt(event) {
-  const bounds = canvas.getBoundingClientRect();
-  const x = ((event.clientX - bounds.left) / bounds.width) * state.view.view[0];
-  const y = ((event.clientY - bounds.top) / bounds.height) * state.view.view[1];
+  const [x, y] = placeOf(event);
+  const picks = state.leftPicks && x < state.divider * state.view.view[0] ? state.leftPicks : state.picks;
   const context = canvas.getContext("2d");
   context.setTransform(1, 0, 0, 1, 0, 0);
-  const row = state.shown.findIndex((one, i) => context.isPointInPath(outline(one, state.picks[i]).path, x, y, "evenodd"));
+  const row = state.shown.findIndex((one, i) => context.isPointInPath(outline(one, picks[i]).path, x, y, "evenodd"));
   if (row >= 0) return state.shown[row].index;
   const area = ({ viewBox: b }) => (b[2] - b[0]) * (b[3] - b[1]);
   const boxed = state.shown.filter(({ viewBox: b }) => x >= b[0] && x <= b[2] && y >= b[1] && y <= b[3]);
@@ -90,30 +102,46 @@ function showTip(event) {
   tip.style.top = `${Math.max(4, Math.min(event.clientY - stage.top + 16, stage.height - tip.offsetHeight - 4))}px`;
 }
 
-function connectCanvas() {
+function hover(event) {
+  if (event.pointerType === "touch") return;
+  const over = instanceAt(event);
+  if (over !== state.hovered) {
+    state.hovered = over;
+    draw();
+  }
+  canvas.style.cursor = over === null ? "default" : "pointer";
+  showTip(event);
+}
+
+function connectPointer() {
+  for (const type of ["pointerdown", "pointermove", "pointerup", "pointercancel"]) {
+    canvas.addEventListener(type, (event) => {
+      if (!state.view || (event.type === "pointerdown" && event.button > 0)) return;
+      if (state.drawing) boxPointer(event);
+      else if (!dividerPointer(event) && type === "pointermove") hover(event);
+    });
+  }
   canvas.addEventListener("click", (event) => {
-    if (!state.view) return;
+    if (!state.view || state.drawing || state.busy) return;
+    if (state.pulled) {
+      state.pulled = false;
+      return;
+    }
     select(instanceAt(event));
     if (state.selected === null) return;
     const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
     setTimeout(() => $(".dm-why").scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" }), 60);
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (!state.view || event.pointerType === "touch") return;
-    const over = instanceAt(event);
-    if (over !== state.hovered) {
-      state.hovered = over;
-      draw();
-    }
-    canvas.style.cursor = over === null ? "default" : "pointer";
-    showTip(event);
   });
   canvas.addEventListener("pointerleave", () => {
     state.hovered = null;
     $(".dm-tip").hidden = true;
     if (state.view) draw();
   });
+}
+
+function connectKeys() {
   canvas.addEventListener("keydown", (event) => {
+    if (!state.view || (state.drawing && boxKey(event))) return;
     const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (event.key === "Escape") select(null);
     if (!move || !state.shown.length) return;
@@ -124,14 +152,19 @@ function connectCanvas() {
     select(state.shown[next].index);
     say(`Instance ${state.shown[next].index + 1}, ${state.shown[next].label}, size ${state.view.styles[state.picks[next]].size}.`);
   });
+  canvas.addEventListener("focus", () => state.drawing && draw());
 }
 
-function connectPictures() {
+function onExplore() {
+  return root.offsetParent !== null;
+}
+
+function connectFiles() {
   $(".dm-file").addEventListener("change", (event) => {
     send(event.target.files[0]);
     event.target.value = "";
   });
-  const carriesFile = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+  const carriesFile = (event) => onExplore() && [...(event.dataTransfer?.types || [])].includes("Files");
   document.addEventListener("dragover", (event) => {
     if (!carriesFile(event)) return;
     event.preventDefault();
@@ -148,20 +181,58 @@ function connectPictures() {
   });
   document.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files || [])].find((each) => each.type.startsWith("image/"));
-    if (file) send(file);
+    if (file && onExplore()) send(file);
   });
-  fillExamples($(".dm-examples"), JSON.parse(props.thumbnails || "[]"), (index) => {
-    busy(true);
-    trigger("select", { index });
-  });
-  document.addEventListener("dynamask-settled", () => busy(false));
 }
 
+function connectPictures() {
+  fillExamples($(".dm-examples"), JSON.parse(props.examples || "[]"), ({ kind, key, seed, index, difficulty }) => {
+    open(kind === "scene" ? { kind, seed, index, difficulty } : { kind, key });
+  });
+  const shelf = JSON.parse(props.weights || "[]");
+  $(".dm-weights").append(...shelf.map(({ name, about }) => make("option", { value: name }, about ? `${name} (${about})` : name)));
+  $(".dm-weights").addEventListener("change", () => {
+    const weights = $(".dm-weights").value;
+    if (state.view) ask({ ask: "open", kind: "same", keep: true, weights }, `Analysing with the weights ${weights}…`);
+  });
+  $(".dm-difficulty").addEventListener("input", () => {
+    const value = Number($(".dm-difficulty").value);
+    const word = value < 0 ? "mixed" : value.toFixed(2);
+    $(".dm-difficulty").setAttribute("aria-valuetext", word);
+    setText($(".dm-difficulty-value"), word);
+  });
+  let made = 0;
+  $(".dm-seed").addEventListener("input", () => (made = 0));
+  $(".dm-scene").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const difficulty = Number($(".dm-difficulty").value);
+    made += made % 10 === 8 ? 2 : 1; // every tenth scene of a world is empty
+    open({ kind: "scene", seed: $(".dm-seed").valueAsNumber, index: made, difficulty: difficulty < 0 ? null : roundTo(difficulty, 2) },
+      "Making the scene…");
+  });
+  $(".dm-webcam").addEventListener("click", openCamera);
+  $(".dm-camera-take").addEventListener("click", takePicture);
+  $(".dm-camera-cancel").addEventListener("click", () => $(".dm-camera").close());
+  document.addEventListener("dynamask-refused", () => {
+    if (!state.busy) return;
+    busy(false);
+    state.pending = null;
+    if (state.view) {
+      $(".dm-weights").value = state.view.weights;
+      refresh();
+    }
+  });
+}
+
+connectPolicies();
 connectControls();
-connectCanvas();
+connectPointer();
+connectKeys();
+connectFiles();
 connectPictures();
 emptyWhy($(".dm-why"));
 new ResizeObserver(() => state.view && draw()).observe($(".dm-stage"));
+window.addEventListener("hashchange", () => follow(window.location.hash));
 watch("value", () => receive(props.value).catch((error) => {
   busy(false);
   complain(`The answer of the server could not be shown (${error.message}).`);

@@ -1,46 +1,48 @@
-"""What the app computes, without Gradio: pictures in, one JSON string for the canvas out.
-
-The browser gets everything it needs to answer every control by itself: the picture, the switch's probabilities and the
-four masks of each instance (M×M bytes, compressed), and what each size costs.
-"""
+"""What the Explore tab computes, without Gradio: a visitor's wish in, one JSON string for the canvas out."""
 
 from __future__ import annotations
 
-import base64
 import csv
+import dataclasses
 import io
-import json
-import zlib
-from dataclasses import asdict, dataclass
+import itertools
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from PIL import Image
 
+from app.export import KINDS, Picks, export
+from app.session import Instances, Session
+from app.view import LOWEST_SCORE, THUMBNAIL_SIDE, UInt8Array, as_json, encode_more, encode_view, jpeg_url
+from app.weights import Shelf
 from dynamask.data.pictures import read_picture
+from dynamask.data.shapes import make_scene
+from dynamask.evaluation.mask_quality import quality_by_size
+from dynamask.predictor import Regions
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.overlay import SIZE_COLOURS, SIZE_OUTLINES, contrast_colour
 
 if TYPE_CHECKING:
     from dynamask.predictor import Prediction, Predictor
 
-LOWEST_SCORE = 0.05
-"""Detections below this score are not sent to the browser."""
-
-FIRST_SCORE = 0.5
-"""Score threshold that the page starts with."""
-
-VIEW_SIDE = 1600
-"""Longest side, in pixels, of the picture that is sent to the browser."""
-
-THUMBNAIL_SIDE = 144
-"""Longest side of an example's thumbnail in pixels."""
-
 EXAMPLES_DIR = Path(__file__).resolve().parent / "examples"
-
-UInt8Array = npt.NDArray[np.uint8]
+SCENES = ((7, 18, None), (7, 24, None), (7, 1, 0.15), (7, 17, 0.85))
+"""(seed, index, difficulty) of the scenes offered beside the photographs; no difficulty means mixed."""
+MAX_DRAWN = 40
+"""Boxes that a visitor may draw on one picture."""
+MATCH_IOU = 0.5
+"""Box IoU from which an instance counts as a true shape."""
+KEPT_VIEWS = 24
+"""Analysed examples and scenes that are kept for the next visitor."""
+LARGEST_KEPT = 8_000_000
+"""Bytes of an uploaded file that a session keeps as it is."""
+LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -79,56 +81,61 @@ def find_examples(folder: Path = EXAMPLES_DIR) -> list[Example]:
     return examples
 
 
-def jpeg_url(image: UInt8Array, longest_side: int, quality: int = 88) -> tuple[str, tuple[int, int]]:
-    """The picture as a `data:` URL, shrunk to a longest side, and its (width, height) in pixels.
+def finite(value: Any, what: str, low: float, high: float) -> float:
+    """A number of a request; DynaMaskError where it is none or out of range."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not usable or not low <= value <= high:
+        raise DynaMaskError(f"the {what} is not usable; give a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def whole(value: Any, what: str, low: int, high: int) -> int:
+    """A whole number of a request; DynaMaskError where it is none or out of range."""
+    number = finite(value, what, low, high)
+    if number != int(number):
+        raise DynaMaskError(f"the {what} is not usable; give a whole number from {low} to {high}")
+    return int(number)
+
+
+def quality(masks: Instances, image_size: tuple[int, int], truth: np.ndarray) -> Instances:
+    """The same instances with their IoU and boundary IoU against the truth, at every size.
+
+    An instance counts as the free true shape whose box overlaps its own the most, from IoU 0.5; the best scores choose
+    first. A box that the visitor drew takes no shape away.
 
     Args:
-        image: (H, W, 3) RGB.
-        longest_side: in pixels; smaller pictures keep their size.
-        quality: of the JPEG, 1-95.
+        masks: the instances, best score first.
+        image_size: (H, W) in pixels.
+        truth: (N, H, W) bool.
     """
-    picture = Image.fromarray(image)
-    scale = min(1.0, longest_side / max(picture.size))
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), picture.size
+    mask_iou, boundary_iou = masks.mask_iou.copy(), masks.boundary_iou.copy()
+    boxes = np.array([_tight_box(mask) for mask in truth]).reshape(-1, 4)
+    taken: set[int] = set()
+    for row, box in enumerate(masks.boxes):
+        overlaps = _box_iou(box, boxes)
+        overlaps[list(taken)] = 0.0
+        if not len(overlaps) or overlaps.max() < MATCH_IOU:
+            continue
+        match = int(overlaps.argmax())
+        if not masks.drawn[row]:
+            taken.add(match)
+        by_size = [masks.pasted(row, k, image_size)[None] for k in range(len(MASK_SIZES))]
+        ious, boundaries = quality_by_size(truth[match][None], by_size)
+        mask_iou[row], boundary_iou[row] = ious[0], boundaries[0]
+    return dataclasses.replace(masks, mask_iou=mask_iou, boundary_iou=boundary_iou)
 
 
-def encode_masks(prediction: Prediction) -> str:
-    """All masks of a prediction made with `all_sizes=True`, as base64 of deflated bytes.
-
-    Per instance the M×M masks from coarse to fine, row by row; a byte is the probability × 255, rounded.
-    """
-    grids = [
-        (prediction.mask_probs_at(index, size) * 255).round().byte().cpu().numpy().tobytes()
-        for index in range(len(prediction))
-        for size in MASK_SIZES
-    ]
-    return base64.b64encode(zlib.compress(b"".join(grids), 6)).decode("ascii")
+def _tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """xyxy around a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def size_styles() -> list[dict[str, Any]]:
-    """Colour, text colour and outline of each mask size, coarse to fine, as `dynamask.viz.overlay` draws them."""
-    styles = []
-    for size in MASK_SIZES:
-        red, green, blue = contrast_colour(SIZE_COLOURS[size])
-        text = f"#{red:02x}{green:02x}{blue:02x}"
-        styles.append({"size": size, "colour": SIZE_COLOURS[size], "text": text, **asdict(SIZE_OUTLINES[size])})
-    return styles
-
-
-def encode_instances(prediction: Prediction) -> list[dict[str, Any]]:
-    """Class, score, box (xyxy in pixels of the picture) and switch probabilities of each instance, best score first."""
-    names = prediction.class_names
-    columns = (prediction.labels.tolist(), prediction.scores.tolist(), prediction.boxes.tolist(),
-               prediction.switch_probs.tolist())
-    return [
-        {"label": names[label] if label < len(names) else f"class {label}", "score": score, "box": box, "probs": probs}
-        for label, score, box, probs in zip(*columns)
-    ]
+def _box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(N,) IoU of one box with (N, 4) boxes."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    both = np.clip(sides, 0, None).prod(axis=1)
+    return both / ((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - both)
 
 
 def measured(prediction: Prediction) -> dict[str, float]:
@@ -137,67 +144,89 @@ def measured(prediction: Prediction) -> dict[str, float]:
     return {"detect": round(prediction.timings.get("detect", 0.0), 3), "mask_branch": round(sum(rest.values()), 3)}
 
 
-def encode_view(image: UInt8Array, prediction: Prediction, predictor: Predictor, title: str, credit: str) -> str:
-    """Everything the canvas shows, as one JSON string; `<` is escaped, so that it is inert inside a page."""
-    url, (width, height) = jpeg_url(image, VIEW_SIDE)
-    costs = predictor.costs
-    view = {
-        "title": title,
-        "credit": credit,
-        "picture": url,
-        "view": [width, height],
-        "size": [int(image.shape[1]), int(image.shape[0])],
-        "styles": size_styles(),
-        "macs": list(costs.macs_per_instance),
-        "switch_macs": int(costs.switch_macs),
-        "image_macs": int(sum(macs for row, macs in prediction.image_macs.items() if row != "switch")),
-        "instances": encode_instances(prediction),
-        "masks": encode_masks(prediction),
-        "timings": measured(prediction),
-        "score": FIRST_SCORE,
-        "lowest_score": LOWEST_SCORE,
-    }
-    return json.dumps(view, allow_nan=False).replace("<", "\\u003c")
+def compact(source: Any, image: UInt8Array) -> Any:
+    """What a session keeps of a picture: its source, or a fine JPEG of (H, W, 3) RGB where a file is very large."""
+    if not isinstance(source, bytes) or len(source) <= LARGEST_KEPT:
+        return source
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture before it is analysed; the attributes are those of :class:`Session`."""
+
+    kind: str
+    key: str
+    title: str
+    credit: str
+    source: Any
+    truth: np.ndarray | None = None
+
+
+def scene_picture(seed: int, index: int, difficulty: float | None) -> Picture:
+    """A scene of the shapes world with its truth."""
+    scene = make_scene(seed, index, detail=difficulty)
+    word = "mixed" if difficulty is None else f"{difficulty:g}"
+    title = f"Shapes scene {index} of seed {seed}, difficulty {word}"
+    return Picture("scene", f"{seed}:{index}:{word}", title, "made by dynamask.data.shapes", scene.image, scene.masks)
 
 
 class Explorer:
-    """Analyses pictures with one predictor; keeps nothing of what visitors send."""
+    """Answers the Explore tab: opens pictures, masks boxes, measures, exports.
 
-    def __init__(self, predictor: Predictor, examples: list[Example]) -> None:
-        self.predictor = predictor
+    Keeps the answers for examples and scenes; of what visitors send only what their own session holds.
+    """
+
+    def __init__(self, shelf: Shelf, examples: list[Example]) -> None:
+        self.shelf = shelf
         self.examples = examples
-        self._views: dict[int, str] = {}
+        self._kept: OrderedDict[tuple[str, str, str], tuple[str, Session]] = OrderedDict()
+        self._opening: tuple[str, Session] | None = None
+        self._tokens, self._turns = itertools.count(1), itertools.count(1)
 
-    def analyse(self, source: Any, title: str = "", credit: str = "") -> str:
-        """A picture with all four masks of every instance, ready for the canvas.
+    # ---- pictures ----
 
-        Args:
-            source: anything `read_picture` takes.
-            title: what the page calls the picture.
-            credit: author, licence and source, if they are known.
-
-        Raises:
-            DynaMaskError: the picture is refused; the message says why.
-        """
-        image = read_picture(source)
-        prediction = self.predictor(image, all_sizes=True, score=LOWEST_SCORE)
-        return encode_view(image, prediction, self.predictor, title, credit)
-
-    def example(self, index: Any) -> str:
-        """The view of one of the examples; computed once.
+    def analyse(self, picture: Picture, weights: str) -> tuple[str, Session]:
+        """All four masks of every instance, ready for the canvas, and what the server remembers of it.
 
         Raises:
-            DynaMaskError: there is no such example.
+            DynaMaskError: the picture or the weights are refused; the message says why.
         """
-        if not isinstance(index, int) or not 0 <= index < len(self.examples):
-            raise DynaMaskError("there is no such example; choose one of the pictures shown")
-        if index not in self._views:
-            example = self.examples[index]
-            self._views[index] = self.analyse(example.path, example.title, example.credit)
-        return self._views[index]
+        kept = (weights, picture.kind, picture.key)
+        if picture.kind != "own" and kept in self._kept:
+            self._kept.move_to_end(kept)
+            return self._kept[kept]
+        predictor = self.shelf.get(weights)
+        image = read_picture(picture.source)
+        prediction = predictor(image, all_sizes=True, score=LOWEST_SCORE)
+        found = Instances.of(prediction)
+        size = (int(image.shape[0]), int(image.shape[1]))
+        session = Session(
+            str(next(self._tokens)), weights, picture.kind, picture.key, picture.title, picture.credit,
+            compact(picture.source, image), size, tuple(predictor.class_names), tuple(predictor.category_ids),
+            tuple(int(macs) for macs in predictor.costs.macs_per_instance),
+            found if picture.truth is None else quality(found, size, picture.truth), picture.truth,
+            measured(prediction),
+        )  # fmt: skip
+        image_macs = int(sum(macs for row, macs in prediction.image_macs.items() if row != "switch"))
+        answer = encode_view(session, image, int(predictor.costs.switch_macs), image_macs), session
+        if picture.kind != "own":
+            self._kept[kept] = answer
+            while len(self._kept) > KEPT_VIEWS:
+                self._kept.popitem(last=False)
+        return answer
 
-    def uploaded(self, path: Any, name: Any, folder: Path) -> str:
-        """The view of a picture that a visitor sent.
+    def example(self, name: Any) -> Picture:
+        """An example by its file name; DynaMaskError where there is none."""
+        for example in self.examples:
+            if example.path.name == name:
+                return Picture("example", example.path.name, example.title, example.credit, example.path)
+        raise DynaMaskError("there is no such example; choose one of the pictures shown")
+
+    def uploaded(self, path: Any, name: Any, folder: Path) -> Picture:
+        """A picture that a visitor sent.
 
         Args:
             path: where the server stored it, as the browser repeats it.
@@ -205,22 +234,166 @@ class Explorer:
             folder: where uploads are stored; a path outside it is refused.
 
         Raises:
-            DynaMaskError: the path is not an upload, or the picture is refused.
+            DynaMaskError: the path is not an upload.
         """
-        file = Path(str(path)).resolve()
+        file = Path(str(path).replace("\0", "")).resolve()
         if not file.is_relative_to(folder.resolve()) or not file.is_file():
             raise DynaMaskError("this file was not uploaded here; choose the picture again")
-        return self.analyse(file.read_bytes(), str(name)[:120])  # bytes: a refusal must not tell where files are kept
+        # bytes: a refusal must not tell where files are kept
+        return Picture("own", "", str(name)[:120], "", file.read_bytes())
+
+    def picture(self, wish: Mapping[str, Any], session: Session | None, folder: Path) -> Picture:
+        """The picture that a request names: an example, a scene, an upload, or the one at hand."""
+        kind = wish.get("kind")
+        if kind == "example":
+            return self.example(wish.get("key"))
+        if kind == "scene":
+            raw = wish.get("difficulty")
+            return scene_picture(
+                whole(wish.get("seed"), "seed", 0, LARGEST_SEED),
+                whole(wish.get("index"), "number of the scene", 0, LARGEST_SEED),
+                None if raw is None else finite(raw, "difficulty", 0, 1),
+            )
+        if kind == "upload":
+            return self.uploaded(wish.get("path"), wish.get("name", ""), folder)
+        if kind == "same" and session is not None:
+            return Picture(session.kind, session.key, session.title, session.credit, session.source, session.truth)
+        raise DynaMaskError("there is no such picture; choose one of those shown")
+
+    # ---- what the page asks for ----
+
+    def answer(self, wish: Any, session: Session | None, folder: Path) -> tuple[str, Session | None]:
+        """The canvas's answer to a request, and the session after it.
+
+        Args:
+            wish: what the browser sent: a mapping with `ask` = "open", "draw", "measure" or "export".
+            session: the visitor's; None while the opening picture is on the page.
+            folder: where uploads are stored.
+
+        Raises:
+            DynaMaskError: the request cannot be met; the message says why.
+        """
+        if not isinstance(wish, Mapping) or wish.get("ask") not in ("open", "draw", "measure", "export"):
+            raise DynaMaskError("the page asked for something unknown; reload it")
+        text, session = self._answer(wish, session if session is not None else self.first_session(), folder)
+        return f'{{"turn": {next(self._turns)}, {text[1:]}', session  # no two alike: the page is told of changes only
+
+    def _answer(self, wish: Mapping[str, Any], session: Session | None, folder: Path) -> tuple[str, Session | None]:
+        """The answer to a known kind of request."""
+        if wish["ask"] == "open":
+            return self.open(wish, session, folder)
+        if session is None or wish.get("token") != session.token:
+            raise DynaMaskError("the server has forgotten this picture; open it again")
+        if wish["ask"] == "draw":
+            return self.draw(wish, session)
+        picks = checked_picks(wish.get("picks"), len(session.instances))
+        if wish["ask"] == "measure":
+            return self.measure(session, picks), session
+        if wish.get("what") not in KINDS:
+            raise DynaMaskError(f"this cannot be exported; choose one of {', '.join(KINDS)}")
+        opacity = finite(wish.get("opacity", 0.5), "opacity", 0, 1)
+        return as_json(export(session, wish["what"], picks, opacity, wish.get("boxes") is True)), session
+
+    def open(self, wish: Mapping[str, Any], session: Session | None, folder: Path) -> tuple[str, Session]:
+        """Analyse another picture, or the same with other weights; boxes drawn on it may come along."""
+        picture = self.picture(wish, session, folder)
+        weights = wish.get("weights", self.shelf.first)
+        if not isinstance(weights, str):
+            raise DynaMaskError(f"there are no such weights here; choose one of {', '.join(self.shelf.names)}")
+        if wish.get("keep") is not True:
+            weights = self.shelf.suited("scene" if picture.kind == "scene" else "photo", weights)
+        text, opened = self.analyse(picture, weights)
+        if not wish.get("boxes"):
+            return text, opened
+        added, grown = self._masked(opened, wish["boxes"])
+        return f'{{"type": "both", "view": {text}, "more": {encode_more(grown, added)}}}', grown
+
+    def draw(self, wish: Mapping[str, Any], session: Session) -> tuple[str, Session]:
+        """Masks for boxes that the visitor drew."""
+        added, grown = self._masked(session, wish.get("boxes"))
+        return encode_more(grown, added), grown
+
+    def _masked(self, session: Session, boxes: Any) -> tuple[Instances, Session]:
+        """Instances for given boxes, and the session with them."""
+        if not isinstance(boxes, list) or not boxes:
+            raise DynaMaskError("no box was drawn; drag over the picture from corner to corner")
+        if int(session.instances.drawn.sum()) + len(boxes) > MAX_DRAWN:
+            raise DynaMaskError(f"more than {MAX_DRAWN} boxes on one picture are too many; open it again to start anew")
+        prediction = self.shelf.get(session.weights)(read_picture(session.source), boxes=boxes, all_sizes=True)
+        added = Instances.of(prediction, drawn=True)
+        if session.truth is not None:
+            added = quality(added, session.image_size, session.truth)
+        return added, session.with_more(added)
+
+    def measure(self, session: Session, picks: Picks) -> str:
+        """Run the mask branch again for these instances at these sizes alone, as outside this page, and time it."""
+        milliseconds = 0.0
+        if picks:
+            rows = [row for row, _ in picks]
+            predictor = self.shelf.get(session.weights)
+            milliseconds = mask_branch_time(
+                predictor, read_picture(session.source), session.instances.boxes[rows],
+                session.instances.labels[rows].tolist(), [k for _, k in picks],
+            )  # fmt: skip
+        mean = sum(session.macs[k] for _, k in picks) / max(1, len(picks))
+        return as_json({"type": "time", "milliseconds": round(milliseconds, 3), "count": len(picks), "mean": mean})
+
+    # ---- the page's beginning ----
 
     def first_view(self) -> str:
         """The view that the page opens with: the first example, or an empty canvas where there is none."""
-        return self.example(0) if self.examples else ""
+        return self._first()[0] if self.examples else ""
 
-    def thumbnails(self) -> str:
-        """Title, credit and small picture of each example, as a JSON string for the canvas."""
+    def first_session(self) -> Session | None:
+        """The session of the picture that the page opens with; None where there is no example."""
+        return self._first()[1] if self.examples else None
+
+    def _first(self) -> tuple[str, Session]:
+        if self._opening is None:
+            self._opening = self.analyse(self.example(self.examples[0].path.name), self.shelf.first)
+        return self._opening
+
+    def shown_examples(self) -> str:
+        """Title, credit and small picture of each example and scene, as a JSON string for the canvas."""
         entries = [
-            {"title": example.title, "credit": example.credit,
+            {"kind": "example", "key": example.path.name, "title": example.title, "credit": example.credit,
              "picture": jpeg_url(read_picture(example.path), THUMBNAIL_SIDE, quality=80)[0]}
             for example in self.examples
-        ]
-        return json.dumps(entries).replace("<", "\\u003c")
+        ]  # fmt: skip
+        for seed, index, difficulty in SCENES:
+            picture = scene_picture(seed, index, difficulty)
+            entries.append({"kind": "scene", "seed": seed, "index": index, "difficulty": difficulty,
+                            "key": picture.key, "title": picture.title, "credit": picture.credit,
+                            "picture": jpeg_url(picture.source, THUMBNAIL_SIDE, quality=80)[0]})  # fmt: skip
+        return as_json(entries)
+
+
+def checked_picks(picks: Any, count: int) -> list[tuple[int, int]]:
+    """[[row, size index], …] of a request; DynaMaskError where they do not fit the session's instances."""
+    if not isinstance(picks, list) or len(picks) > count:
+        raise DynaMaskError("the instances of this request do not fit the picture; reload the page")
+    checked = []
+    for pick in picks:
+        pair = pick if isinstance(pick, list) and len(pick) == 2 else [None, None]
+        row = whole(pair[0], "instance", 0, max(0, count - 1))
+        checked.append((row, whole(pair[1], "size", 0, len(MASK_SIZES) - 1)))
+    return checked
+
+
+def mask_branch_time(
+    predictor: Predictor, image: UInt8Array, boxes: np.ndarray, labels: list[int], size_index: list[int]
+) -> float:
+    """Milliseconds of the mask branch for these boxes with each instance at its one size and nothing more.
+
+    Args:
+        predictor: whose branch runs.
+        image: (H, W, 3) RGB.
+        boxes: (R, 4) xyxy in pixels, R ≥ 1.
+        labels: R labels from 1.
+        size_index: R indices into ``MASK_SIZES``.
+    """
+    begun = predictor(image, boxes=boxes, labels=labels, policy=f"fixed:{MASK_SIZES[0]}")
+    fresh = Regions(begun.regions.branch, begun.regions.state)  # knows the regions, and no mask as yet
+    start = time.perf_counter()
+    fresh.ensure(torch.tensor(size_index))
+    return begun.timings["regions"] + (time.perf_counter() - start) * 1e3

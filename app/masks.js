@@ -1,5 +1,5 @@
-// Masks and choices: pure functions, no page. Same conventions as dynamask.ops.masks (boxes xyxy in continuous pixels,
-// a mask value belongs to the centre of its cell, cells beyond the mask count as 0) and dynamask.models.rcnn.policies.
+// Masks: pure functions, no page. Same conventions as dynamask.ops.masks (boxes xyxy in continuous pixels, a mask value
+// belongs to the centre of its cell, cells beyond the mask count as 0).
 
 const LEVEL = 127.5; // probability 0.5 in bytes
 
@@ -133,68 +133,15 @@ function fieldIoU(a, b) {
   return either ? both / either : 1;
 }
 
-// Eq. 8: index of the size for a box by its share of the picture.
-function sizeByBox(box, width, height, sizeCount) {
-  const side = Math.sqrt(Math.max(box[2] - box[0], 0) * Math.max(box[3] - box[1], 0));
-  const level = Math.floor(4 + Math.log2(side / Math.sqrt(width * height)));
-  return Math.min(sizeCount, Math.max(1, level)) - 1;
-}
-
-// Every assignment of sizes that no other beats in both total MACs and Σ log p: rising cost, rising value. The exact
-// multiple-choice knapsack for all budgets at once; `pickWithin` reads one budget off it.
-function budgetFront(probabilities, macs) {
-  const layers = [];
-  let costs = [0];
-  let gains = [0];
-  for (const p of probabilities) {
-    const heads = macs.map(() => 0);
-    const logs = p.map((value) => Math.log(Math.max(value, 1e-30)));
-    const layer = { costs: [], gains: [], parent: [], choice: [] };
-    let best = -Infinity;
-    for (;;) {
-      let k = -1;
-      for (let c = 0; c < macs.length; c++) {
-        if (heads[c] >= costs.length) continue;
-        const cost = costs[heads[c]] + macs[c];
-        const kCost = k < 0 ? Infinity : costs[heads[k]] + macs[k];
-        if (cost < kCost || (cost === kCost && gains[heads[c]] + logs[c] > gains[heads[k]] + logs[k])) k = c;
-      }
-      if (k < 0) break;
-      const parent = heads[k]++;
-      const gain = gains[parent] + logs[k];
-      if (gain <= best) continue;
-      best = gain;
-      layer.costs.push(costs[parent] + macs[k]);
-      layer.gains.push(gain);
-      layer.parent.push(parent);
-      layer.choice.push(k);
+// Eq. 4: cells of a mask that touch the other side across one of their four sides; the border of the mask is no edge.
+function edgeCells(mask, size) {
+  const edges = new Uint8Array(size * size);
+  for (let r = 0; r < size; r++) {
+    for (let c = 0; c < size; c++) {
+      const own = mask[r * size + c] >= LEVEL;
+      const differs = (rr, cc) => rr >= 0 && cc >= 0 && rr < size && cc < size && (mask[rr * size + cc] >= LEVEL) !== own;
+      edges[r * size + c] = differs(r - 1, c) || differs(r + 1, c) || differs(r, c - 1) || differs(r, c + 1);
     }
-    layers.push(layer);
-    ({ costs, gains } = layer);
   }
-  return layers;
-}
-
-// Indices of the sizes of the best assignment whose mean cost is at most `budget` MACs per instance.
-function pickWithin(front, budget) {
-  const picks = new Array(front.length).fill(0);
-  if (!front.length) return picks;
-  const { costs } = front[front.length - 1];
-  const limit = budget * front.length + 0.5; // half a MAC for rounding
-  let entry = 0;
-  while (entry + 1 < costs.length && costs[entry + 1] <= limit) entry++;
-  for (let i = front.length - 1; i >= 0; i--) {
-    picks[i] = front[i].choice[entry];
-    entry = front[i].parent[entry];
-  }
-  return picks;
-}
-
-// Index of the size of each instance under a policy: "learned", "budget", "size" or "fixed:SIZE".
-// `macs` per size, `budget` in MACs per instance, `size` [width, height] of the picture that the boxes refer to.
-function chooseSizes(instances, policy, { sizes, macs, budget, size, front }) {
-  if (policy === "budget") return pickWithin(front(), budget);
-  if (policy === "size") return instances.map((one) => sizeByBox(one.box, size[0], size[1], sizes.length));
-  if (policy.startsWith("fixed:")) return instances.map(() => sizes.indexOf(Number(policy.slice(6))));
-  return instances.map((one) => one.probs.indexOf(Math.max(...one.probs)));
+  return edges;
 }

@@ -11,6 +11,11 @@ function make(tag, properties = {}, ...children) {
   return node;
 }
 
+// Changes a text only if it is another: an unchanged node costs no layout.
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 function formatGmacs(macs) {
   return macs >= 1e12 ? String(Math.round(macs / 1e9)) : (macs / 1e9).toPrecision(3);
 }
@@ -53,8 +58,8 @@ function sizeBadge(style, extra = "") {
 
 const PATTERNS = ["dotted outline", "dashed outline", "plain outline", "double outline"];
 
-function fillLegend(node, view) {
-  node.replaceChildren(...view.styles.map((style, k) => make("li", {},
+function fillLegend(node, view, sizeStyles) {
+  node.replaceChildren(...sizeStyles.map((style, k) => make("li", {},
     outlineSample(style), sizeBadge(style),
     make("span", {}, make("span", { className: "dm-hidden" }, `${PATTERNS[k]}: `), formatMacs(view.macs[k])))));
 }
@@ -79,10 +84,10 @@ function barRow(style, value, text, chosen, description) {
 }
 
 // How many of the shown instances have each size.
-function fillShares(node, view, picks) {
-  const counts = view.macs.map((_, k) => picks.filter((pick) => pick === k).length);
+function fillShares(node, sizeStyles, picks) {
+  const counts = sizeStyles.map((_, k) => picks.filter((pick) => pick === k).length);
   const total = Math.max(picks.length, 1);
-  node.replaceChildren(...view.styles.map((style, k) => barRow(style, counts[k] / total, `${counts[k]} · ${percent(counts[k] / total)}`,
+  node.replaceChildren(...sizeStyles.map((style, k) => barRow(style, counts[k] / total, `${counts[k]} · ${percent(counts[k] / total)}`,
     false, `size ${style.size}: ${counts[k]} of ${picks.length} instances`)));
 }
 
@@ -102,13 +107,17 @@ function milliseconds(value) {
   return timeParts(value).join(" ");
 }
 
-// Mean cost, share of the full cost, counts and measured time of the present choice.
-function fillFigures(node, view, summary) {
-  node.replaceChildren(
+// Counts, costs and, where there is a truth, the quality of the present choice.
+function fillFigures(node, view, summary, truth) {
+  const some = summary.count > 0;
+  const figures = [
     figure(String(summary.count), "", summary.count === 1 ? "instance" : "instances"),
-    figure(summary.count ? formatGmacs(summary.mean) : "–", "G", "mean MACs per instance"),
-    figure(summary.count ? percent(summary.mean / view.macs[view.macs.length - 1]) : "–", "", "of 112 for all"),
-    figure(...timeParts(view.timings.mask_branch), `mask branch, all 4 sizes of ${view.instances.length}`));
+    figure(some ? percent(summary.mean / view.macs[view.macs.length - 1]) : "–", "", "of 112 for all"),
+    figure(some ? formatGmacs(summary.mean) : "–", "G", "mean MACs per instance"),
+    figure(some ? formatGmacs(summary.total) : "–", "G", "MACs in total"),
+  ];
+  if (truth !== null) figures.push(figure(truth.toFixed(3), "", "true boundary IoU, mean"));
+  node.replaceChildren(...figures);
 }
 
 // The scale from the cheapest to the finest size with the mean as a bar and the budget as a mark.
@@ -120,7 +129,7 @@ function fillGauge(nodes, view, summary, budget, applied) {
   nodes.mark.classList.toggle("dm-idle", !applied);
   const mean = summary.count ? `Mean ${formatGmacs(summary.mean)} GMACs` : "No instance";
   const against = applied ? `budget ${formatGmacs(budget)} GMACs` : `budget ${formatGmacs(budget)} GMACs, not applied`;
-  const text = summary.count ? `${mean} · ${against} · total ${formatMacs(summary.mean * summary.count)}` : `${mean} · ${against}`;
+  const text = `${mean} · ${against}`;
   nodes.text.textContent = text;
   nodes.gauge.setAttribute("aria-label", text);
 }
@@ -129,88 +138,69 @@ function boxText(box) {
   return `${Math.round(box[2] - box[0])} × ${Math.round(box[3] - box[1])}`;
 }
 
-// One row per shown instance; its number is a button that opens the details.
-function fillTable(body, view, shown, picks, selected, select) {
-  body.replaceChildren(...shown.map((one, row) => {
-    const style = view.styles[picks[row]];
-    const button = make("button", { type: "button", className: "dm-pick", "aria-pressed": String(one.index === selected),
-      "aria-label": `Instance ${one.index + 1}, ${one.label}, size ${style.size}: why?` }, String(one.index + 1));
-    const line = make("tr", { className: one.index === selected ? "dm-selected" : "" },
-      make("td", {}, button), make("td", {}, one.label), make("td", {}, one.score.toFixed(2)), make("td", {}, boxText(one.box)),
-      make("td", {}, sizeBadge(style)), make("td", {}, percent(one.probs[picks[row]])), make("td", {}, formatGmacs(view.macs[picks[row]])));
-    line.dataset.instance = one.index;
-    line.addEventListener("click", () => select(one.index));
-    return line;
+// One row per shown instance; its number is a button that opens the details. Rows are kept while the instances stay,
+// so that a move of the slider changes a few cells and keeps the focus.
+function fillTable(body, view, sizeStyles, { shown, picks, selected }, select) {
+  const key = shown.map((one) => one.index).join(" ");
+  if (body.dataset.key !== key || body.view !== view) {
+    body.replaceChildren(...shown.map((one) => tableRow(one, select)));
+    body.dataset.key = key;
+    body.view = view;
+  }
+  shown.forEach((one, row) => {
+    const line = body.children[row];
+    const k = picks[row];
+    const chosen = one.index === selected;
+    const look = `${k} ${chosen} ${sizeStyles[k].colour}`;
+    if (line.look === look) return;
+    line.look = look;
+    const [, , , , size, odds, macs] = line.children;
+    line.className = chosen ? "dm-selected" : "";
+    line.pick.setAttribute("aria-pressed", String(chosen));
+    line.pick.setAttribute("aria-label", `Instance ${one.index + 1}, ${one.label}, size ${sizeStyles[k].size}: why?`);
+    size.replaceChildren(sizeBadge(sizeStyles[k]));
+    setText(odds, percent(one.probs[k]));
+    setText(macs, formatGmacs(view.macs[k]));
+  });
+}
+
+function tableRow(one, select) {
+  const button = make("button", { type: "button", className: "dm-pick" }, String(one.index + 1));
+  const cells = [one.label, one.drawn ? "drawn" : one.score.toFixed(2), boxText(one.box), "", "", ""];
+  const line = make("tr", {}, make("td", {}, button), ...cells.map((text) => make("td", {}, text)));
+  line.pick = button;
+  line.dataset.instance = one.index;
+  line.addEventListener("click", () => select(one.index));
+  return line;
+}
+
+// Thumbnails of the examples and scenes, each a button.
+function fillExamples(node, examples, choose) {
+  node.replaceChildren(...examples.map((example) => {
+    const image = make("img", { src: example.picture, alt: "" });
+    const button = make("button", { type: "button", className: "dm-example", title: [example.title, example.credit].filter(Boolean).join(" · "),
+      "aria-label": `${example.kind === "scene" ? "Scene" : "Example"}: ${example.title}` }, image);
+    button.dataset.key = example.key;
+    button.addEventListener("click", () => choose(example));
+    return button;
   }));
 }
 
-// A mask on its own cells over the crop of the picture, with the outline that it gives in the picture.
-function drawTile(canvas, picture, view, one, k, path) {
-  const style = view.styles[k];
-  const [x0, y0, x1, y1] = one.viewBox;
-  const side = 240;
-  const scale = side / Math.max(x1 - x0, y1 - y0, 1e-6);
-  canvas.width = Math.max(8, Math.round((x1 - x0) * scale));
-  canvas.height = Math.max(8, Math.round((y1 - y0) * scale));
-  const context = canvas.getContext("2d");
-  context.filter = "grayscale(1) brightness(0.55)";
-  context.drawImage(picture, x0, y0, x1 - x0, y1 - y0, 0, 0, canvas.width, canvas.height);
-  context.filter = "none";
-  const cells = new OffscreenCanvas(style.size, style.size);
-  const cellContext = cells.getContext("2d");
-  const pixels = cellContext.createImageData(style.size, style.size);
-  const rgb = [1, 3, 5].map((start) => parseInt(style.colour.slice(start, start + 2), 16));
-  one.masks[k].forEach((value, cell) => pixels.data.set([...rgb, Math.round(value * 0.8)], cell * 4));
-  cellContext.putImageData(pixels, 0, 0);
-  context.imageSmoothingEnabled = false;
-  context.drawImage(cells, 0, 0, canvas.width, canvas.height);
-  context.setTransform(scale, 0, 0, scale, -x0 * scale, -y0 * scale);
-  context.strokeStyle = "#fff";
-  context.lineWidth = 2 / scale;
-  context.stroke(path);
+// Title, size and credit; an address in the credit becomes a link. Only examples have a credit, so it is ours.
+function fillCaption(node, view) {
+  const parts = [view.title, `${view.size[0]} × ${view.size[1]} px`, ...view.credit.split(" · ")].filter(Boolean);
+  node.replaceChildren(...parts.flatMap((part, i) => {
+    const link = i > 1 && part.startsWith("https://");
+    return [i ? " · " : "", link ? make("a", { href: part, target: "_blank", rel: "noopener noreferrer" }, "source") : part];
+  }));
 }
 
-function maskTile(picture, view, one, k, pick, path, agreement) {
-  const style = view.styles[k];
-  const last = view.styles.length - 1;
-  const canvas = make("canvas", { role: "img", "aria-label": `Mask of ${style.size} × ${style.size} cells` });
-  drawTile(canvas, picture, view, one, k, path);
-  const note = k === last ? "finest" : `IoU with ${view.styles[last].size}: ${agreement.toFixed(2)}`;
-  return make("figure", { className: k === pick ? "dm-tile dm-chosen" : "dm-tile" },
-    make("div", { className: "dm-tile-frame" }, canvas),
-    make("figcaption", {}, sizeBadge(style), make("span", {}, k === pick ? `chosen · ${note}` : note)));
-}
-
-// The details of one instance. `paths` and `agreements` per size; `close` empties the panel.
-function fillWhy(node, picture, view, one, pick, paths, agreements, close) {
-  const closer = make("button", { type: "button", className: "dm-close", "aria-label": "Close the details" }, "×");
-  closer.addEventListener("click", close);
-  const bars = view.styles.map((style, k) => barRow(style, one.probs[k], `${(one.probs[k] * 100).toFixed(1)} % · ${formatMacs(view.macs[k])}`,
-    k === pick, `size ${style.size}: probability ${(one.probs[k] * 100).toFixed(1)} %, ${formatMacs(view.macs[k])}${k === pick ? ", chosen" : ""}`));
-  node.replaceChildren(
-    make("div", { className: "dm-why-head" },
-      make("h2", {}, `Instance ${one.index + 1}: ${one.label}`), closer),
-    make("p", { className: "dm-facts" },
-      `score ${one.score.toFixed(2)} · box ${boxText(one.box)} px · size ${view.styles[pick].size} at ${formatMacs(view.macs[pick])}`),
-    make("h3", {}, "What the switch thinks"),
-    make("div", { className: "dm-bars dm-probabilities", role: "list" }, ...bars),
-    make("h3", {}, "Its four masks"),
-    make("div", { className: "dm-tiles" }, ...paths.map((path, k) => maskTile(picture, view, one, k, pick, path, agreements[k]))));
-}
-
-function emptyWhy(node) {
-  node.replaceChildren(make("h2", {}, "Why this size?"),
-    make("p", { className: "dm-invite" }, "Select an instance in the picture or in the table: its four masks, what the switch thinks of each, and what each costs."));
-}
-
-// Thumbnails of the examples, each a button.
-function fillExamples(node, examples, choose) {
-  node.replaceChildren(...examples.map((example, index) => {
-    const image = make("img", { src: example.picture, alt: "" });
-    const button = make("button", { type: "button", className: "dm-example", title: [example.title, example.credit].filter(Boolean).join(" · "),
-      "aria-label": `Example: ${example.title}` }, image);
-    button.addEventListener("click", () => choose(index, example));
-    return button;
+// One check box a class; a hidden class is out of the picture and of all numbers.
+function fillClasses(node, names, hidden, toggle) {
+  node.replaceChildren(...names.map((name) => {
+    const box = make("input", { type: "checkbox", checked: !hidden.has(name) });
+    box.addEventListener("change", () => toggle(name, box.checked));
+    return make("label", { className: "dm-check dm-class" }, box, make("span", {}, name));
   }));
 }
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from app.weights import Shelf
+from dynamask.predictor import check_boxes
 from dynamask.structures import MASK_SIZES
 
 MACS = (10_000_000, 17_000_000, 25_000_000, 32_000_000)
@@ -15,13 +17,20 @@ MACS = (10_000_000, 17_000_000, 25_000_000, 32_000_000)
 class FakePrediction:
     """What `Predictor` gives back, as far as the app reads it."""
 
-    def __init__(self, boxes: torch.Tensor, scores: torch.Tensor, probs: torch.Tensor, grids: list[list[torch.Tensor]],
-                 class_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        probs: torch.Tensor,
+        grids: list[list[torch.Tensor]],
+        class_names: tuple[str, ...],
+    ) -> None:
         self.boxes, self.scores, self.switch_probs, self.grids = boxes, scores, probs, grids
         self.labels = torch.ones(len(boxes), dtype=torch.int64)
         self.class_names = class_names
         self.image_macs = {"projection_stride16": 1000, "projection_stride8": 2000, "switch": 500 * len(boxes)}
         self.timings = {"detect": 210.5, "regions": 12.5, "all_sizes": 30.71, "masks": 0.0}
+        self.regions = SimpleNamespace(branch=None, state=None)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -38,23 +47,39 @@ def blob(size: int, petals: int, phase: float) -> torch.Tensor:
 
 
 class FakePredictor:
-    """Finds `count` flowers in every picture; remembers how it was called."""
+    """Finds `count` flowers in every picture, or one in each `given` box; remembers how it was called."""
 
-    def __init__(self, count: int = 6, class_names: tuple[str, ...] = ("__background__", "person")) -> None:
+    def __init__(
+        self, count: int = 6, class_names: tuple[str, ...] = ("__background__", "person"), given: list | None = None
+    ) -> None:
         self.count = count
+        self.given = given
         self.class_names = class_names
+        self.category_ids = tuple(range(1, len(class_names)))
         self.costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
         self.calls: list[dict] = []
 
     def __call__(self, image: np.ndarray, **options) -> FakePrediction:
         self.calls.append({"shape": image.shape, **options})
-        generator = torch.Generator().manual_seed(3)
         height, width = image.shape[:2]
-        centres = torch.rand((self.count, 2), generator=generator) * torch.tensor([width, height])
-        halves = (0.08 + 0.22 * torch.rand((self.count, 2), generator=generator)) * torch.tensor([width, height])
         limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-        boxes = torch.cat([centres - halves, centres + halves], dim=1).clamp(min=0).minimum(limits)
-        scores = torch.linspace(0.97, 0.2, self.count)
-        probs = torch.softmax(2 * torch.randn((self.count, 4), generator=generator), dim=1)
-        grids = [[blob(size, 3 + i % 5, i) for size in MASK_SIZES] for i in range(self.count)]
+        generator = torch.Generator().manual_seed(3)
+        if options.get("boxes") is not None:
+            boxes = check_boxes(options["boxes"], (height, width))
+            scores = torch.ones(len(boxes))
+        elif self.given is not None:
+            boxes = torch.tensor(self.given)
+            scores = torch.linspace(0.97, 0.6, len(boxes))
+        else:
+            centres = torch.rand((self.count, 2), generator=generator) * limits[:2]
+            halves = (0.08 + 0.22 * torch.rand((self.count, 2), generator=generator)) * limits[:2]
+            boxes = torch.cat([centres - halves, centres + halves], dim=1).clamp(min=0).minimum(limits)
+            scores = torch.linspace(0.97, 0.2, self.count)
+        probs = torch.softmax(2 * torch.randn((len(boxes), 4), generator=generator), dim=1)
+        grids = [[blob(size, 3 + i % 5, i) for size in MASK_SIZES] for i in range(len(boxes))]
         return FakePrediction(boxes, scores, probs, grids, self.class_names)
+
+
+def fake_shelf(first: str = "people", others: tuple[str, ...] = (), **predictors) -> Shelf:
+    """A shelf of fakes; `predictors` by name, where a particular one is wanted."""
+    return Shelf(lambda name: predictors.get(name) or FakePredictor(), first, [first, *others])

@@ -1,0 +1,214 @@
+"""Which sizes each class gets, and which it needs: tables for the Classes tab, without Gradio.
+
+A table is a JSON object. For bundled weights it travels beside them as `checkpoints/NAME.classes.json` (written by
+`benchmarks/class_shares.py`):
+
+    format              "dynamask-classes-1"
+    weights, data       what was measured on what, in words
+    pictures, instances how many
+    boxes               "gt" (true boxes), "detected", or null where no weights took part
+    macs                mean MACs per instance, or null
+    classes             [{name, instances, mean_size, shares, quality, needs}, …]
+
+`shares` are shares of the four sizes (0–1, coarse to fine) and `quality` the mean boundary IoU of the predicted masks
+at each size; `needs` holds `instances`, `mask_iou` and `boundary_iou` of ideal masks by size, and the smallest size
+that keeps 95 %: `needed_size_mask`, `needed_size_boundary` (null: none does). What is not known is null.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynamask.bundled import checkpoint_dir, list_bundled
+from dynamask.data.coco import drop_degenerate
+from dynamask.data.pictures import read_picture
+from dynamask.data.sources import Data
+from dynamask.engine.evaluate import EvaluationOptions, Instances, Predicts, add_picture, category_map
+from dynamask.evaluation.analyze import METRICS, NEEDS, IdealQuality, ideal_quality, summarise
+from dynamask.reports.classes import class_names_of, class_rows
+from dynamask.structures import MASK_SIZES, DynaMaskError
+
+FORMAT = "dynamask-classes-1"
+SCORE = 0.5
+"""Detections below it do not count where no true boxes are known."""
+
+Progress = Callable[[int, int], None]
+
+
+def table_path(name: str) -> Path:
+    """Where the table of bundled weights lies."""
+    return checkpoint_dir() / f"{name}.classes.json"
+
+
+def bundled_tables() -> dict[str, dict[str, Any]]:
+    """The tables of the bundled weights that have one, by name; unreadable ones are left out."""
+    found = {}
+    for name in list_bundled():
+        try:
+            table = json.loads(table_path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(table, dict) and table.get("format") == FORMAT:
+            found[name] = table
+    return found
+
+
+def predicted(predictor: Predicts, dataset: Data, indices: Sequence[int]) -> Iterator[tuple[int, Instances]]:
+    """Predict the true instances of pictures one by one; yields (pictures done, all instances so far).
+
+    Raises:
+        DynaMaskError: weights and data have no class in common, or a picture cannot be read.
+    """
+    found, categories = Instances(), category_map(predictor, dataset)
+    for done, index in enumerate(indices, start=1):
+        image, target = dataset[index]
+        options = EvaluationOptions(boxes="gt")
+        add_picture(found, predictor, image, target, categories, dataset.category_ids, options, True)
+        found.rles.clear()  # masks of every size are not needed any more
+        yield done, found
+
+
+def detected(predictor: Predicts, pictures: Sequence[Path]) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+    """Detect on pictures without annotations; yields (pictures done, (class, size index) of all instances so far)."""
+    found: list[tuple[str, int]] = []
+    for done, path in enumerate(pictures, start=1):
+        prediction = predictor(read_picture(path.read_bytes()), score=SCORE)
+        names = [predictor.class_names[label] for label in prediction.labels.tolist()]
+        found += [(name, MASK_SIZES.index(size)) for name, size in zip(names, prediction.mask_size.tolist())]
+        yield done, found
+
+
+def ideal(coco: dict[str, Any], min_area: float = 0.0) -> Iterator[tuple[int, IdealQuality]]:
+    """What ideal masks keep, picture by picture; yields (pictures done, the quality of all instances so far).
+
+    Args:
+        coco: a checked COCO dict.
+        min_area: pixels² below which instances do not count.
+    """
+    coco, rles, _ = drop_degenerate(coco)
+    by_image: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {image["id"]: [] for image in coco["images"]}
+    for annotation, rle in zip(coco["annotations"], rles, strict=True):
+        by_image[annotation["image_id"]].append((annotation, rle))
+    parts: list[IdealQuality] = []
+    for done, pairs in enumerate(by_image.values(), start=1):
+        part = {**coco, "annotations": [annotation for annotation, _ in pairs]}
+        parts.append(ideal_quality(part, [rle for _, rle in pairs], min_area))
+        yield done, _joined(parts) if done == len(by_image) else parts[-1]
+
+
+def _joined(parts: Sequence[IdealQuality]) -> IdealQuality:
+    """Several pictures' quality as one."""
+    names = tuple(name for part in parts for name in part.class_names)
+    return IdealQuality(names, *(np.concatenate([getattr(part, key) for part in parts]) for key in ("areas", *METRICS)))
+
+
+def own_rows(found: Instances, dataset: Data) -> list[dict[str, Any]]:
+    """Rows of the classes for instances in true boxes, as `class_rows` makes them."""
+    named = class_names_of(found, dataset)
+    there = [i for i, name in enumerate(named) if name is not None]
+    choice = np.array(found.choice, dtype=np.int64)[there]
+    return class_rows([str(named[i]) for i in there], choice, found.quality("boundary_iou")[there])
+
+
+def detected_rows(found: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Rows of the classes for detections."""
+    choice = np.array([size for _, size in found], dtype=np.int64)
+    return class_rows([name for name, _ in found], choice, np.full((len(found), len(MASK_SIZES)), np.nan))
+
+
+def make_table(
+    rows: Sequence[dict[str, Any]],
+    needs: IdealQuality | None,
+    weights: str,
+    data: str,
+    pictures: int,
+    boxes: str | None,
+    macs: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """The table of a data set (see the module).
+
+    Args:
+        rows: from `own_rows` or `detected_rows`; empty where no weights took part.
+        needs: ideal masks, None where there are no annotations.
+        weights: their name.
+        data: in words.
+        pictures: how many.
+        boxes: "gt", "detected" or None.
+        macs: (4,) MACs of an instance at each size.
+
+    Raises:
+        DynaMaskError: there is no instance at all.
+    """
+    summary = {} if needs is None else summarise(needs)["classes"]
+    by_name = {row["class"]: row for row in rows}
+    names = [*by_name, *(name for name in summary if name not in by_name)]
+    if not names:
+        raise DynaMaskError("no object was found in these pictures; give others")
+    classes = [_entry(name, by_name.get(name), summary.get(name)) for name in names]
+    counted = [entry for entry in classes if entry["shares"] is not None]
+    total = sum(entry["instances"] for entry in counted)
+    mean = None
+    if macs is not None and total:
+        spent = (entry["instances"] * float(np.dot(entry["shares"], macs)) for entry in counted)
+        mean = sum(spent) / total
+    return {
+        "format": FORMAT,
+        "weights": weights,
+        "data": data,
+        "pictures": pictures,
+        "instances": total or sum(entry["instances"] for entry in classes),
+        "boxes": boxes,
+        "macs": mean,
+        "full_macs": None if macs is None else int(macs[-1]),
+        "classes": classes,
+    }
+
+
+def _entry(name: str, row: dict[str, Any] | None, needs: dict[str, Any] | None) -> dict[str, Any]:
+    """One class of a table."""
+    entry: dict[str, Any] = {"name": name, "instances": 0, "mean_size": None, "shares": None, "quality": None}
+    if row is not None:
+        quality = [row[f"boundary_iou_{size}"] for size in MASK_SIZES]
+        entry |= {
+            "instances": row["instances"],
+            "mean_size": row["mean_size"],
+            "shares": [row[f"share_{size}"] for size in MASK_SIZES],
+            "quality": None if None in quality else quality,
+        }
+    kept = None
+    if needs is not None and needs["instances"]:
+        kept = {"instances": needs["instances"]}
+        kept |= {metric: [needs[metric][str(size)] for size in MASK_SIZES] for metric in METRICS}
+        kept |= {key: needs[key] for key in NEEDS.values()}
+        entry["instances"] = entry["instances"] or needs["instances"]
+    return {**entry, "needs": kept}
+
+
+def csv_text(table: dict[str, Any]) -> str:
+    """A table as CSV: one row a class, empty cells for what is not known.
+
+    A name that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    text = io.StringIO()
+    sized = [f"{what}_{size}" for what in ("share", "boundary_iou", *(f"ideal_{m}" for m in METRICS))
+             for size in MASK_SIZES]  # fmt: skip
+    writer = csv.DictWriter(text, ["class", "instances", "mean_size", *sized, *NEEDS.values()], lineterminator="\n")
+    writer.writeheader()
+    for entry in table["classes"]:
+        needs = entry["needs"] or {}
+        name = entry["name"]
+        row = {"class": f"'{name}" if name[:1] in "=+-@\t\r" else name, "instances": entry["instances"]}
+        row["mean_size"] = entry["mean_size"]
+        columns = {"share": entry["shares"], "boundary_iou": entry["quality"]}
+        columns |= {f"ideal_{metric}": needs.get(metric) for metric in METRICS}
+        for what, values in columns.items():
+            row |= {f"{what}_{size}": values[k] for k, size in enumerate(MASK_SIZES)} if values else {}
+        writer.writerow({**row, **{key: needs.get(key) for key in NEEDS.values()}})
+    return text.getvalue()

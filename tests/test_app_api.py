@@ -1,0 +1,216 @@
+"""The endpoints: their functions, and the same through gradio_client with a real server and a small model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
+from small_models import tiny_model
+
+pytest.importorskip("gradio", reason="the endpoints need gradio")
+gradio_client = pytest.importorskip("gradio_client", reason="the endpoints are called with gradio_client")
+
+import gradio as gr  # noqa: E402
+
+from app import api  # noqa: E402
+from app.handlers import Explorer  # noqa: E402
+from app.shared import Shared  # noqa: E402
+from app.weights import Shelf  # noqa: E402
+from dynamask.data.shapes.scene import make_scene  # noqa: E402
+from dynamask.predictor import Predictor  # noqa: E402
+from dynamask.structures import MASK_SIZES, DynaMaskError  # noqa: E402
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def address(predictor: Predictor):
+    explorer = Explorer(Shelf(lambda name: predictor, "people", ["people", "shapes"]), [])
+    with gr.Blocks(analytics_enabled=False) as page:
+        api.build(Shared(explorer, gr.State(None)))
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    yield url
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def client(address: str):
+    return gradio_client.Client(address, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("api") / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def text_of(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def answer(predictor: Predictor, picture: Path, all_sizes: bool = True, **options) -> dict:
+    macs = predictor.costs.macs_per_instance
+    prediction = predictor(picture, score=0.0, all_sizes=all_sizes, **options)
+    return api.answer_of(prediction, "people", macs, all_sizes)
+
+
+def test_answers_are_json_and_say_what_the_predictor_says(predictor, picture):
+    got = json.loads(json.dumps(answer(predictor, picture), allow_nan=False))
+    prediction = predictor(picture, score=0.0)
+    assert got["image_size"] == [64, 80] and len(got["instances"]) == len(prediction) > 0
+    for i, one in enumerate(got["instances"]):
+        assert one["mask_size"] == prediction.mask_size[i] and one["macs"] == prediction.macs[i]
+        assert sum(one["switch_probs"]) == pytest.approx(1, abs=1e-5)
+        assert (coco_mask.decode(one["segmentation"]).astype(bool) == prediction.mask(i).numpy()).all()
+        assert one["masks"][str(one["mask_size"])] == one["segmentation"]
+
+
+@pytest.mark.parametrize("options", [{"policy": "fixed:14"}, {"policy": "size"}, {"policy": "learned"}, {"budget": 0}])
+def test_select_chooses_as_the_predictor_does(predictor, picture, options):
+    macs = predictor.costs.macs_per_instance
+    if "budget" in options:
+        options = {"budget": (macs[0] + macs[2]) / 2e9}
+    first, prediction = answer(predictor, picture), predictor(picture, score=0.0)
+    again = api.rechosen(json.loads(json.dumps(first)), options.get("policy", "learned"), options.get("budget"))
+    expected = predictor.select(prediction, **options)
+    assert [one["mask_size"] for one in again["instances"]] == expected.mask_size.tolist()
+    assert [one["macs"] for one in again["instances"]] == expected.macs.tolist()
+    assert again["mean_macs"] == pytest.approx(float(expected.macs.double().mean()))
+    for i, one in enumerate(again["instances"]):
+        assert (coco_mask.decode(one["segmentation"]).astype(bool) == expected.mask(i).numpy()).all()
+    assert [one["mask_size"] for one in first["instances"]] == prediction.mask_size.tolist()  # left as it was
+
+
+def test_select_without_all_masks_gives_no_wrong_mask(predictor, picture):
+    first = answer(predictor, picture, all_sizes=False, policy="fixed:28")
+    assert all(one["segmentation"] for one in api.rechosen(first, "fixed:28", None)["instances"])
+    assert all(one["segmentation"] is None for one in api.rechosen(first, "fixed:56", None)["instances"])
+
+
+def spoilt(first: dict, **changes) -> dict:
+    return {**first, "instances": [{**one, **changes} for one in first["instances"]]}
+
+
+def test_select_refuses_what_is_no_answer(predictor, picture):
+    first = answer(predictor, picture)
+    bad = [
+        None, [], "text", {}, {"instances": []}, {**first, "macs_per_instance": [1, 2]},
+        {**first, "macs_per_instance": [4, 3, 2, 1]}, {**first, "image_size": [0, 5]}, {**first, "image_size": "ab"},
+        spoilt(first, switch_probs=[0.5, 0.5]), spoilt(first, switch_probs=[math.nan] * 4),
+        spoilt(first, switch_probs=[-1, 1, 1, 0]), spoilt(first, box=[1, 2]), spoilt(first, box=[math.inf] * 4),
+        {**first, "instances": [1, 2]}, {**first, "instances": first["instances"] * 1000},
+    ]  # fmt: skip
+    for value in bad:
+        with pytest.raises(DynaMaskError, match="no answer of /predict"):
+            api.rechosen(value, "learned", None)
+    for policy, budget in (("oracle", None), (7, None), ("learned", math.nan), ("learned", "much"), ("learned", 1e-9),
+                           ("size", 0.1), ("learned", True)):  # fmt: skip
+        with pytest.raises(DynaMaskError):
+            api.rechosen(first, policy, budget)
+    assert api.rechosen({**first, "instances": []}, "learned", None)["mean_macs"] is None
+
+
+def test_pictures_come_as_files_or_text_and_from_nowhere_else(picture, tmp_path):
+    expected = np.asarray(Image.open(picture))
+    for image in ({"path": str(picture)}, text_of(picture), "data:image/png;base64," + text_of(picture)):
+        assert (api.opened_picture(image, picture.parent) == expected).all()
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(picture.read_bytes())
+    for image in ({"path": str(outside)}, {"path": str(picture.parent / ".." / tmp_path.name / "secret.png")},
+                  {"path": 3}, {"url": "http://127.0.0.1/x.png"}, None, 5, "%%%", "", "aGVsbG8=", [1]):  # fmt: skip
+        with pytest.raises(DynaMaskError) as refused:
+            api.opened_picture(image, picture.parent)
+        assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_scene_is_what_make_scene_makes():
+    got = json.loads(json.dumps(api.scene_of(5, 3, 0.5), allow_nan=False))
+    scene = make_scene(5, 3, detail=0.5)
+    pixels = Image.open(io.BytesIO(base64.b64decode(got["image"].partition(",")[2])))
+    assert (np.asarray(pixels) == scene.image).all() and got["image_size"] == list(scene.image.shape[:2])
+    assert [one["box"] for one in got["instances"]] == scene.boxes.tolist() and len(scene) > 0
+    for one, mask in zip(got["instances"], scene.masks):
+        assert (coco_mask.decode(one["segmentation"]).astype(bool) == mask).all()
+    assert api.scene_of(5, 9, None)["instances"] == []
+
+
+@pytest.mark.parametrize("values", [(-1, 0, None), (0, 2**40, None), (0.5, 0, None), (0, 0, 2), (0, 0, math.nan),
+                                    ("1", 0, None), (0, True, None), (None, 0, None), (math.inf, 0, None)])  # fmt: skip
+def test_a_scene_that_cannot_be_is_one_sentence(values):
+    with pytest.raises(DynaMaskError):
+        api.scene_of(*values)
+
+
+def test_predict_select_and_scene_through_the_client(client, picture, predictor):
+    scene = client.predict(seed=2, index=1, api_name="/scene")
+    seen = client.predict(image=scene["image"], score=0.0, all_sizes=True, api_name="/predict")
+    assert seen["weights"] == "people" and seen["image_size"] == scene["image_size"] and seen["instances"]
+    cheap = client.predict(prediction=seen, policy="fixed:14", api_name="/select")
+    assert {one["mask_size"] for one in cheap["instances"]} == {14}
+    sent = client.predict(image=gradio_client.handle_file(str(picture)), score=0.0, api_name="/predict")
+    assert [one["mask_size"] for one in sent["instances"]] == predictor(picture, score=0.0).mask_size.tolist()
+    given = client.predict(image=text_of(picture), boxes=[[5, 5, 60, 50]], weights="shapes", api_name="/predict")
+    assert len(given["instances"]) == 1 and given["instances"][0]["box"] == [5, 5, 60, 50]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("/predict", {"weights": "dogs"}, "dogs"),
+        ("/predict", {"budget": 1e-9}, "below the cheapest size"),
+        ("/predict", {"budget": "nan"}, "no number"),
+        ("/predict", {"policy": "best"}, "unknown"),
+        ("/predict", {"score": 3}, "no number from 0 to 1"),
+        ("/predict", {"boxes": [[9, 9, 3, 3]]}, "no area"),
+        ("/predict", {"boxes": [[1, 2]]}, "boxes"),
+        ("/predict", {"image": "no picture"}, "base64"),
+        ("/select", {"prediction": {"instances": 3}}, "no answer of /predict"),
+        ("/scene", {"seed": 1.5}, "no whole number"),
+        ("/scene", {"seed": -1}, "seed"),
+    ],
+)
+def test_mistakes_are_one_sentence_for_the_client(client, picture, name, arguments, words):
+    arguments = {"image": text_of(picture), **arguments} if name == "/predict" else arguments
+    with pytest.raises(gradio_client.exceptions.AppError) as refused:
+        client.predict(api_name=name, **arguments)
+    message = str(refused.value)
+    assert words in message.lower() and "Traceback" not in message and "\n" not in message.strip()
+
+
+def test_a_budget_that_is_not_a_number_is_refused(client, picture):
+    try:
+        client.predict(image=text_of(picture), budget=math.nan, api_name="/predict")
+    except Exception as error:  # the client or the server may refuse the JSON; neither may answer
+        assert "Traceback" not in str(error)
+    else:
+        pytest.fail("a budget of nan was answered")
+
+
+def test_the_readme_snippet_runs(client, address, monkeypatch, capsys):
+    """The README's lines for other programs, with this server's address in place of the usual one."""
+    section = README.read_text(encoding="utf-8").partition("## From other programs")[2].partition("\n## ")[0]
+    snippet = re.search(r"^```py\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[1]
+    assert "http://127.0.0.1:7860" in snippet
+    torch.manual_seed(0)
+    names: dict = {}
+    monkeypatch.chdir(README.parent)
+    code = snippet.replace("http://127.0.0.1:7860", address).replace("http://127.0.0.1:7860/", address)
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["prediction"]["mask_sizes"] == list(MASK_SIZES) and isinstance(names["scene"]["instances"], list)
+    assert all(one["mask_size"] == 28 for one in names["cheaper"]["instances"])
+    assert capsys.readouterr().out
