@@ -85,7 +85,7 @@ def test_python_runs_on_the_bundled_weights(tmp_path, monkeypatch, capsys):
 
 
 def test_command_table_lists_the_commands_of_the_parser():
-    listed = set(re.findall(r"^\| `dynamask (\w+)`", README, flags=re.MULTILINE))
+    listed = set(re.findall(r"^\| `dynamask (\w+)[ `]", README, flags=re.MULTILINE))
     parser = cli.build_parser()
     known = {name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices}
     assert listed == known
