@@ -159,6 +159,7 @@ class LiveTraining:
         self.lesson = SwitchLesson(switch, scenes.macs.fractions, torch.Generator().manual_seed(seed))
         self.history: list[Point] = []
         self._sums, self._count, self._judged_on = {}, 0, 0
+        self._working = threading.Lock()
         self._kept_back = list(range(max(1, len(scenes) - CHECK_SCENES), len(scenes)))
         train = TrainConfig(
             batch_size=4, iterations=MAX_STEPS, warm_start=0.0, optimizer="adamw", lr=5e-4, weight_decay=0.01,
@@ -203,6 +204,10 @@ class LiveTraining:
         Raises:
             DynaMaskError: too many other runs, or a loss that is not finite.
         """
+        with self._working:  # a loop that has been overtaken may not have left yet
+            return self._work(steps, seconds)
+
+    def _work(self, steps: int, seconds: float) -> Point:
         self.registry.enter(id(self))
         start = time.monotonic()
         if not self.history:

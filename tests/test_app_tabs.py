@@ -391,6 +391,11 @@ def test_a_run_is_started_steered_paused_and_stopped(page):
     page.wait_for_selector("#dynamask-train .dt-invite")
     page.wait_for_timeout(1500)
     assert page.locator("#dynamask-train .dt-invite").count() == 1
+    assert [page.is_enabled(f"#dynamask-train-{name}") for name in ("start", "pause", "stop")] == [True, False, False]
+    page.click("#dynamask-train-start")  # a run of its own, from the first step
+    wait_for_steps(page, 1)
+    page.click("#dynamask-train-stop")
+    page.wait_for_selector("#dynamask-train .dt-invite")
 
 
 def test_a_closed_tab_trains_no_longer(browser, served):

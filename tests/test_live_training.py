@@ -186,19 +186,66 @@ def test_a_frame_shows_the_chosen_sizes_and_draws_a_scene_once(scenes: LessonSce
 
 def test_the_loop_pauses_goes_on_and_closes(scenes: LessonScenes):
     pytest.importorskip("gradio")
-    from app.tabs.train import Visit, frames, leave
+    from app.tabs.train import Visit, frames
 
     visit = Visit(run(scenes))
+    training = visit.training
     loop = frames(visit, pace=0.0)
-    assert "Training" in next(loop) and visit.looping
-    visit.training.wanted = False
+    assert "Training" in next(loop)
+    training.wanted = False
     assert "Paused" in next(loop)
-    assert next(loop, None) is None and not visit.looping
-    step, visit.training.wanted = visit.training.step, True
+    assert next(loop, None) is None
+    step, training.wanted = training.step, True
     loop = frames(visit, pace=0.0)
     next(loop)
     loop.close()  # what a closed tab does
-    assert visit.training.step > step and not visit.looping
-    leave(visit)
-    leave(None)
-    assert not visit.training.wanted and visit.training.registry.beats == {}
+    assert training.step > step
+    visit.leave()
+    visit.leave()
+    assert not training.wanted and training.registry.beats == {}
+
+
+def test_stop_has_the_last_word(scenes: LessonScenes):
+    """Before the first step, between two frames or after a pause: the invitation comes last, nothing trains."""
+    pytest.importorskip("gradio")
+    from app.tabs.train import Visit, frames
+
+    for pause, before in ((False, 0), (False, 1), (True, 2)):
+        visit = Visit(run(scenes))
+        training, loop = visit.training, frames(visit, pace=0.0)
+        for number in range(before):
+            training.wanted = not (pause and number)
+            next(loop)
+        visit.leave()
+        step = training.step
+        assert ["dt-invite" in text for text in loop] == [True]
+        assert training.step == step and training.registry.beats == {} and visit.training is None
+
+
+def test_a_second_start_takes_the_run_over(scenes: LessonScenes):
+    """Pause and Start at once: the first loop leaves without a word, the second goes on with the same run."""
+    pytest.importorskip("gradio")
+    from app.tabs.train import Visit, frames
+
+    visit = Visit(run(scenes))
+    first, second = frames(visit, pace=0.0), frames(visit, pace=0.0)
+    next(first)
+    visit.training.wanted = False
+    visit.training.wanted = True
+    assert "Training" in next(second)
+    step = visit.training.step
+    assert list(first) == [] and visit.training.step == step
+    assert "Training" in next(second) and visit.training.step > step
+    second.close()
+
+
+def test_only_buttons_that_do_something_are_enabled(scenes: LessonScenes):
+    pytest.importorskip("gradio")
+    from app.tabs.train import Visit, buttons
+
+    visit = Visit()
+    assert [button["interactive"] for button in buttons(visit)] == [True, False, False]
+    visit.take_up(run(scenes))
+    assert [button["interactive"] for button in buttons(visit)] == [False, True, True]
+    visit.training.wanted = False
+    assert [button["interactive"] for button in buttons(visit)] == [True, False, True]

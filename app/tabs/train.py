@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -26,21 +26,34 @@ REDRAW_SECONDS = 0.4
 STEPS_PER_FRAME = 6
 KEPT_SECONDS = 1800
 """A run that was left alone for so long is forgotten."""
+PAUSED, DONE = "Paused. Start goes on.", "Done: the run has reached its end."
+"""Said when a run rests."""
 
 
 @dataclass
 class Visit:
-    """A visitor's run and what was last drawn of it."""
+    """What a visitor has going; one object per session, changed in place, so that every click sees the same truth.
 
-    training: LiveTraining
+    Attributes:
+        training: the run, None before the first and after Stop.
+        turn: counts Start and Stop; a loop that sees another number than its own has been overtaken and leaves.
+        drawn: what was last drawn of the run.
+    """
+
+    training: LiveTraining | None = None
+    turn: int = 0
     drawn: dict[bytes, str] = field(default_factory=dict)
-    looping: bool = False
 
+    def take_up(self, training: LiveTraining) -> None:
+        """Begin with a new run."""
+        self.training, self.drawn = training, {}
 
-def leave(visit: Visit | None) -> None:
-    """End a visitor's run; called when it is stopped and when its tab is gone."""
-    if visit is not None:
-        visit.training.stop()
+    def leave(self) -> None:
+        """End the run, if any; a closed tab and a forgotten session call it too."""
+        self.turn += 1
+        if self.training is not None:
+            self.training.stop()
+        self.training = None
 
 
 def lesson_weights(names: list[str]) -> str:
@@ -49,26 +62,38 @@ def lesson_weights(names: list[str]) -> str:
 
 
 def frames(visit: Visit, pace: float = REDRAW_SECONDS) -> Iterator[str]:
-    """Train and draw until the visitor pauses or the run is over; a closed tab closes this generator.
+    """Train and draw until the visitor pauses, stops or starts again, or the run is over.
+
+    A closed tab closes this generator. What it says last is how things stand then: a frame that was on its way when the
+    visitor pressed Stop is followed by the invitation.
 
     Raises:
         DynaMaskError: too many other runs, or a loss that is not finite.
     """
-    training = visit.training
-    visit.looping = True
-    try:
-        while training.wanted and not training.finished:
-            start = time.monotonic()
-            training.work(STEPS_PER_FRAME)
-            yield frame(training, "Training…", visit.drawn)
-            time.sleep(max(0.0, pace - (time.monotonic() - start)))
-        if training.finished:
-            training.wanted = False
-            yield frame(training, "Done: the run has reached its end.", visit.drawn)
-        else:
-            yield frame(training, "Paused. Start goes on.", visit.drawn)
-    finally:
-        visit.looping = False
+    visit.turn += 1
+    training, turn = visit.training, visit.turn
+    if training is None:  # Stop was pressed since
+        yield invitation()
+        return
+    while visit.turn == turn and training.wanted and not training.finished:
+        start = time.monotonic()
+        training.work(STEPS_PER_FRAME)
+        yield frame(training, "Training…", visit.drawn)
+        time.sleep(max(0.0, pace - (time.monotonic() - start)))
+    if visit.turn == turn:
+        training.wanted = False
+        yield frame(training, DONE if training.finished else PAUSED, visit.drawn)
+    if visit.training is not training:
+        training.stop()  # again: its last step may have counted it as alive
+    if visit.training is None:
+        yield invitation()
+
+
+def buttons(visit: Visit) -> tuple[dict[str, Any], ...]:
+    """Start, Pause and Stop, those alone enabled that do something now."""
+    exists = visit.training is not None
+    running = exists and visit.training.wanted
+    return tuple(gr.update(interactive=enabled) for enabled in (not running, running, exists))
 
 
 def build(shared: Shared) -> None:
@@ -76,43 +101,48 @@ def build(shared: Shared) -> None:
     name = lesson_weights(shared.explorer.shelf.names)
     scenes: list[LessonScenes] = []  # made for the first visitor, kept for all
 
-    def begin(visit: Visit | None, target: float, weight: float) -> Iterator[tuple[Visit | None, str]]:
+    def begin(visit: Visit, target: float, weight: float) -> Iterator[tuple[Any, ...]]:
         try:
-            if visit is None or visit.training.finished:
+            if visit.training is None or visit.training.finished:
                 if not scenes:
                     scenes.append(LessonScenes(shared.predictor(name)))
-                visit = Visit(LiveTraining(scenes[0], target, weight))
-            elif visit.looping:
-                return
-            visit.training.set(target, weight)
-            visit.training.wanted = True
-            yield visit, frame(visit.training, "Looking at the first scenes…", visit.drawn)
+                visit.take_up(LiveTraining(scenes[0], target, weight))
+            training = visit.training
+            training.set(target, weight)
+            training.wanted = True
+            yield visit, frame(training, "Looking at the first scenes…", visit.drawn), *buttons(visit)
             for picture in frames(visit):
-                yield visit, picture
+                yield visit, picture, *buttons(visit)
         except DynaMaskError as error:
             refuse(error)
+            if visit.training is None or not visit.training.history:
+                visit.leave()
+                yield visit, invitation(), *buttons(visit)
+            else:
+                visit.training.wanted = False
+                yield visit, frame(visit.training, PAUSED, visit.drawn), *buttons(visit)
 
-    def adjust(visit: Visit | None, target: float, weight: float) -> None:
+    def adjust(visit: Visit, target: float, weight: float) -> None:
         try:
-            if visit is not None:
+            if visit.training is not None:
                 visit.training.set(target, weight)
         except DynaMaskError as error:
             refuse(error)
 
-    def pause(visit: Visit | None) -> None:
-        if visit is not None:
+    def pause(visit: Visit) -> None:
+        if visit.training is not None:
             visit.training.wanted = False
 
-    def stop(visit: Visit | None) -> tuple[None, str]:
-        leave(visit)
-        return None, invitation()
+    def stop(visit: Visit) -> tuple[Any, ...]:
+        visit.leave()
+        return invitation(), *buttons(visit)
 
     gr.HTML(page_text("train_head.html"), css_template=page_text("tabs.css"), apply_default_css=False)
-    visit = gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=leave)
+    visit = gr.State(Visit(), time_to_live=KEPT_SECONDS, delete_callback=Visit.leave)
     with gr.Row():
         start = gr.Button("Start", variant="primary", elem_id="dynamask-train-start")
-        pausing = gr.Button("Pause", elem_id="dynamask-train-pause")
-        stopping = gr.Button("Stop and forget", elem_id="dynamask-train-stop")
+        pausing = gr.Button("Pause", interactive=False, elem_id="dynamask-train-pause")
+        stopping = gr.Button("Stop and forget", interactive=False, elem_id="dynamask-train-stop")
     with gr.Row():
         target = gr.Slider(*BUDGET_RANGE, value=0.5, step=0.01, label="Budget target, share of the full branch's MACs",
                            elem_id="dynamask-train-target")  # fmt: skip
@@ -123,11 +153,13 @@ def build(shared: Shared) -> None:
         apply_default_css=False, elem_id="dynamask-train",
     )  # fmt: skip
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    running = start.click(
-        begin, [visit, target, weight], [visit, picture], concurrency_id="training", concurrency_limit=MAX_RUNS + 1,
-        trigger_mode="once", **private,
+    controls = [start, pausing, stopping]
+    start.click(
+        begin, [visit, target, weight], [visit, picture, *controls], concurrency_id="training",
+        concurrency_limit=MAX_RUNS + 1, trigger_mode="multiple", **private,
     )  # fmt: skip
-    pausing.click(pause, visit, None, queue=False, **private)
-    stopping.click(stop, visit, [visit, picture], cancels=[running], queue=False, **private)
+    pausing.click(pause, visit, None, concurrency_limit=None, **private)
+    # In the queue like the run itself: its answer arrives in the same stream, behind the frames sent before it.
+    stopping.click(stop, visit, [picture, *controls], concurrency_limit=None, **private)
     for slider in (target, weight):
         slider.change(adjust, [visit, target, weight], None, trigger_mode="always_last", queue=False, **private)
