@@ -24,7 +24,7 @@ from tqdm import tqdm
 from benchmarks import report
 from benchmarks.cached_features import Cache, build_cache, load_cache, save_cache
 from benchmarks.decisions import parse_values
-from benchmarks.switch_training import SCHEDULE, Signals, train_switch
+from benchmarks.switch_training import SCHEDULE, Signals, spend, train_switch
 from dynamask.config import LossConfig
 from dynamask.engine.checkpoint import read_header, save_model
 from dynamask.engine.memory import keep_freed_memory
@@ -47,15 +47,18 @@ def features(arguments: argparse.Namespace, predictor: Predictor) -> Cache:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
+    if arguments.spend is not None and not 0 < arguments.spend <= 1:
+        raise DynaMaskError(f"--spend {arguments.spend} is out of range; give a share above 0 and up to 1")
     if arguments.out.suffix != ".safetensors" or not arguments.out.absolute().parent.is_dir():
         raise DynaMaskError(f"--out {arguments.out} cannot be written; give a .safetensors file in a known folder")
     keep_freed_memory()
     predictor = load(arguments.weights)
     cache = features(arguments, predictor)
     config = dataclasses.replace(LossConfig(), **{k: v[0] for k, v in map(parse_values, arguments.set)})
-    schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps)
+    schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps, lr=arguments.lr)
     torch.manual_seed(arguments.seed)
     switch = train_switch(Signals.of(cache), cache.new_switch(), config, schedule, arguments.seed)
+    price = spend(switch, cache, arguments.spend) if arguments.spend is not None else None
     predictor.model.mask_branch.switch.load_state_dict(switch.state_dict())
     header = read_header(arguments.weights)["training"]
     fitted = {
@@ -64,6 +67,8 @@ def _fit(arguments: argparse.Namespace) -> None:
         "losses": dataclasses.asdict(config),
         "train": dataclasses.asdict(schedule),
         "seed": arguments.seed,
+        "spend": arguments.spend,
+        "price": price,
     }
     save_model(predictor.model, arguments.out, training={**header, "switch": fitted})
     print(f"{arguments.out}: switch trained on {len(cache)} regions, {schedule.iterations} steps")
@@ -78,6 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", type=int, default=1, help="views of each instance besides its box (default: 1)")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of the losses")
     parser.add_argument("--steps", type=int, default=SCHEDULE.iterations, help=f"(default: {SCHEDULE.iterations})")
+    parser.add_argument("--lr", type=float, default=SCHEDULE.lr, help=f"(default: {SCHEDULE.lr:g})")
+    parser.add_argument("--spend", type=float, metavar="F", help="let argmax cost this share of the full branch on the "
+                        "data it was trained on, by a price in its last bias")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights with the new switch")
     return parser

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import math
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -243,19 +242,6 @@ def test_nothing_leaves_the_folder_and_too_many_pictures_are_left_out(tmp_path, 
 
 
 # ---- in the browser ----
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    with api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except api.Error as error:
-            pytest.skip(f"no Chromium that Playwright can start: {error.message.splitlines()[0]}")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

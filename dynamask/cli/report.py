@@ -54,15 +54,15 @@ class Kind:
 
 def _budget_curve_flags(parser: argparse.ArgumentParser) -> None:
     defaults = budget_curve.CurveOptions()
-    parser.add_argument("--budgets", type=int, default=defaults.budgets, help="budgets on the curve (default: 12)")
+    parser.add_argument("--budgets", type=int, default=defaults.budgets, help="budgets on the curve (default: %(default)s)")
     parser.add_argument("--views", type=int, default=defaults.views,
-                        help="other views of each picture for the noise-aware oracle (default: 5)")  # fmt: skip
+                        help="other views of each picture for the noise-aware oracle (default: %(default)s)")  # fmt: skip
     parser.add_argument("--samples", type=int, default=defaults.samples,
-                        help="resampled sets of pictures for intervals in true boxes (default: 1000)")  # fmt: skip
-    parser.add_argument("--ap-samples", type=int, default=defaults.ap_samples, help="the same for AP (default: 200)")
+                        help="resampled sets of pictures for intervals in true boxes (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--ap-samples", type=int, default=defaults.ap_samples, help="the same for AP (default: %(default)s)")
     parser.add_argument("--permutations", type=int, default=defaults.permutations,
-                        help="drawn for the random choice on detections (default: 5)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of views, resampling and permutations (default: 0)")
+                        help="drawn for the random choice on detections (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of views, resampling and permutations (default: %(default)s)")
     parser.add_argument("--no-detections", action="store_true", help="judge in true boxes only")
     parser.add_argument("--cache", type=Path, metavar="FILE.npz",
                         help="keep what was predicted here, and use it if it is there")  # fmt: skip
@@ -88,11 +88,11 @@ def _budget_curve(arguments: argparse.Namespace, given: Given) -> Report:
 
 
 def _classes_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--boxes", default="gt", choices=("gt", "detected"), help="default: gt")
+    parser.add_argument("--boxes", default="gt", choices=("gt", "detected"), help="default: %(default)s")
     parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance over the data set")
     parser.add_argument("--min-instances", type=int, default=5, metavar="N",
-                        help="classes with fewer are listed apart (default: 5)")  # fmt: skip
-    parser.add_argument("--score", type=float, default=0.5, help="of detections to keep (default: 0.5)")
+                        help="classes with fewer are listed apart (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--score", type=float, default=0.5, help="of detections to keep (default: %(default)s)")
 
 
 def _classes(arguments: argparse.Namespace, given: Given) -> Report:

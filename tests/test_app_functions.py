@@ -1,0 +1,145 @@
+"""The page's pure functions in a real browser, against the library's: paste, outlines, budgets, edges."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from app_fakes import MACS, blob
+
+from dynamask.ops.masks import paste_mask
+from dynamask.structures import MASK_SIZES
+
+APP_DIR = Path(__file__).resolve().parent.parent / "app"
+
+
+@pytest.fixture(scope="module")
+def library(browser):
+    """An empty page that has only the pure functions."""
+    page = browser.new_page()
+    for name in ("masks.js", "policies.js"):
+        page.add_script_tag(path=APP_DIR / name)
+    yield page
+    page.close()
+
+
+def test_the_browsers_paste_is_ours(library):
+    height, width = 90, 130
+    for size, box in ((14, (10.3, 5.7, 96.2, 71.9)), (112, (-4.0, 20.2, 61.5, 95.0)), (28, (100.1, 3.0, 100.9, 80.0))):
+        grid = blob(size, 5, 0.4)
+        grid_bytes = (grid * 255).round().byte()
+        answer = library.evaluate(
+            "([mask, size, box, w, h]) => { const f = pasteField(mask, size, box, w, h);"
+            " return [f.x, f.y, f.w, f.h, [...f.values].map((v) => v >= LEVEL)]; }",
+            [grid_bytes.flatten().tolist(), size, list(box), width, height],
+        )
+        x, y, w, h, inside = answer
+        pasted = np.zeros((height + 2, width + 2), bool)
+        pasted[y + 1 : y + 1 + h, x + 1 : x + 1 + w] = np.array(inside).reshape(h, w)
+        ours = paste_mask(grid, box, (height, width)).numpy()
+        same_bytes = paste_mask(grid_bytes.float() / 255, box, (height, width)).numpy()
+        assert (pasted[1:-1, 1:-1] == same_bytes).mean() > 0.9999
+        assert (pasted[1:-1, 1:-1] != ours).sum() <= 0.002 * max(ours.sum(), 1)
+
+
+def test_outlines_enclose_exactly_the_pasted_pixels(library):
+    grid = blob(56, 4, 0.0)
+    grid[20:30, 20:30] = 0  # a hole
+    wrong = library.evaluate(
+        """(mask) => {
+            const f = pasteField(mask, 56, [7.4, 6.1, 80.3, 70.8], 100, 90);
+            const { path, area } = outlinePath(f);
+            const context = document.createElement("canvas").getContext("2d");
+            let wrong = 0, inside = 0;
+            for (let j = 0; j < f.h; j++) for (let i = 0; i < f.w; i++) {
+              const value = f.values[j * f.w + i];
+              if (Math.abs(value - LEVEL) < 1) continue;
+              const drawn = context.isPointInPath(path, f.x + i + 0.5, f.y + j + 0.5, "evenodd");
+              wrong += drawn !== value >= LEVEL;
+              inside += drawn;
+            }
+            return { wrong, inside, area, loops: traceOutlines(f).length };
+        }""",
+        (grid * 255).round().byte().flatten().tolist(),
+    )
+    assert wrong["wrong"] == 0 and wrong["loops"] == 2
+    assert abs(wrong["inside"] - wrong["area"]) < 20 and wrong["area"] > 1000
+
+
+def test_the_browsers_budget_is_the_exact_optimum(library):
+    generator = torch.Generator().manual_seed(1)
+    macs = [231_000_000, 622_000_000, 1_011_000_000, 1_402_000_000]
+    for count in (1, 2, 5):
+        probs = torch.softmax(3 * torch.randn((count, 4), generator=generator), dim=1).double().tolist()
+        for budget in (macs[0], 500e6, 700.5e6, 1000e6, 2000e6):
+            chosen = library.evaluate("([p, m, b]) => pickWithin(budgetFront(p, m), b)", [probs, macs, budget])
+
+            def value(assignment, probs=probs):
+                return sum(math.log(row[k]) for row, k in zip(probs, assignment))
+
+            def affordable(assignment, budget=budget, count=count):
+                return sum(macs[k] for k in assignment) <= budget * count
+
+            best = max(value(a) for a in itertools.product(range(4), repeat=count) if affordable(a))
+            assert affordable(chosen) and value(chosen) == pytest.approx(best, abs=1e-9)
+
+
+def test_the_browser_and_the_predictor_choose_alike(library):
+    policies = pytest.importorskip("dynamask.models.rcnn.policies")
+    logits = 3 * torch.randn((12, 4), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    boxes = torch.rand((12, 4), generator=torch.Generator().manual_seed(6)) * 300
+    boxes[:, 2:] += boxes[:, :2]
+    instances = [{"probs": p, "box": b} for p, b in zip(logits.softmax(dim=1).tolist(), boxes.tolist())]
+    call = """([instances, policy, macs, budget]) => chooseSizes(instances, policy, {
+        sizes: [14, 28, 56, 112], macs, budget, size: [640, 480],
+        front: () => budgetFront(instances.map((one) => one.probs), macs) })"""
+    expected = {
+        "learned": policies.learned(logits),
+        "size": policies.size_based(boxes, (480, 640)),
+        "fixed:56": policies.fixed(12, 56),
+    }
+    for policy, indices in expected.items():
+        assert library.evaluate(call, [instances, policy, list(MACS), 0]) == indices.tolist()
+    for gmacs in (0.010, 0.0137, 0.02, 0.031):
+        indices = policies.budget(logits, MACS, gmacs)
+        assert library.evaluate(call, [instances, "budget", list(MACS), gmacs * 1e9]) == indices.tolist()
+
+
+def test_what_the_hand_fixed_is_paid_first(library):
+    call = """([p, over, budget]) => assign(p.map((probs, index) => ({ probs, index })), 'budget', {
+        sizes: [14, 28, 56, 112], macs: [10, 17, 25, 32], budget, size: [9, 9], overrides: new Map(over),
+        fronts: new Map() })"""
+    probs = [[0.1, 0.1, 0.1, 0.7]] * 3
+    assert library.evaluate(call, [probs, [], 40]) == [3, 3, 3]
+    chosen = library.evaluate(call, [probs, [[1, 0]], 25])  # 75 in all, 10 of them fixed: 65 hold two of 32
+    assert chosen == [3, 0, 3]
+    assert library.evaluate(call, [probs, [[0, 3], [1, 3]], 11]) == [3, 3, 0]  # no room left: the rest is cheapest
+
+
+def test_edges_are_equation_4(library):
+    from dynamask.ops.masks import mask_edges
+
+    grid = (torch.rand((28, 28), generator=torch.Generator().manual_seed(8)) * 255).round()
+    edges = library.evaluate("(mask) => [...edgeCells(mask, 28)]", grid.flatten().tolist())
+    assert edges == mask_edges((grid[None] >= 127.5).float())[0].flatten().int().tolist()
+
+
+def test_a_hundred_instances_are_solved_at_once(library):
+    probs = torch.softmax(2 * torch.randn((100, 4), generator=torch.Generator().manual_seed(2)), dim=1).tolist()
+    took = library.evaluate(
+        "([p, m]) => { const start = performance.now(); pickWithin(budgetFront(p, m), m[1]);"
+        " return performance.now() - start; }",
+        [probs, [10_071_040, 17_297_792, 24_743_712, 32_189_633]],
+    )
+    assert took < 2000
+
+
+def test_size_by_box_is_equation_8(library):
+    for side, expected in ((0, 0), (1, 0), (99, 0), (101, 1), (199, 1), (201, 2), (399, 2), (400, 3)):
+        call = "([s, n]) => sizeByBox([10, 10, 10 + s, 10 + s], 400, 400, n)"
+        index = library.evaluate(call, [side, len(MASK_SIZES)])
+        assert index == expected
