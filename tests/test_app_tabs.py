@@ -426,6 +426,26 @@ def test_scenes_of_the_lesson_are_nobody_elses():
     assert len(scene) >= 5 and np.ptp(scene.complexity) > 0.4
 
 
+def test_an_analysis_is_cancelled_between_two_pictures():
+    pytest.importorskip("gradio")
+    from app.tabs.classes import Errand
+
+    done, errand = [], Errand()
+
+    def analysis():
+        for number in range(5):
+            done.append(number)
+            yield f"picture {number}", None
+        yield "Done", {"rows": []}
+
+    assert [words for words, _ in errand.steps(analysis())][-1] == "Done" and errand.table == {"rows": []}
+    done.clear()
+    steps = errand.steps(analysis())
+    assert next(steps) == ("picture 0", False)
+    errand.cancel()
+    assert list(steps) == [("Cancelled.", False)] and done == [0, 1] and errand.table == {"rows": []}
+
+
 def test_pictures_alone_are_detected(predictor, tmp_path):
     Image.fromarray(make_scene(1, 1).image).save(tmp_path / "a.png")
     with opened([tmp_path / "a.png"]) as found:

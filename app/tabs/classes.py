@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -27,6 +28,34 @@ LIMITS = (
 )
 
 
+@dataclass
+class Errand:
+    """What a visitor had analysed; one object per session, changed in place, so that every click sees the same truth.
+
+    Attributes:
+        turn: counts Analyse and Cancel; an analysis that sees another number than its own has been cancelled.
+        table: the last result.
+    """
+
+    turn: int = 0
+    table: dict[str, Any] | None = None
+
+    def steps(self, analysis: Iterable[tuple[str, dict[str, Any] | None]]) -> Iterator[tuple[str, bool]]:
+        """Work through an analysis until it is cancelled; yields what is being done, and whether the table is there."""
+        self.turn += 1
+        turn = self.turn
+        for words, table in analysis:
+            if self.turn != turn:
+                yield "Cancelled.", False
+                return
+            self.table = table or self.table
+            yield words, table is not None
+
+    def cancel(self) -> None:
+        """End the analysis that is going on, if any."""
+        self.turn += 1
+
+
 def table_text(table: dict[str, Any] | None) -> str:
     """A table as JSON text for the page, with its CSV beside it; `<` escaped."""
     if table is None:
@@ -44,7 +73,7 @@ def build(shared: Shared) -> None:
     tables = bundled_tables()
     first = next(iter(tables), OWN)
     gr.HTML(page_text("classes_head.html"), css_template=page_text("tabs.css"), apply_default_css=False)
-    own = gr.State(None, time_to_live=1800)
+    errand = gr.State(Errand(), time_to_live=1800, delete_callback=Errand.cancel)
     source = gr.Radio([*tables, OWN], value=first, label="Figures of", elem_id="dynamask-classes-source")
     table = gr.HTML(
         value=table_text(tables.get(first)),
@@ -67,26 +96,24 @@ def build(shared: Shared) -> None:
             cancel = gr.Button("Cancel", elem_id="dynamask-classes-cancel")
         status = gr.Markdown("", elem_id="dynamask-classes-status")
 
-    def show(name: str, kept: dict[str, Any] | None) -> str:
-        return table_text(kept if name == OWN else tables.get(name))
+    def show(name: str, errand: Errand) -> str:
+        return table_text(errand.table if name == OWN else tables.get(name))
 
-    def analyse(sent: list[str] | None, name: str) -> Iterator[tuple[Any, Any, Any, str]]:
+    def analyse(errand: Errand, sent: list[str] | None, name: str) -> Iterator[tuple[Any, Any, Any, str]]:
+        unchanged = (errand, gr.skip(), gr.skip())
         try:
-            yield gr.skip(), gr.skip(), gr.skip(), "Reading the files…"
-            with opened(sent or []) as found, closing(table_of(found, shared.predictor(name), name)) as steps:
-                for words, result in steps:
-                    if result is None:
-                        yield gr.skip(), gr.skip(), gr.skip(), words
-                    else:
-                        yield result, OWN, table_text(result), words
+            yield *unchanged, "Reading the files…"
+            with opened(sent or []) as found, closing(table_of(found, shared.predictor(name), name)) as analysis:
+                for words, there in errand.steps(analysis):
+                    yield (errand, OWN, table_text(errand.table), words) if there else (*unchanged, words)
         except DynaMaskError as error:
-            yield gr.skip(), gr.skip(), gr.skip(), ""
+            yield *unchanged, ""
             refuse(error)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    source.input(show, [source, own], table, queue=False, **private)
-    running = start.click(
-        analyse, [files, weights], [own, source, table, status], concurrency_id="classes", concurrency_limit=1,
-        trigger_mode="once", **private,
+    source.input(show, [source, errand], table, queue=False, **private)
+    start.click(
+        analyse, [errand, files, weights], [errand, source, table, status], concurrency_id="classes",
+        concurrency_limit=1, trigger_mode="once", **private,
     )  # fmt: skip
-    cancel.click(lambda: "Cancelled.", None, status, cancels=[running], queue=False, **private)
+    cancel.click(Errand.cancel, errand, None, concurrency_limit=None, **private)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -47,6 +48,11 @@ class Visit:
     def take_up(self, training: LiveTraining) -> None:
         """Begin with a new run."""
         self.training, self.drawn = training, {}
+
+    def pause(self) -> None:
+        """Let the run rest, if any."""
+        if self.training is not None:
+            self.training.wanted = False
 
     def leave(self) -> None:
         """End the run, if any; a closed tab and a forgotten session call it too."""
@@ -96,17 +102,26 @@ def buttons(visit: Visit) -> tuple[dict[str, Any], ...]:
     return tuple(gr.update(interactive=enabled) for enabled in (not running, running, exists))
 
 
-def build(shared: Shared) -> None:
-    """Put the controls and the run on the page."""
-    name = lesson_weights(shared.explorer.shelf.names)
-    scenes: list[LessonScenes] = []  # made for the first visitor, kept for all
+class Lesson:
+    """What the controls of the tab do.
 
-    def begin(visit: Visit, target: float, weight: float) -> Iterator[tuple[Any, ...]]:
+    Args:
+        shared: of the page; its weights' frozen parts are what the switch stands on.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+
+    @cached_property
+    def scenes(self) -> LessonScenes:
+        """Made for the first visitor, kept for all."""
+        return LessonScenes(self.shared.predictor(lesson_weights(self.shared.explorer.shelf.names)))
+
+    def begin(self, visit: Visit, target: float, weight: float) -> Iterator[tuple[Any, ...]]:
+        """Start or go on; yields the visit, the frame and the buttons."""
         try:
             if visit.training is None or visit.training.finished:
-                if not scenes:
-                    scenes.append(LessonScenes(shared.predictor(name)))
-                visit.take_up(LiveTraining(scenes[0], target, weight))
+                visit.take_up(LiveTraining(self.scenes, target, weight))
             training = visit.training
             training.set(target, weight)
             training.wanted = True
@@ -122,21 +137,25 @@ def build(shared: Shared) -> None:
                 visit.training.wanted = False
                 yield visit, frame(visit.training, PAUSED, visit.drawn), *buttons(visit)
 
+    @staticmethod
     def adjust(visit: Visit, target: float, weight: float) -> None:
+        """Move the targets of a run."""
         try:
             if visit.training is not None:
                 visit.training.set(target, weight)
         except DynaMaskError as error:
             refuse(error)
 
-    def pause(visit: Visit) -> None:
-        if visit.training is not None:
-            visit.training.wanted = False
-
+    @staticmethod
     def stop(visit: Visit) -> tuple[Any, ...]:
+        """End the run and forget it; returns the invitation and the buttons."""
         visit.leave()
         return invitation(), *buttons(visit)
 
+
+def build(shared: Shared) -> None:
+    """Put the controls and the run on the page."""
+    lesson = Lesson(shared)
     gr.HTML(page_text("train_head.html"), css_template=page_text("tabs.css"), apply_default_css=False)
     visit = gr.State(Visit(), time_to_live=KEPT_SECONDS, delete_callback=Visit.leave)
     with gr.Row():
@@ -155,11 +174,11 @@ def build(shared: Shared) -> None:
     private = {"api_visibility": "private", "show_progress": "hidden"}
     controls = [start, pausing, stopping]
     start.click(
-        begin, [visit, target, weight], [visit, picture, *controls], concurrency_id="training",
+        lesson.begin, [visit, target, weight], [visit, picture, *controls], concurrency_id="training",
         concurrency_limit=MAX_RUNS + 1, trigger_mode="multiple", **private,
     )  # fmt: skip
-    pausing.click(pause, visit, None, concurrency_limit=None, **private)
+    pausing.click(Visit.pause, visit, None, concurrency_limit=None, **private)
     # In the queue like the run itself: its answer arrives in the same stream, behind the frames sent before it.
-    stopping.click(stop, visit, [picture, *controls], concurrency_limit=None, **private)
+    stopping.click(lesson.stop, visit, [picture, *controls], concurrency_limit=None, **private)
     for slider in (target, weight):
-        slider.change(adjust, [visit, target, weight], None, trigger_mode="always_last", queue=False, **private)
+        slider.change(lesson.adjust, [visit, target, weight], None, trigger_mode="always_last", queue=False, **private)

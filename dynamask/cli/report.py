@@ -54,15 +54,16 @@ class Kind:
 
 def _budget_curve_flags(parser: argparse.ArgumentParser) -> None:
     defaults = budget_curve.CurveOptions()
-    parser.add_argument("--budgets", type=int, default=defaults.budgets, help="budgets on the curve (default: %(default)s)")
-    parser.add_argument("--views", type=int, default=defaults.views,
-                        help="other views of each picture for the noise-aware oracle (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--samples", type=int, default=defaults.samples,
-                        help="resampled sets of pictures for intervals in true boxes (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--ap-samples", type=int, default=defaults.ap_samples, help="the same for AP (default: %(default)s)")
-    parser.add_argument("--permutations", type=int, default=defaults.permutations,
-                        help="drawn for the random choice on detections (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of views, resampling and permutations (default: %(default)s)")
+    for name, what in (
+        ("budgets", "budgets on the curve"),
+        ("views", "other views of each picture for the noise-aware oracle"),
+        ("samples", "resampled sets of pictures for intervals in true boxes"),
+        ("ap_samples", "the same for AP"),
+        ("permutations", "drawn for the random choice on detections"),
+        ("seed", "of views, resampling and permutations"),
+    ):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=getattr(defaults, name), help=f"{what} (default: %(default)s)")
     parser.add_argument("--no-detections", action="store_true", help="judge in true boxes only")
     parser.add_argument("--cache", type=Path, metavar="FILE.npz",
                         help="keep what was predicted here, and use it if it is there")  # fmt: skip
