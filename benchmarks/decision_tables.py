@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dynamask.structures import MASK_SIZES
-
 HALF = "0.5"
 """The budget at which choices are compared with complexity: half the full cost."""
 
@@ -112,17 +110,21 @@ def rank_table(result: dict[str, Any]) -> str:
     return table(["", "Spearman's ρ"], [[name, with_interval(values, plain)] for name, values in rows])
 
 
-def supervision_table(result: dict[str, Any]) -> str:
-    """Both kinds of mask supervision at every size."""
+def branches_table(result: dict[str, Any]) -> str:
+    """Branches at every size, the others minus the first, and what their own switches gain."""
+    sizes, slider = result["rows"]["sizes"], result["rows"]["slider"]
+    names = list(slider["mask_iou"])
     rows = []
-    for measure, sizes in result["rows"].items():
-        for size in map(str, MASK_SIZES):
-            cell = sizes[size]
-            gap = with_interval(cell["all_minus"], points)
-            rows.append([f"{measure} at {size}", f"{cell['all']:.4f}", f"{cell['selected']:.4f}", gap])
-    return table(["", "all", "selected", "all − selected, in hundredths"], rows)
+    for measure, cells in sizes.items():
+        for size, cell in cells.items():
+            gaps = [with_interval(cell["minus_first"][name], points) for name in names[1:]]
+            rows.append([f"{measure} at {size}", *(f"{cell['mean'][name]:.4f}" for name in names), *gaps])
+    for measure, gains in slider.items():
+        gap = [points(gains[name] - gains[names[0]]) for name in names[1:]]
+        rows.append([f"{measure}, gain of its switch", *(points(gains[name]) for name in names), *gap])
+    return table(["", *names, *(f"{name} − {names[0]}, hundredths" for name in names[1:])], rows)
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The table of any result."""
-    return {"switch": switch_table, "rank": rank_table, "supervision": supervision_table}[result["kind"]](result)
+    return {"switch": switch_table, "rank": rank_table, "branches": branches_table}[result["kind"]](result)

@@ -5,7 +5,8 @@ r"""Measured on frozen features: what should guide the switch, how it is drawn, 
     python benchmarks/decisions.py rank --cache val.safetensors --json rank.json
     python benchmarks/decisions.py switch --train train.safetensors --validation val.safetensors --table signal \
         --json signal.json
-    python benchmarks/decisions.py supervision --all a.safetensors --selected b.safetensors --json supervision.json
+    python benchmarks/decisions.py branches --table supervision --caches all=a.safetensors selected=b.safetensors \
+        --json supervision.json
     python benchmarks/decisions.py write --results rank.json signal.json supervision.json --doc docs/decisions.md
 """
 
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks import decision_tables, report
 from benchmarks.cached_features import Cache, build_cache, load_cache, save_cache
-from benchmarks.switch_training import SCHEDULE, Judge, Signals, run_setting
+from benchmarks.switch_training import MEASURES, SCHEDULE, Judge, Signals, run_setting
 from dynamask.cli.common import add_data, opened_data
 from dynamask.config import LossConfig
 from dynamask.engine.memory import keep_freed_memory
@@ -182,28 +183,47 @@ def rank(arguments: argparse.Namespace) -> None:
     report.write_json(result, arguments.json)
 
 
-def compare_supervision(every: Cache, selected: Cache) -> dict[str, Any]:
-    """Mean quality at every size of two branches on the same instances, and their paired difference."""
-    every, selected = every.true_boxes(), selected.true_boxes()
-    if not torch.equal(every.image_id, selected.image_id) or not torch.equal(every.box, selected.box):
-        raise DynaMaskError("the two caches hold other instances; make both from the same data")
-    rows: dict[str, Any] = {}
-    for measure in ("mask_iou", "boundary_iou"):
-        a, b = (getattr(cache, measure).double().numpy() for cache in (every, selected))
-        rows[measure] = {
-            str(size): {"all": a[:, k].mean(), "selected": b[:, k].mean(), "all_minus": interval(a[:, k] - b[:, k])}
+def compare_branches(branches: dict[str, Cache]) -> dict[str, Any]:
+    """Branches on the same instances, the first one being what the others are measured against.
+
+    Args:
+        branches: caches by name, two or more.
+
+    Returns:
+        ``sizes``: by measure and size the mean quality of each branch, and the paired differences of the others from
+        the first. ``slider``: by measure and branch what its own switch gains over the same sizes permuted, the mean of
+        the budgets of :data:`benchmarks.switch_training.BUDGETS`.
+    """
+    first, *others = (cache.true_boxes() for cache in branches.values())
+    for other in others:
+        if not torch.equal(first.image_id, other.image_id) or not torch.equal(first.box, other.box):
+            raise DynaMaskError("the caches hold other instances; make all of them from the same data")
+    names = list(branches)
+    judged = {name: Judge(cache).judge(cache.true_boxes().switch_logits) for name, cache in branches.items()}
+    sizes: dict[str, Any] = {}
+    for measure in MEASURES:
+        tables = [getattr(cache, measure).double().numpy() for cache in (first, *others)]
+        sizes[measure] = {
+            str(size): {
+                "mean": {name: float(table[:, k].mean()) for name, table in zip(names, tables)},
+                "minus_first": {n: interval(t[:, k] - tables[0][:, k]) for n, t in zip(names[1:], tables[1:])},
+            }
             for k, size in enumerate(MASK_SIZES)
         }
-    return rows
+    slider = {m: {name: found["sweep"][m]["gain"] for name, found in judged.items()} for m in MEASURES}
+    return {"sizes": sizes, "slider": slider}
 
 
-def supervision(arguments: argparse.Namespace) -> None:
-    """``supervision``."""
+def branches(arguments: argparse.Namespace) -> None:
+    """``branches``."""
     report.check_json_target(arguments.json)
-    every, selected = load_cache(arguments.all), load_cache(arguments.selected)
-    rows = compare_supervision(every, selected)
-    result = {"kind": "supervision", "validation": describe_cache(arguments.all, every), "rows": rows}
-    print(decision_tables.supervision_table(result))
+    given = [text.partition("=") for text in arguments.caches]
+    if len(given) < 2 or any(not name or not path for name, _, path in given):
+        raise DynaMaskError("--caches needs two or more of NAME=FILE; give the one to compare with first")
+    caches = {name: load_cache(Path(path)) for name, _, path in given}
+    about = describe_cache(Path(given[0][2]), next(iter(caches.values())))
+    result = {"kind": "branches", "table": arguments.table, "validation": about, "rows": compare_branches(caches)}
+    print(decision_tables.branches_table(result))
     report.write_json(result, arguments.json)
 
 
@@ -247,10 +267,10 @@ def build_parser() -> argparse.ArgumentParser:
     three = commands.add_parser("rank", help="what goes with the true gain of a finer mask")
     three.add_argument("--cache", type=Path, required=True)
     three.set_defaults(run=rank)
-    four = commands.add_parser("supervision", help="compare branches trained with both kinds of mask supervision")
-    four.add_argument("--all", type=Path, required=True, metavar="CACHE", help="of the branch trained with all sizes")
-    four.add_argument("--selected", type=Path, required=True, metavar="CACHE", help="of the one trained with the drawn")
-    four.set_defaults(run=supervision)
+    four = commands.add_parser("branches", help="compare mask branches that were trained differently")
+    four.add_argument("--table", required=True, help="name of the table in the document")
+    four.add_argument("--caches", nargs="+", required=True, metavar="NAME=FILE", help="the one to compare with first")
+    four.set_defaults(run=branches)
     for command in (two, three, four):
         report.add_json_flag(command)
     five = commands.add_parser("write", help="put results into the tables of a Markdown file")

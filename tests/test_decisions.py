@@ -183,14 +183,18 @@ def test_a_setting_that_is_none_is_refused(text):
         decisions.settings(None, [], [text])
 
 
-def test_supervision_compares_the_same_instances():
+def test_branches_are_compared_on_the_same_instances():
     cache = synthetic()
     worse = dataclasses.replace(cache, mask_iou=cache.mask_iou - 0.1)
-    rows = decisions.compare_supervision(cache, worse)
-    assert rows["mask_iou"]["28"]["all_minus"]["mean"] == pytest.approx(0.1, abs=1e-6)
-    assert rows["boundary_iou"]["112"]["all_minus"]["mean"] == 0
+    rows = decisions.compare_branches({"first": cache, "worse": worse, "same": cache})
+    cell = rows["sizes"]["mask_iou"]["28"]
+    assert cell["minus_first"]["worse"]["mean"] == pytest.approx(-0.1, abs=1e-6)
+    assert cell["mean"]["first"] == pytest.approx(cell["mean"]["worse"] + 0.1, abs=1e-6)
+    assert rows["sizes"]["boundary_iou"]["112"]["minus_first"]["same"]["mean"] == 0
+    judged = switch_training.Judge(cache).judge(cache.true_boxes().switch_logits)
+    assert rows["slider"]["mask_iou"]["first"] == judged["sweep"]["mask_iou"]["gain"]
     with pytest.raises(DynaMaskError, match="other instances"):
-        decisions.compare_supervision(cache, synthetic(60))
+        decisions.compare_branches({"a": cache, "b": synthetic(60)})
 
 
 def test_commands_write_results_and_tables(tmp_path, monkeypatch, capsys):
@@ -200,7 +204,9 @@ def test_commands_write_results_and_tables(tmp_path, monkeypatch, capsys):
     shared = ["switch", "--train", "a.st", "--validation", "b.st", "--seeds", "0", "--steps", "3"]
     assert decisions.main([*shared, "--table", "temperature", "--json", "t.json"]) == 0
     assert decisions.main(["rank", "--cache", "b.st", "--json", "r.json"]) == 0
-    assert decisions.main(["supervision", "--all", "a.st", "--selected", "a.st", "--json", "s.json"]) == 0
+    assert decisions.main(["branches", "--table", "t", "--caches", "a.st", "b.st"]) == 2
+    two = ["--caches", "all=a.st", "selected=a.st", "--json", "s.json"]
+    assert decisions.main(["branches", "--table", "supervision", *two]) == 0
     names = ("temperature", "rank", "supervision")
     Path("d.md").write_text("# D\n" + "".join(f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->\n" for n in names))
     assert decisions.main(["write", "--results", "t.json", "r.json", "s.json", "--doc", "d.md"]) == 0
@@ -215,7 +221,7 @@ def test_commands_write_results_and_tables(tmp_path, monkeypatch, capsys):
 
 def test_the_document_has_a_block_for_every_table_and_commands_that_parse():
     text = DOC.read_text(encoding="utf-8")
-    for name in (*decisions.TABLES, "rank", "supervision"):
+    for name in (*decisions.TABLES, "rank", "supervision", "edge", "detach"):
         block = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", text, re.S)
         assert block, f"no block for the table {name}"
     commands = [c for c in text.replace("\\\n", " ").splitlines() if c.startswith("python benchmarks/decisions.py")]
