@@ -65,6 +65,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "error": {
         f"mask IoU {100 * share:.0f} %": {**SLIDER, "overlap_share": share} for share in (0.0, 0.5, 0.75, 0.9, 1.0)
     },
+    "more": {f"mask IoU {100 * share:.0f} %": {**SLIDER, "overlap_share": share} for share in (0.8, 0.9)},
     "gradient": {f"× {g:g}": {"switch_gradient": g, "budget_target": 0.35} for g in (0.05, 1.0, 10.0, 50.0)},
     "selection": {
         "C_t .35, drawn y, entropy of mean p (paper)": HELD,

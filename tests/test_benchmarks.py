@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import shlex
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import class_shares, fit_switch, mask_rcnn, page, report, scenes, speed, switch
+from benchmarks import class_shares, fit_switch, mask_rcnn, page, report, scenes, seeds, speed, switch
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
 from dynamask.models.factory import build_model, preset
@@ -167,7 +168,7 @@ def test_commands_of_the_readme_parse(command):
     if words[0] == "dynamask":
         cli.build_parser().parse_args(words[1:])
         return
-    known = (class_shares, fit_switch, mask_rcnn, page, scenes, speed, switch)
+    known = (class_shares, fit_switch, mask_rcnn, page, scenes, seeds, speed, switch)
     modules = {f"benchmarks/{module.__name__.split('.')[-1]}.py": module for module in known}
     modules[words[1]].build_parser().parse_args(words[2:])
 
@@ -176,3 +177,39 @@ def test_a_mistake_is_one_line(capsys, tmp_path):
     code = switch.main(["--images", str(tmp_path), "--annotations", "x", "--json", str(tmp_path / "no" / "f.json")])
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1 and lines[0].startswith("switch: error: --json")
+
+
+def test_seeds_say_what_each_report_says_and_their_mean(tmp_path, capsys):
+    interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    keys = [("segm_ap", "boundary_ap"), ("mask_iou", "boundary_iou")]
+    rows = []
+    for measure in keys[0]:
+        for policy, against, limit in (
+            *((f"fixed:{size}", "", None) for size in (14, 28, 56, 112)),
+            ("learned", "", 7.0),  # a point of the curve: not what is asked for
+            ("learned", "", None),
+            ("learned", "random", None),
+            *(("budget", rival, 9.0) for rival in ("size", "fixed:28", "fixed:56")),
+        ):
+            mean = -1.0 if policy == "learned" and limit else 0.5
+            rows.append({**interval, "mean": mean, "measure": measure, "policy": policy, "against": against,
+                         "budget_macs": limit})  # fmt: skip
+    for measure in keys[1]:
+        rows.append({**interval, "measure": measure, "policy": "learned", "against": "share of noise-aware oracle",
+                     "budget_macs": None})  # fmt: skip
+    data = {
+        "rows": rows,
+        "known_complexity": {"complexity": interval, "object_size": interval},
+        "operating_points": {"half": {f"{name}_minus_full": interval for name in keys[0]}},
+    }
+    other = json.loads(json.dumps(data).replace("0.5", "0.7"))
+    for name, content in (("a", data), ("b", other), ("c", {**data, "rows": rows[:3]})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = [str(tmp_path / f"{name}.json") for name in "ab"]
+    assert seeds.main(["--reports", *paths, "--out", str(tmp_path / "t.md")]) == 0
+    lines = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()
+    assert "| mask AP, learned sizes | 0.500 [0.400, 0.600] | 0.700 [0.400, 0.600] | 0.600 (0.500 to 0.700) |" in lines
+    assert len(lines) == 2 + 2 * 10 + 4 and "-1" not in "".join(lines)
+    capsys.readouterr()
+    assert seeds.main(["--reports", str(tmp_path / "c.json")]) == 2
+    assert "make it anew" in capsys.readouterr().err
