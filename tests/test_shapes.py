@@ -226,3 +226,11 @@ def test_draws_follow_from_the_raw_stream_alone():
     draws = [Stream(9).integer(2, 4) for _ in range(1)] + [Stream(i).integer(2, 4) for i in range(60)]
     assert set(draws) == {2, 3, 4}
     assert Stream(3).bytes(5, 7).shape == (5, 7)
+
+
+def test_a_folder_may_be_called_shapes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(Path("shapes-mini"), 1, 3)
+    assert len(open_data("shapes-mini")) == 1
+    export(Path("shapes"), 1, 3)
+    assert len(open_data("shapes")) == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamask.cli.common import add_json, check_folder, say, write_json
 from dynamask.data.coco import drop_degenerate, read_coco_json
-from dynamask.data.sources import open_data
+from dynamask.data.sources import names_scenes, open_data
 from dynamask.evaluation.analyze import by_loss, ideal_quality, markdown_table, need_text, summarise, table_rows
 from dynamask.files import write_text
 from dynamask.reports.writer import csv_text
@@ -57,7 +57,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
 
 def _annotations(path: Path | None, data: str | None) -> dict[str, Any]:
     """The checked COCO dict of a file, a folder or scenes; no picture is looked at."""
-    if data is not None and data.startswith("shapes"):
+    if data is not None and names_scenes(data):
         return open_data(data).coco
     return read_coco_json(Path(str(data), "annotations.json") if path is None else path)
 

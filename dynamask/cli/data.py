@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamask.cli.common import add_json, say, write_json
 from dynamask.data.check import check_data
-from dynamask.data.sources import open_data
+from dynamask.data.sources import names_scenes, open_data
 from dynamask.structures import DynaMaskError
 
 SHOWN = 20
@@ -46,7 +46,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.data is not None:
         if images is not None:
             raise DynaMaskError("--data brings its own pictures; leave --images away")
-        if arguments.data.startswith("shapes"):
+        if names_scenes(arguments.data):
             annotations = open_data(arguments.data).coco
         else:
             annotations, images = Path(arguments.data, "annotations.json"), Path(arguments.data, "images")

@@ -17,6 +17,11 @@ Data = CocoDataset | ShapesDataset
 Transforms = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 
 
+def names_scenes(data: str) -> bool:
+    """Whether ``--data`` asks for scenes made as they are needed; a folder may be called shapes, too."""
+    return data.startswith("shapes:") or (data == "shapes" and not Path(data).is_dir())
+
+
 def open_data(
     data: str | None = None,
     images: Path | None = None,
@@ -41,7 +46,7 @@ def open_data(
     """
     if (data is None) == (images is None and annotations is None):
         raise DynaMaskError("name the data in one way: --data, or --images with --annotations")
-    if data is not None and data.startswith("shapes"):
+    if data is not None and names_scenes(data):
         if merge_classes:
             raise DynaMaskError("shapes keep their classes; merge the classes of an exported folder instead")
         return _shapes(data, transforms)

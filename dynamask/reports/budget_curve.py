@@ -62,7 +62,8 @@ class CurveOptions:
     detections: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("budgets", 2), ("views", 0), ("samples", 2), ("ap_samples", 2), ("permutations", 1)):
+        limits = {"budgets": 2, "views": 0, "samples": 2, "ap_samples": 2, "permutations": 1, "seed": 0}
+        for name, least in limits.items():
             if getattr(self, name) < least:
                 raise DynaMaskError(f"{name.replace('_', '-')} must be at least {least}; give a larger number")
 
