@@ -46,7 +46,8 @@ from dynamask.engine.train import loss_weights, train
 from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.files import replacing
 from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.factory import TwoSizeTransform, preset
+from dynamask.models.factory import preset
+from dynamask.models.transform import TwoSizeTransform
 from dynamask.ops.masks import paste_masks
 from dynamask.structures import DynaMaskError
 

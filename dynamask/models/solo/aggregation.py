@@ -1,0 +1,249 @@
+"""SODAR's aggregation: neighbouring mask representations and a context feature → one mask (§ III of the paper).
+
+A representation is linear in a vector of its cell (SOLOv2's kernel; SOLO's row of a 1×1 convolution with its bias), so
+vectors are gathered, or sampled bilinearly, and only the representations that are needed are decoded. This equals
+sampling dense maps of all cells. The module knows no model: whoever has a grid of vectors can use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
+
+_CHUNK_VALUES = 4_000_000
+"""Values of decoded representations held at a time where no gradient is needed."""
+
+
+def base_positions(cell: Tensor, grid: int, mask_grid: int, interpolation: str = "rounded") -> Tensor:
+    """Where a classification cell lies on the grid of representations: (N, 2) float (row, column).
+
+    Args:
+        cell: (N,) int64, row · G + column.
+        grid: G.
+        mask_grid: G′.
+        interpolation: "rounded": i·(G′−1)/(G−1), rounded half to even; "between": the same, not rounded; "floor":
+            ⌊i·G′/G⌋ as the paper writes.
+    """
+    index = torch.stack([cell // grid, cell % grid], dim=1)
+    if interpolation == "floor":
+        return (index * mask_grid // grid).to(torch.float64)
+    position = index.to(torch.float64) * ((mask_grid - 1) / max(grid - 1, 1))
+    return position.round() if interpolation == "rounded" else position
+
+
+def neighbour_positions(base: Tensor, neighbours: str, mask_grid: int) -> Tensor:
+    """(N, S, 2) float (row, column) of the representations that belong to (N, 2) base positions.
+
+    "corners" are the floor and ceil corners in the order (low, high), (high, high), (high, low), (low, low) of
+    (row, column); the other names are offsets from the cell, see ``NEIGHBOURS``. Positions may lie beyond the grid.
+    """
+    if neighbours == "corners":
+        low = base.floor()
+        high = torch.minimum(base.ceil(), torch.full_like(base, mask_grid - 1))
+        rows = torch.stack([low[:, 0], high[:, 0], high[:, 0], low[:, 0]], dim=1)
+        columns = torch.stack([high[:, 1], high[:, 1], low[:, 1], low[:, 1]], dim=1)
+        return torch.stack([rows, columns], dim=2)  # (N, 4, 2)
+    return base[:, None] + base.new_tensor(NEIGHBOURS[neighbours])
+
+
+def sample_vectors(vectors: Tensor, image: Tensor, positions: Tensor, border: str) -> Tensor:
+    """Bilinear samples of per-cell vectors.
+
+    Args:
+        vectors: (B, V, G, G), or (1, V, G, G) that all images share.
+        image: (N,) int64.
+        positions: (N, S, 2) (row, column); whole numbers give the cells' own vectors exactly.
+        border: "clamp" moves positions beyond the grid to its border; "zero" lets them fade to zero.
+
+    Returns:
+        (N, S, V).
+    """
+    batch, size, side = vectors.shape[0], vectors.shape[1], vectors.shape[-1]
+    if border == "clamp":
+        positions = positions.clamp(0, side - 1)
+    low = positions.detach().floor()
+    share = (positions - low).to(vectors.dtype)
+    flat = vectors.permute(0, 2, 3, 1).reshape(batch * side * side, size)
+    first = (image if batch > 1 else torch.zeros_like(image))[:, None] * (side * side)
+    out = vectors.new_zeros((*positions.shape[:2], size))
+    for down in (0, 1):
+        for right in (0, 1):
+            row, column = low[..., 0].long() + down, low[..., 1].long() + right
+            weight = (share[..., 0] if down else 1 - share[..., 0]) * (share[..., 1] if right else 1 - share[..., 1])
+            inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
+            index = first + row.clamp(0, side - 1) * side + column.clamp(0, side - 1)
+            out = out + flat[index] * (weight * inside)[..., None]
+    return out
+
+
+def decode(vectors: Tensor, image: Tensor, features: Tensor) -> Tensor:
+    """Representations of sampled vectors: their 1×1 convolution over the image's feature.
+
+    Args:
+        vectors: (N, S, V): C weights, and where V = C + 1 a bias.
+        image: (N,) int64, in rising order.
+        features: (B, C, h, w).
+
+    Returns:
+        (N, S, h, w), without a sigmoid.
+    """
+    channels, (height, width) = features.shape[1], features.shape[2:]
+    parts = []
+    for index, own in enumerate(torch.bincount(image, minlength=len(features)).tolist()):
+        if own:
+            rows = vectors[image == index]  # (n, S, V)
+            maps = rows[..., :channels].flatten(0, 1) @ features[index].flatten(1)  # (n·S, h·w)
+            bias = rows[..., channels:].sum(-1).flatten()[:, None]
+            parts.append((maps + bias).reshape(own, -1, height, width))
+    return torch.cat(parts) if parts else features.new_zeros((0, vectors.shape[1], height, width))
+
+
+def split_theta(theta: Tensor, widths: Sequence[int], kernel: int) -> list[tuple[Tensor, Tensor]]:
+    """θ (N, D), layer by layer weights then biases → per layer weight (N, out, in, k, k) and bias (N, out)."""
+    layers, start = [], 0
+    for fan_in, fan_out in zip(widths, widths[1:]):
+        end = start + fan_in * fan_out * kernel * kernel
+        weight = theta[:, start:end].reshape(-1, fan_out, fan_in, kernel, kernel)
+        layers.append((weight, theta[:, end : end + fan_out]))
+        start = end + fan_out
+    return layers
+
+
+def dynamic_network(
+    representations: Tensor, context: Tensor | None, image: Tensor, theta: Tensor, widths: Sequence[int], kernel: int
+) -> Tensor:
+    """A small convolutional network with its own weights for every instance, all instances in grouped calls.
+
+    The first layer is linear in its input, the representations followed by the context: its part on the context, which
+    the instances of a picture share, is one plain convolution a picture, and the context is never copied.
+
+    Args:
+        representations: (N, S, h, w); S may be 0.
+        context: (B, K, h, w), None without one.
+        image: (N,) int64, in rising order.
+        theta: (N, D), see :func:`split_theta`.
+        widths: channels from S + K to 1; ReLU between the layers, none after the last.
+        kernel: side, zero-padded.
+
+    Returns:
+        (N, h, w) logits.
+    """
+    count, samples, height, width = representations.shape
+    if count == 0:
+        return representations.new_zeros((0, height, width)) + theta.sum() * 0
+    layers, padding = split_theta(theta, widths, kernel), kernel // 2
+    weight, bias = layers[0]
+    x = bias.reshape(1, -1, 1, 1)
+    if samples:
+        own = weight[:, :, :samples].flatten(0, 1)  # (N·out, S, k, k)
+        x = x + F.conv2d(representations.reshape(1, -1, height, width), own, padding=padding, groups=count)
+    if context is not None:
+        shared = weight[:, :, samples:].flatten(0, 1).split((torch.bincount(image) * weight.shape[1]).tolist())
+        maps = [F.conv2d(context[i : i + 1], w, padding=padding) for i, w in enumerate(shared) if len(w)]
+        x = x + torch.cat(maps, dim=1)  # (1, N·out, h, w)
+    for weight, bias in layers[1:]:
+        x = F.conv2d(F.relu(x), weight.flatten(0, 1), bias.flatten(), padding=padding, groups=count)
+    return x.reshape(count, height, width)
+
+
+class MultiLevelContext(nn.Module):
+    """F_c: all pyramid levels at the finest one's size → a few channels of meaning and detail.
+
+    Args:
+        in_channels: of each of the levels.
+        out_channels: of the context.
+        fusion: "sum" or "concat" of the levels.
+        levels: how many there are.
+        groups: of the GroupNorm.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, fusion: str, levels: int = 5, groups: int = 32) -> None:
+        super().__init__()
+        self.fusion = fusion
+        fan_in = in_channels * (levels if fusion == "concat" else 1)
+        self.reduce = nn.Sequential(nn.Conv2d(fan_in, in_channels, 1), nn.GroupNorm(groups, in_channels), nn.ReLU())
+        self.out = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.ReLU())
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, H_l, W_l), finest first → (B, out_channels, H_0, W_0)."""
+        size = levels[0].shape[-2:]
+        sized = [F.interpolate(x, size=size, mode="bilinear", align_corners=True) for x in levels]
+        joint = torch.cat(sized, dim=1) if self.fusion == "concat" else torch.stack(sized).sum(0)
+        return self.out(self.reduce(joint))
+
+
+class NeighbourAggregation(nn.Module):
+    """Representations around a cell, and the context, through the dynamic (or one static) network.
+
+    Args:
+        config: which neighbours, layers, border.
+    """
+
+    def __init__(self, config: AggregationConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.theta = None
+        if config.weights == "static":
+            self.theta = nn.Parameter(torch.empty(config.parameters))
+            nn.init.normal_(self.theta, std=1 / math.sqrt(config.in_channels * config.kernel**2))
+
+    def positions(self, cell: Tensor, grid: int, mask_grid: int, offsets: Tensor | None = None) -> Tensor:
+        """(N, S, 2) positions on the grid of representations; offsets (N, 2·S) are (Δrow, Δcolumn) pairs."""
+        corners = self.config.neighbours == "corners"
+        base = base_positions(cell, grid, mask_grid, "between" if corners else "rounded")
+        positions = neighbour_positions(base, self.config.neighbours, mask_grid)
+        return positions if offsets is None else positions + offsets.reshape(len(cell), -1, 2).to(positions.dtype)
+
+    def forward(
+        self,
+        vectors: Tensor,
+        positions: Tensor,
+        image: Tensor,
+        features: Tensor,
+        context: Tensor | None,
+        theta: Tensor | None,
+    ) -> Tensor:
+        """Mask logits (N, h, w), computed in chunks where no gradient is needed.
+
+        Args:
+            vectors: (B or 1, V, G′, G′).
+            positions: of :meth:`positions`.
+            image: (N,) int64, in rising order.
+            features: (B, C, h, w) that vectors are decoded on.
+            context: (B, context_channels, h, w), None without one.
+            theta: (N, D); None with static weights.
+        """
+        values = self.config.in_channels * features.shape[2] * features.shape[3]
+        size = len(image) if torch.is_grad_enabled() else max(1, _CHUNK_VALUES // values)
+        shared = (vectors, features, context)
+        if len(image) <= size:
+            return self._aggregate(*shared, positions, image, theta)
+        parts = [slice(start, start + size) for start in range(0, len(image), size)]
+        chunks = ((positions[p], image[p], None if theta is None else theta[p]) for p in parts)
+        return torch.cat([self._aggregate(*shared, *chunk) for chunk in chunks])
+
+    def _aggregate(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        context: Tensor | None,
+        positions: Tensor,
+        image: Tensor,
+        theta: Tensor | None,
+    ) -> Tensor:
+        config = self.config
+        size = features.shape[2:]
+        if config.samples:
+            maps = decode(sample_vectors(vectors, image, positions, config.border), image, features)
+        else:
+            maps = features.new_zeros((len(image), 0, *size))
+        if theta is None:
+            theta = self.theta.expand(len(image), -1)
+        context = None if config.context == "without" else context
+        return dynamic_network(maps, context, image, theta, config.widths, config.kernel)

@@ -1,0 +1,95 @@
+"""Which grid cells learn which object (§ 3 of SOLO): centre region on the levels whose scale range fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The cells of one level that learn an object, one entry a cell.
+
+    Attributes:
+        image: (P,) int64, index in the batch.
+        cell: (P,) int64, row · G + column.
+        instance: (P,) int64, row in the targets of the image.
+        label: (P,) int64 ≥ 1.
+    """
+
+    image: Tensor
+    cell: Tensor
+    instance: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def centres_of_mass(masks: Tensor) -> Tensor:
+    """(N, 2) float64 (x, y) in continuous mask pixels of (N, H, W) masks of 0 and 1; NaN for an empty mask."""
+    weights = masks.to(torch.float64)
+    total = weights.sum((1, 2))
+    rows = torch.arange(masks.shape[1], device=masks.device, dtype=torch.float64) + 0.5
+    columns = torch.arange(masks.shape[2], device=masks.device, dtype=torch.float64) + 0.5
+    x, y = (weights.sum(1) * columns).sum(1), (weights.sum(2) * rows).sum(1)
+    return torch.stack([x, y], dim=1) / total[:, None]
+
+
+def centre_cells(
+    centre: tuple[float, float], sides: tuple[float, float], frame: tuple[int, int], grid: int, share: float
+) -> list[int]:
+    """Cells (row · G + column) of a G×G grid over the frame that learn an object: at most 3×3.
+
+    Args:
+        centre: (x, y) of its mask's centre of mass, pixels of the frame.
+        sides: (width, height) of its box.
+        frame: (H, W) of the padded batch.
+        share: σ; cells covered by centre ± σ/2 · sides, at most one cell from the centre's.
+    """
+    spans = []
+    for middle, side, extent in ((centre[1], sides[1], frame[0]), (centre[0], sides[0], frame[1])):
+        own = min(grid - 1, max(0, math.floor(middle * grid / extent)))
+        low = math.floor((middle - share * side / 2) * grid / extent)
+        high = math.floor((middle + share * side / 2) * grid / extent)
+        spans.append(range(max(0, low, own - 1), min(grid - 1, high, own + 1) + 1))
+    return [row * grid + column for row in spans[0] for column in spans[1]]
+
+
+def assign(
+    targets: Sequence[dict[str, Tensor]],
+    frame: tuple[int, int],
+    grids: Sequence[int],
+    ranges: Sequence[tuple[int, int]],
+    share: float,
+) -> list[Assignment]:
+    """Cells of every level that learn an object; a cell has one object, the later one.
+
+    Args:
+        targets: per image ``centres`` (N, 2) (x, y) and ``boxes`` (N, 4) in network-input pixels, ``labels`` (N,). An
+            object whose centre is NaN (an empty mask) is left out.
+        frame: (H, W) of the padded batch.
+        grids: G of every level.
+        ranges: √(w·h) of every level's objects, both ends included.
+        share: σ of :func:`centre_cells`.
+    """
+    levels = []
+    for grid, (low, high) in zip(grids, ranges, strict=True):
+        rows: list[tuple[int, int, int, int]] = []
+        for image, target in enumerate(targets):
+            taken: dict[int, tuple[int, int]] = {}
+            objects = zip(target["centres"].tolist(), target["boxes"].tolist(), target["labels"].tolist())
+            for instance, (centre, box, label) in enumerate(objects):
+                width, height = box[2] - box[0], box[3] - box[1]
+                if math.isnan(centre[0]) or not low <= math.sqrt(max(width * height, 0.0)) <= high:
+                    continue
+                for cell in centre_cells(tuple(centre), (width, height), frame, grid, share):
+                    taken[cell] = (instance, label)
+            rows += [(image, cell, *found) for cell, found in sorted(taken.items())]
+        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+        levels.append(Assignment(*table.unbind(1)))
+    return levels

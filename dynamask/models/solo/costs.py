@@ -1,0 +1,79 @@
+"""What a one-stage model costs: parameters, and MACs counted from the modules that run (1 MAC = 2 FLOPs).
+
+Two rules. "macs": multiply-accumulates of convolutions alone. "table7": what Table VII of SODAR counts, as far as it can
+be inferred: besides the MACs one operation for every output that has a bias, two for BatchNorm, four for GroupNorm and
+one for ReLU an element; functional convolutions, and so the aggregation network itself, are not counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from timm.layers import FrozenBatchNormAct2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from dynamask.models.solo.config import AggregationConfig
+from dynamask.models.solo.model import SoloNet
+
+_FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
+_PER_ELEMENT = {nn.GroupNorm: 4, nn.ReLU: 1, FrozenBatchNorm2d: 2, FrozenBatchNormAct2d: 2, nn.BatchNorm2d: 2}
+
+
+def trainable_parameters(model: SoloNet) -> int:
+    """Trainable parameters; scale and shift of BatchNorms behind trainable convolutions count, though they stand still.
+
+    So does the public code: its BatchNorms are in evaluation mode, their scale and shift are parameters.
+    """
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trains = False
+    for module in model.backbone.body.modules():  # a norm is registered after its convolution
+        if isinstance(module, nn.Conv2d):
+            trains = module.weight.requires_grad
+        elif isinstance(module, _FROZEN_NORMS) and trains:
+            count += module.weight.numel() + module.bias.numel()
+    return count
+
+
+def network_macs(model: SoloNet, height: int = 800, width: int = 1280, rule: str = "macs") -> dict[str, int]:
+    """MACs on a picture of the given size, by part ("body", "fpn", "head", "dense masks"); nothing is computed (meta tensors).
+
+    "dense masks" are SOLO's mask maps of all cells, the way the paper runs it.
+
+    Args:
+        rule: "macs" or "table7", see the module.
+    """
+    copy, counts = deepcopy(model).to("meta").eval(), Counter()
+    parts = {"body": copy.backbone.body, "fpn": copy.backbone.fpn, "head": copy.head}
+    for part, root in parts.items():
+        for module in root.modules():
+            module.register_forward_hook(_counter(counts, part, rule))
+    with torch.no_grad():
+        grids = copy.head(copy.backbone(torch.zeros(1, 3, height, width, device="meta")))
+    if model.config.kind == "solo":  # the 1×1 convolutions of every cell, which inference runs for candidates alone
+        pixels = [grid.features.shape[-2] * grid.features.shape[-1] for grid in grids]
+        fan_in = model.config.tower_channels + (rule == "table7")
+        counts["dense masks"] = sum(g * g * fan_in * n for g, n in zip(model.config.representation_grids, pixels))
+    return {part: counts[part] for part in (*parts, "dense masks")}
+
+
+def _counter(counts: Counter, part: str, rule: str) -> Callable:
+    def hook(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            counts[part] += output.numel() * (fan_in + (rule == "table7" and module.bias is not None))
+        elif rule == "table7":
+            counts[part] += _PER_ELEMENT.get(type(module), 0) * getattr(output, "numel", int)()
+
+    return hook
+
+
+def decoding_macs(height: int, width: int, kernel_channels: int, config: AggregationConfig | None) -> int:
+    """MACs of one instance's mask on an (height, width) feature: its representations, and their aggregation."""
+    per_pixel = kernel_channels * (1 if config is None else config.samples)
+    if config is not None:
+        per_pixel += sum(a * b for a, b in zip(config.widths, config.widths[1:])) * config.kernel**2
+    return per_pixel * height * width

@@ -1,0 +1,35 @@
+"""Losses of the one-stage family: pure functions; weights are applied by the trainer alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 − 2Σpt / (Σp² + Σt² + 0.002) of each mask, in float32.
+
+    Args:
+        logits: (N, H, W).
+        masks: (N, H, W) in {0, 1}.
+
+    Returns:
+        (N,) in [0, 1].
+    """
+    probs, truth = logits.float().sigmoid().flatten(1), masks.float().flatten(1)
+    overlap = (probs * truth).sum(1)
+    return 1.0 - 2.0 * overlap / (probs.square().sum(1) + truth.square().sum(1) + 0.002)
+
+
+def category_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss (α .25, γ 2) summed over cells and classes, over the number of positive cells plus one.
+
+    Args:
+        logits: (M, C) of all cells of all levels and images.
+        labels: (M,) int64, 0 the background.
+    """
+    truth = F.one_hot(labels, logits.shape[1] + 1)[:, 1:].to(torch.float32)
+    positives = (labels > 0).sum()
+    return sigmoid_focal_loss(logits.float(), truth, alpha=0.25, gamma=2.0, reduction="sum") / (positives + 1)

@@ -1,0 +1,288 @@
+"""The one-stage model: backbone → FPN → per-cell categories and vectors → (aggregated) masks; no boxes, no proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import masks_to_boxes
+
+from dynamask.models.backbone import BackboneWithFPN
+from dynamask.models.solo.aggregation import NeighbourAggregation, decode, sample_vectors
+from dynamask.models.solo.assignment import Assignment, assign, centres_of_mass
+from dynamask.models.solo.config import STRIDES, SoloConfig
+from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
+from dynamask.models.solo.losses import category_loss, dice_loss
+from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms
+
+MOST_DECODED = 1000
+"""Candidates of a picture that are decoded, the best by class score."""
+_CHUNK = 32
+"""Masks brought to a common size at a time."""
+
+
+@dataclass
+class EncodedGrids:
+    """Pictures as the heads see them.
+
+    Attributes:
+        grids: of the five levels.
+        network_sizes: (H, W) of each picture inside the padded batch.
+        original_sizes: (H, W) of each picture as given.
+        frame: (H, W) of the padded batch.
+    """
+
+    grids: list[CellGrid]
+    network_sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+    frame: tuple[int, int]
+
+
+@dataclass
+class Candidates:
+    """Cells of one picture that may show an object, best score first.
+
+    Attributes:
+        level, cell, label: (N,) int64; labels ≥ 1.
+        score: (N,).
+    """
+
+    level: Tensor
+    cell: Tensor
+    label: Tensor
+    score: Tensor
+
+    def __len__(self) -> int:
+        return len(self.cell)
+
+    def take(self, rows: Tensor) -> Candidates:
+        """The candidates of an index or a bool mask."""
+        return Candidates(self.level[rows], self.cell[rows], self.label[rows], self.score[rows])
+
+
+class SoloNet(nn.Module):
+    """SOLO or SOLOv2, with or without SODAR's aggregation.
+
+    Args:
+        transform: torchvision's resizing and normalisation.
+        backbone, head: built modules.
+        aggregation: None for the plain models.
+        config: kept for the checkpoint, and for the thresholds of inference.
+    """
+
+    def __init__(
+        self,
+        transform: GeneralizedRCNNTransform,
+        backbone: BackboneWithFPN,
+        head: SoloHead | SoloV2Head,
+        aggregation: NeighbourAggregation | None,
+        config: SoloConfig,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.head = head
+        self.aggregation = aggregation
+        self.config = config
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            images: (3, H, W) float in [0, 1] each.
+            targets: per image ``boxes`` (G, 4) xyxy, ``labels`` (G,) ≥ 1, ``masks`` (G, H, W); not changed.
+
+        Returns:
+            Training: ``loss_category``, ``loss_dice`` and, where the representations are supervised themselves,
+            ``loss_direct``, unweighted. Evaluation: see :meth:`predict`.
+        """
+        if not self.training:
+            return self.predict(images)
+        if targets is None:
+            raise ValueError("training needs targets")
+        encoded, placed = self.encode(images, targets)
+        config = self.config
+        cells = assign(placed, encoded.frame, config.grids, config.scale_ranges, config.centre_share)
+        return {"loss_category": self._category_loss(encoded, cells), **self._mask_losses(encoded, cells, targets)}
+
+    def encode(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[EncodedGrids, list[dict[str, Tensor]]]:
+        """Resize, normalise, pad, run backbone and head; boxes and centres of mass come in network-input pixels."""
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
+        batch, resized = self.transform(images, plain)
+        for given, placed, size, network in zip(targets or [], resized or [], sizes, batch.image_sizes):
+            ratio = torch.tensor([network[1] / size[1], network[0] / size[0]], dtype=torch.float64)
+            placed["centres"] = centres_of_mass(given["masks"]) * ratio.to(given["masks"].device)
+        frame = (int(batch.tensors.shape[-2]), int(batch.tensors.shape[-1]))
+        grids = self.head(self.backbone(batch.tensors))
+        return EncodedGrids(grids, batch.image_sizes, sizes, frame), resized or []
+
+    def mask_logits(self, encoded: EncodedGrids, level: int, image: Tensor, cell: Tensor) -> Tensor:
+        """Masks (N, h, w) of cells of one level at its mask stride; only these cells are decoded.
+
+        Args:
+            image: (N,) int64, in rising order.
+            cell: (N,) int64, row · G + column.
+        """
+        grid, side = encoded.grids[level], self.config.grids[level]
+        if self.aggregation is None:
+            positions = torch.stack([cell // side, cell % side], dim=1)[:, None].to(torch.float64)
+            vectors = sample_vectors(grid.vectors, image, positions, "clamp")
+            return decode(vectors, image, grid.features)[:, 0]
+        theta, offsets = (None if x is None else x.flatten(2)[image, :, cell] for x in (grid.theta, grid.offsets))
+        positions = self.aggregation.positions(cell, side, self.config.representation_grids[level], offsets)
+        return self.aggregation(grid.vectors, positions, image, grid.features, grid.context, theta)
+
+    def _category_loss(self, encoded: EncodedGrids, assigned: Sequence[Assignment]) -> Tensor:
+        logits, labels = [], []
+        for grid, own in zip(encoded.grids, assigned):
+            flat = grid.category.flatten(2).transpose(1, 2)  # (B, G², C)
+            truth = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)
+            truth[own.image, own.cell] = own.label.to(flat.device)
+            logits.append(flat.flatten(0, 1))
+            labels.append(truth.flatten())
+        return category_loss(torch.cat(logits), torch.cat(labels))
+
+    def _mask_losses(
+        self, encoded: EncodedGrids, assigned: Sequence[Assignment], targets: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Dice losses, means over all positive cells of all levels and images; a connected zero without any."""
+        total, direct, count = [], [], 0
+        supervised = self.aggregation is not None and self.aggregation.config.direct_weight > 0
+        for level, own in enumerate(assigned):
+            if len(own) == 0:
+                continue
+            truth = level_masks(targets, own, encoded, tuple(encoded.grids[level].features.shape[-2:]))
+            image, cell = own.image.to(truth.device), own.cell.to(truth.device)
+            total.append(dice_loss(self.mask_logits(encoded, level, image, cell), truth).sum())
+            if supervised:
+                direct.append(dice_loss(self._centre_logits(encoded, level, image, cell), truth).sum())
+            count += len(own)
+        idle = connected(encoded.grids, self)
+        named = {"loss_dice": torch.stack([*total, idle]).sum() / max(count, 1)}
+        if supervised:
+            named["loss_direct"] = torch.stack([*direct, idle]).sum() / max(count, 1)
+        return named
+
+    def _centre_logits(self, encoded: EncodedGrids, level: int, image: Tensor, cell: Tensor) -> Tensor:
+        """The centre cell's own representation (N, h, w), as plain SOLO would use it."""
+        grid, side = encoded.grids[level], self.config.grids[level]
+        centre = self.aggregation.positions(cell, side, self.config.representation_grids[level]).mean(1, keepdim=True)
+        return decode(sample_vectors(grid.vectors, image, centre, "clamp"), image, grid.features)[:, 0]
+
+    @torch.no_grad()
+    def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Per image ``boxes`` (R, 4) around the masks, ``labels``, ``scores``, ``masks`` (R, H, W) bool in the picture's
+        pixels, and ``level`` and ``cell`` (R,) that each instance comes from."""
+        encoded, _ = self.encode(images)
+        return [self.predict_one(encoded, index) for index in range(len(images))]
+
+    def predict_one(self, encoded: EncodedGrids, index: int) -> dict[str, Tensor]:
+        """The detections of one picture of an encoded batch, see :meth:`predict`."""
+        found = self.suppress(encoded, index, self.candidates(encoded, index))
+        masks = self.full_masks(encoded, index, found)
+        there = masks.flatten(1).any(1)
+        found, masks = found.take(there), masks[there]
+        boxes = masks_to_boxes(masks) if len(masks) else masks.new_zeros((0, 4), dtype=torch.float32)
+        boxes = boxes.float() + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])  # pixels are inclusive there
+        return {
+            "boxes": boxes,
+            "labels": found.label,
+            "scores": found.score,
+            "masks": masks,
+            "level": found.level,
+            "cell": found.cell,
+        }
+
+    def candidates(self, encoded: EncodedGrids, index: int) -> Candidates:
+        """Cells whose class score is above the threshold after points NMS."""
+        rows: list[Tensor] = []
+        for level, grid in enumerate(encoded.grids):
+            scores = points_nms(grid.category[index : index + 1].sigmoid())[0].flatten(1)  # (C, G²)
+            label, cell = torch.nonzero(scores > self.config.score_threshold).unbind(1)
+            rows.append(torch.stack([torch.full_like(cell, level), cell, label + 1, scores[label, cell]]).double())
+        level, cell, label, score = torch.cat(rows, dim=1)
+        order = score.argsort(descending=True, stable=True)[:MOST_DECODED]
+        return Candidates(level.long()[order], cell.long()[order], label.long()[order], score.float()[order])
+
+    def suppress(self, encoded: EncodedGrids, index: int, found: Candidates) -> Candidates:
+        """Maskness, area filter and matrix NMS at a quarter of the frame; at most ``detections_per_img`` stay."""
+        config, size = self.config, (encoded.frame[0] // 4, encoded.frame[1] // 4)
+        binary = torch.zeros((len(found), *size), dtype=torch.bool, device=found.cell.device)
+        maskness = found.score.new_zeros(len(found))
+        for rows, probs in self._decoded(encoded, index, found):
+            probs = F.interpolate(probs[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            inside = probs > 0.5
+            binary[rows] = inside
+            maskness[rows] = (probs * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
+        strides = torch.tensor(STRIDES, device=found.level.device)
+        score = found.score * maskness * (binary.sum((1, 2)) > strides[found.level])
+        order = score.argsort(descending=True, stable=True)[: config.candidates]
+        order = order[score[order] > 0]
+        decayed = matrix_nms(
+            mask_ious(binary[order]), found.label[order], score[order], config.nms_kernel, config.nms_sigma
+        )
+        best = decayed.argsort(descending=True, stable=True)[: config.detections_per_img]
+        best = best[decayed[best] >= config.update_threshold]
+        kept = found.take(order[best])
+        return Candidates(kept.level, kept.cell, kept.label, decayed[best])
+
+    def full_masks(self, encoded: EncodedGrids, index: int, found: Candidates) -> Tensor:
+        """(N, H, W) bool in the picture's own pixels: ×4, padding cut, resized, > 0.5."""
+        height, width = encoded.network_sizes[index]
+        size = encoded.original_sizes[index]
+        quarter = (encoded.frame[0] // 4, encoded.frame[1] // 4)
+        masks = torch.zeros((len(found), *size), dtype=torch.bool, device=found.cell.device)
+        for rows, probs in self._decoded(encoded, index, found):
+            probs = F.interpolate(probs[:, None], size=quarter, mode="bilinear", align_corners=False)
+            probs = F.interpolate(probs, size=encoded.frame, mode="bilinear", align_corners=False)[..., :height, :width]
+            masks[rows] = F.interpolate(probs, size=size, mode="bilinear", align_corners=False)[:, 0] > 0.5
+        return masks
+
+    def _decoded(self, encoded: EncodedGrids, index: int, found: Candidates):  # noqa: ANN202
+        """(rows, probabilities (n, h, w)) of the candidates, level by level in chunks, each cell decoded once."""
+        for level in range(len(encoded.grids)):
+            own = torch.nonzero(found.level == level)[:, 0]
+            cells, inverse = found.cell[own].unique(return_inverse=True)
+            for start in range(0, len(cells), _CHUNK):
+                part = cells[start : start + _CHUNK]
+                probs = self.mask_logits(encoded, level, torch.full_like(part, index), part).float().sigmoid()
+                here = (inverse >= start) & (inverse < start + _CHUNK)
+                yield own[here], probs[inverse[here] - start]
+
+
+def level_masks(
+    targets: Sequence[dict[str, Tensor]], assigned: Assignment, encoded: EncodedGrids, size: tuple[int, int]
+) -> Tensor:
+    """Target masks (P, h, w) of 0 and 1 of a level's cells: shrunk by the mask stride, at the top left of the frame.
+
+    Args:
+        size: (h, w) of the level's mask feature, the whole padded frame.
+    """
+    out = []
+    for image, target in enumerate(targets):
+        rows = assigned.instance[assigned.image == image].to(target["masks"].device)
+        if len(rows) == 0:
+            continue
+        used, inverse = rows.unique(return_inverse=True)
+        network = encoded.network_sizes[image]
+        inner = [max(1, round(n * s / f)) for n, s, f in zip(network, size, encoded.frame)]
+        masks = target["masks"][used][:, None].float()
+        shrunk = F.interpolate(masks, size=inner, mode="bilinear", align_corners=False, antialias=True)
+        padded = F.pad(shrunk, (0, size[1] - inner[1], 0, size[0] - inner[0]))[:, 0]
+        out.append((padded >= 0.5).float()[inverse])
+    return torch.cat(out)
+
+
+def connected(grids: Sequence[CellGrid], module: nn.Module) -> Tensor:
+    """A zero whose backward reaches every trainable parameter, so that ranks agree on which gradients there are."""
+    zeros = [parameter.flatten()[:0].sum() for parameter in module.parameters() if parameter.requires_grad]
+    return torch.stack([grids[0].category.flatten()[:0].sum(), *zeros]).sum()
