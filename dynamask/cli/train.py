@@ -27,6 +27,7 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, loss_weights, train
 from dynamask.models.factory import build_model, list_models, preset
+from dynamask.models.solo.config import AggregationConfig, SoloConfig
 from dynamask.predictor import load
 from dynamask.structures import DynaMaskError
 
@@ -58,17 +59,21 @@ def add(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the newest state in --out")
     _add_fields(parser.add_argument_group("schedule"), TrainConfig)
     _add_fields(parser.add_argument_group("losses"), LossConfig)
-    _add_fields(parser.add_argument_group("model"), ModelConfig, skip=("name", "class_names", "category_ids"))
+    skip = ("name", "class_names", "category_ids")
+    _add_fields(parser.add_argument_group("model"), ModelConfig, skip)
+    one_stage = parser.add_argument_group("one-stage model")
+    _add_fields(one_stage, SoloConfig, (*skip, "aggregation", "scale_ranges", *(f.name for f in dataclasses.fields(ModelConfig))))
+    _add_fields(parser.add_argument_group("aggregation (SODAR)"), AggregationConfig, prefix="agg_")
     parser.set_defaults(run=_train)
 
 
-def _add_fields(group: Any, config: type, skip: Sequence[str] = ()) -> None:
-    """One flag per field of a configuration; absent flags are None."""
+def _add_fields(group: Any, config: type, skip: Sequence[str] = (), prefix: str = "") -> None:
+    """One flag per field of a configuration, its name after the prefix; absent flags are None."""
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        kind, flag = hints[field.name], "--" + field.name.replace("_", "-")
+        kind, flag = hints[field.name], "--" + (prefix + field.name).replace("_", "-")
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
         elif isinstance(kind, types.GenericAlias) or typing.get_origin(kind) is tuple:
@@ -77,10 +82,25 @@ def _add_fields(group: Any, config: type, skip: Sequence[str] = ()) -> None:
             group.add_argument(flag, type=kind, default=None)
 
 
-def _given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
-    """Fields of a configuration that were given as flags."""
-    values = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(config)}
+def _given(arguments: argparse.Namespace, config: type, prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration that were given as flags, whose names begin with the prefix."""
+    values = {f.name: getattr(arguments, prefix + f.name, None) for f in dataclasses.fields(config)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
+
+
+def _given_model(arguments: argparse.Namespace, config: ModelConfig | SoloConfig) -> dict[str, Any]:
+    """Fields of the model that were given as flags; a flag of the other family is refused."""
+    own, both = type(config), (ModelConfig, SoloConfig)
+    foreign = {name for kind in both if kind is not own for name in _given(arguments, kind)}
+    foreign = sorted(foreign - {field.name for field in dataclasses.fields(own)})
+    values, moved = _given(arguments, own), _given(arguments, AggregationConfig, "agg_")
+    aggregation = getattr(config, "aggregation", None)
+    foreign += [] if aggregation else [f"agg_{name}" for name in moved]
+    if foreign:
+        raise DynaMaskError(
+            f"{config.name} has no --{foreign[0].replace('_', '-')}; leave it away or choose another model"
+        )
+    return {**values, "aggregation": dataclasses.replace(aggregation, **moved)} if moved else values
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -104,7 +124,7 @@ def _train(arguments: argparse.Namespace) -> None:
         model_config,
         class_names=dataset.class_names,
         category_ids=dataset.category_ids,
-        **_given(arguments, ModelConfig),
+        **_given_model(arguments, model_config),
     )
     model = build_model(model_config, arguments.backbone_weights, loss_config)
     if arguments.init is not None:
@@ -135,7 +155,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _settings(
-    arguments: argparse.Namespace, config: TrainConfig, loss_config: LossConfig, model_config: ModelConfig
+    arguments: argparse.Namespace, config: TrainConfig, loss_config: LossConfig, model_config: ModelConfig | SoloConfig
 ) -> dict[str, Any]:
     """What makes the run the run that it is, as JSON values: kept with its weights, and compared when it is resumed."""
     values = {

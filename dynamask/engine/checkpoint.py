@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from dynamask.config import ModelConfig
 from dynamask.files import replacing
-from dynamask.models.factory import build_model
+from dynamask.models.factory import build_model, config_from_dict
 from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.solo.model import SoloNet
 from dynamask.structures import DynaMaskError
 
 FORMAT = "dynamask-1"
@@ -30,7 +30,7 @@ _RUN_KEYS = {"step", "settings", "model", "average", "optimizer", "loader", "ran
 
 
 def save_model(
-    model: DynaMaskRCNN,
+    model: DynaMaskRCNN | SoloNet,
     path: Path,
     state: dict[str, torch.Tensor] | None = None,
     training: dict[str, Any] | None = None,
@@ -65,9 +65,9 @@ def read_header(path: Path) -> dict[str, Any]:
     return {"config": json.loads(header["config"]), "training": json.loads(header["training"])}
 
 
-def load_model(path: Path, device: str | torch.device = "cpu") -> DynaMaskRCNN:
+def load_model(path: Path, device: str | torch.device = "cpu") -> DynaMaskRCNN | SoloNet:
     """Build the model that a weights file describes and load it strictly, in evaluation mode."""
-    model = build_model(ModelConfig.from_dict(read_header(path)["config"]))
+    model = build_model(config_from_dict(read_header(path)["config"]))
     load_weights(model, path)
     return model.to(device).eval()
 

@@ -1,4 +1,4 @@
-"""The one place that assembles models: names → configurations → built modules."""
+"""The one place that assembles models of either family: names → configurations → built modules."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from dynamask.models.rcnn.mask_switch import MaskSwitchModule
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.region_fpn import RegionFPN
 from dynamask.models.rcnn.roi_heads import DynaMaskRoIHeads, MaskBranch
+from dynamask.models.solo import factory as one_stage
+from dynamask.models.solo.config import FAMILY, SoloConfig
+from dynamask.models.solo.model import SoloNet
 from dynamask.models.transform import TwoSizeTransform
 from dynamask.structures import DynaMaskError
 
@@ -58,15 +61,21 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create_model` knows."""
-    return list(PRESETS)
+    """Names that :func:`create_model` knows: the two-stage family, then the one-stage family."""
+    return [*PRESETS, *one_stage.PRESETS]
 
 
-def preset(name: str, **overrides: object) -> ModelConfig:
+def preset(name: str, **overrides: object) -> ModelConfig | SoloConfig:
     """The configuration of a named model; an unknown name raises :class:`DynaMaskError`."""
-    if name not in PRESETS:
-        raise DynaMaskError(f"model {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    return dataclasses.replace(PRESETS[name], **overrides)
+    known = {**PRESETS, **one_stage.PRESETS}
+    if name not in known:
+        raise DynaMaskError(f"model {name!r} is unknown; choose one of {', '.join(known)}")
+    return dataclasses.replace(known[name], **overrides)
+
+
+def config_from_dict(values: dict[str, object]) -> ModelConfig | SoloConfig:
+    """The configuration that a weights file stores; unknown keys raise :class:`DynaMaskError`."""
+    return (SoloConfig if values.get("family") == FAMILY else ModelConfig).from_dict(values)
 
 
 def create_model(
@@ -75,7 +84,7 @@ def create_model(
     backbone_weights: str | Path | None = None,
     loss_config: LossConfig | None = None,
     **overrides: object,
-) -> DynaMaskRCNN:
+) -> DynaMaskRCNN | SoloNet:
     """Build a named model with random weights; nothing is downloaded unless ``backbone_weights="timm"``.
 
     Args:
@@ -83,7 +92,8 @@ def create_model(
         num_classes: classes with the background, as torchvision counts (COCO 81); unused when ``class_names`` is given.
         backbone_weights: None, "timm", or the path of a .safetensors file under timm's names.
         loss_config: losses of the mask branch.
-        overrides: fields of :class:`dynamask.config.ModelConfig`.
+        overrides: fields of :class:`dynamask.config.ModelConfig`, or of
+            :class:`dynamask.models.solo.config.SoloConfig`.
     """
     if num_classes < 2:
         raise DynaMaskError(f"num_classes is {num_classes}; it counts the background, so give at least 2")
@@ -93,9 +103,13 @@ def create_model(
 
 
 def build_model(
-    config: ModelConfig, backbone_weights: str | Path | None = None, loss_config: LossConfig | None = None
-) -> DynaMaskRCNN:
+    config: ModelConfig | SoloConfig,
+    backbone_weights: str | Path | None = None,
+    loss_config: LossConfig | None = None,
+) -> DynaMaskRCNN | SoloNet:
     """Assemble a model from its configuration."""
+    if isinstance(config, SoloConfig):
+        return one_stage.build_solo(config, backbone_weights)
     backbone = BackboneWithFPN(config.backbone, config.fpn_channels, backbone_weights, config.frozen_stride)
     transform = TwoSizeTransform(
         (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)

@@ -16,8 +16,8 @@ NEIGHBOURS: dict[str, tuple[tuple[int, int], ...]] = {
     "8": tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)),
     "corners": (),
 }
-"""(Δrow, Δcolumn) of the cells whose representations are aggregated, in the order in which they enter; "corners" are the
-four cells around a position between cells (§ III of SODAR: a mask grid coarser than the classification grid)."""
+"""(Δrow, Δcolumn) of the cells whose representations are aggregated, in the order in which they enter; "corners" are
+the four cells around a position between cells (§ III of SODAR: a mask grid coarser than the classification grid)."""
 FAMILY = "one-stage"
 """How a weights file says that its configuration is one of these."""
 STRIDES = (8, 8, 16, 32, 32)

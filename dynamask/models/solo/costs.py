@@ -1,8 +1,8 @@
 """What a one-stage model costs: parameters, and MACs counted from the modules that run (1 MAC = 2 FLOPs).
 
-Two rules. "macs": multiply-accumulates of convolutions alone. "table7": what Table VII of SODAR counts, as far as it can
-be inferred: besides the MACs one operation for every output that has a bias, two for BatchNorm, four for GroupNorm and
-one for ReLU an element; functional convolutions, and so the aggregation network itself, are not counted.
+Two rules. "macs": multiply-accumulates of convolutions alone. "table7": what Table VII of SODAR counts, as far as it
+can be inferred: besides the MACs one operation for every output that has a bias, two for BatchNorm, four for GroupNorm
+and one for ReLU an element; functional convolutions, and so the aggregation network itself, are not counted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def trainable_parameters(model: SoloNet) -> int:
 
 
 def network_macs(model: SoloNet, height: int = 800, width: int = 1280, rule: str = "macs") -> dict[str, int]:
-    """MACs on a picture of the given size, by part ("body", "fpn", "head", "dense masks"); nothing is computed (meta tensors).
+    """MACs on a picture, by part ("body", "fpn", "head", "dense masks"); nothing is computed (meta tensors).
 
     "dense masks" are SOLO's mask maps of all cells, the way the paper runs it.
 

@@ -37,7 +37,7 @@ _FINER = (50, 40, 24, 16, 12)
 
 
 def _variants(base: SoloConfig, prefix: str) -> list[SoloConfig]:
-    """The plain model and SODAR on it: as is, with the finer classification grid, with the coarser mask grid, moving."""
+    """The plain model, and SODAR on it: as is, with a finer classification grid, with a coarser mask grid, moving."""
     suffix = base.name.split("_", 1)[1]
     agg, corners = AggregationConfig(), AggregationConfig(neighbours="corners")
     moving = dataclasses.replace(agg, deformable=True)

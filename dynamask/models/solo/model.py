@@ -1,8 +1,8 @@
-"""The one-stage model: backbone → FPN → per-cell categories and vectors → (aggregated) masks; no boxes, no proposals."""
+"""The one-stage model: backbone → FPN → categories and vectors of cells → masks, without boxes and proposals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,8 +180,12 @@ class SoloNet(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Per image ``boxes`` (R, 4) around the masks, ``labels``, ``scores``, ``masks`` (R, H, W) bool in the picture's
-        pixels, and ``level`` and ``cell`` (R,) that each instance comes from."""
+        """Detections of each picture.
+
+        Returns:
+            Per image ``boxes`` (R, 4) around the masks, ``labels``, ``scores``, ``masks`` (R, H, W) bool in the
+            picture's pixels, and ``level`` and ``cell`` (R,) that each instance comes from.
+        """
         encoded, _ = self.encode(images)
         return [self.predict_one(encoded, index) for index in range(len(images))]
 
@@ -247,7 +251,7 @@ class SoloNet(nn.Module):
             masks[rows] = F.interpolate(probs, size=size, mode="bilinear", align_corners=False)[:, 0] > 0.5
         return masks
 
-    def _decoded(self, encoded: EncodedGrids, index: int, found: Candidates):  # noqa: ANN202
+    def _decoded(self, encoded: EncodedGrids, index: int, found: Candidates) -> Iterator[tuple[Tensor, Tensor]]:
         """(rows, probabilities (n, h, w)) of the candidates, level by level in chunks, each cell decoded once."""
         for level in range(len(encoded.grids)):
             own = torch.nonzero(found.level == level)[:, 0]
