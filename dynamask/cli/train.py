@@ -61,8 +61,9 @@ def add(commands: Any) -> None:
     _add_fields(parser.add_argument_group("losses"), LossConfig)
     skip = ("name", "class_names", "category_ids")
     _add_fields(parser.add_argument_group("model"), ModelConfig, skip)
-    one_stage = parser.add_argument_group("one-stage model")
-    _add_fields(one_stage, SoloConfig, (*skip, "aggregation", "scale_ranges", *(f.name for f in dataclasses.fields(ModelConfig))))
+    nested = ("aggregation", "scale_ranges")
+    shared = tuple(field.name for field in dataclasses.fields(ModelConfig))
+    _add_fields(parser.add_argument_group("one-stage model"), SoloConfig, (*skip, *nested, *shared))
     _add_fields(parser.add_argument_group("aggregation (SODAR)"), AggregationConfig, prefix="agg_")
     parser.set_defaults(run=_train)
 
