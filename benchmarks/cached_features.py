@@ -29,8 +29,8 @@ from dynamask.engine.train import as_float
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.files import replacing
 from dynamask.models.rcnn import losses
+from dynamask.models.rcnn.mask_head import RegionState
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule
-from dynamask.models.rcnn.region_fpn import RegionState
 from dynamask.models.rcnn.roi_heads import BOUNDARY_WIDTH_RATIO
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges, paste_masks
 from dynamask.predictor import Predictor

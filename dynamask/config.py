@@ -7,6 +7,18 @@ from dataclasses import dataclass
 
 from dynamask.structures import DynaMaskError
 
+MASK_BRANCHES = (
+    "region_fpn",
+    "fcn:14",
+    "fcn:28",
+    "fcn:56",
+    "fcn:112",
+    "pointrend",
+    "panet",
+    "bifpn",
+    "nasfpn",
+)
+"""The paper's r-FPN, and the mask branches that stand beside it (:mod:`dynamask.models.rcnn.baselines`)."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -21,9 +33,12 @@ class ModelConfig:
     """Names by contiguous label; index 0 is the background."""
     category_ids: tuple[int, ...] = ()
     """COCO category_id of labels 1, 2, …; empty means 1, 2, …"""
+    mask_branch: str = "region_fpn"
+    """What turns regions into masks, one of ``MASK_BRANCHES``; only the r-FPN has a switch."""
     fpn_channels: int = 256
     region_channels: int = 256
-    """Channels of the 14×14 region feature; each stage halves them."""
+    """Channels of the 14×14 region feature; each stage halves them. Baselines: of the convolutions of "fcn" and
+    "pointrend"; the other pyramids are as wide as makes them cost what the r-FPN costs."""
     offset_groups: tuple[int, int, int] = (4, 2, 1)
     """Offset groups of the deformable convs at 28, 56, 112."""
     switch_channels: int = 64
@@ -56,6 +71,10 @@ class ModelConfig:
     detections_per_img: int = 100
 
     def __post_init__(self) -> None:
+        if self.mask_branch not in MASK_BRANCHES:
+            raise DynaMaskError(
+                f"mask branch {self.mask_branch!r} is unknown; choose one of {', '.join(MASK_BRANCHES)}"
+            )
         if self.region_channels % 8:
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
         if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:

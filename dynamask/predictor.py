@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
-from dynamask.bundled import bundled_path
+from dynamask.bundled import weights_path
 from dynamask.data.pictures import read_picture
 from dynamask.engine.checkpoint import load_model
 from dynamask.models.rcnn import policies
 from dynamask.models.rcnn.costs import MaskBranchCosts
+from dynamask.models.rcnn.mask_head import RegionState
 from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.rcnn.region_fpn import RegionState
 from dynamask.models.rcnn.roi_heads import MaskBranch
 from dynamask.ops.masks import paste_mask, paste_masks
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -54,7 +54,7 @@ class Regions:
         for k in range(len(MASK_SIZES) - 1, -1, -1):
             if wanted[k]:
                 rows = torch.tensor(wanted[k], device=state.rois.device)
-                probs = self.branch.region_fpn.mask_logits(state, k, rows).sigmoid().cpu()
+                probs = self.branch.head.mask_logits(state, k, rows).sigmoid().cpu()
                 for row, values in zip(wanted[k], probs):
                     self._probs[row][k] = values
         self.state = state.to("cpu")
@@ -162,9 +162,7 @@ def encode_rle(mask: Tensor) -> dict[str, object]:
 
 def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor:
     """A predictor from bundled weights ("people") or the path of a .safetensors file."""
-    path = Path(name_or_path)
-    if path.suffix != ".safetensors":
-        path = bundled_path(str(name_or_path))
+    path = weights_path(name_or_path)
     try:
         target = torch.device(device)
         torch.zeros(1, device=target)

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
+from dynamask.bundled import weights_path
 from dynamask.cli.common import add_data, check_folder, held_out, print_summary, write_json
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
 from dynamask.data.loaders import training_loader
 from dynamask.data.sources import open_data
 from dynamask.data.transforms import TrainingTransforms
-from dynamask.engine.checkpoint import checkpoints, load_weights, save_model
+from dynamask.engine.checkpoint import checkpoints, save_model
 from dynamask.engine.evaluate import run_evaluation
+from dynamask.engine.initialise import PARTS, initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, loss_weights, train
@@ -52,7 +54,15 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--merge-classes", action="store_true", help="class-agnostic: train all classes as the one class 'object'"
     )
-    parser.add_argument("--init", type=Path, metavar="FILE", help="start from the weights of a trained model")
+    parser.add_argument(
+        "--init", metavar="FILE|NAME", help="start from the weights of a trained model: a .safetensors file or bundled"
+    )
+    parser.add_argument(
+        "--init-part",
+        choices=PARTS,
+        help="what of them: all, or the detector without the mask branch (default: all where both mask branches are "
+        "of one kind)",
+    )
     parser.add_argument(
         "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"
     )
@@ -108,6 +118,8 @@ def _train(arguments: argparse.Namespace) -> None:
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
     check_folder(arguments.out)
+    if arguments.init_part is not None and arguments.init is None:
+        raise DynaMaskError("--init-part says what to take of --init; give --init as well")
     if not arguments.resume and checkpoints(arguments.out):
         raise DynaMaskError(
             f"{arguments.out} holds a run already; add --resume to go on with it or choose another --out"
@@ -129,7 +141,9 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     model = build_model(model_config, arguments.backbone_weights, loss_config)
     if arguments.init is not None:
-        load_weights(model, arguments.init)
+        taken = initialise(model, weights_path(arguments.init), arguments.init_part)
+        print(f"dynamask: {taken}", file=sys.stderr)
+    torch.manual_seed(config.seed)  # what is drawn from here on does not depend on the layers that were built
     if arguments.freeze is not None:
         freeze(model, arguments.freeze)
     settings = _settings(arguments, config, loss_config, model_config)

@@ -47,8 +47,13 @@ def freeze(model: nn.Module, part: str) -> None:
     """Stop gradients: part "detector" leaves the mask branch to train, "all-but-switch" the switch alone.
 
     The features of what is frozen are computed anew at every step.
+
+    Raises:
+        DynaMaskError: the model has nothing that would be left to train.
     """
     kept = {"detector": ".mask_branch.", "all-but-switch": ".mask_branch.switch."}[part]
+    if not any(kept in name for name, _ in model.named_parameters()):
+        raise DynaMaskError(f"--freeze {part} leaves nothing to train: this mask branch has no switch; freeze less")
     for name, parameter in model.named_parameters():
         if kept not in name:
             parameter.requires_grad_(False)

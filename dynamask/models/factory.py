@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -12,6 +14,16 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from dynamask.config import LossConfig, ModelConfig
 from dynamask.models.backbone import BackboneWithFPN
+from dynamask.models.rcnn.baselines.fcn import FCNHead
+from dynamask.models.rcnn.baselines.pointrend import PointRendHead
+from dynamask.models.rcnn.baselines.pyramids import (
+    RegionBiFPN,
+    RegionNASFPN,
+    RegionPANet,
+    RegionPyramid,
+    matching_channels,
+)
+from dynamask.models.rcnn.mask_head import MaskHead
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.region_fpn import RegionFPN
@@ -20,7 +32,7 @@ from dynamask.models.solo import factory as one_stage
 from dynamask.models.solo.config import FAMILY, SoloConfig
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.transform import TwoSizeTransform
-from dynamask.structures import DynaMaskError
+from dynamask.structures import MASK_SIZES, DynaMaskError
 
 _PAPER = ModelConfig()
 _SMALL = ModelConfig(
@@ -115,15 +127,8 @@ def build_model(
         (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)
     )
     num_classes = len(config.class_names)
-    region_fpn = RegionFPN(
-        config.fpn_channels,
-        config.region_channels,
-        1 if config.class_agnostic else num_classes - 1,
-        config.offset_groups,
-    )
-    switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
     heads = DynaMaskRoIHeads(
-        MaskBranch(region_fpn, switch, loss_config),
+        build_mask_branch(config, loss_config),
         config.mask_rois,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(config.fpn_channels * 49, config.box_head_channels),
@@ -138,6 +143,56 @@ def build_model(
         detections_per_img=config.detections_per_img,
     )
     return DynaMaskRCNN(transform, backbone, _build_rpn(config), heads, config)
+
+
+def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None) -> MaskBranch:
+    """The mask branch that a configuration names, with a switch where it is the r-FPN."""
+    head = _MASK_HEADS[config.mask_branch](config)
+    switch = None
+    if config.mask_branch == "region_fpn":
+        switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
+    return MaskBranch(head, switch, loss_config)
+
+
+def _mask_classes(config: ModelConfig) -> int:
+    """Foreground classes of the mask head."""
+    return 1 if config.class_agnostic else len(config.class_names) - 1
+
+
+def _region_fpn(config: ModelConfig) -> RegionFPN:
+    return RegionFPN(config.fpn_channels, config.region_channels, _mask_classes(config), config.offset_groups)
+
+
+def _fcn(config: ModelConfig) -> FCNHead:
+    size = int(config.mask_branch.removeprefix("fcn:"))
+    return FCNHead(config.fpn_channels, config.region_channels, _mask_classes(config), size)
+
+
+def _point_rend(config: ModelConfig) -> PointRendHead:
+    return PointRendHead(config.fpn_channels, config.region_channels, _mask_classes(config))
+
+
+def _pyramid(kind: type[RegionPyramid]) -> Callable[[ModelConfig], RegionPyramid]:
+    """A builder of a pyramid that costs what the r-FPN of the same configuration costs."""
+
+    def build(config: ModelConfig) -> RegionPyramid:
+        classes = _mask_classes(config)
+        with torch.device("meta"):
+            target = _region_fpn(config).macs_per_instance()[-1]
+        width = matching_channels(lambda channels: kind(config.fpn_channels, channels, classes), target)
+        return kind(config.fpn_channels, width, classes)
+
+    return build
+
+
+_MASK_HEADS: dict[str, Callable[[ModelConfig], MaskHead]] = {
+    "region_fpn": _region_fpn,
+    **{f"fcn:{size}": _fcn for size in MASK_SIZES},
+    "pointrend": _point_rend,
+    "panet": _pyramid(RegionPANet),
+    "bifpn": _pyramid(RegionBiFPN),
+    "nasfpn": _pyramid(RegionNASFPN),
+}
 
 
 def _build_rpn(config: ModelConfig) -> RegionProposalNetwork:

@@ -12,8 +12,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from dynamask.config import ModelConfig
 from dynamask.models.backbone import BackboneWithFPN
+from dynamask.models.rcnn.mask_head import RegionState
 from dynamask.models.rcnn.policies import learned
-from dynamask.models.rcnn.region_fpn import RegionState
 from dynamask.models.rcnn.roi_heads import DynaMaskRoIHeads
 from dynamask.ops.masks import paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES

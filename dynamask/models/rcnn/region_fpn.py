@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
+from dynamask.models.rcnn.macs import conv_macs
+from dynamask.models.rcnn.mask_head import MaskHead, RegionState, class_logits, start_small
 from dynamask.ops.deform import DeformConv2d
 from dynamask.structures import MASK_SIZES
 
@@ -82,47 +83,15 @@ class RegionStage(nn.Module):
         region = F.interpolate(region, scale_factor=2.0, mode="bilinear", align_corners=False)
         return self.aggregate(region, image)
 
-
-@dataclass
-class RegionState:
-    """What the mask branch knows of R regions so far; :meth:`RegionFPN.advance` adds to it.
-
-    Attributes:
-        rois: (R, 5) batch index and xyxy in network-input pixels.
-        labels: (R,) int64 ≥ 1, the class whose mask is predicted.
-        maps: projected feature maps of the stages, each (B, C_k, H, W).
-        features: per size index, the region features computed so far, (n_k, C_k, S, S).
-        rows: per size index, (n_k,) int64, which regions those are.
-        switch_logits: (R, 4).
-    """
-
-    rois: Tensor
-    labels: Tensor
-    maps: list[Tensor]
-    features: list[Tensor]
-    rows: list[Tensor]
-    switch_logits: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
-
-    def __len__(self) -> int:
-        return len(self.rois)
-
-    def to(self, device: torch.device | str) -> RegionState:
-        """The same state on another device; itself where it is there already."""
-        if self.rois.device == torch.device(device):
-            return self
-        lists = [[tensor.to(device) for tensor in group] for group in (self.maps, self.features, self.rows)]
-        return RegionState(self.rois.to(device), self.labels.to(device), *lists, self.switch_logits.to(device))
-
-    def gather(self, size_index: int, rows: Tensor) -> Tensor:
-        """Features (len(rows), C, S, S) of regions that were computed at that size."""
-        if len(rows) == len(self.rows[size_index]) and torch.equal(rows, self.rows[size_index]):
-            return self.features[size_index]
-        position = torch.full((len(self),), -1, dtype=torch.int64, device=rows.device)
-        position[self.rows[size_index]] = torch.arange(len(self.rows[size_index]), device=rows.device)
-        return self.features[size_index][position[rows]]
+    def macs(self, size: int) -> int:
+        """MACs of one region whose output has the given side."""
+        module = self.aggregate
+        convs = conv_macs(module.align_offsets, size, size) + conv_macs(module.attend_offsets, size, size)
+        deformable = (module.align.weight.numel() + module.attend.weight.numel()) * size * size
+        return conv_macs(self.reduce, size // 2, size // 2) + convs + deformable
 
 
-class RegionFPN(nn.Module):
+class RegionFPN(MaskHead):
     """r-FPN with its predictors: 14×14 base, then stages to 28, 56 and 112 (Fig. 2).
 
     Args:
@@ -131,6 +100,9 @@ class RegionFPN(nn.Module):
         num_classes: foreground classes; 1 for a class-agnostic branch.
         offset_groups: of the three stages' deformable convolutions.
     """
+
+    NAME = "region_fpn"
+    map_strides = STAGE_STRIDES
 
     def __init__(self, fpn_channels: int, channels: int, num_classes: int, offset_groups: Sequence[int]) -> None:
         super().__init__()
@@ -145,16 +117,13 @@ class RegionFPN(nn.Module):
         self.stages = nn.ModuleList(RegionStage(w, g) for w, g in zip(widths[1:], offset_groups, strict=True))
         self.mask_predictors = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths)
         self.edge_predictors = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
-        self.class_agnostic = num_classes == 1
         self._initialise()
 
     def _initialise(self) -> None:
         for conv in (self.base[0], self.base[2], *(stage.reduce for stage in self.stages)):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(conv.bias)
-        for conv in (*self.mask_predictors, *self.edge_predictors):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+        start_small(*self.mask_predictors, *self.edge_predictors)
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Run what all regions share: the whole-map projections and the 14×14 feature."""
@@ -192,15 +161,23 @@ class RegionFPN(nn.Module):
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
         """Mask logits (n, S, S) of the regions' own class; only that class's weights are used."""
         self.advance(state, size_index, rows)
-        predictor = self.mask_predictors[size_index]
-        channel = torch.zeros_like(rows) if self.class_agnostic else state.labels[rows] - 1
-        weight = predictor.weight[channel, :, 0, 0]  # (n, C)
-        feature = state.gather(size_index, rows)
-        size = MASK_SIZES[size_index]
-        logits = torch.bmm(weight[:, None], feature.flatten(2))  # (n, 1, S*S)
-        return logits.reshape(len(rows), size, size) + predictor.bias[channel][:, None, None]
+        return class_logits(self.mask_predictors[size_index], state.gather(size_index, rows), state.labels[rows])
 
     def edge_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
         """Edge logits (n, S, S); used by the losses and by those who look inside, never to predict."""
         self.advance(state, size_index, rows)
         return self.edge_predictors[size_index](state.gather(size_index, rows))[:, 0]
+
+    def macs_per_instance(self) -> tuple[int, ...]:
+        """Cumulative MACs of one region that stops at 14, 28, 56, 112, see :class:`MaskHead`."""
+        running = sum(conv_macs(conv, MASK_SIZES[0], MASK_SIZES[0]) for conv in (self.base[0], self.base[2]))
+        cumulative = []
+        for k, size in enumerate(MASK_SIZES):
+            if k:
+                running += self.stages[k - 1].macs(size)
+            cumulative.append(running + self.mask_predictors[k].in_channels * size * size)
+        return tuple(cumulative)
+
+    def map_macs_per_pixel(self) -> tuple[int, ...]:
+        """MACs of the projections to the stages' channels, per pixel of their maps."""
+        return tuple(conv_macs(projection, 1, 1) for projection in self.projections)

@@ -11,9 +11,9 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from dynamask.config import LossConfig
 from dynamask.models.rcnn import losses
 from dynamask.models.rcnn.costs import MaskBranchCosts, mask_branch_costs
+from dynamask.models.rcnn.mask_head import MaskHead, RegionState
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule
-from dynamask.models.rcnn.region_fpn import RegionFPN, RegionState
-from dynamask.ops.masks import crop_mask_pyramid, grid_boundary_iou, mask_edges
+from dynamask.ops.masks import crop_mask_pyramid, grid_boundary_iou
 from dynamask.structures import MASK_SIZES
 
 BOUNDARY_WIDTH_RATIO = 0.02
@@ -21,37 +21,60 @@ BOUNDARY_WIDTH_RATIO = 0.02
 
 
 class MaskBranch(nn.Module):
-    """r-FPN, switch and their losses: everything that turns regions into masks.
+    """Mask head, switch and their losses: everything that turns regions into masks.
+
+    The head is registered under its own name, ``region_fpn`` for the r-FPN, so that weights say what they hold;
+    :attr:`head` is the head whatever it is.
 
     Args:
-        region_fpn: the pyramid on regions.
-        switch: the mask switch module.
+        head: the r-FPN, or a baseline in its place.
+        switch: the mask switch module, which reads the head's first feature; None gives every region the head's
+            finest size.
         loss_config: weights are applied by the trainer; the branch reads all else.
     """
 
-    def __init__(self, region_fpn: RegionFPN, switch: MaskSwitchModule, loss_config: LossConfig | None = None) -> None:
+    def __init__(
+        self, head: MaskHead, switch: MaskSwitchModule | None = None, loss_config: LossConfig | None = None
+    ) -> None:
         super().__init__()
-        self.region_fpn = region_fpn
+        self.add_module(head.NAME, head)
+        self.head_name = head.NAME
         self.switch = switch
         self.loss_config = loss_config or LossConfig()
         self.switch_enabled = True
 
     @property
+    def head(self) -> MaskHead:
+        """What turns regions into mask logits."""
+        return getattr(self, self.head_name)
+
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """The sizes that it can give, coarse to fine, of ``MASK_SIZES``."""
+        return self.head.mask_sizes
+
+    @property
     def costs(self) -> MaskBranchCosts:
         """MACs, derived from the layers."""
-        return mask_branch_costs(self.region_fpn, self.switch)
+        return mask_branch_costs(self.head, self.switch)
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Shared work of R regions: projections, the 14×14 feature and the switch logits.
+        """Shared work of R regions: what the head begins with and the switch logits.
+
+        Without a switch all probability lies on the finest size.
 
         Args:
             features: the image-level pyramid.
             rois: (R, 5) batch index and xyxy in network-input pixels.
             labels: (R,) int64 ≥ 1.
         """
-        state = self.region_fpn.begin(features, rois, labels)
-        tiny = state.features[0]
-        state.switch_logits = self.switch(tiny.detach() if self.loss_config.detach_switch else tiny)
+        state = self.head.begin(features, rois, labels)
+        if self.switch is None:
+            state.switch_logits = rois.new_full((len(rois), len(MASK_SIZES)), -math.inf)
+            state.switch_logits[:, MASK_SIZES.index(self.mask_sizes[-1])] = 0.0
+        else:
+            tiny = state.features[0]
+            state.switch_logits = self.switch(tiny.detach() if self.loss_config.detach_switch else tiny)
         return state
 
     def masks(self, state: RegionState, size_index: Tensor) -> list[Tensor]:
@@ -68,7 +91,7 @@ class MaskBranch(nn.Module):
         for k in range(len(MASK_SIZES) - 1, -1, -1):
             rows = torch.nonzero(size_index == k)[:, 0]
             if len(rows):
-                for row, probs in zip(rows.tolist(), self.region_fpn.mask_logits(state, k, rows).sigmoid()):
+                for row, probs in zip(rows.tolist(), self.head.mask_logits(state, k, rows).sigmoid()):
                     out[row] = probs
         return out
 
@@ -88,28 +111,35 @@ class MaskBranch(nn.Module):
             boundary_width: (N,) in network-input pixels; needed for the switch signal "boundary".
         """
         if len(state) == 0:
-            names = ["loss_boundary"] if self.loss_config.switch_signal == "boundary" else []
-            zero = losses.connected_zero(self.parameters())
-            return dict.fromkeys(["loss_mask", "loss_edge", *names, "loss_budget", "loss_entropy"], zero)
+            return dict.fromkeys(self._loss_names(), losses.connected_zero(self.parameters()))
+        if self.switch is None or not self.switch_enabled:
+            return self._every_size(state, target_masks)
         every = torch.arange(len(state), device=state.rois.device)
         sizes = range(len(MASK_SIZES))
-        mask_logits = [self.region_fpn.mask_logits(state, k, every) for k in sizes]
+        mask_logits = [self.head.mask_logits(state, k, every) for k in sizes]
         mask_losses = losses.resolution_losses(mask_logits, target_masks)
-        edge_logits = [self.region_fpn.edge_logits(state, k, every) for k in sizes]
-        edge_losses = losses.resolution_losses(edge_logits, [mask_edges(target) for target in target_masks])
+        edge_losses = self.head.edge_losses(state, target_masks)
         config, error = self.loss_config, None
-        if not self.switch_enabled:
-            idle = state.switch_logits.sum() * 0
-            named = {"loss_boundary": idle} if config.switch_signal == "boundary" else {}
-            per_size = {
-                "loss_mask": losses.mask_loss(mask_losses, None),
-                "loss_edge": losses.edge_loss(edge_losses, None),
-            }
-            return {**per_size, **named, "loss_budget": idle, "loss_entropy": idle}
         if config.switch_signal == "boundary":
             error = self.size_error(state, mask_logits, target_masks[-1], boundary_width)
         fractions = state.switch_logits.new_tensor(self.costs.fractions)
         return losses.switch_losses(state.switch_logits, fractions, mask_losses, edge_losses, error, config, noise)
+
+    def _loss_names(self) -> list[str]:
+        """The losses that :meth:`losses` gives: those of the switch only where there is one."""
+        names = ["loss_mask", *(["loss_edge"] if self.head.has_edges else [])]
+        if self.switch is not None:
+            names += ["loss_boundary"] if self.loss_config.switch_signal == "boundary" else []
+            names += ["loss_budget", "loss_entropy"]
+        return names
+
+    def _every_size(self, state: RegionState, target_masks: list[Tensor]) -> dict[str, Tensor]:
+        """Losses without a choice (phase one): all sizes of the head, equally; those of an idle switch are 0."""
+        found = {"loss_mask": losses.mask_loss(self.head.mask_losses(state, target_masks), None)}
+        if self.head.has_edges:
+            found["loss_edge"] = losses.edge_loss(self.head.edge_losses(state, target_masks), None)
+        idle = dict.fromkeys(self._loss_names()[len(found) :], state.switch_logits.sum() * 0)
+        return {**found, **idle}
 
     @torch.no_grad()
     def size_error(
