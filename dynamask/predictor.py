@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
 from dynamask.bundled import weights_path
+from dynamask.data.coco import encode_rle
 from dynamask.data.pictures import read_picture
 from dynamask.engine.checkpoint import load_model
 from dynamask.models.rcnn import policies
@@ -24,7 +24,9 @@ from dynamask.models.rcnn.costs import MaskBranchCosts
 from dynamask.models.rcnn.mask_head import RegionState
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.solo.model import SoloNet
 from dynamask.ops.masks import paste_mask, paste_masks
+from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 Picture = np.ndarray | Image.Image | str | Path
@@ -150,25 +152,16 @@ class Prediction:
         return results
 
 
-def encode_rle(mask: Tensor) -> dict[str, object]:
-    """Compressed COCO RLE (``counts`` as text) of an (H, W) bool mask."""
-    rle = coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
-    counts = rle["counts"]
-    return {
-        "size": [int(side) for side in rle["size"]],
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }
-
-
-def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor:
-    """A predictor from bundled weights ("people") or the path of a .safetensors file."""
+def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor | SoloPredictor:
+    """A predictor from bundled weights ("people") or the path of a .safetensors file; the file says of which family."""
     path = weights_path(name_or_path)
     try:
         target = torch.device(device)
         torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise DynaMaskError(f"device {device!r} is not available here; use cpu") from error
-    return Predictor(load_model(path, target))
+    model = load_model(path, target)
+    return SoloPredictor(model) if isinstance(model, SoloNet) else Predictor(model)
 
 
 class Predictor:

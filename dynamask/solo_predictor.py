@@ -1,4 +1,4 @@
-"""From a picture to the masks of a one-stage model, and to the cells, neighbours and representations behind each."""
+"""From a picture to the masks of a one-stage model, and to the cells and representations behind each."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dynamask.data.coco import encode_rle
 from dynamask.data.pictures import PictureSource, read_picture
 from dynamask.models.solo.aggregation import decode, sample_vectors
 from dynamask.models.solo.config import STRIDES
 from dynamask.models.solo.costs import decoding_macs, network_macs
 from dynamask.models.solo.model import EncodedGrids, SoloNet
-from dynamask.data.coco import encode_rle
 from dynamask.structures import DynaMaskError
 
 
@@ -152,6 +151,7 @@ class SoloPredictor:
     def __init__(self, model: SoloNet) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
+        self._counted: dict[tuple[int, int], dict[str, int]] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -165,7 +165,12 @@ class SoloPredictor:
 
     @torch.inference_mode()
     def __call__(
-        self, image: PictureSource, policy: str = "learned", budget: float | None = None, score: float = 0.3, **others: object
+        self,
+        image: PictureSource,
+        policy: str = "learned",
+        budget: float | None = None,
+        score: float = 0.3,
+        **others: object,
     ) -> SoloPrediction:
         """Predict on one picture.
 
@@ -179,7 +184,9 @@ class SoloPredictor:
             DynaMaskError: a picture that cannot be used, a score out of range, or a policy, budget or boxes.
         """
         if policy != "learned" or budget is not None or any(value is not None for value in others.values()):
-            raise DynaMaskError("a one-stage model has one mask size and finds its own objects; give neither policy, budget nor boxes")
+            raise DynaMaskError(
+                "a one-stage model has one mask size and finds its own objects; give neither policy, budget nor boxes"
+            )
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
         pixels = read_picture(image)
@@ -191,8 +198,6 @@ class SoloPredictor:
         found = {key: value[found["scores"] >= score].cpu() for key, value in found.items()}
         timings = {"encode": (encoded_at - start) * 1e3, "masks": (time.perf_counter() - encoded_at) * 1e3}
         macs = torch.tensor(self._macs_by_level(encoded), dtype=torch.int64)[found["level"]]
-        parts = network_macs(self.model, *encoded.frame)
-        parts.pop("dense masks")
         return SoloPrediction(
             found["boxes"],
             found["labels"],
@@ -203,12 +208,19 @@ class SoloPredictor:
             self.class_names,
             self.category_ids,
             macs,
-            parts,
+            self._image_macs(encoded.frame),
             (int(pixels.shape[0]), int(pixels.shape[1])),
             timings,
             encoded,
             self.model,
         )
+
+    def _image_macs(self, frame: tuple[int, int]) -> dict[str, int]:
+        """MACs of backbone, FPN and head on a frame, counted once for each size."""
+        if frame not in self._counted:
+            parts = network_macs(self.model, *frame)
+            self._counted[frame] = {part: macs for part, macs in parts.items() if part != "dense masks"}
+        return self._counted[frame]
 
     def _macs_by_level(self, encoded: EncodedGrids) -> list[int]:
         """MACs that decode one instance of each level."""

@@ -89,8 +89,9 @@ def print_summary(summary: dict[str, Any], target: str | None) -> None:
         values = "  ".join(f"{key} {'  -  ' if v is None else f'{v:.4f}'}" for key, v in summary[kind].items())
         say(f"  {kind:<9}{values}", target)
     if summary.get("mean_macs_per_instance") is not None:
-        shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary["size_shares"].items())
-        say(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs an instance; sizes {shares}", target)
+        shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary.get("size_shares", {}).items())
+        sizes = f"; sizes {shares}" if shares else ""
+        say(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs an instance{sizes}", target)
     for key in ("mean_mask_iou", "mean_boundary_iou"):
         if summary.get(key) is not None:
             say(f"  {key} {summary[key]:.4f}", target)

@@ -10,9 +10,10 @@ from typing import Any
 from dynamask.cli.common import add_choice, add_data, add_json, opened_data, print_summary, write_json
 from dynamask.data.coco import drop_degenerate, read_coco_json
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
+from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.average_precision import evaluate_coco, load_results
-from dynamask.predictor import load
+from dynamask.predictor import SoloPredictor, load
 from dynamask.structures import DynaMaskError
 
 
@@ -55,6 +56,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         keep_freed_memory()
         predictor = load(arguments.weights, arguments.device)
         dataset, indices = opened_data(arguments, predictor.class_names)
-        summary = run_evaluation(predictor, dataset, indices, options, progress=sys.stderr.isatty())
+        if isinstance(predictor, SoloPredictor):
+            if options != EvaluationOptions(seed=arguments.seed):
+                raise DynaMaskError(
+                    "a one-stage model has one mask size and takes no boxes; leave --policy, --budget and --boxes away"
+                )
+            summary = run_one_stage_evaluation(predictor, dataset, indices, progress=sys.stderr.isatty())
+        else:
+            summary = run_evaluation(predictor, dataset, indices, options, progress=sys.stderr.isatty())
     print_summary(summary, arguments.json)
     write_json(summary, arguments.json)

@@ -132,6 +132,16 @@ def _check_box_and_area(annotation: dict[str, Any], size: tuple[int, int], name:
         raise DynaMaskError(f"{name} needs an area that is a finite number")
 
 
+def encode_rle(mask: Tensor) -> dict[str, object]:
+    """Compressed COCO RLE (``counts`` as text) of an (H, W) bool mask."""
+    rle = coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode() if isinstance(counts, bytes) else counts,
+    }
+
+
 def segmentation_to_rle(segmentation: Any, size: tuple[int, int], name: str = "an annotation") -> dict | None:
     """Turn a COCO segmentation into one compressed run-length mask of `size` (height, width) pixels.
 
