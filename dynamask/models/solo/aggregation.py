@@ -1,14 +1,15 @@
 """SODAR's aggregation: neighbouring mask representations and a context feature → one mask (§ III of the paper).
 
-A representation is linear in a vector of its cell (SOLOv2's kernel; SOLO's row of a 1×1 convolution with its bias), so
-vectors are gathered, or sampled bilinearly, and only the representations that are needed are decoded. This equals
-sampling dense maps of all cells. The module knows no model: whoever has a grid of vectors can use it.
+SOLO's and SOLOv2's representations are linear in a vector of their cell (SOLOv2's kernel; SOLO's row of a 1×1
+convolution with its bias), so vectors are gathered, or sampled bilinearly, and only the representations that are needed
+are decoded. This equals sampling dense maps of all cells. The aggregation itself knows no model: whoever can say what
+the representations at given positions are can use it, see :mod:`dynamask.models.solo.condinst`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
 
+Decoder = Callable[[Tensor, Tensor], Tensor]
+"""Positions (n, S, 2) and image (n,) → representations (n, S, h, w)."""
 _CHUNK_VALUES = 4_000_000
 """Values of decoded representations held at a time where no gradient is needed."""
 
@@ -56,7 +59,7 @@ def sample_vectors(vectors: Tensor, image: Tensor, positions: Tensor, border: st
     """Bilinear samples of per-cell vectors.
 
     Args:
-        vectors: (B, V, G, G), or (1, V, G, G) that all images share.
+        vectors: (B, V, rows, columns), or (1, V, rows, columns) that all images share.
         image: (N,) int64.
         positions: (N, S, 2) (row, column); whole numbers give the cells' own vectors exactly.
         border: "clamp" moves positions beyond the grid to its border; "zero" lets them fade to zero.
@@ -64,20 +67,21 @@ def sample_vectors(vectors: Tensor, image: Tensor, positions: Tensor, border: st
     Returns:
         (N, S, V).
     """
-    batch, size, side = vectors.shape[0], vectors.shape[1], vectors.shape[-1]
+    batch, size, rows, columns = vectors.shape
+    last = torch.tensor([rows - 1, columns - 1], dtype=positions.dtype, device=positions.device)
     if border == "clamp":
-        positions = positions.clamp(0, side - 1)
+        positions = torch.minimum(positions.clamp_min(0), last)
     low = positions.detach().floor()
     share = (positions - low).to(vectors.dtype)
-    flat = vectors.permute(0, 2, 3, 1).reshape(batch * side * side, size)
-    first = (image if batch > 1 else torch.zeros_like(image))[:, None] * (side * side)
+    flat = vectors.permute(0, 2, 3, 1).reshape(batch * rows * columns, size)
+    first = (image if batch > 1 else torch.zeros_like(image))[:, None] * (rows * columns)
     out = vectors.new_zeros((*positions.shape[:2], size))
     for down in (0, 1):
         for right in (0, 1):
             row, column = low[..., 0].long() + down, low[..., 1].long() + right
             weight = (share[..., 0] if down else 1 - share[..., 0]) * (share[..., 1] if right else 1 - share[..., 1])
-            inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-            index = first + row.clamp(0, side - 1) * side + column.clamp(0, side - 1)
+            inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+            index = first + row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
             out = out + flat[index] * (weight * inside)[..., None]
     return out
 
@@ -152,6 +156,11 @@ def dynamic_network(
     return x.reshape(count, height, width)
 
 
+def linear_decoder(vectors: Tensor, features: Tensor, border: str) -> Decoder:
+    """The decoder of SOLO and SOLOv2: sampled vectors, convolved 1×1 over the image's feature."""
+    return lambda positions, image: decode(sample_vectors(vectors, image, positions, border), image, features)
+
+
 class MultiLevelContext(nn.Module):
     """F_c: all pyramid levels at the finest one's size → a few channels of meaning and detail.
 
@@ -202,48 +211,39 @@ class NeighbourAggregation(nn.Module):
 
     def forward(
         self,
-        vectors: Tensor,
+        decoder: Decoder,
         positions: Tensor,
         image: Tensor,
-        features: Tensor,
+        size: tuple[int, int],
         context: Tensor | None,
         theta: Tensor | None,
     ) -> Tensor:
         """Mask logits (N, h, w), computed in chunks where no gradient is needed.
 
         Args:
-            vectors: (B or 1, V, G′, G′).
-            positions: of :meth:`positions`.
+            decoder: called as decoder(positions (n, S, 2), image (n,)) → representations (n, S, h, w).
+            positions: (N, S, 2), of :meth:`positions`.
             image: (N,) int64, in rising order.
-            features: (B, C, h, w) that vectors are decoded on.
-            context: (B, context_channels, h, w), None without one.
+            size: (h, w).
+            context: (B, context_channels, h, w); not read where the configuration has no context.
             theta: (N, D); None with static weights.
         """
-        values = self.config.in_channels * features.shape[2] * features.shape[3]
-        size = len(image) if torch.is_grad_enabled() else max(1, _CHUNK_VALUES // values)
-        shared = (vectors, features, context)
-        if len(image) <= size:
-            return self._aggregate(*shared, positions, image, theta)
-        parts = [slice(start, start + size) for start in range(0, len(image), size)]
-        chunks = ((positions[p], image[p], None if theta is None else theta[p]) for p in parts)
-        return torch.cat([self._aggregate(*shared, *chunk) for chunk in chunks])
+        values = self.config.in_channels * size[0] * size[1]
+        step = max(1, len(image) if torch.is_grad_enabled() else _CHUNK_VALUES // values)
+        parts = [slice(start, start + step) for start in range(0, max(len(image), 1), step)]
+        theta = self.theta.expand(len(image), -1) if theta is None else theta
+        return torch.cat([self._part(decoder, positions[p], image[p], size, context, theta[p]) for p in parts])
 
-    def _aggregate(
+    def _part(
         self,
-        vectors: Tensor,
-        features: Tensor,
-        context: Tensor | None,
+        decoder: Decoder,
         positions: Tensor,
         image: Tensor,
-        theta: Tensor | None,
+        size: tuple[int, int],
+        context: Tensor | None,
+        theta: Tensor,
     ) -> Tensor:
         config = self.config
-        size = features.shape[2:]
-        if config.samples:
-            maps = decode(sample_vectors(vectors, image, positions, config.border), image, features)
-        else:
-            maps = features.new_zeros((len(image), 0, *size))
-        if theta is None:
-            theta = self.theta.expand(len(image), -1)
+        maps = decoder(positions, image) if config.samples else theta.new_zeros((len(image), 0, *size))
         context = None if config.context == "without" else context
         return dynamic_network(maps, context, image, theta, config.widths, config.kernel)

@@ -12,7 +12,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
 from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.solo.aggregation import NeighbourAggregation, decode, sample_vectors
+from dynamask.models.solo.aggregation import NeighbourAggregation, decode, linear_decoder, sample_vectors
 from dynamask.models.solo.assignment import Assignment, assign, centres_of_mass
 from dynamask.models.solo.config import STRIDES, SoloConfig
 from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
@@ -139,7 +139,9 @@ class SoloNet(nn.Module):
             return decode(vectors, image, grid.features)[:, 0]
         theta, offsets = (None if x is None else x.flatten(2)[image, :, cell] for x in (grid.theta, grid.offsets))
         positions = self.aggregation.positions(cell, side, self.config.representation_grids[level], offsets)
-        return self.aggregation(grid.vectors, positions, image, grid.features, grid.context, theta)
+        decoder = linear_decoder(grid.vectors, grid.features, self.aggregation.config.border)
+        size = (grid.features.shape[-2], grid.features.shape[-1])
+        return self.aggregation(decoder, positions, image, size, grid.context, theta)
 
     def _category_loss(self, encoded: EncodedGrids, assigned: Sequence[Assignment]) -> Tensor:
         logits, labels = [], []
