@@ -23,7 +23,7 @@ from dynamask.models.solo.config import AggregationConfig, SoloConfig
 from dynamask.models.solo.costs import network_macs, trainable_parameters
 from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.losses import category_loss, dice_loss
-from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms
+from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
 from dynamask.structures import DynaMaskError
 
 torch.set_num_threads(1)
@@ -187,6 +187,27 @@ def test_three_equal_masks_and_an_unknown_kernel():
     assert matrix_nms(ious, torch.tensor([1, 2, 3]), ones).tolist() == [1, 1, 1]
     with pytest.raises(DynaMaskError, match="choose 'gaussian' or 'linear'"):
         matrix_nms(ious, ones.long(), ones, "soft")
+
+
+def test_votes_of_each_scheme():
+    ious = torch.tensor([[1.0, 0.8, 0.75, 0.9, 0.2]])
+    same, scores = torch.tensor([[True, True, True, False, True]]), torch.tensor([0.9, 0.3, 0.6, 0.5, 0.8])
+    for scheme, raw in (("average", [1, 1, 1]), ("score", [0.9, 0.3, 0.6]), ("iou", [1.0, 0.8, 0.75])):
+        found = voting_weights(ious, same, scores, scheme, 0.7)[0]
+        assert found.tolist() == pytest.approx([value / sum(raw) for value in raw] + [0, 0])
+    with pytest.raises(DynaMaskError, match="choose one of average, score, iou"):
+        voting_weights(ious, same, scores, "loudest", 0.7)
+
+
+def test_voting_alone_changes_nothing_and_among_many_the_masks():
+    settings = {"score_threshold": 0.0, "update_threshold": 0.0, "detections_per_img": 5}
+    model, image = small(None).eval(), scene()[0]
+    found = {}
+    for voting, iou in (("none", 0.7), ("average", 1.0), ("iou", 0.3)):
+        model.config = dataclasses.replace(model.config, voting=voting, voting_iou=iou, **settings)
+        found[voting] = model([image])[0]
+    assert torch.equal(found["none"]["masks"], found["average"]["masks"])
+    assert found["iou"]["masks"].shape == found["none"]["masks"].shape
 
 
 def test_mask_ious_over_more_pixels_than_one_product_takes():

@@ -151,7 +151,7 @@ class CondInst(nn.Module):
         )
 
     def mask_logits(self, found: Locations, level: int, image: Tensor, cell: Tensor) -> Tensor:
-        """Masks (N, H, W) at ``MASK_STRIDE`` of locations of one level (N,) row · columns + column, images in order."""
+        """Masks (N, H, W) at ``MASK_STRIDE`` of one level's locations (N,), row · columns + column; images in order."""
         controllers = found.controllers[level]
         columns = controllers.shape[-1]
         base = torch.stack([cell // columns, cell % columns], dim=1).to(torch.float64)

@@ -135,10 +135,16 @@ class SoloConfig:
     detections_per_img: int = 100
     nms_kernel: str = "gaussian"
     nms_sigma: float = 2.0
+    voting: str = "none"
+    """Mask voting among overlapping candidates, the pilot of SODAR's Table II: "none", "average", "score" or "iou"."""
+    voting_iou: float = 0.7
+    """Candidates that overlap a mask less do not vote."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("solo", "solov2"):
             raise DynaMaskError(f"kind is {self.kind!r}; choose 'solo' or 'solov2'")
+        if self.voting not in ("none", "average", "score", "iou"):
+            raise DynaMaskError(f"voting is {self.voting!r}; choose 'none', 'average', 'score' or 'iou'")
         if len(self.grids) != len(STRIDES) or len(self.scale_ranges) != len(STRIDES):
             raise DynaMaskError(f"grids and scale_ranges need one entry for each of {len(STRIDES)} levels")
         if self.mask_grids and (len(self.mask_grids) != len(self.grids) or self.aggregation is None):

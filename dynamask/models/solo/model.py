@@ -17,7 +17,7 @@ from dynamask.models.solo.assignment import Assignment, assign, centres_of_mass
 from dynamask.models.solo.config import STRIDES, SoloConfig
 from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
 from dynamask.models.solo.losses import category_loss, dice_loss
-from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms
+from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
 
 MOST_DECODED = 1000
 """Candidates of a picture that are decoded, the best by class score."""
@@ -193,8 +193,12 @@ class SoloNet(nn.Module):
 
     def predict_one(self, encoded: EncodedGrids, index: int) -> dict[str, Tensor]:
         """The detections of one picture of an encoded batch, see :meth:`predict`."""
-        found = self.suppress(encoded, index, self.candidates(encoded, index))
-        masks = self.full_masks(encoded, index, found)
+        candidates = self.candidates(encoded, index)
+        found = self.suppress(encoded, index, candidates)
+        if self.config.voting == "none":
+            masks = self.full_masks(encoded, index, found)
+        else:
+            masks = self.voted_masks(encoded, index, candidates, found)
         there = masks.flatten(1).any(1)
         found, masks = found.take(there), masks[there]
         boxes = masks_to_boxes(masks) if len(masks) else masks.new_zeros((0, 4), dtype=torch.float32)
@@ -225,7 +229,7 @@ class SoloNet(nn.Module):
         binary = torch.zeros((len(found), *size), dtype=torch.bool, device=found.cell.device)
         maskness = found.score.new_zeros(len(found))
         for rows, probs in self._decoded(encoded, index, found):
-            probs = F.interpolate(probs[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            probs = self._quarter(encoded, probs)
             inside = probs > 0.5
             binary[rows] = inside
             maskness[rows] = (probs * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
@@ -242,16 +246,42 @@ class SoloNet(nn.Module):
         return Candidates(kept.level, kept.cell, kept.label, decayed[best])
 
     def full_masks(self, encoded: EncodedGrids, index: int, found: Candidates) -> Tensor:
-        """(N, H, W) bool in the picture's own pixels: ×4, padding cut, resized, > 0.5."""
-        height, width = encoded.network_sizes[index]
+        """(N, H, W) bool in the picture's own pixels."""
         size = encoded.original_sizes[index]
-        quarter = (encoded.frame[0] // 4, encoded.frame[1] // 4)
         masks = torch.zeros((len(found), *size), dtype=torch.bool, device=found.cell.device)
         for rows, probs in self._decoded(encoded, index, found):
-            probs = F.interpolate(probs[:, None], size=quarter, mode="bilinear", align_corners=False)
-            probs = F.interpolate(probs, size=encoded.frame, mode="bilinear", align_corners=False)[..., :height, :width]
-            masks[rows] = F.interpolate(probs, size=size, mode="bilinear", align_corners=False)[:, 0] > 0.5
+            masks[rows] = self._enlarged(encoded, index, self._quarter(encoded, probs))
         return masks
+
+    def voted_masks(self, encoded: EncodedGrids, index: int, candidates: Candidates, found: Candidates) -> Tensor:
+        """:meth:`full_masks` of ``found``, each the weighted mean of the candidates that overlap it."""
+        soft = torch.zeros((len(candidates), encoded.frame[0] // 4, encoded.frame[1] // 4), device=found.cell.device)
+        for rows, probs in self._decoded(encoded, index, candidates):
+            soft[rows] = self._quarter(encoded, probs)
+        keys = torch.stack([candidates.level, candidates.cell, candidates.label], dim=1)
+        own = torch.stack([found.level, found.cell, found.label], dim=1)
+        position = (own[:, None] == keys[None]).all(2).float().argmax(1) if len(own) else found.cell
+        ious = mask_ious(soft > 0.5)[position]
+        same = found.label[:, None] == candidates.label[None]
+        weights = voting_weights(ious, same, candidates.score, self.config.voting, self.config.voting_iou)
+        out = torch.zeros((len(found), *encoded.original_sizes[index]), dtype=torch.bool, device=found.cell.device)
+        for start in range(0, len(found), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            out[part] = self._enlarged(encoded, index, torch.einsum("rn,nhw->rhw", weights[part], soft))
+        return out
+
+    def _quarter(self, encoded: EncodedGrids, probs: Tensor) -> Tensor:
+        """(n, h, w) at a level's mask stride → (n, H/4, W/4) of the frame."""
+        size = (encoded.frame[0] // 4, encoded.frame[1] // 4)
+        return F.interpolate(probs[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+    def _enlarged(self, encoded: EncodedGrids, index: int, quarter: Tensor) -> Tensor:
+        """(n, H/4, W/4) probabilities → (n, H, W) bool of the picture: ×4, padding cut, resized, > 0.5."""
+        height, width = encoded.network_sizes[index]
+        large = F.interpolate(quarter[:, None], size=encoded.frame, mode="bilinear", align_corners=False)
+        large = large[..., :height, :width]
+        size = encoded.original_sizes[index]
+        return F.interpolate(large, size=size, mode="bilinear", align_corners=False)[:, 0] > 0.5
 
     def _decoded(self, encoded: EncodedGrids, index: int, found: Candidates) -> Iterator[tuple[Tensor, Tensor]]:
         """(rows, probabilities (n, h, w)) of the candidates, level by level in chunks, each cell decoded once."""

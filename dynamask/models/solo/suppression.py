@@ -30,6 +30,29 @@ def mask_ious(masks: Tensor) -> Tensor:
     return torch.where(union > 0, overlap / union.clamp_min(1), overlap.new_zeros(()))
 
 
+def voting_weights(ious: Tensor, same_class: Tensor, scores: Tensor, scheme: str, threshold: float) -> Tensor:
+    """Mask voting, the pilot of SODAR's Table II: how much each candidate counts in each kept mask.
+
+    Args:
+        ious: (R, N) of the kept masks with all candidates, themselves among them.
+        same_class: (R, N) bool.
+        scores: (N,) of the candidates.
+        scheme: "average", "score" (weighted by the class score) or "iou" (by the overlap).
+        threshold: candidates that overlap less do not vote.
+
+    Returns:
+        (R, N), each row summing to 1 (0 where nobody votes).
+
+    Raises:
+        DynaMaskError: the scheme is unknown.
+    """
+    schemes = {"average": torch.ones_like(ious), "score": scores.expand_as(ious), "iou": ious}
+    if scheme not in schemes:
+        raise DynaMaskError(f"voting scheme {scheme!r} is unknown; choose one of {', '.join(schemes)}")
+    weights = schemes[scheme] * (same_class & (ious >= threshold))
+    return weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
+
+
 def matrix_nms(ious: Tensor, labels: Tensor, scores: Tensor, kernel: str = "gaussian", sigma: float = 2.0) -> Tensor:
     """Decayed scores (N,): decay_j = min_{i<j} f(IoU_ij) / f(max_{k<i} IoU_ki), within a class.
 
