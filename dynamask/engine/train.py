@@ -21,8 +21,8 @@ from dynamask.engine.run import Run, RunLog
 from dynamask.structures import DynaMaskError
 
 DETECTOR_LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-ONE_STAGE_LOSSES = {"loss_category": 1.0, "loss_dice": 3.0, "loss_direct": 3.0}
-"""Weights of SOLO's losses, and of SODAR's two-stage loss."""
+ONE_STAGE_LOSSES = {"loss_category": 1.0, "loss_dice": 3.0, "loss_direct": 3.0, "loss_centerness": 1.0}
+"""Weights of SOLO's losses, SODAR's two-stage loss and FCOS's centerness."""
 
 
 def loss_weights(config: LossConfig) -> dict[str, float]:

@@ -108,7 +108,8 @@ class CondInst(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses (``loss_category``, ``loss_box_reg``, ``loss_centerness``, ``loss_dice``) or, in evaluation, detections.
+        """Losses (``loss_category``, ``loss_box_reg``, ``loss_centerness``, ``loss_dice``), or detections.
+
 
         Images and targets are those of :class:`dynamask.models.solo.model.SoloNet`; detections have ``boxes``,
         ``labels``, ``scores`` and ``masks`` (R, H, W) bool.
