@@ -110,7 +110,6 @@ class CondInst(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses (``loss_category``, ``loss_box_reg``, ``loss_centerness``, ``loss_dice``), or detections.
 
-
         Images and targets are those of :class:`dynamask.models.solo.model.SoloNet`; detections have ``boxes``,
         ``labels``, ``scores`` and ``masks`` (R, H, W) bool.
         """
