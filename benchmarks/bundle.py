@@ -31,13 +31,13 @@ POLICIES = ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES))
 
 
 def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[str, Any]]:
-    """Every policy on the kept-back pictures: AP with detections, mask quality in the true boxes."""
+    """Every policy that the weights can follow on the kept-back pictures: AP with detections, quality in true boxes."""
     predictor = load(weights)
     macs = tuple(predictor.costs.macs_per_instance)
     found = collect(predictor, dataset, indices, EvaluationOptions(), every_size=True, progress=True)
     given = collect(predictor, dataset, indices, EvaluationOptions(boxes="gt"), every_size=True, progress=True)
     rows = {}
-    for policy in POLICIES:
+    for policy in POLICIES if predictor.has_switch else [f"fixed:{size}" for size in predictor.mask_sizes]:
         row = summarise(found, choice_of(policy, found, dataset), macs, dataset, indices)
         on_true = summarise(given, choice_of(policy, given, dataset), macs, dataset, indices, true_boxes=True)
         row["gt_boxes"] = {key: on_true[key] for key in (

@@ -53,6 +53,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         raise DynaMaskError(f"--out {arguments.out} cannot be written; give a .safetensors file in a known folder")
     keep_freed_memory()
     predictor = load(arguments.weights)
+    predictor.check_switch("fitting a switch")
     cache = features(arguments, predictor)
     config = dataclasses.replace(LossConfig(), **{k: v[0] for k, v in map(parse_values, arguments.set)})
     schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps, lr=arguments.lr)

@@ -70,6 +70,7 @@ def _budget_curve_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _budget_curve(arguments: argparse.Namespace, given: Given) -> Report:
+    given.predictor.check_switch("a budget curve")
     options = budget_curve.CurveOptions(
         arguments.budgets,
         arguments.views,
@@ -99,6 +100,7 @@ def _classes_flags(parser: argparse.ArgumentParser) -> None:
 def _classes(arguments: argparse.Namespace, given: Given) -> Report:
     if not 0 <= arguments.score <= 1:
         raise DynaMaskError(f"--score {arguments.score} is out of range; give a number from 0 to 1")
+    given.predictor.check_switch("the report on classes")
     detected = arguments.boxes == "detected"
     kept = collect_all(
         given.predictor,

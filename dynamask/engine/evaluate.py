@@ -31,6 +31,8 @@ class Predicts(Protocol):
 
     class_names: tuple[str, ...]
     costs: Any
+    check_choice: Callable[[str, float | None], None]
+    check_switch: Callable[[str], None]
     __call__: Callable[..., Any]
 
 
@@ -125,10 +127,10 @@ def collect(
     every_size: bool | None = None,
     progress: bool = False,
 ) -> Instances:
-    """Predict every picture; keep the chosen masks, or all four where sizes are chosen later.
+    """Predict every picture; keep the chosen masks, or all sizes where they are chosen later.
 
     Args:
-        every_size: keep all four sizes; by default only where the options need them.
+        every_size: keep all sizes that the mask branch gives; by default only where the options need them.
     """
     wanted = options.over_dataset if every_size is None else every_size
     found, categories = Instances(), category_map(predictor, dataset)
@@ -156,7 +158,7 @@ def add_picture(
         target: of the picture, as :class:`CocoDataset` serves it.
         categories: from :func:`category_map`.
         category_ids: of the data set.
-        every_size: keep the masks of all four sizes.
+        every_size: keep the masks of all sizes that the mask branch gives.
     """
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
     policy = {"policy": "learned"} if options.over_dataset else {"policy": options.policy, "budget": options.budget}
@@ -222,10 +224,8 @@ def add(
         if label not in categories:
             continue
         chosen = MASK_SIZES.index(int(prediction.mask_size[i]))
-        masks = {
-            k: prediction.mask_at(i, MASK_SIZES[k]).numpy()
-            for k in (range(len(MASK_SIZES)) if every_size else [chosen])
-        }
+        sizes = prediction.mask_sizes if every_size else [MASK_SIZES[chosen]]
+        masks = {MASK_SIZES.index(size): prediction.mask_at(i, size).numpy() for size in sizes}
         true_mask = None if truth[i] is None else target["masks"][truth[i]].numpy().astype(bool)
         found.results.append(
             {
@@ -287,8 +287,9 @@ def run_evaluation(
     options = options or EvaluationOptions()
     indices = list(range(len(dataset))) if indices is None else list(indices)
     macs = tuple(predictor.costs.macs_per_instance)
-    if options.budget is not None:
-        policies.check_budget(options.budget, macs)
+    if options.over_dataset:
+        predictor.check_switch("choosing sizes over a data set")
+    predictor.check_choice("learned" if options.over_dataset else options.policy, options.budget)
     found = collect(predictor, dataset, indices, options, progress=progress)
     choice = choose(found, macs, options)
     return summarise(found, choice, macs, dataset, indices, true_boxes=options.boxes == "gt")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamask.bundled import bundled_path, list_bundled
-from dynamask.engine.checkpoint import read_header
+from dynamask.bundled import bundled_entry, bundled_path
+from dynamask.engine.checkpoint import file_digest, read_header
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,10 @@ def checkpoint_facts(weights: str) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     path = Path(weights)
     if path.suffix != ".safetensors":
-        path, entry = bundled_path(weights), list_bundled()[weights]
+        path, entry = bundled_path(weights), bundled_entry(weights)
     header = read_header(path)
     seen = entry.get("images_seen", header["training"].get("images_seen"))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "model": header["config"]["name"], "images_seen": seen}
+    return {"sha256": file_digest(path), "model": header["config"]["name"], "images_seen": seen}
 
 
 def fact_lines(source: Source, checkpoint: dict[str, Any], **more: object) -> list[tuple[str, str]]:
