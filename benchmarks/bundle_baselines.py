@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
 from benchmarks.bundle import cell, measure, rule
-from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_baselines
+from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_baselines, list_bundled
 from dynamask.config import ModelConfig
 from dynamask.engine.checkpoint import file_digest, read_header, save_branch
 from dynamask.engine.memory import keep_freed_memory
@@ -99,8 +99,8 @@ def bundle(options: argparse.Namespace) -> None:
     keep_freed_memory()
     header = read_header(options.weights)
     config = ModelConfig.from_dict(header["config"])
-    if options.detector == options.name:
-        raise DynaMaskError(f"--name {options.name} is the detector's own; give the baseline another")
+    if options.name in list_bundled():
+        raise DynaMaskError(f"--name {options.name} is bundled already, and no baseline; give another")
     dataset = report.opened(options, config.class_names)
     indices = report.split(dataset, options.holdout, True)
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
