@@ -312,7 +312,9 @@ def measure_branch(
 def load_ours(weights: str) -> Predictor:
     """A predictor: of a weights file or bundled name, or "random" weights of the preset for one class."""
     if weights != "random":
-        return load(weights)
+        predictor = load(weights)
+        predictor.check_switch("the benchmark of speed")
+        return predictor
     torch.manual_seed(0)
     return Predictor(build_model(preset(PRESET, class_names=("__background__", "person"))))
 

@@ -1,5 +1,6 @@
 """Baselines in the trainer, on the disk, in the predictor and on the command line."""
 
+import csv
 import json
 import math
 
@@ -12,9 +13,10 @@ from small_models import TINY, picture, target, tiny_model
 from app import weights as app_weights
 from dynamask import bundled, cli
 from dynamask.config import MASK_BRANCHES
+from dynamask.data.sources import open_data
 from dynamask.engine.checkpoint import load_model, read_header, save_branch, save_model
 from dynamask.engine.initialise import initialise
-from dynamask.engine.train import freeze
+from dynamask.engine.train import DETECTOR_LOSSES, freeze
 from dynamask.predictor import Predictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -299,6 +301,24 @@ def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path
     words = ["report", "budget-curve", "--weights", weights, "--data", scenes, "--out", tmp_path / "r"]
     code, _, error = run(capsys, *words)
     assert code == 2 and "a budget curve needs a switch" in error and not (tmp_path / "r").exists()
+
+
+def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(shelf, tmp_path, detector_model):
+    """The detector's losses at every step tell: they depend on the pictures and on the regions that were drawn."""
+    names = ("__background__", *open_data("shapes:7:4", None, None).class_names[1:])
+    save_model(changed(tiny_model(class_names=names)), shelf / "toy.safetensors")
+    rows = []
+    for branch in ("region_fpn", "fcn:14"):
+        out = tmp_path / branch.replace(":", "-")
+        words = ["train", "--data", "shapes:7:4", "--model", "dynamask_mobilenetv2_fpn_small", "--mask-branch", branch,
+                 "--init", "toy", "--init-part", "detector", "--freeze", "detector", "--iterations", "3",
+                 "--batch-size", "1", "--log-every", "1", "--out", str(out)]  # fmt: skip
+        assert cli.main([*words, *small_flags()]) == 0
+        with (out / "log.csv").open(encoding="utf-8", newline="") as stream:
+            rows.append(list(csv.DictReader(stream)))
+    assert len(rows[0]) == len(rows[1]) == 3
+    for ours, theirs in zip(*rows):
+        assert {key: ours[key] for key in DETECTOR_LOSSES} == {key: theirs[key] for key in DETECTOR_LOSSES}
 
 
 def test_an_init_part_without_init_is_refused(tmp_path, capsys):
