@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_models import TINY, picture, target, tiny_model
 
 from app import weights as app_weights
@@ -187,6 +187,23 @@ def test_another_detector_is_refused(baseline, shelf, detector_model):
     (shelf / "manifest.json").write_text("{}")
     with pytest.raises(DynaMaskError, match="its detector is missing: no bundled weights are called 'toy'"):
         load(branch)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"format": "dynamask-branch-1", "config": "{}", "training": "{}"},
+        {"format": "dynamask-branch-1", "config": "{}", "training": "{}", "detector": '"toy"'},
+        {"format": "dynamask-branch-1", "config": "{}", "training": "{}", "detector": '{"name": "toy"}'},
+        {"format": "dynamask-1", "config": "{", "training": "{}"},
+        {"format": "dynamask-1", "config": "{}"},
+    ],
+    ids=["no detector", "a name alone", "no digest", "no JSON", "no training"],
+)
+def test_a_damaged_header_is_said(tmp_path, header):
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata=header)
+    with pytest.raises(DynaMaskError, match=r"the header of .* is damaged"):
+        load(tmp_path / "w.safetensors")
 
 
 # -- prediction ------------------------------------------------------------------------------------------------------

@@ -105,8 +105,14 @@ def read_header(path: Path) -> dict[str, Any]:
         ) from error
     if header.get("format") not in (FORMAT, BRANCH_FORMAT):
         raise DynaMaskError(f"weights {path} were not written by dynamask; give a file written by dynamask train")
-    parts = ("config", "training", *(["detector"] if header["format"] == BRANCH_FORMAT else []))
-    return {part: json.loads(header[part]) for part in parts}
+    try:
+        found = {part: dict(json.loads(header[part])) for part in ("config", "training")}
+        if header["format"] == BRANCH_FORMAT:
+            named = json.loads(header["detector"])
+            found["detector"] = {"name": str(named["name"]), "sha256": str(named["sha256"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DynaMaskError(f"the header of {path} is damaged; give a file written by dynamask train") from error
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
