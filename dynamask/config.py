@@ -29,6 +29,8 @@ class ModelConfig:
     switch_channels: int = 64
     switch_hidden: int = 256
     box_head_channels: int = 1024
+    mask_branch: str = "region_fpn"
+    """What turns a region into a mask."""
     class_agnostic: bool = False
     """One mask logit for all classes."""
     frozen_stride: int = 4

@@ -194,6 +194,16 @@ class Predictor:
         """COCO category_id of label i at index i − 1."""
         return self.model.config.category_ids or tuple(range(1, len(self.class_names)))
 
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """Sides of the masks that the mask branch can make, in mask pixels."""
+        return MASK_SIZES
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether the mask branch chooses a size for each instance by itself."""
+        return True
+
     @cached_property
     def costs(self) -> MaskBranchCosts:
         """MACs of the mask branch, derived from its layers."""

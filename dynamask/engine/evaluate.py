@@ -30,6 +30,7 @@ class Predicts(Protocol):
     """What evaluation needs of a predictor; see :class:`dynamask.predictor.Predictor`."""
 
     class_names: tuple[str, ...]
+    mask_sizes: tuple[int, ...]
     costs: Any
     __call__: Callable[..., Any]
 
@@ -156,7 +157,7 @@ def add_picture(
         target: of the picture, as :class:`CocoDataset` serves it.
         categories: from :func:`category_map`.
         category_ids: of the data set.
-        every_size: keep the masks of all four sizes.
+        every_size: keep the masks of all sizes that the weights can make.
     """
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
     policy = {"policy": "learned"} if options.over_dataset else {"policy": options.policy, "budget": options.budget}
@@ -169,7 +170,7 @@ def add_picture(
         if options.policy == "oracle":
             own = (prediction.boxes, prediction.labels)
             truth = match(*own, target["boxes"], target["labels"], categories, category_ids)
-    add(found, prediction, target, truth, categories, every_size)
+    add(found, prediction, target, truth, categories, predictor.mask_sizes if every_size else None)
 
 
 def known_instances(
@@ -215,16 +216,20 @@ def add(
     target: dict[str, Any],
     truth: Sequence[int | None],
     categories: dict[int, int],
-    every_size: bool,
+    sizes: Sequence[int] | None = None,
 ) -> None:
-    """Append the instances of one picture; those of classes the data set does not have are left out."""
+    """Append the instances of one picture; those of classes the data set does not have are left out.
+
+    Args:
+        sizes: whose masks are kept; the chosen one by default.
+    """
     for i, (box, label) in enumerate(zip(prediction.boxes.tolist(), prediction.labels.tolist())):
         if label not in categories:
             continue
         chosen = MASK_SIZES.index(int(prediction.mask_size[i]))
         masks = {
             k: prediction.mask_at(i, MASK_SIZES[k]).numpy()
-            for k in (range(len(MASK_SIZES)) if every_size else [chosen])
+            for k in ([chosen] if sizes is None else map(MASK_SIZES.index, sizes))
         }
         true_mask = None if truth[i] is None else target["masks"][truth[i]].numpy().astype(bool)
         found.results.append(
