@@ -23,7 +23,8 @@ from dynamask.evaluation.choices import (
     shares,
     spearman,
 )
-from dynamask.reports.collecting import Collected, load_collected, other_views, save_collected
+from dynamask.reports.cache import load_collected, save_collected
+from dynamask.reports.collecting import Collected, other_views
 from dynamask.reports.judging import DetectionCurveJudge, DrawnPrecision, TrueBoxJudge, at_budget, budget_limits
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

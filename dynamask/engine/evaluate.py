@@ -149,8 +149,8 @@ def add_picture(
     category_ids: Sequence[int],
     options: EvaluationOptions,
     every_size: bool,
-) -> None:
-    """Predict one item of a data set and append its instances.
+) -> Any:
+    """Predict one item of a data set and append its instances; returns the prediction.
 
     Args:
         image: (3, H, W) uint8 RGB.
@@ -171,6 +171,7 @@ def add_picture(
             own = (prediction.boxes, prediction.labels)
             truth = match(*own, target["boxes"], target["labels"], categories, category_ids)
     add(found, prediction, target, truth, categories, predictor.mask_sizes if every_size else None)
+    return prediction
 
 
 def known_instances(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
 import io
@@ -25,6 +26,8 @@ p { max-width: 46rem; } .scroll { overflow-x: auto; } .figure { min-width: 640px
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e7eb; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #9ca3af; }
+figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .85rem; color: #6b7280; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
 dt { color: #6b7280; } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 600px) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
@@ -65,7 +68,20 @@ class Figure:
     figure: go.Figure
 
 
-Block = Heading | Paragraph | Table | Figure
+@dataclass(frozen=True)
+class Picture:
+    """A picture, on the page only.
+
+    Attributes:
+        jpeg: its bytes.
+        caption: below it, and for those who do not see it.
+    """
+
+    jpeg: bytes
+    caption: str
+
+
+Block = Heading | Paragraph | Table | Figure | Picture
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown; figures are left to the page."""
+    """The report as Markdown; figures and pictures are left to the page."""
     parts = [f"# {report.title}", "\n".join(f"- {name}: {_code(name, value)}" for name, value in report.facts)]
     for block in report.blocks:
         if isinstance(block, Heading):
@@ -159,6 +175,12 @@ def page(report: Report) -> str:
                 "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows
             )
             parts.append(f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
+        elif isinstance(block, Picture):
+            encoded, caption = base64.b64encode(block.jpeg).decode("ascii"), html.escape(block.caption)
+            parts.append(
+                f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{encoded}">'
+                f"<figcaption>{caption}</figcaption></figure>"
+            )
         else:
             config = {"responsive": True, "displaylogo": False}
             drawn = block.figure.to_html(full_html=False, include_plotlyjs=library, config=config)
