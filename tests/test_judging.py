@@ -245,8 +245,9 @@ def test_detections_are_judged_at_equal_macs():
     found = Instances(results, rles, list(logits), [], [], choice.tolist(), [None] * len(results))
     ids = [i["id"] for i in annotations["images"]]
     bootstrap = PictureBootstrap(ids, 20)
-    judge = DetectionJudge(annotations, results, rles, ids)
-    curve = DetectionCurveJudge(found, MACS, World(annotations), 3, judge, bootstrap.weights, draws=2)
+    pictures = np.array([r["image_id"] for r in results])
+    drawn = DrawnPrecision(DetectionJudge(annotations, results, rles, ids), bootstrap.weights, pictures, MACS)
+    curve = DetectionCurveJudge(found, MACS, World(annotations), 3, drawn, draws=2)
     rows = curve.rows()
     learned = one(rows, "learned", measure="segm_ap")
     assert learned["mean"] == pytest.approx(reference(annotations, results, rles, choice)["segm"])

@@ -313,7 +313,7 @@ class DetectionCurveJudge(Judge):
     """Mask and boundary AP of detections.
 
     Args:
-        weights: (B, P) of the resampled pictures.
+        drawn: AP of choices on the same detections.
         draws: how many permutations chance is the mean over.
         seed: of the permutations.
     """
@@ -324,13 +324,12 @@ class DetectionCurveJudge(Judge):
         macs: Sequence[int],
         dataset: Data,
         budgets: int,
-        judge: DetectionJudge,
-        weights: np.ndarray,
+        drawn: DrawnPrecision,
         draws: int = 5,
         seed: int = 0,
     ) -> None:
         super().__init__(found, macs, dataset, budgets, "detected")
-        self.drawn, self.draws, self.seed = DrawnPrecision(judge, weights, self.image_ids, macs), draws, seed
+        self.drawn, self.draws, self.seed = drawn, draws, seed
         self._budgets = [self.budget(limit) for limit in self.limits]
 
     def chance(self, choice: np.ndarray, iou_type: str) -> tuple[np.ndarray, np.ndarray]:

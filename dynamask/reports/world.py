@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,20 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
-class Extras:
-    """What is collected of the first weights with a switch beside masks in true boxes and on detections.
+class Wanted:
+    """What is predicted of every picture.
 
     Attributes:
-        views: how many other views of each picture, for the noise-aware oracle.
-        signals: the losses of every size, for Fig. 5.
+        given: masks in the true boxes.
+        detected: detections.
+        score: those below it are left out.
+        views: how many other views of each picture the first weights with a switch see, for the noise-aware oracle.
+        signals: keep the losses of every size of the first weights with a switch, for Fig. 5.
     """
 
+    given: bool = True
+    detected: bool = True
+    score: float = 0.05
     views: int = 0
     signals: bool = False
 
@@ -171,14 +177,14 @@ class World:
         indices: of the pictures to judge.
         source: names data, split and command.
         options: how to judge.
-        extras: what the first weights with a switch are asked for beside masks.
+        wanted: what is predicted.
     """
 
     def __init__(
-        self, dataset: Data, indices: Sequence[int], source: Source, options: TableOptions, extras: Extras | None = None
+        self, dataset: Data, indices: Sequence[int], source: Source, options: TableOptions, wanted: Wanted | None = None
     ) -> None:
         self.dataset, self.indices, self.source, self.options = dataset, list(indices), source, options
-        self.extras = extras or Extras()
+        self.wanted = wanted or Wanted()
         self.image_ids = [dataset.image_ids[i] for i in self.indices]
         self.bootstrap = PictureBootstrap(self.image_ids, max(options.samples, options.ap_samples), options.seed)
         self.evidences: list[Evidence] = []
@@ -226,16 +232,11 @@ class World:
 
     def collect(self, evidence: Evidence) -> Collected:
         """Predict all pictures, or take what an earlier run kept of the same weights, data and settings."""
-        extras = self.extras if self.switched and evidence is self.main else Extras()
-        if evidence.mask_branch != REGION_FPN:
-            extras = replace(extras, signals=False)
-        key = {
-            "weights": evidence.checkpoint["sha256"],
-            "data": self.digest,
-            "views": extras.views,
-            "signals": extras.signals,
-            "seed": self.options.seed if extras.views else None,
-        }
+        wanted = self.wanted
+        if not self.switched or evidence is not self.main or evidence.mask_branch != REGION_FPN:
+            wanted = replace(wanted, views=0, signals=False)
+        seed = self.options.seed if wanted.views else None
+        key = {"weights": evidence.checkpoint["sha256"], "data": self.digest, **asdict(wanted), "seed": seed}
         return collected_once(
             self.options.cache,
             key,
@@ -243,12 +244,18 @@ class World:
                 evidence.predictor,
                 self.dataset,
                 self.indices,
-                views=extras.views,
                 seed=self.options.seed,
                 progress=self.options.progress,
-                signals=extras.signals,
+                **asdict(wanted),
             ),
         )
+
+    @cached_property
+    def true_instances(self) -> int:
+        """How many true instances the pictures hold, crowds aside."""
+        judged = set(self.image_ids)
+        annotations = self.dataset.coco["annotations"]
+        return sum(a["image_id"] in judged and not a.get("iscrowd") for a in annotations)
 
 
 def size_label(policy: str) -> str:
@@ -274,7 +281,7 @@ def world_facts(world: World, **more: object) -> list[tuple[str, str]]:
         ("data", world.source.data),
         ("split", world.source.split),
         ("pictures", f"{len(world.indices):,}"),
-        ("true instances", f"{len(world.evidences[0].kept.given.results):,}"),
+        ("true instances", f"{world.true_instances:,}"),
         ("seed", str(world.options.seed)),
         *((name.replace("_", " "), str(value)) for name, value in more.items()),
         ("command", world.source.command),

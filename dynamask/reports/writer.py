@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,17 +131,23 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 def markdown(report: Report) -> str:
     """The report as Markdown; figures and pictures are left to the page."""
-    parts = [f"# {report.title}", "\n".join(f"- {name}: {_code(name, value)}" for name, value in report.facts)]
-    for block in report.blocks:
+    facts = "\n".join(f"- {name}: {_code(name, value)}" for name, value in report.facts)
+    return "\n\n".join([f"# {report.title}", facts, blocks_markdown(report.blocks)]) + "\n"
+
+
+def blocks_markdown(blocks: Sequence[Block], level: int = 2) -> str:
+    """Blocks as Markdown, headings at a level; figures and pictures are left out."""
+    parts = []
+    for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"## {block.text}")
+            parts.append(f"{'#' * level} {block.text}")
         elif isinstance(block, Paragraph):
             parts.append(block.text)
         elif isinstance(block, Table):
             rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(block.header))) + "|"
             cells = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
             parts.append("\n".join([_row(block.header), rule, *map(_row, cells)]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -168,7 +175,7 @@ def page(report: Report) -> str:
         if isinstance(block, Heading):
             parts.append(f"<h2>{html.escape(block.text)}</h2>")
         elif isinstance(block, Paragraph):
-            parts.append(f"<p>{html.escape(block.text)}</p>")
+            parts.append(f"<p>{_with_code(html.escape(block.text))}</p>")
         elif isinstance(block, Table):
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
             body = "".join(
@@ -204,6 +211,11 @@ def with_interval(values: dict[str, Any], digits: int = 4, signed: bool = False)
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _with_code(text: str) -> str:
+    """Escaped text with what stands in backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
 
 
 def _code(name: str, value: str) -> str:

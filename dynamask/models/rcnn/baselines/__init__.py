@@ -1,0 +1,1 @@
+"""Mask branches and models that the r-FPN is held against."""
