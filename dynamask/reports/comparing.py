@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from dynamask.evaluation.choices import Interval, at_equal_cost, interval_of, shares
 from dynamask.reports.collecting import MEASURES
 from dynamask.reports.judging import mean_macs
-from dynamask.reports.paper import AP_COLUMNS, PaperTable, fraction
+from dynamask.reports.paper import AP_COLUMNS, PaperTable, fraction, row_name
 from dynamask.reports.world import Evidence, World
 from dynamask.reports.writer import Table, number, with_interval
 from dynamask.structures import MASK_SIZES
@@ -37,6 +37,7 @@ class Line:
         evidence: weights.
         policy: "learned", "size" or "fixed:S".
         limit: mean MACs over the data set that the switch is held to, in place of a policy.
+        like: a row whose mean MACs it is held to instead, on detections as in true boxes.
         paper: name of the paper's row beside it; empty where there is none.
         more: further cells, by the header of their column.
     """
@@ -45,8 +46,20 @@ class Line:
     evidence: Evidence
     policy: str = "learned"
     limit: float | None = None
+    like: Line | None = None
     paper: str = ""
     more: dict[str, str] = field(default_factory=dict)
+
+    def held_to(self, given: bool = False) -> float | None:
+        """The mean MACs that its switch is held to, on the detections or in true boxes."""
+        if self.like is None:
+            return self.limit
+        other = self.like
+        return mean_macs(other.evidence.choice(other.policy, other.held_to(given), given), other.evidence.macs)
+
+    def draws(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
+        """Quality and mean MACs (1 + B,), see :meth:`Evidence.draws`."""
+        return self.evidence.draws(measure, self.policy, self.held_to(measure in MEASURES))
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,9 @@ def provenance(evidence: Evidence) -> Row:
 def measured(line: Line, measures: Sequence[str], paper: PaperTable | None) -> Row:
     """One row: provenance, cost, shares, the six mask APs, and every measure with its interval."""
     evidence = line.evidence
-    choice = evidence.choice(line.policy, line.limit)
-    row: Row = {"row": line.label, "against": "", **provenance(evidence), "policy": line.policy, "limit": line.limit}
+    choice = evidence.choice(line.policy, line.held_to())
+    row: Row = {"row": line.label, "against": "", **provenance(evidence), "policy": line.policy}
+    row["limit"] = line.held_to()
     row["mean_macs"], row["full_macs"] = mean_macs(choice, evidence.macs), evidence.macs[-1]
     row |= {f"share_{size}": share for size, share in zip(MASK_SIZES, shares(choice).tolist())}
     row |= evidence.average_precision(choice)
@@ -118,7 +132,7 @@ def measured(line: Line, measures: Sequence[str], paper: PaperTable | None) -> R
 def _judged(line: Line, measure: str) -> Interval:
     if measure in MEASURES and not line.evidence.kept.given.results:
         return _NOTHING
-    return interval_of(line.evidence.draws(measure, line.policy, line.limit)[0], measure not in MEASURES)
+    return interval_of(line.draws(measure)[0], measure not in MEASURES)
 
 
 def _columns(measure: str, values: Interval) -> Row:
@@ -132,7 +146,7 @@ def difference(contrast: Contrast, measures: Sequence[str]) -> Row:
     """
     first, second = contrast.first, contrast.second
     row: Row = {"row": contrast.label, "against": second.label, **provenance(first.evidence)}
-    row |= {"policy": first.policy, "limit": first.limit}
+    row |= {"policy": first.policy, "limit": first.held_to()}
     for measure in measures:
         if measure in MEASURES and not (first.evidence.kept.given.results and second.evidence.kept.given.results):
             row |= _columns(measure, _NOTHING)
@@ -144,8 +158,8 @@ def difference(contrast: Contrast, measures: Sequence[str]) -> Row:
 def _gap(first: Line, second: Line, measure: str) -> np.ndarray:
     """(1 + B,) first − second."""
     sides = (first, second)
-    (own, cost), (others, their_cost) = (s.evidence.draws(measure, s.policy, s.limit) for s in sides)
-    budgeted = [s.evidence for s in sides if s.limit is not None]
+    (own, cost), (others, their_cost) = (s.draws(measure) for s in sides)
+    budgeted = [s.evidence for s in sides if s.held_to() is not None]
     if not budgeted:
         return own - others
     return at_equal_cost(own, others, cost, their_cost, budgeted[0].curve(measure))
@@ -171,7 +185,7 @@ def rows_table(rows: Sequence[Row], lines: Sequence[Line], columns: Sequence[str
         for cells, row in zip(body, rows):
             cells += _cells(row, column)
     if beside and paper is not None:
-        header.append(f"paper's AP ({paper.short})")
+        header.append(f"paper's AP ({paper.beside})")
         if "G" in paper.columns:
             header.append("paper's GMACs")
         for cells, row in zip(body, rows):
@@ -211,7 +225,7 @@ def difference_table(rows: Sequence[Row], measures: Sequence[str]) -> Table:
 
 def paper_table(paper: PaperTable) -> Table:
     """The paper's own table, as printed."""
-    body = [[name, *("–" if v is None else f"{v}" for v in values)] for name, values in paper.rows]
+    body = [[row_name(name), *("–" if v is None else f"{v}" for v in values)] for name, values in paper.rows]
     return Table([paper.setting, *paper.columns], body)
 
 

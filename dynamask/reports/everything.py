@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynamask.reports.tables import HOW
 from dynamask.reports.world import World, world_facts
-from dynamask.reports.writer import Block, Heading, Picture, Report, Table, blocks_markdown
+from dynamask.reports.writer import Block, Heading, Paragraph, Picture, Report, Table, blocks_markdown
 
 _SKIPPED = ("Checkpoints", "Checkpoint")
 """Sections of a report that the summary has once, at its head."""
@@ -40,11 +41,12 @@ def summary(world: World, reports: Sequence[Report], missing: dict[str, str], ch
         "say nothing about those. The command below writes pages with pictures, CSV and JSON beside this summary.",
         facts,
         blocks_markdown([checkpoints]),
+        HOW,
         f"Here: {names}.",
     ]
     for report in reports:
         parts.append(f"## {report.title}")
-        shown = [b for b in without(report.blocks, _SKIPPED) if not isinstance(b, Picture)]
+        shown = [b for b in without(report.blocks, _SKIPPED) if not isinstance(b, Picture) and b != Paragraph(HOW)]
         parts.append(blocks_markdown(shown, level=3))
     parts += [f"{name} was not made: {reason}." for name, reason in missing.items()]
     return "\n\n".join(part for part in parts if part) + "\n"

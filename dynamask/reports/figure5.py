@@ -52,7 +52,7 @@ def make_figure5(world: World) -> Report:
         for name in SIGNALS
     }
     found, against = rankings(evidence)
-    facts = [*world_facts(world), ("losses of", evidence.label)]
+    facts = world_facts(world, [evidence])
     rows = [*_level_rows(levels), *_rank_rows(found, against)]
     rows = [{**provenance(evidence), **row} for row in rows]
     data = {"facts": dict(facts), "levels": levels, "rankings": found, "edge_loss_minus": against,

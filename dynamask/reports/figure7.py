@@ -64,7 +64,7 @@ def make_figure7(world: World, count: int = 6, budget: float | None = None, scor
             for name, score_, size in zip(names, prediction.scores.tolist(), prediction.mask_size.tolist())
         ]
     chosen_by = "the switch" if budget is None else f"the switch under {budget} mean GMACs a picture"
-    facts = world_facts(world, sizes_chosen_by=chosen_by, drawn=f"detections with score ≥ {score}")
+    facts = world_facts(world, [evidence], sizes_chosen_by=chosen_by, drawn=f"detections with score ≥ {score}")
     legend = [[f"{size}×{size}", LEGEND[size][2], f"{LEGEND[size][1]} ({LEGEND[size][0]})"] for size in MASK_SIZES]
     document: list[Block] = [
         Paragraph(FIGURES["figure7"]),

@@ -22,6 +22,7 @@ class PaperTable:
         number: under which the paper prints it.
         about: its caption, in short.
         setting: data, backbone and schedule behind its figures.
+        beside: the setting of the rows that stand beside ours, for the head of their column.
         columns: names of its figures.
         rows: (name, figures) from top to bottom; None where the paper has a dash.
     """
@@ -29,18 +30,25 @@ class PaperTable:
     number: str
     about: str
     setting: str
+    beside: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[float | str | None, ...]], ...]
-
-    @property
-    def short(self) -> str:
-        """The setting in a few words, for the head of a column."""
-        return ", ".join(self.setting.split(", ")[:2])
 
     def figure(self, row: str, column: str) -> float | str | None:
         """One figure as printed; None for a dash, an unknown row or a column that the table lacks."""
         found = dict(self.rows).get(row)
         return None if found is None or column not in self.columns else found[self.columns.index(column)]
+
+
+_NAMES = {"size": "size-based", "panet": "PANet", "bifpn": "BiFPN", "nasfpn": "NAS-FPN"}
+
+
+def row_name(row: str) -> str:
+    """A row's name in words."""
+    if row.startswith(("fcn:", "fixed:")):
+        method, size = row.split(":")
+        return f"{'Mask R-CNN' if method == 'fcn' else 'DynaMask'}, {size}×{size}"
+    return _NAMES.get(row, row)
 
 
 def fraction(table: PaperTable, row: str, column: str = "AP") -> float | None:
@@ -54,18 +62,19 @@ def _plain(*rows: Sequence[float | str | None]) -> tuple[tuple[str, tuple[float 
     return tuple((str(name), tuple(values)) for name, *values in rows)
 
 
-_R50 = "COCO val2017, ResNet-50-FPN, 1× schedule"
+_R50 = "COCO val2017, ResNet-50-FPN, 1× schedule", "COCO val2017, R50-FPN 1×"
 
 PAPER: dict[str, PaperTable] = {
     "table1": PaperTable(
-        "Tab. 1", "mask AP and cost at different mask resolutions", _R50, ("AP", "G"),
+        "Tab. 1", "mask AP and cost at different mask resolutions", *_R50, ("AP", "G"),
         _plain(
             ("fcn:14", 32.9, 0.2), ("fcn:28", 34.7, 0.5), ("fcn:56", 33.8, 2.0), ("fcn:112", 32.5, 8.0),
             ("fixed:14", 32.9, 0.2), ("fixed:28", 36.1, 0.6), ("fixed:56", 37.1, 1.0), ("fixed:112", 37.6, 1.4),
         ),
     ),
     "table2": PaperTable(
-        "Tab. 2", "comparison with Mask R-CNN", "COCO val2017, backbone and schedule in the row's name", AP_COLUMNS,
+        "Tab. 2", "comparison with Mask R-CNN", "COCO val2017, backbone and schedule in the row's name",
+        _R50[1], AP_COLUMNS,
         _plain(
             ("Mask R-CNN R50 1×", 34.7, 55.7, 37.2, 18.3, 37.4, 47.2),
             ("DynaMask R50 1×", 37.6, 57.4, 40.5, 20.7, 40.4, 50.3),
@@ -79,7 +88,7 @@ PAPER: dict[str, PaperTable] = {
     ),
     "table3": PaperTable(
         "Tab. 3", "comparison with other methods († trained at several scales)",
-        "COCO test-dev2017, backbone and schedule in the row's name", AP_COLUMNS,
+        "COCO test-dev2017, backbone and schedule in the row's name", "COCO test-dev2017", AP_COLUMNS,
         _plain(
             ("MEInst R101 3×", 33.9, 56.2, 35.4, 19.8, 36.1, 42.3),
             ("Mask R-CNN R101 3×", 38.5, 60.0, 41.6, 19.2, 41.6, 55.8),
@@ -101,7 +110,7 @@ PAPER: dict[str, PaperTable] = {
         ),
     ),
     "table4": PaperTable(
-        "Tab. 4", "Cityscapes", "Cityscapes val, ResNet-50-FPN", ("AP", "APS", "APM", "APL"),
+        "Tab. 4", "Cityscapes", "Cityscapes val, ResNet-50-FPN", "Cityscapes val, R50-FPN", ("AP", "APS", "APM", "APL"),
         _plain(
             ("Mask R-CNN", 33.8, 12.0, 31.5, 51.8),
             ("PointRend", 35.8, None, None, None),
@@ -111,7 +120,7 @@ PAPER: dict[str, PaperTable] = {
         ),
     ),
     "table5": PaperTable(
-        "Tab. 5", "influence of the budget constraint; the row's name gives C_t in G, and λ2", _R50,
+        "Tab. 5", "influence of the budget constraint; the row's name gives C_t in G, and λ2", *_R50,
         ("G", "saved", "AP"),
         _plain(
             ("1.0, 0.3", 1.27, "9 %", 37.6), ("1.0, 0.4", 1.13, "19 %", 37.6), ("1.0, 0.5", 1.06, "24 %", 37.5),
@@ -120,14 +129,14 @@ PAPER: dict[str, PaperTable] = {
     ),
     "table6": PaperTable(
         "Tab. 6", "speed (DCT-Mask† trained at several scales)", "COCO val2017, TITAN RTX, pictures of 800 × 1333",
-        ("AP", "G", "FPS"),
+        "COCO val2017, TITAN RTX",         ("AP", "G", "FPS"),
         _plain(
             ("Mask R-CNN", 34.7, 0.5, 12.4), ("PointRend", 35.6, 0.9, 9.4), ("DCT-Mask†", 36.5, 0.5, 11.8),
             ("HTC", 37.4, None, 3.9), ("DynaMask", 37.6, 1.4, 8.3), ("DynaMask (C_t = 0.4)", 36.8, 0.64, 11.2),
         ),
     ),
     "table7": PaperTable(
-        "Tab. 7", "one mask size for all", _R50, ("G", *AP_COLUMNS),
+        "Tab. 7", "one mask size for all", *_R50, ("G", *AP_COLUMNS),
         _plain(
             ("fixed:14", 0.23, 32.9, 55.3, 34.4, 19.3, 35.8, 43.6),
             ("fixed:28", 0.62, 36.1, 57.1, 38.7, 20.4, 39.2, 48.2),
@@ -136,7 +145,7 @@ PAPER: dict[str, PaperTable] = {
         ),
     ),
     "table8": PaperTable(
-        "Tab. 8", "comparison with size-based sizes", _R50, ("G", "AP", *SHARES),
+        "Tab. 8", "comparison with size-based sizes", *_R50, ("G", "AP", *SHARES),
         _plain(
             ("fixed:28", 0.62, 36.1, "0 %", "100 %", "0 %", "0 %"),
             ("size", 0.56, 35.9, "47 %", "32 %", "14 %", "8 %"),
@@ -145,7 +154,7 @@ PAPER: dict[str, PaperTable] = {
         ),
     ),
     "tableS1": PaperTable(
-        "Tab. S1 (printed as Tab. 9)", "distribution of the mask sizes", _R50, (*SHARES, "G", "AP"),
+        "Tab. S1 (printed as Tab. 9)", "distribution of the mask sizes", *_R50, (*SHARES, "G", "AP"),
         _plain(
             ("size", "47 %", "32 %", "14 %", "8 %", 0.56, 35.9),
             ("fixed:112", "0 %", "0 %", "0 %", "100 %", 1.4, 37.6),
@@ -154,11 +163,12 @@ PAPER: dict[str, PaperTable] = {
         ),
     ),
     "tableS2": PaperTable(
-        "Tab. S2 (printed as Tab. 10)", "LVIS", "LVIS val, ResNet-50-FPN", ("AP", "APr", "APc", "APf"),
+        "Tab. S2 (printed as Tab. 10)", "LVIS", "LVIS val, ResNet-50-FPN", "LVIS val, R50-FPN",
+        ("AP", "APr", "APc", "APf"),
         _plain(("Mask R-CNN", 22.1, 10.1, 21.7, 31.7), ("DynaMask", 25.7, 13.9, 24.4, 32.0)),
     ),
     "tableS3": PaperTable(
-        "Tab. S3 (printed as Tab. 11)", "other pyramids for the mask branch", _R50, AP_COLUMNS,
+        "Tab. S3 (printed as Tab. 11)", "other pyramids for the mask branch", *_R50, AP_COLUMNS,
         _plain(
             ("panet", 35.9, 56.8, 38.3, 19.4, 39.2, 49.0), ("bifpn", 36.4, 57.2, 39.0, 19.2, 39.8, 49.5),
             ("nasfpn", 36.0, 56.9, 38.7, 18.9, 38.5, 49.9), ("DynaMask", 37.6, 57.4, 40.5, 20.7, 40.4, 50.3),
@@ -168,10 +178,10 @@ PAPER: dict[str, PaperTable] = {
 """The paper's tables by the name of the report that makes ours."""
 
 FIGURES = {
-    "figure5": "Fig. 5 of the paper shows edges predicted at the four sizes: the edge loss varies much between them, "
-    "the mask loss hardly; COCO, no figures are given.",
-    "figure7": "Fig. 7 of the paper colours its masks red for large, blue for medium, green for small and yellow for "
-    "tiny; COCO.",
-    "figure8": "Fig. 8 of the paper shows the sizes by class on COCO: giraffes get large masks, books small ones.",
+    "figure5": "Fig. 5 of the paper shows edges that were predicted at the four sizes in photographs of COCO, without "
+    "figures: the edge loss, it says, varies greatly between the sizes, and the mask loss hardly.",
+    "figure7": "Fig. 7 of the paper shows photographs of COCO, large masks in red, medium ones in blue, small ones in "
+    "green and tiny ones in yellow.",
+    "figure8": "Fig. 8 of the paper shows the same of COCO: giraffes get large masks, books small ones.",
 }
 """What the paper's figures show, by the name of the report that makes ours."""

@@ -203,7 +203,8 @@ def make_table6(world: World, options: SpeedOptions) -> Report:
     judged = [measured(line, ("segm_ap", "boundary_ap"), paper) for line in lines]
     facts_of_machine, device = machine(), world.main.predictor.device
     timed = time_all(world, lines, options)
-    facts = world_facts(world, machine=machine_line(facts_of_machine), device=f"{device.type}, {device_name(device)}",
+    used = list(dict.fromkeys(line.evidence for line in lines))
+    facts = world_facts(world, used, machine=machine_line(facts_of_machine), device=f"{device.type}, {device_name(device)}",
                         timed=f"{options.rounds} rounds over {options.pictures} pictures, {options.detections} "
                         "detections each, whatever their scores")  # fmt: skip
     times = {(row["part"], row["case"]): row for row in timed}
@@ -211,7 +212,7 @@ def make_table6(world: World, options: SpeedOptions) -> Report:
     beside = {TORCHVISION: "Mask R-CNN", **{line.label: line.paper for line in lines}}
     body = [_cells(name, row, beside[name], times) for name, row in rows_by_name.items()]
     header = ["", "GMACs", "mask AP", "pictures/s", "ms a picture", "× torchvision's", "mask branch, ms",
-              "× torchvision's", f"paper's FPS ({paper.short})", "paper's × Mask R-CNN"]  # fmt: skip
+              "× torchvision's", f"paper's FPS ({paper.beside})", "paper's × Mask R-CNN"]  # fmt: skip
     blocks: list[Block] = [
         Paragraph(
             "Medians, end to end from the picture to pasted masks, and of the mask branch alone; the ratios are "
@@ -225,7 +226,7 @@ def make_table6(world: World, options: SpeedOptions) -> Report:
             for name in lacking
         ),
         Heading("Checkpoints"),
-        provenance_table(world, list(dict.fromkeys(line.evidence for line in lines))),
+        provenance_table(world, used),
         Heading(f"The paper's {paper.number}"),
         Paragraph(
             "AP in per cent, G in giga multiply–accumulates, as printed; another machine, other data and models."

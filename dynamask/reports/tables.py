@@ -106,7 +106,7 @@ def _table5(world: World) -> Plan:
         if evidence.macs == main.macs:
             contrasts.append(Contrast(f"{own.label} − all at 112", own, full))
         if evidence is not main and evidence.macs == main.macs and _spent(evidence) <= _spent(main):
-            slider = Line(f"{main.label}, held to that cost", main, limit=_spent(evidence), more={"C_t": "slider"})
+            slider = Line(f"{main.label}, held to that cost", main, like=own, more={"C_t": "slider"})
             lines.append(slider)
             contrasts.append(Contrast(f"{main.label} held to its cost − {evidence.label}", slider, own))
     for share in (0.8, 0.6, 0.4, 0.2):
@@ -145,8 +145,7 @@ def _table8(world: World) -> Plan:
     own, full = Line(size_label("learned"), main), Line("all at 112", main, FULL, paper="fixed:112")
     contrasts = []
     for rival in (fixed, size):
-        limit = float(main.drawn.cost(main.choice(rival.policy))[0])
-        contrasts.append(Contrast(f"switch − {rival.label}, equal MACs", Line("", main, limit=limit), rival))
+        contrasts.append(Contrast(f"switch − {rival.label}, equal MACs", Line("", main, like=rival), rival))
     contrasts += [Contrast(f"{short.label} − {rival.label}", short, rival) for rival in (fixed, size)]
     return Plan([fixed, size, short, own, full], contrasts, figure=stacked_shares)
 
@@ -255,7 +254,8 @@ def make_table(name: str, world: World) -> Report:
     rows = [measured(line, plan.measures, paper) for line in plan.lines]
     differences = [difference(contrast, plan.measures) for contrast in plan.contrasts]
     blocks = _blocks(kind, plan, rows, differences, paper, world)
-    facts = world_facts(world)
+    used = list(dict.fromkeys(line.evidence for line in plan.lines))
+    facts = world_facts(world, used)
     keys = list(dict.fromkeys(key for row in (*rows, *differences) for key in row))
     flat = [{"table": name, **{key: row.get(key) for key in keys}} for row in (*rows, *differences)]
     data = {

@@ -274,10 +274,10 @@ def coarsest_first(sizes: Sequence[int]) -> list[str]:
     return [f"fixed:{size}" for size in MASK_SIZES if size in sizes]
 
 
-def world_facts(world: World, **more: object) -> list[tuple[str, str]]:
-    """(name, value) pairs for the head of a report on several weights; ``more`` are further facts."""
+def world_facts(world: World, used: Sequence[Evidence] | None = None, **more: object) -> list[tuple[str, str]]:
+    """(name, value) pairs for the head of a report; ``used`` are its weights, all by default, ``more`` further facts."""
     return [
-        ("weights", ", ".join(e.label for e in world.evidences)),
+        ("weights", ", ".join(e.label for e in (world.evidences if used is None else used))),
         ("data", world.source.data),
         ("split", world.source.split),
         ("pictures", f"{len(world.indices):,}"),

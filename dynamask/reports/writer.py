@@ -20,10 +20,10 @@ from dynamask.structures import DynaMaskError
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 1080px; margin: 0 auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 1320px; margin: 0 auto;
        padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .5rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 46rem; } .scroll { overflow-x: auto; } .figure { min-width: 640px; }
+p { max-width: 46rem; } .figure { max-width: 1080px; } .scroll { overflow-x: auto; } .figure { min-width: 640px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e7eb; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #9ca3af; }

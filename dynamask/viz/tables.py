@@ -21,12 +21,13 @@ def cost_quality(rows: Sequence[dict[str, Any]]) -> go.Figure:
     """Mask and boundary AP against mean GMACs, one point a row, rows of one group joined by a line.
 
     Args:
-        rows: with ``row``, ``weights``, ``mask_branch``, ``mean_macs`` and both measures with ``_low`` and ``_high``.
-            Rows whose label begins alike up to the first comma are a group.
+        rows: with ``row``, ``weights``, ``mean_macs`` and both measures with ``_low`` and ``_high``. Rows whose label
+            begins alike up to its comma are a group; labels without one are grouped by their weights.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["row"].split(",")[0], []).append(row)
+        label, comma, _ = row["row"].partition(",")
+        groups.setdefault(label if comma else row["weights"], []).append(row)
     figure = make_subplots(rows=1, cols=len(_PANELS), subplot_titles=list(_PANELS.values()), horizontal_spacing=0.1)
     for column, measure in enumerate(_PANELS, start=1):
         for number, (name, own) in enumerate(groups.items()):
@@ -39,7 +40,7 @@ def cost_quality(rows: Sequence[dict[str, Any]]) -> go.Figure:
                 x=[row["mean_macs"] / 1e9 for row in own],
                 y=values,
                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
-                name=name,
+                name=own[0]["row"] if len(own) == 1 else name,
                 legendgroup=name,
                 showlegend=column == 1,
                 mode="lines+markers",
@@ -87,9 +88,9 @@ def stacked_shares(rows: Sequence[dict[str, Any]]) -> go.Figure:
         font={"size": 13},
         barmode="stack",
         height=130 + 44 * len(rows),
-        margin={"l": 8, "r": 8, "t": 16, "b": 8},
+        margin={"l": 8, "r": 30, "t": 16, "b": 8},
         legend={"orientation": "h", "y": -0.2, "yanchor": "top", "traceorder": "normal"},
     )
-    figure.update_xaxes(title="share of the detections", tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(title="share of the detections", tickformat=".0%", range=[0, 1.002])
     figure.update_yaxes(automargin=True)
     return figure
