@@ -12,6 +12,9 @@ from typing import Any
 
 from dynamask.structures import DynaMaskError
 
+BASELINES = "baselines"
+"""Folder of the baselines within the bundled weights, with a manifest of its own."""
+
 
 def checkpoint_dir() -> Path:
     """Folder of the bundled weights.
@@ -29,7 +32,57 @@ def list_bundled() -> dict[str, dict[str, Any]]:
     Raises:
         DynaMaskError: the manifest cannot be read as a JSON object of entries that each name a file.
     """
-    manifest = checkpoint_dir() / "manifest.json"
+    return _read_manifest(checkpoint_dir())
+
+
+def list_baselines() -> dict[str, dict[str, Any]]:
+    """As :func:`list_bundled`, the baselines that DynaMask is compared with: mask branches on a bundled detector.
+
+    They are loaded by name like all bundled weights; lists that offer weights to use leave them out.
+    """
+    return _read_manifest(checkpoint_dir() / BASELINES)
+
+
+def bundled_entry(name: str) -> dict[str, Any]:
+    """Manifest entry of the bundled weights or baseline called `name`.
+
+    Raises:
+        DynaMaskError: no bundled weights have this name; the message lists those that do.
+    """
+    return _find(name)[1]
+
+
+def bundled_path(name: str) -> Path:
+    """Path of the bundled weights or baseline called `name`.
+
+    Raises:
+        DynaMaskError: no bundled weights have this name (the message lists those that do), or their file is missing.
+    """
+    folder, entry = _find(name)
+    path = folder / entry["file"]
+    if not path.is_file():
+        raise DynaMaskError(f"the file {path.name} of the bundled weights {name!r} is missing; reinstall dynamask")
+    return path
+
+
+def weights_path(name_or_path: str | Path) -> Path:
+    """Where weights lie that were named on a command line: a .safetensors file as it is, else a bundled name."""
+    path = Path(name_or_path)
+    return path if path.suffix == ".safetensors" else bundled_path(str(name_or_path))
+
+
+def _find(name: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and entry of bundled weights or a baseline."""
+    shelves = {checkpoint_dir(): list_bundled(), checkpoint_dir() / BASELINES: list_baselines()}
+    for folder, entries in shelves.items():
+        if name in entries:
+            return folder, entries[name]
+    known = ", ".join(each for entries in shelves.values() for each in entries) or "none"
+    raise DynaMaskError(f"no bundled weights are called {name!r}; choose from {known}, or give a .safetensors file")
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest = folder / "manifest.json"
     if not manifest.is_file():
         return {}
     try:
@@ -39,24 +92,3 @@ def list_bundled() -> dict[str, dict[str, Any]]:
     if not isinstance(entries, dict) or not all(isinstance(e, dict) and "file" in e for e in entries.values()):
         raise DynaMaskError("the manifest of the bundled weights does not name a file for each; reinstall dynamask")
     return entries
-
-
-def list_baselines() -> dict[str, dict[str, Any]]:
-    """Entries of the bundled weights with another mask branch, as :func:`list_bundled` gives them."""
-    return {}
-
-
-def bundled_path(name: str) -> Path:
-    """Path of the bundled weights called `name`.
-
-    Raises:
-        DynaMaskError: no bundled weights have this name (the message lists those that do), or their file is missing.
-    """
-    entries = list_bundled()
-    if name not in entries:
-        known = ", ".join(entries) or "none"
-        raise DynaMaskError(f"no bundled weights are called {name!r}; choose from {known}, or give a .safetensors file")
-    path = checkpoint_dir() / entries[name]["file"]
-    if not path.is_file():
-        raise DynaMaskError(f"the file {path.name} of the bundled weights {name!r} is missing; reinstall dynamask")
-    return path

@@ -21,6 +21,8 @@ class ModelConfig:
     """Names by contiguous label; index 0 is the background."""
     category_ids: tuple[int, ...] = ()
     """COCO category_id of labels 1, 2, …; empty means 1, 2, …"""
+    mask_branch: str = "region_fpn"
+    """What turns regions into masks, one of ``MASK_BRANCHES``; only the r-FPN has a switch."""
     fpn_channels: int = 256
     region_channels: int = 256
     """Channels of the 14×14 region feature; each stage halves them."""
@@ -29,8 +31,6 @@ class ModelConfig:
     switch_channels: int = 64
     switch_hidden: int = 256
     box_head_channels: int = 1024
-    mask_branch: str = "region_fpn"
-    """What turns a region into a mask."""
     class_agnostic: bool = False
     """One mask logit for all classes."""
     frozen_stride: int = 4

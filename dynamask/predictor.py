@@ -122,6 +122,11 @@ class Prediction:
         """(H, W) bool of one instance at its chosen size."""
         return self.mask_at(index, int(self.mask_size[index]))
 
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """The sizes that can be asked for, coarse to fine, of ``MASK_SIZES``."""
+        return MASK_SIZES
+
     def mask_at(self, index: int, size: int) -> Tensor:
         """(H, W) bool of one instance at a size of ``MASK_SIZES``; a size not computed yet is computed now."""
         return paste_mask(self.mask_probs_at(index, size), self.boxes[index], self.image_size)
@@ -194,20 +199,20 @@ class Predictor:
         """COCO category_id of label i at index i − 1."""
         return self.model.config.category_ids or tuple(range(1, len(self.class_names)))
 
-    @property
-    def mask_sizes(self) -> tuple[int, ...]:
-        """Sides of the masks that the mask branch can make, in mask pixels."""
-        return MASK_SIZES
-
-    @property
-    def has_switch(self) -> bool:
-        """Whether the mask branch chooses a size for each instance by itself."""
-        return True
-
     @cached_property
     def costs(self) -> MaskBranchCosts:
         """MACs of the mask branch, derived from its layers."""
         return self.model.mask_branch.costs
+
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """The sizes that the mask branch gives, coarse to fine, of ``MASK_SIZES``."""
+        return MASK_SIZES
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether a switch chooses the sizes; without one "learned" is the finest size."""
+        return True
 
     def __call__(
         self,

@@ -258,10 +258,11 @@ def _everything(arguments: Arguments) -> None:
 
 def with_relatives(names: Sequence[str]) -> list[str]:
     """One bundled name with what is bundled on its detector (NAME-…); several names, or files, as they are."""
-    bundled = {**list_bundled(), **list_baselines()}
-    if len(names) != 1 or names[0] not in bundled:
+    if len(names) != 1 or names[0] not in list_bundled():
         return list(names)
-    return [names[0], *(name for name in bundled if name.startswith(f"{names[0]}-"))]
+    switches = [name for name in list_bundled() if name.startswith(f"{names[0]}-")]
+    baselines = [name for name, entry in list_baselines().items() if entry["detector"]["name"] == names[0]]
+    return [names[0], *switches, *baselines]
 
 
 def _world(arguments: Arguments, wanted: Wanted, single: bool = False) -> World:

@@ -30,7 +30,6 @@ class Predicts(Protocol):
     """What evaluation needs of a predictor; see :class:`dynamask.predictor.Predictor`."""
 
     class_names: tuple[str, ...]
-    mask_sizes: tuple[int, ...]
     costs: Any
     __call__: Callable[..., Any]
 
@@ -157,7 +156,7 @@ def add_picture(
         target: of the picture, as :class:`CocoDataset` serves it.
         categories: from :func:`category_map`.
         category_ids: of the data set.
-        every_size: keep the masks of all sizes that the weights can make.
+        every_size: keep the masks of all sizes that the mask branch gives.
     """
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
     policy = {"policy": "learned"} if options.over_dataset else {"policy": options.policy, "budget": options.budget}
@@ -170,7 +169,7 @@ def add_picture(
         if options.policy == "oracle":
             own = (prediction.boxes, prediction.labels)
             truth = match(*own, target["boxes"], target["labels"], categories, category_ids)
-    add(found, prediction, target, truth, categories, predictor.mask_sizes if every_size else None)
+    add(found, prediction, target, truth, categories, every_size)
     return prediction
 
 
@@ -217,21 +216,15 @@ def add(
     target: dict[str, Any],
     truth: Sequence[int | None],
     categories: dict[int, int],
-    sizes: Sequence[int] | None = None,
+    every_size: bool,
 ) -> None:
-    """Append the instances of one picture; those of classes the data set does not have are left out.
-
-    Args:
-        sizes: whose masks are kept; the chosen one by default.
-    """
+    """Append the instances of one picture; those of classes the data set does not have are left out."""
     for i, (box, label) in enumerate(zip(prediction.boxes.tolist(), prediction.labels.tolist())):
         if label not in categories:
             continue
         chosen = MASK_SIZES.index(int(prediction.mask_size[i]))
-        masks = {
-            k: prediction.mask_at(i, MASK_SIZES[k]).numpy()
-            for k in ([chosen] if sizes is None else map(MASK_SIZES.index, sizes))
-        }
+        sizes = prediction.mask_sizes if every_size else [MASK_SIZES[chosen]]
+        masks = {MASK_SIZES.index(size): prediction.mask_at(i, size).numpy() for size in sizes}
         true_mask = None if truth[i] is None else target["masks"][truth[i]].numpy().astype(bool)
         found.results.append(
             {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamask.bundled import bundled_path, list_baselines, list_bundled
+from dynamask.bundled import bundled_entry, bundled_path
 from dynamask.engine.checkpoint import read_header
 
 
@@ -38,8 +38,7 @@ def checkpoint_facts(weights: str) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     path = Path(weights)
     if path.suffix != ".safetensors":
-        path = bundled_path(weights)
-        entry = {**list_bundled(), **list_baselines()}[weights]
+        path, entry = bundled_path(weights), bundled_entry(weights)
     header = read_header(path)
     seen = entry.get("images_seen", header["training"].get("images_seen"))
     with path.open("rb") as file:

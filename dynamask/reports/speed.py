@@ -204,9 +204,9 @@ def make_table6(world: World, options: SpeedOptions) -> Report:
     facts_of_machine, device = machine(), world.main.predictor.device
     timed = time_all(world, lines, options)
     used = list(dict.fromkeys(line.evidence for line in lines))
-    facts = world_facts(world, used, machine=machine_line(facts_of_machine), device=f"{device.type}, {device_name(device)}",
-                        timed=f"{options.rounds} rounds over {options.pictures} pictures, {options.detections} "
-                        "detections each, whatever their scores")  # fmt: skip
+    timing = f"{options.rounds} rounds over {options.pictures} pictures, {options.detections} detections each"
+    where = f"{device.type}, {device_name(device)}"
+    facts = world_facts(world, used, machine=machine_line(facts_of_machine), device=where, timed=timing)
     times = {(row["part"], row["case"]): row for row in timed}
     rows_by_name: dict[str, Row | None] = {TORCHVISION: None, **{row["row"]: row for row in judged}}
     beside = {TORCHVISION: "Mask R-CNN", **{line.label: line.paper for line in lines}}

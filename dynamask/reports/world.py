@@ -275,7 +275,7 @@ def coarsest_first(sizes: Sequence[int]) -> list[str]:
 
 
 def world_facts(world: World, used: Sequence[Evidence] | None = None, **more: object) -> list[tuple[str, str]]:
-    """(name, value) pairs for the head of a report; ``used`` are its weights, all by default, ``more`` further facts."""
+    """(name, value) pairs for the head of a report on the weights ``used``, all by default; ``more`` are others."""
     return [
         ("weights", ", ".join(e.label for e in (world.evidences if used is None else used))),
         ("data", world.source.data),
