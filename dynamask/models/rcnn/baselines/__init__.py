@@ -1,1 +1,1 @@
-"""Mask branches and models that the r-FPN is held against."""
+"""Mask heads and models to compare with: the same trainer, the same detector, the same regions, MACs counted."""
