@@ -21,7 +21,7 @@ from dynamask.reports.comparing import (
 from dynamask.reports.paper import PAPER, PaperTable
 from dynamask.reports.rare import rare_plan
 from dynamask.reports.verdicts import budgets_said, pyramids_said, sizes_said
-from dynamask.reports.world import REGION_FPN, Evidence, World, coarsest_first, finest, size_label, world_facts
+from dynamask.reports.world import Evidence, World, coarsest_first, finest, size_label, world_facts
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.tables import cost_quality, stacked_shares
@@ -284,7 +284,8 @@ def _blocks(
         blocks.append(difference_table(differences, plan.measures))
     if plan.verdict is not None:
         blocks += [Paragraph(text) for text in plan.verdict(rows, differences)]
-    blocks += [Paragraph(_lacking(branch, world)) for branch in plan.lacking]
+    if plan.lacking:
+        blocks.append(Paragraph(_lacking(plan.lacking, world)))
     blocks.append(Paragraph(HOW))
     used = list(dict.fromkeys(line.evidence for line in plan.lines))
     blocks += [Heading("Checkpoints"), provenance_table(world, used)]
@@ -305,11 +306,13 @@ def _about(paper: PaperTable, kind: TableKind) -> str:
     return f"{about}These are other data and other models. To hold ours against it takes {kind.compare}"
 
 
-def _lacking(branch: str, world: World) -> str:
-    """A sentence on a row that no given weights have."""
+def _lacking(branches: list[str], world: World) -> str:
+    """Sentences on rows that no given weights have."""
     start, model = world.evidences[0], world.evidences[0].checkpoint["model"]
-    words = ["dynamask", "train", "--data", "DATA", "--model", model, "--mask-branch", branch]
-    if branch != REGION_FPN:
-        words += ["--init", start.name, "--freeze", "detector"]
-    words += ["--out", f"runs/{branch.replace(':', '-')}"]
-    return f"No weights with the mask branch {branch} were given; this trains them: `{shlex.join(words)}`"
+    words = ["dynamask", "train", "--data", "DATA", "--model", model, "--mask-branch", branches[0], "--init", start.name]
+    words += ["--freeze", "detector", "--out", f"runs/{branches[0].replace(':', '-')}"]
+    others = "" if len(branches) == 1 else "; the others need their own name in its place"
+    return (
+        f"Rows are missing: no weights with the mask branch {', '.join(branches)} were given. "
+        f"`{shlex.join(words)}` trains {branches[0]} on the same detector{others}."
+    )
