@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from dynamask.cli import analyze, costs, data, evaluate, predict, report, shapes, train
+from dynamask.cli.common import check_json
 from dynamask.structures import DynaMaskError
 
 COMMANDS = (costs, predict, train, evaluate, report, shapes, analyze, data)
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"dynamask: warning: {message}", file=sys.stderr)
     arguments = build_parser().parse_args(argv)
     try:
+        check_json(vars(arguments).get("json"))
         arguments.run(arguments)
     except (DynaMaskError, OSError) as error:
         text = " ".join(str(error).split())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.data.coco import split_by_image_id
+from dynamask.data.coco import HasImageIds, split_by_image_id
 from dynamask.data.sources import Data, open_data
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
@@ -26,6 +26,12 @@ def add_choice(parser: argparse.ArgumentParser, policies: str) -> None:
     parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance, instead of a policy")
 
 
+def check_json(target: str | None) -> None:
+    """Refuse a ``--json`` whose folder does not exist, before the work starts."""
+    if target is not None and target != "-" and not Path(target).absolute().parent.is_dir():
+        raise DynaMaskError(f"folder {Path(target).parent} of --json does not exist; create it or choose another")
+
+
 def write_json(value: object, target: str | None) -> None:
     """Write JSON atomically to a file, or alone to stdout; nothing when no target is given."""
     if target is None:
@@ -34,10 +40,8 @@ def write_json(value: object, target: str | None) -> None:
     if target == "-":
         print(text)
         return
-    path = Path(target)
-    if path.parent and not path.parent.is_dir():
-        raise DynaMaskError(f"folder {path.parent} of --json does not exist; create it or choose another")
-    write_text(path, text + "\n")
+    check_json(target)
+    write_text(Path(target), text + "\n")
 
 
 def say(text: str, target: str | None = None) -> None:
@@ -60,7 +64,9 @@ def add_data(
 def opened_data(arguments: argparse.Namespace, class_names: Sequence[str] | None) -> tuple[Data, list[int]]:
     """The data set that the flags of :func:`add_data` name, as weights with these classes see it, and its indices."""
     dataset = open_data(arguments.data, arguments.images, arguments.annotations, class_names)
-    indices = held_out(dataset, arguments.holdout, True) if arguments.holdout else list(range(len(dataset)))
+    indices = list(range(len(dataset)))
+    if arguments.holdout is not None:
+        indices = held_out(dataset, arguments.holdout, True)
     return dataset, indices
 
 
@@ -70,14 +76,14 @@ def check_folder(out: Path) -> None:
         raise DynaMaskError(f"--out {out} is a file; give a folder")
 
 
-def held_out(dataset: Data, modulus: int, validation: bool) -> list[int]:
+def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
     """One side of the published split; refuses a modulus that leaves a side empty."""
     if modulus < 2:
         raise DynaMaskError(f"--holdout is {modulus}; give a whole number of at least 2")
     indices = split_by_image_id(dataset, validation, modulus)
     if not indices:
         raise DynaMaskError(
-            f"--holdout {modulus} leaves one side of the {len(dataset)} pictures empty; give another number"
+            f"--holdout {modulus} leaves one side of the {len(dataset.image_ids)} pictures empty; give another number"
         )
     return indices
 

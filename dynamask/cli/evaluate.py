@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_choice, add_data, add_json, opened_data, print_summary, write_json
+from dynamask.cli.common import add_choice, add_data, add_json, held_out, opened_data, print_summary, write_json
 from dynamask.data.coco import drop_degenerate, read_coco_json
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.memory import keep_freed_memory
@@ -42,8 +42,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
         annotations, _, _ = drop_degenerate(read_coco_json(arguments.annotations))
         results = load_results(arguments.predictions, annotations)
-        summary: dict[str, Any] = {"images": len(annotations["images"]), "detections": len(results)}
-        summary.update(evaluate_coco(annotations, results))
+        ids = [image["id"] for image in annotations["images"]]
+        if arguments.holdout is not None:
+            ids = [ids[i] for i in held_out(argparse.Namespace(image_ids=ids), arguments.holdout, True)]
+        judged = set(ids)
+        count = sum(result["image_id"] in judged for result in results)
+        summary: dict[str, Any] = {"images": len(ids), "detections": count}
+        summary.update(evaluate_coco(annotations, results, image_ids=ids))
     else:
         options = EvaluationOptions(
             arguments.policy or "learned",

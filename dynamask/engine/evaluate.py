@@ -150,8 +150,8 @@ def add_picture(
     category_ids: Sequence[int],
     options: EvaluationOptions,
     every_size: bool,
-) -> None:
-    """Predict one item of a data set and append its instances.
+) -> Any:
+    """Predict one item of a data set and append its instances; returns the prediction.
 
     Args:
         image: (3, H, W) uint8 RGB.
@@ -172,6 +172,7 @@ def add_picture(
             own = (prediction.boxes, prediction.labels)
             truth = match(*own, target["boxes"], target["labels"], categories, category_ids)
     add(found, prediction, target, truth, categories, every_size)
+    return prediction
 
 
 def known_instances(

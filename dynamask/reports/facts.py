@@ -28,7 +28,8 @@ class Source:
 
 
 def checkpoint_facts(weights: str) -> dict[str, Any]:
-    """``sha256``, ``model`` and ``images_seen`` (None if unknown) of a bundled name or a .safetensors file.
+    """What is known of a bundled name or a file: its ``sha256`` and ``model``, and, None where it does not say,
+    ``images_seen``, ``seed`` of the training, and ``budget_target`` of the switch.
 
     Raises:
         DynaMaskError: there are no such weights.
@@ -39,7 +40,16 @@ def checkpoint_facts(weights: str) -> dict[str, Any]:
         path, entry = bundled_path(weights), bundled_entry(weights)
     header = read_header(path)
     seen = entry.get("images_seen", header["training"].get("images_seen"))
-    return {"sha256": file_digest(path), "model": header["config"]["name"], "images_seen": seen}
+    training = header["training"]
+    seed = entry.get("seed", training.get("train", {}).get("seed"))
+    losses = training.get("switch", training).get("losses", {})
+    return {
+        "sha256": file_digest(path),
+        "model": header["config"]["name"],
+        "images_seen": seen,
+        "seed": seed,
+        "budget_target": losses.get("budget_target"),
+    }
 
 
 def fact_lines(source: Source, checkpoint: dict[str, Any], **more: object) -> list[tuple[str, str]]:
