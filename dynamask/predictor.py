@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
-from dynamask.bundled import bundled_path
 from dynamask.data.pictures import read_picture
 from dynamask.engine.checkpoint import load_model
+from dynamask.models.hub import find_weights
 from dynamask.models.rcnn import policies
 from dynamask.models.rcnn.costs import MaskBranchCosts
 from dynamask.models.rcnn.model import DynaMaskRCNN
@@ -161,10 +161,11 @@ def encode_rle(mask: Tensor) -> dict[str, object]:
 
 
 def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor:
-    """A predictor from bundled weights ("people") or the path of a .safetensors file."""
-    path = Path(name_or_path)
-    if path.suffix != ".safetensors":
-        path = bundled_path(str(name_or_path))
+    """A predictor from bundled weights ("people"), a .safetensors file, a saved folder, or hf://owner/name[@revision].
+
+    Nothing is downloaded but what is named with hf://.
+    """
+    path = find_weights(name_or_path)
     try:
         target = torch.device(device)
         torch.zeros(1, device=target)
