@@ -48,7 +48,11 @@ def test_the_card_holds_the_hubs_fields_and_the_scores(model, tmp_path):
     scores = {"learned": {"bbox": {"AP": 0.25}, "segm": {"AP": 0.125}, "boundary": {"AP": None},
                           "mean_macs_per_instance": 2.5e7}}  # fmt: skip
     card = ModelCard(
-        data="Trained on nothing.", scores=scores, measured_on="ten scenes", commands=("dynamask train …",)
+        licence="apache-2.0",
+        data="Trained on nothing.",
+        scores=scores,
+        measured_on="ten scenes",
+        commands=("dynamask train …",),
     )
     text = (model.save_pretrained(tmp_path / "mine", card) / "README.md").read_text(encoding="utf-8")
     fields = front_matter(text)

@@ -178,7 +178,7 @@ def card_text(model: DynaMaskRCNN, card: ModelCard, title: str, hub_name: str | 
     results = [
         EvalResult(
             task_type="image-segmentation", dataset_type="custom", dataset_name=card.measured_on or "not said",
-            metric_type=f"{kind}_ap", metric_name=f"{word} AP, {policy} sizes",
+            metric_type=f"{kind}_ap", metric_name=f"{word} AP, policy {policy}",
             metric_value=round(scores[kind]["AP"], 4),
         )
         for policy, scores in card.scores.items()
