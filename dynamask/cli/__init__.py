@@ -8,10 +8,10 @@ import typing
 import warnings
 from collections.abc import Sequence
 
-from dynamask.cli import analyze, costs, data, evaluate, predict, report, shapes, train, weights
+from dynamask.cli import analyze, costs, data, evaluate, predict, recipes, report, shapes, train, weights
 from dynamask.structures import DynaMaskError
 
-COMMANDS = (costs, predict, train, evaluate, report, shapes, analyze, data, weights)
+COMMANDS = (costs, predict, train, recipes, evaluate, report, shapes, analyze, data, weights)
 """Modules with ``add(commands)``, in the order of the help."""
 
 

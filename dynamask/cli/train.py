@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from dynamask.cli.common import add_data, check_folder, held_out, print_summary, write_json
+from dynamask.cli.recipes import fill_in
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
 from dynamask.data.loaders import training_loader
 from dynamask.data.sources import open_data
@@ -27,6 +29,9 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, loss_weights, train
 from dynamask.models.factory import build_model, list_models, preset
+from dynamask.models.hub import find_weights
+from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.rcnn.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.predictor import load
 from dynamask.structures import DynaMaskError
 
@@ -40,7 +45,8 @@ def add(commands: Any) -> None:
         "with COCO annotations. Values that are not given are the model's recipe.",
     )
     add_data(parser, "keep back, and evaluate on, pictures whose SHA-256 of the image id is divisible by M")
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(list_models())}")
+    parser.add_argument("--recipe", metavar="NAME", help="values of all flags that are not given; `dynamask recipes`")
+    parser.add_argument("--model", help=f"one of {', '.join(list_models())}; a recipe names it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--val-data", metavar="DATA", help="data to evaluate on at the end, named as with --data")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="pictures to evaluate on at the end")
@@ -51,7 +57,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--merge-classes", action="store_true", help="class-agnostic: train all classes as the one class 'object'"
     )
-    parser.add_argument("--init", type=Path, metavar="FILE", help="start from the weights of a trained model")
+    parser.add_argument(
+        "--init",
+        metavar="FILE|torchvision",
+        help="start from the weights of a trained model, or from the detector of torchvision's COCO Mask R-CNN "
+        "(torchvision downloads it; a .pth file has it)",
+    )
     parser.add_argument(
         "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"
     )
@@ -84,6 +95,7 @@ def _given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    fill_in(arguments)
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
     check_folder(arguments.out)
@@ -108,7 +120,7 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     model = build_model(model_config, arguments.backbone_weights, loss_config)
     if arguments.init is not None:
-        load_weights(model, arguments.init)
+        _initialise(model, arguments.init, arguments.freeze)
     if arguments.freeze is not None:
         freeze(model, arguments.freeze)
     settings = _settings(arguments, config, loss_config, model_config)
@@ -132,6 +144,20 @@ def _train(arguments: argparse.Namespace) -> None:
             "the same command with --resume goes on from there",
             file=sys.stderr,
         )
+
+
+def _initialise(model: DynaMaskRCNN, source: str, frozen: str | None) -> None:
+    """Weights to start from: a whole model of ours, or torchvision's detector, whose classes are told."""
+    if not is_torchvision_source(source):
+        load_weights(model, find_weights(source))
+        return
+    unknown = load_torchvision_detector(model, source)
+    if unknown and frozen is not None:
+        raise DynaMaskError(
+            f"COCO has no {', '.join(unknown[:5])}, so a frozen detector would never find it; leave --freeze away"
+        )
+    if unknown:
+        warnings.warn(f"the box head starts anew for classes that COCO lacks: {', '.join(unknown)}", stacklevel=2)
 
 
 def _settings(

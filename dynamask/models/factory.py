@@ -114,6 +114,7 @@ def build_model(
         config.region_channels,
         1 if config.class_agnostic else num_classes - 1,
         config.offset_groups,
+        config.class_agnostic_last,
     )
     switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
     heads = DynaMaskRoIHeads(

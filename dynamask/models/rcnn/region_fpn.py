@@ -130,9 +130,17 @@ class RegionFPN(nn.Module):
         channels: C of the 14×14 feature; the stages have C/2, C/4, C/8.
         num_classes: foreground classes; 1 for a class-agnostic branch.
         offset_groups: of the three stages' deformable convolutions.
+        agnostic_last: one mask logit for all classes at the finest size, whatever the others have.
     """
 
-    def __init__(self, fpn_channels: int, channels: int, num_classes: int, offset_groups: Sequence[int]) -> None:
+    def __init__(
+        self,
+        fpn_channels: int,
+        channels: int,
+        num_classes: int,
+        offset_groups: Sequence[int],
+        agnostic_last: bool = False,
+    ) -> None:
         super().__init__()
         widths = [channels // 2**k for k in range(len(MASK_SIZES))]
         self.base = nn.Sequential(
@@ -143,9 +151,9 @@ class RegionFPN(nn.Module):
         )
         self.projections = nn.ModuleList(nn.Conv2d(fpn_channels, width, 1) for width in widths[1:])
         self.stages = nn.ModuleList(RegionStage(w, g) for w, g in zip(widths[1:], offset_groups, strict=True))
-        self.mask_predictors = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths)
+        classes = [num_classes] * (len(widths) - 1) + [1 if agnostic_last else num_classes]
+        self.mask_predictors = nn.ModuleList(nn.Conv2d(width, count, 1) for width, count in zip(widths, classes))
         self.edge_predictors = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
-        self.class_agnostic = num_classes == 1
         self._initialise()
 
     def _initialise(self) -> None:
@@ -193,7 +201,7 @@ class RegionFPN(nn.Module):
         """Mask logits (n, S, S) of the regions' own class; only that class's weights are used."""
         self.advance(state, size_index, rows)
         predictor = self.mask_predictors[size_index]
-        channel = torch.zeros_like(rows) if self.class_agnostic else state.labels[rows] - 1
+        channel = torch.zeros_like(rows) if predictor.out_channels == 1 else state.labels[rows] - 1
         weight = predictor.weight[channel, :, 0, 0]  # (n, C)
         feature = state.gather(size_index, rows)
         size = MASK_SIZES[size_index]
