@@ -20,6 +20,7 @@ from dynamask.models.rcnn.torchvision_weights import (
     is_torchvision_source,
     load_torchvision_detector,
 )
+from dynamask.models.weights_file import save_model
 from dynamask.structures import DynaMaskError
 
 COCO = COCO_V1.meta["categories"]
@@ -273,6 +274,15 @@ def test_without_internet_one_sentence_says_what_to_do(monkeypatch):
     assert asked[0][0] == COCO_V1.url and asked[0][1]["weights_only"] and asked[0][1]["check_hash"]
 
 
-def test_which_names_mean_torchvision():
+def test_which_sources_mean_torchvision(tmp_path):
     assert is_torchvision_source("torchvision") and is_torchvision_source("a/b.pth") and is_torchvision_source("b.pt")
     assert not is_torchvision_source("people") and not is_torchvision_source("a/last.safetensors")
+    model = tiny_model()
+    save_model(model, tmp_path / "ours.safetensors")
+    assert not is_torchvision_source(tmp_path / "ours.safetensors")
+    save_file(model.state_dict(), tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert is_torchvision_source(tmp_path / "theirs.safetensors")
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    assert not is_torchvision_source(tmp_path / "other.safetensors")
+    assert not is_torchvision_source(tmp_path / "torn.safetensors")

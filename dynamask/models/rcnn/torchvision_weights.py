@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
@@ -74,8 +74,18 @@ def load_torchvision_detector(
 
 
 def is_torchvision_source(source: str | Path) -> bool:
-    """Whether a name or path can only mean torchvision's weights: its name, or a file that torch.save writes."""
-    return str(source) == TORCHVISION or Path(source).suffix in (".pth", ".pt")
+    """Whether a name or path means torchvision's weights: its name, a file of torch.save, or a foreign .safetensors."""
+    path = Path(source)
+    if str(source) == TORCHVISION or path.suffix in (".pth", ".pt"):
+        return True
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as stored:
+            ours = (stored.metadata() or {}).get("format", "").startswith("dynamask")
+            return not ours and f"{CLASSIFIER}.weight" in stored.keys()  # noqa: SIM118: no mapping
+    except (SafetensorError, OSError):
+        return False  # whoever reads it says what is wrong
 
 
 def read_torchvision_state(source: str | Path) -> dict[str, Tensor]:
