@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import report
 from dynamask.bundled import checkpoint_dir, list_bundled
 from dynamask.data.sources import Data
-from dynamask.engine.checkpoint import read_header
 from dynamask.engine.evaluate import EvaluationOptions, collect, summarise
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.models.weights_file import read_header
 from dynamask.predictor import load
 from dynamask.reports.judging import choice_of
 from dynamask.structures import MASK_SIZES

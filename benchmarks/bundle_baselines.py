@@ -23,10 +23,10 @@ from benchmarks import report
 from benchmarks.bundle import cell, measure, rule
 from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_baselines, list_bundled
 from dynamask.config import ModelConfig
-from dynamask.engine.checkpoint import file_digest, read_header, save_branch
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
 from dynamask.models.factory import build_model
+from dynamask.models.weights_file import file_digest, read_header, save_branch
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 ABOUT = {

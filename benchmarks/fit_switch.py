@@ -26,8 +26,8 @@ from benchmarks.cached_features import Cache, build_cache, load_cache, save_cach
 from benchmarks.decisions import parse_values
 from benchmarks.switch_training import SCHEDULE, Signals, spend, train_switch
 from dynamask.config import LossConfig
-from dynamask.engine.checkpoint import read_header, save_model
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.models.weights_file import read_header, save_model
 from dynamask.predictor import Predictor, load
 from dynamask.structures import DynaMaskError
 

@@ -65,12 +65,6 @@ def bundled_path(name: str) -> Path:
     return path
 
 
-def weights_path(name_or_path: str | Path) -> Path:
-    """Where weights lie that were named on a command line: a .safetensors file as it is, else a bundled name."""
-    path = Path(name_or_path)
-    return path if path.suffix == ".safetensors" else bundled_path(str(name_or_path))
-
-
 def _find(name: str) -> tuple[Path, dict[str, Any]]:
     """Folder and entry of bundled weights or a baseline."""
     shelves = {checkpoint_dir(): list_bundled(), checkpoint_dir() / BASELINES: list_baselines()}

@@ -46,6 +46,8 @@ class ModelConfig:
     box_head_channels: int = 1024
     class_agnostic: bool = False
     """One mask logit for all classes."""
+    class_agnostic_last: bool = False
+    """One mask logit for all classes at 112, as in the authors' code, and a logit per class at the other sizes."""
     frozen_stride: int = 4
     """Backbone parameters up to this stride do not train."""
     image_mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
-from dynamask.bundled import weights_path
 from dynamask.data.pictures import read_picture
-from dynamask.engine.checkpoint import load_model
+from dynamask.models.hub import find_weights
 from dynamask.models.rcnn import policies
 from dynamask.models.rcnn.costs import MaskBranchCosts
 from dynamask.models.rcnn.mask_head import RegionState
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.weights_file import load_model
 from dynamask.ops.masks import paste_mask, paste_masks
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -172,8 +172,11 @@ def encode_rle(mask: Tensor) -> dict[str, object]:
 
 
 def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor:
-    """A predictor from bundled weights ("people") or the path of a .safetensors file."""
-    path = weights_path(name_or_path)
+    """A predictor from bundled weights ("people"), a .safetensors file, a saved folder, or hf://owner/name[@revision].
+
+    Nothing is downloaded but what is named with hf://.
+    """
+    path = find_weights(name_or_path)
     try:
         target = torch.device(device)
         torch.zeros(1, device=target)

@@ -14,9 +14,9 @@ from app import weights as app_weights
 from dynamask import bundled, cli
 from dynamask.config import MASK_BRANCHES
 from dynamask.data.sources import open_data
-from dynamask.engine.checkpoint import load_model, read_header, save_branch, save_model
 from dynamask.engine.initialise import initialise
 from dynamask.engine.train import DETECTOR_LOSSES, freeze
+from dynamask.models.weights_file import load_model, read_header, save_branch, save_model
 from dynamask.predictor import Predictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

@@ -10,8 +10,8 @@ from small_models import tiny_model
 from benchmarks import bundle_baselines
 from dynamask import bundled, cli
 from dynamask.data.sources import open_data
-from dynamask.engine.checkpoint import file_digest, save_model
 from dynamask.engine.initialise import initialise
+from dynamask.models.weights_file import file_digest, save_model
 from dynamask.predictor import load
 
 

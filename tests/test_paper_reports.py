@@ -14,10 +14,10 @@ from small_models import tiny_model
 
 from dynamask import cli
 from dynamask.data.shapes import ShapesDataset
-from dynamask.engine.checkpoint import save_model
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.evaluation.choices import PictureBootstrap, spearman
 from dynamask.evaluation.ranking import SizeRanking, pairwise, row_spearman
+from dynamask.models.weights_file import save_model
 from dynamask.ops.masks import crop_masks
 from dynamask.predictor import Predictor, load
 from dynamask.reports import speed

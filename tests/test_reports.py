@@ -11,9 +11,9 @@ from PIL import Image
 from small_models import TINY
 
 from dynamask import cli
-from dynamask.engine.checkpoint import save_model
 from dynamask.engine.evaluate import Instances
 from dynamask.models.factory import create_model
+from dynamask.models.weights_file import save_model
 from dynamask.reports import budget_curve, classes
 from dynamask.reports import world as world_module
 from dynamask.reports.collecting import Collected

@@ -8,11 +8,11 @@ import typing
 import warnings
 from collections.abc import Sequence
 
-from dynamask.cli import analyze, costs, data, evaluate, predict, report, shapes, train
+from dynamask.cli import analyze, costs, data, evaluate, predict, recipes, report, shapes, train, weights
 from dynamask.cli.common import check_json
 from dynamask.structures import DynaMaskError
 
-COMMANDS = (costs, predict, train, evaluate, report, shapes, analyze, data)
+COMMANDS = (costs, predict, train, recipes, evaluate, report, shapes, analyze, data, weights)
 """Modules with ``add(commands)``, in the order of the help."""
 
 

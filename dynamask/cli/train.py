@@ -10,25 +10,30 @@ import sys
 import threading
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dynamask.bundled import weights_path
 from dynamask.cli.common import add_data, check_folder, held_out, print_summary, write_json
+from dynamask.cli.recipes import fill_in
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
 from dynamask.data.loaders import training_loader
 from dynamask.data.sources import open_data
 from dynamask.data.transforms import TrainingTransforms
-from dynamask.engine.checkpoint import checkpoints, save_model
+from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.evaluate import run_evaluation
 from dynamask.engine.initialise import PARTS, initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, loss_weights, train
 from dynamask.models.factory import build_model, list_models, preset
+from dynamask.models.hub import find_weights
+from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.rcnn.torchvision_weights import is_torchvision_source, load_torchvision_detector
+from dynamask.models.weights_file import save_model
 from dynamask.predictor import load
 from dynamask.structures import DynaMaskError
 
@@ -42,7 +47,8 @@ def add(commands: Any) -> None:
         "with COCO annotations. Values that are not given are the model's recipe.",
     )
     add_data(parser, "keep back, and evaluate on, pictures whose SHA-256 of the image id is divisible by M")
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(list_models())}")
+    parser.add_argument("--recipe", metavar="NAME", help="values of all flags that are not given; `dynamask recipes`")
+    parser.add_argument("--model", help=f"one of {', '.join(list_models())}; a recipe names it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--val-data", metavar="DATA", help="data to evaluate on at the end, named as with --data")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="pictures to evaluate on at the end")
@@ -54,7 +60,10 @@ def add(commands: Any) -> None:
         "--merge-classes", action="store_true", help="class-agnostic: train all classes as the one class 'object'"
     )
     parser.add_argument(
-        "--init", metavar="FILE|NAME", help="start from the weights of a trained model: a .safetensors file or bundled"
+        "--init",
+        metavar="FILE|NAME|torchvision",
+        help="start from the weights of a trained model, a .safetensors file or bundled, or from the detector of "
+        "torchvision's COCO Mask R-CNN (torchvision downloads it; a .pth file has it)",
     )
     parser.add_argument(
         "--init-part",
@@ -94,6 +103,7 @@ def _given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    fill_in(arguments)
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
     check_folder(arguments.out)
@@ -120,8 +130,7 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     model = build_model(model_config, arguments.backbone_weights, loss_config)
     if arguments.init is not None:
-        taken = initialise(model, weights_path(arguments.init), arguments.init_part)
-        print(f"dynamask: {taken}", file=sys.stderr)
+        _initialise(model, arguments)
     torch.manual_seed(config.seed)  # what is drawn from here on does not depend on the layers that were built
     if arguments.freeze is not None:
         freeze(model, arguments.freeze)
@@ -146,6 +155,21 @@ def _train(arguments: argparse.Namespace) -> None:
             "the same command with --resume goes on from there",
             file=sys.stderr,
         )
+
+
+def _initialise(model: DynaMaskRCNN, arguments: argparse.Namespace) -> None:
+    """Weights to start from: a model of ours, or torchvision's detector, whose classes are told."""
+    if not is_torchvision_source(arguments.init):
+        taken = initialise(model, find_weights(arguments.init), arguments.init_part)
+        print(f"dynamask: {taken}", file=sys.stderr)
+        return
+    unknown = load_torchvision_detector(model, arguments.init)
+    if unknown and arguments.freeze is not None:
+        raise DynaMaskError(
+            f"COCO has no {', '.join(unknown[:5])}, so a frozen detector would never find it; leave --freeze away"
+        )
+    if unknown:
+        warnings.warn(f"the box head starts anew for classes that COCO lacks: {', '.join(unknown)}", stacklevel=2)
 
 
 def _settings(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynamask.engine.checkpoint import load_detector, load_weights, read_header
 from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.weights_file import load_detector, load_weights, read_header
 from dynamask.structures import DynaMaskError
 
 PARTS = ("all", "detector")

@@ -154,7 +154,8 @@ def _mask_classes(config: ModelConfig) -> int:
 
 
 def _region_fpn(config: ModelConfig) -> RegionFPN:
-    return RegionFPN(config.fpn_channels, config.region_channels, _mask_classes(config), config.offset_groups)
+    sizes = (config.fpn_channels, config.region_channels, _mask_classes(config))
+    return RegionFPN(*sizes, config.offset_groups, config.class_agnostic_last)
 
 
 def _fcn(config: ModelConfig) -> FCNHead:

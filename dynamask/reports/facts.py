@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dynamask.bundled import bundled_entry, bundled_path
-from dynamask.engine.checkpoint import file_digest, read_header
+from dynamask.bundled import list_baselines, list_bundled
+from dynamask.models.hub import find_weights
+from dynamask.models.weights_file import file_digest, read_header
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ def checkpoint_facts(weights: str) -> dict[str, Any]:
     Raises:
         DynaMaskError: there are no such weights.
     """
-    entry: dict[str, Any] = {}
-    path = Path(weights)
-    if path.suffix != ".safetensors":
-        path, entry = bundled_path(weights), bundled_entry(weights)
+    path, entry = find_weights(weights), {**list_bundled(), **list_baselines()}.get(weights, {})
     header = read_header(path)
     seen = entry.get("images_seen", header["training"].get("images_seen"))
     training = header["training"]

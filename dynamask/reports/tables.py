@@ -309,7 +309,8 @@ def _about(paper: PaperTable, kind: TableKind) -> str:
 def _lacking(branches: list[str], world: World) -> str:
     """Sentences on rows that no given weights have."""
     start, model = world.evidences[0], world.evidences[0].checkpoint["model"]
-    words = ["dynamask", "train", "--data", "DATA", "--model", model, "--mask-branch", branches[0], "--init", start.name]
+    words = ["dynamask", "train", "--data", "DATA", "--model", model]
+    words += ["--mask-branch", branches[0], "--init", start.name]
     words += ["--freeze", "detector", "--out", f"runs/{branches[0].replace(':', '-')}"]
     others = "" if len(branches) == 1 else "; the others need their own name in its place"
     return (

@@ -99,12 +99,20 @@ class RegionFPN(MaskHead):
         channels: C of the 14×14 feature; the stages have C/2, C/4, C/8.
         num_classes: foreground classes; 1 for a class-agnostic branch.
         offset_groups: of the three stages' deformable convolutions.
+        agnostic_last: one mask logit for all classes at the finest size, whatever the others have.
     """
 
     NAME = "region_fpn"
     map_strides = STAGE_STRIDES
 
-    def __init__(self, fpn_channels: int, channels: int, num_classes: int, offset_groups: Sequence[int]) -> None:
+    def __init__(
+        self,
+        fpn_channels: int,
+        channels: int,
+        num_classes: int,
+        offset_groups: Sequence[int],
+        agnostic_last: bool = False,
+    ) -> None:
         super().__init__()
         widths = [channels // 2**k for k in range(len(MASK_SIZES))]
         self.base = nn.Sequential(
@@ -115,7 +123,8 @@ class RegionFPN(MaskHead):
         )
         self.projections = nn.ModuleList(nn.Conv2d(fpn_channels, width, 1) for width in widths[1:])
         self.stages = nn.ModuleList(RegionStage(w, g) for w, g in zip(widths[1:], offset_groups, strict=True))
-        self.mask_predictors = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths)
+        classes = [num_classes] * (len(widths) - 1) + [1 if agnostic_last else num_classes]
+        self.mask_predictors = nn.ModuleList(nn.Conv2d(width, count, 1) for width, count in zip(widths, classes))
         self.edge_predictors = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
         self._initialise()
 
