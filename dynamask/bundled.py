@@ -43,15 +43,6 @@ def list_baselines() -> dict[str, dict[str, Any]]:
     return _read_manifest(checkpoint_dir() / BASELINES)
 
 
-def bundled_entry(name: str) -> dict[str, Any]:
-    """Manifest entry of the bundled weights or baseline called `name`.
-
-    Raises:
-        DynaMaskError: no bundled weights have this name; the message lists those that do.
-    """
-    return _find(name)[1]
-
-
 def bundled_path(name: str) -> Path:
     """Path of the bundled weights or baseline called `name`.
 
