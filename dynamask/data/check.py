@@ -18,7 +18,8 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from tqdm import tqdm
 
-from dynamask.data.coco import clipped_box, is_int, is_number, segmentation_to_rle
+from dynamask.data.coco import is_int, is_number, segmentation_to_rle
+from dynamask.data.instances import clipped_box
 from dynamask.data.pictures import read_picture
 from dynamask.structures import DynaMaskError
 
