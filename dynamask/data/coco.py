@@ -145,7 +145,8 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int], name: str = "a
     height, width = size
     polygons, reach = [], 10 * max(height, width)
     for polygon in segmentation:
-        if len(polygon) % 2 or not set(map(type, polygon)) <= {int, float} or any(map(math.isnan, polygon)):
+        plain = set(map(type, polygon)) <= {int, float} and not any(value != value for value in polygon)
+        if len(polygon) % 2 or not (plain or all(is_number(value) for value in polygon)):
             raise DynaMaskError(f"{name} has a polygon that is not a flat list of finite x, y pairs")
         if polygon and (max(polygon) > reach or min(polygon) < -reach):
             raise DynaMaskError(f"{name} has a polygon far outside its picture of {width} x {height} pixels")
