@@ -210,7 +210,7 @@ def test_equals_the_rules_on_random_scenes(seed):
     rng = np.random.default_rng(seed)
     pictures, everything = [], []
     for picture in range(3):
-        size, blocks = (60, 80), []
+        blocks = []
         for number in range(7):
             value = int(rng.choice([26000 + number, 24000 + number, 26, 24, 4, 26100 + number]))
             width, height = (int(v) for v in rng.integers(10, 30, 2))

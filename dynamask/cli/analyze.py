@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dynamask.cli.common import add_json, check_folder, say, write_json
+from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import drop_degenerate, read_coco_json
+from dynamask.data.layouts import find_source
 from dynamask.data.sources import names_scenes, open_data
 from dynamask.evaluation.analyze import by_loss, ideal_quality, markdown_table, need_text, summarise, table_rows
 from dynamask.files import write_text
@@ -59,7 +61,12 @@ def _annotations(path: Path | None, data: str | None) -> dict[str, Any]:
     """The checked COCO dict of a file, a folder or scenes; no picture is looked at."""
     if data is not None and names_scenes(data):
         return open_data(data).coco
-    return read_coco_json(Path(str(data), "annotations.json") if path is None else path)
+    if path is None:
+        source = find_source(str(data))
+        if source.kind == "cityscapes":
+            return CityscapesDataset(source.annotations, str(source.split)).coco
+        path = source.annotations
+    return read_coco_json(path)
 
 
 def _print_table(summary: dict[str, Any], target: str | None) -> None:

@@ -36,6 +36,9 @@ KINDS: dict[str, str] = {
     "picture_missing": "error",
     "picture_unreadable": "error",
     "picture_size": "error",
+    "labels_missing": "error",
+    "labels_unreadable": "error",
+    "unknown_label": "error",
     "duplicate_file_name": "warning",
     "duplicate_class_name": "warning",
     "short_polygon": "warning",
@@ -45,7 +48,7 @@ KINDS: dict[str, str] = {
     "box_misses_mask": "warning",
     "area_mismatch": "warning",
 }
-"""Every kind of finding, with how grave it is."""
+"""Every kind of finding, with how grave it is; the kinds about labels are Cityscapes'."""
 
 ENTRY_KINDS = {"images": "image_entry", "annotations": "annotation_entry", "categories": "category_entry"}
 LISTS = ("images", "annotations", "categories")

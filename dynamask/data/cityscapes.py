@@ -1,8 +1,8 @@
 """Cityscapes: street scenes whose instances are pixels of one PNG per picture, served like COCO's.
 
 `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` are the pictures and `gtFine/SPLIT/CITY/*_gtFine_instanceIds.png` (16 bits)
-their labels: a pixel of instance n of class c holds 1000 c + n; a pixel of c alone belongs to no single instance, for the
-eight thing classes to a group, which is served as a crowd.
+their labels: a pixel of instance n of class c holds 1000 c + n; a pixel of c alone belongs to no single instance, and
+in the eight thing classes to a group, which is served as a crowd.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
 from dynamask.data.instances import OBJECT, InstanceDataset, Transforms, clipped_box

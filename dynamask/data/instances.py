@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from dynamask.data.pictures import read_picture

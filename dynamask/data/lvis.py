@@ -41,7 +41,7 @@ def name_files(coco: dict[str, Any]) -> None:
 
 
 def problems(coco: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What LVIS evaluation needs and the file lacks: (list, "images" or "categories"; the entry's name; the problem)."""
+    """What LVIS evaluation needs and the file lacks: ("images" or "categories", the entry, the problem)."""
     known = {category.get("id") for category in coco["categories"] if isinstance(category, dict)}
     for image in coco["images"]:
         if not isinstance(image, dict):

@@ -178,7 +178,7 @@ def precision_table(
     most = options.pop("most", None)
     area_key = "box_area" if iou_type == "bbox" else "mask_area"
     header = {"images": images, "categories": categories}
-    true_set = COCO({**header, "annotations": [dict(truth) for truth in given.truths]})  # the evaluator writes into them
+    true_set = COCO({**header, "annotations": [dict(truth) for truth in given.truths]})  # it writes into them
     found_set = COCO({**header, "annotations": [
         {**detection, "id": index, "iscrowd": 0, "area": detection[area_key]}
         for index, detection in enumerate(given.detections, start=1)

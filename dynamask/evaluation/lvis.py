@@ -1,8 +1,8 @@
 """Average precision on LVIS: federated annotations, 300 detections an image, rare to frequent categories apart.
 
-The rules are those of Gupta et al. (CVPR 2019), section 3: on an image, detections of a category that is neither positive
-(annotated there) nor negative (known to be absent) do not count, and where a category is not annotated exhaustively,
-detections of it that match no instance count neither for nor against.
+The rules are those of Gupta et al. (CVPR 2019), section 3: on an image, detections of a category that is neither
+positive (annotated there) nor negative (known to be absent) do not count, and where a category is not annotated
+exhaustively, detections of it that match no instance count neither for nor against.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _best(detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _known(given: Comparable, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Detections of categories that are positive or negative on their image.
 
-    The evaluator would leave out the others by itself, but (faster-coco-eval 1.8) fails on boundaries where an image has
-    no other detection and no instance.
+    The evaluator would leave out the others by itself, but faster-coco-eval 1.8 fails on boundaries where an image
+    has no other detection and no instance.
     """
     positive = {(truth["image_id"], truth["category_id"]) for truth in given.truths}
     negative = {(i, category) for i in given.judged for category in given.images[i]["neg_category_ids"]}
