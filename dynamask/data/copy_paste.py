@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dynamask.data.transforms import keep_visible
+from dynamask.data.transforms import keep_visible, pixels_of
 from dynamask.structures import DynaMaskError
 
 MIN_VISIBLE = 0.1
@@ -96,15 +96,15 @@ def paste(
     masks = target["masks"].new_zeros(len(objects["masks"]), height, width)
     inside = (slice(here, here + down), slice(at, at + across))
     masks[:, *inside] = objects["masks"][:, there_y : there_y + down, there_x : there_x + across]
-    moved = keep_visible({**moved, "masks": masks}, objects["masks"].flatten(1).sum(1), 0.0)
+    moved = keep_visible({**moved, "masks": masks}, pixels_of(objects["masks"]), 0.0)
     if not len(moved["masks"]):
         return image, target
     cover = moved["masks"].amax(0)  # (H, W)
     seen = image.clone()
     window = source[:, there_y : there_y + down, there_x : there_x + across]
     seen[:, *inside] = torch.where(cover[inside].bool(), window, seen[:, *inside])
-    before = target["masks"].flatten(1).sum(1)
-    left = keep_visible({**target, "masks": target["masks"] & (1 - cover)}, before, min_visible)
+    uncovered = {**target, "masks": target["masks"] & (1 - cover)}
+    left = keep_visible(uncovered, pixels_of(target["masks"]), min_visible)
     both = {key: torch.cat([left[key], moved[key]]) for key in ("boxes", "labels", "masks", "area", "iscrowd")}
     return seen, {**target, **both}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
@@ -103,7 +104,7 @@ def _window(
     window = (slice(top, top + rows), slice(left, left + columns))
     cut = {**target, "masks": target["masks"][:, *window],
            "boxes": target["boxes"] - torch.tensor([left, top, left, top])}  # fmt: skip
-    return image[:, *window], keep_visible(cut, target["masks"].flatten(1).sum(1), min_visible)
+    return image[:, *window], keep_visible(cut, pixels_of(target["masks"]), min_visible)
 
 
 def keep_visible(target: dict[str, Any], before: Tensor, min_visible: float) -> dict[str, Any]:
@@ -114,12 +115,18 @@ def keep_visible(target: dict[str, Any], before: Tensor, min_visible: float) -> 
         before: (N,) pixels that the masks had.
         min_visible: share of the pixels that must be left, 0-1; one pixel always must.
     """
-    after = target["masks"].flatten(1).sum(1)  # (N,)
+    after = pixels_of(target["masks"])
     keep = (after > 0) & (after >= min_visible * before)
     masks, before, after = target["masks"][keep], before[keep], after[keep]
     kept = {key: target[key][keep] for key in ("labels", "iscrowd")}
     boxes = _shrink_to_masks(target["boxes"][keep], masks, whole=after == before)
     return {**target, **kept, "boxes": boxes, "masks": masks, "area": target["area"][keep] * (after / before)}
+
+
+def pixels_of(masks: Tensor) -> Tensor:
+    """(N,) int64: how many pixels each of the (N, H, W) uint8 masks has."""
+    counts = [np.count_nonzero(mask.view(bool)) for mask in masks.numpy()]
+    return torch.tensor(counts, dtype=torch.int64)
 
 
 def _resized(image: Tensor, target: dict[str, Any], size: list[int]) -> tuple[Tensor, dict[str, Any]]:
@@ -131,7 +138,7 @@ def _resized(image: Tensor, target: dict[str, Any], size: list[int]) -> tuple[Te
     masks = resize_masks(target["masks"], size)
     moved = {**target, "masks": masks, "boxes": target["boxes"] * factors.repeat(2)}
     moved["area"] = target["area"] * factors.prod()
-    vanished = masks.flatten(1).sum(1) == 0
+    vanished = pixels_of(masks) == 0
     image = functional.resize(image, size, antialias=True)
     if vanished.any():
         keep = ~vanished

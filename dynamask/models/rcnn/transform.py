@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -16,12 +17,15 @@ class TwoSizeTransform(GeneralizedRCNNTransform):
         return super().torch_choice(list(k)[:-1])
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """As torchvision's, value for value, without going through floating-point masks.
+        """As torchvision's, value for value, without going through floating-point masks; on the CPU the picture is
+        resized with its channels last, which PyTorch does in half the time.
 
         Args:
             image: (3, H, W) float.
             target: with boxes (N, 4) and, optionally, masks (N, H, W) uint8.
         """
+        if image.device.type == "cpu":
+            image = image[None].contiguous(memory_format=torch.channels_last)[0]
         if target is None or "masks" not in target:
             return super().resize(image, target)
         rest = {key: value for key, value in target.items() if key != "masks"}
