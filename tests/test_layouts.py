@@ -1,14 +1,16 @@
 """`--data` by its content: what is recognised, which split is taken, what is refused, and what the check finds."""
 
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cityscapes_world import add_picture, labels, make_cityscapes
 from PIL import Image
 
-from dynamask.cli import main
+from dynamask.cli import build_parser, main
 from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import CocoDataset
 from dynamask.data.layouts import find_source
@@ -110,6 +112,25 @@ def test_split_where_there_is_none(tmp_path):
     (tmp_path / "annotations.json").write_text("{}")
     with pytest.raises(DynaMaskError, match="has no splits"):
         open_data(str(tmp_path), split="val")
+
+
+COMMANDS = [
+    line
+    for line in (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("dynamask ")
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_guide_parse(command):
+    build_parser().parse_args(shlex.split(command)[1:])
+
+
+def test_analyze_takes_a_split(coco_root, tmp_path, capsys):
+    assert main(["analyze", "--data", str(coco_root), "--split", "val", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["instances"] == 1
+    assert main(["analyze", "--data", str(make_cityscapes(tmp_path / "city")), "--json", "-"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["classes"]) == {"car", "person"}
 
 
 def check(capsys, *arguments) -> tuple[int, dict, str]:

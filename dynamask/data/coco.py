@@ -27,12 +27,13 @@ _COMPRESSED_COUNTS = re.compile(r"[0-o]+")
 
 
 def read_coco_json(path: str | Path) -> dict[str, Any]:
-    """Read a COCO instance annotation file and check what the rest of the code relies on.
+    """Read a COCO or LVIS instance annotation file and check what the rest of the code relies on.
 
     Returns the dict with the lists `images`, `annotations` and `categories`. Every image has an integer `id`, a
     `file_name` and a positive integer `width` and `height` in pixels; every category an integer `id` and a `name`;
     every annotation points to one image and one category and has a `segmentation`. Annotations without `id`,
-    `iscrowd`, `bbox` (xywh, pixels) or `area` (pixels²) get them.
+    `iscrowd`, `bbox` (xywh, pixels) or `area` (pixels²) get them. A file of LVIS keeps its federated lists and gets its
+    file names from the pictures' addresses (see :mod:`dynamask.data.lvis`).
 
     Raises:
         DynaMaskError: the file cannot be read or is not COCO JSON; the message names it.
