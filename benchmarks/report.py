@@ -38,7 +38,8 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 def opened(arguments: argparse.Namespace, class_names: Sequence[str] | None = None, transforms: Any = None) -> Data:
     """The data set that the flags of :func:`add_data_flags` name, as weights with these classes see it."""
-    return open_data(arguments.data, arguments.images, arguments.annotations, class_names, transforms)
+    source = (arguments.data, arguments.images, arguments.annotations)
+    return open_data(*source, class_names, transforms, split=arguments.split)
 
 
 def split(dataset: Data, modulus: int | None, validation: bool) -> list[int]:

@@ -177,6 +177,15 @@ class TrainConfig:
     """Decay per step of the moving average of the weights that is saved; 0 saves the last weights."""
     jitter: bool = False
     """Photometric jitter."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest factor by which a picture is scaled before it is cut or padded to its frame; 0.1 2.0 is the
+    large-scale jitter of Ghiasi et al. (CVPR 2021)."""
+    jitter_size: int = 0
+    """Side of that frame, square, in pixels; 0 keeps the size of each picture."""
+    crop: float = 0.0
+    """Probability of cutting a random window out of a picture."""
+    copy_paste: float = 0.0
+    """Probability that objects of another picture are pasted over a picture."""
     seed: int = 0
     workers: int = 2
     save_every: int = 500
@@ -195,6 +204,13 @@ class TrainConfig:
         for name in ("batch_size", "iterations", "save_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise DynaMaskError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
+        for name in ("crop", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a probability from 0 to 1")
+        if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[1] <= 8:
+            raise DynaMaskError(f"scale_jitter is {self.scale_jitter}; give two ascending factors, above 0, up to 8")
+        if self.jitter_size < 0:
+            raise DynaMaskError(f"jitter_size is {self.jitter_size}; give a side in pixels, or 0 for each picture's")
 
 
 _SMALL_TRAINING = TrainConfig(

@@ -14,6 +14,8 @@ from dynamask.data.sources import Data, open_data
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
 
+DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or the root of COCO, LVIS or Cityscapes"
+
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
@@ -52,18 +54,21 @@ def say(text: str, target: str | None = None) -> None:
 def add_data(
     parser: argparse.ArgumentParser, holdout: str = "only the pictures that `train --holdout M` keeps back"
 ) -> None:
-    """Add ``--data``, ``--images``, ``--annotations`` and ``--holdout``, whose help may be another."""
-    parser.add_argument(
-        "--data", metavar="DATA", help="shapes:SEED:COUNT, or a folder with images/ and annotations.json"
-    )
+    """Add ``--data``, ``--split``, ``--images``, ``--annotations`` and ``--holdout``, whose help may be another."""
+    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--split", metavar="NAME", help="part of --data, where it has several")
     parser.add_argument("--images", type=Path, metavar="DIR", help="picture folder, with --annotations")
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
     parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
 
 
 def opened_data(arguments: argparse.Namespace, class_names: Sequence[str] | None) -> tuple[Data, list[int]]:
-    """The data set that the flags of :func:`add_data` name, as weights with these classes see it, and its indices."""
-    dataset = open_data(arguments.data, arguments.images, arguments.annotations, class_names)
+    """The data set that the flags of :func:`add_data` name, as weights with these classes see it, and its indices.
+
+    Without ``--split`` it is the part "val" of a data set that has several.
+    """
+    source = (arguments.data, arguments.images, arguments.annotations)
+    dataset = open_data(*source, class_names, split=arguments.split, default_split="val")
     indices = list(range(len(dataset)))
     if arguments.holdout is not None:
         indices = held_out(dataset, arguments.holdout, True)
@@ -92,11 +97,19 @@ def print_summary(summary: dict[str, Any], target: str | None) -> None:
     """What an evaluation found, as lines for people."""
     say(f"{summary['images']} images, {summary['detections']} detections", target)
     for kind in ("bbox", "segm", "boundary"):
-        values = "  ".join(f"{key} {'  -  ' if v is None else f'{v:.4f}'}" for key, v in summary[kind].items())
-        say(f"  {kind:<9}{values}", target)
+        say(f"  {kind:<9}{_figures(summary[kind])}", target)
+    if "cityscapes" in summary:
+        say(f"  cityscapes {_figures({key: summary['cityscapes'][key] for key in ('AP', 'AP50')})}", target)
+        for name, values in summary["cityscapes"]["classes"].items():
+            say(f"    {name:<12}{_figures(values)}", target)
     if summary.get("mean_macs_per_instance") is not None:
         shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary["size_shares"].items())
         say(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs an instance; sizes {shares}", target)
     for key in ("mean_mask_iou", "mean_boundary_iou"):
         if summary.get(key) is not None:
             say(f"  {key} {summary[key]:.4f}", target)
+
+
+def _figures(values: dict[str, float | None]) -> str:
+    """Named figures in one line."""
+    return "  ".join(f"{key} {'  -  ' if value is None else f'{value:.4f}'}" for key, value in values.items())

@@ -11,7 +11,8 @@ from dynamask.cli.common import add_choice, add_data, add_json, held_out, opened
 from dynamask.data.coco import drop_degenerate, read_coco_json
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.evaluation.average_precision import evaluate_coco, load_results
+from dynamask.engine.scoring import average_precision
+from dynamask.evaluation.average_precision import load_results
 from dynamask.predictor import load
 from dynamask.structures import DynaMaskError
 
@@ -30,6 +31,7 @@ def add(commands: Any) -> None:
     add_choice(parser, "learned, size, fixed:S, random, oracle")
     parser.add_argument("--budget-scope", default="image", help="image or dataset (default: image)")
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
+    parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
     parser.add_argument("--seed", type=int, default=0, help="of the random policy")
     parser.add_argument("--device", default="cpu")
     add_json(parser)
@@ -48,17 +50,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         judged = set(ids)
         count = sum(result["image_id"] in judged for result in results)
         summary: dict[str, Any] = {"images": len(ids), "detections": count}
-        summary.update(evaluate_coco(annotations, results, image_ids=ids))
+        summary.update(average_precision(annotations, results, image_ids=ids))
     else:
+        keep_freed_memory()
+        predictor = load(arguments.weights, arguments.device)
         options = EvaluationOptions(
             arguments.policy or "learned",
             arguments.budget,
             arguments.budget_scope,
             arguments.boxes,
-            seed=arguments.seed,
+            predictor.model.config.score_threshold if arguments.score is None else arguments.score,
+            arguments.seed,
         )
-        keep_freed_memory()
-        predictor = load(arguments.weights, arguments.device)
         dataset, indices = opened_data(arguments, predictor.class_names)
         summary = run_evaluation(predictor, dataset, indices, options, progress=sys.stderr.isatty())
     print_summary(summary, arguments.json)

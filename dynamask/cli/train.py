@@ -20,11 +20,12 @@ import torch
 from dynamask.cli.common import add_data, check_folder, held_out, print_summary, write_json
 from dynamask.cli.recipes import fill_in
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
+from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.loaders import training_loader
 from dynamask.data.sources import open_data
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
-from dynamask.engine.evaluate import run_evaluation
+from dynamask.engine.evaluate import EvaluationOptions, category_map, run_evaluation
 from dynamask.engine.initialise import PARTS, initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
@@ -42,15 +43,15 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
         "train",
-        help="train a model on COCO-format data",
-        description="Train on a picture folder "
-        "with COCO annotations. Values that are not given are the model's recipe.",
+        help="train a model on COCO, LVIS, Cityscapes or own data",
+        description="Train on a data set. Values that are not given are the model's recipe.",
     )
     add_data(parser, "keep back, and evaluate on, pictures whose SHA-256 of the image id is divisible by M")
     parser.add_argument("--recipe", metavar="NAME", help="values of all flags that are not given; `dynamask recipes`")
     parser.add_argument("--model", help=f"one of {', '.join(list_models())}; a recipe names it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--val-data", metavar="DATA", help="data to evaluate on at the end, named as with --data")
+    parser.add_argument("--val-split", metavar="NAME", help="part of --val-data, where it has several (default: val)")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="pictures to evaluate on at the end")
     parser.add_argument("--val-annotations", type=Path, metavar="JSON")
     parser.add_argument(
@@ -117,10 +118,8 @@ def _train(arguments: argparse.Namespace) -> None:
     model_config, base = preset(arguments.model), recipe(arguments.model)
     config = dataclasses.replace(base[0], **_given(arguments, TrainConfig))
     loss_config = dataclasses.replace(base[1], **_given(arguments, LossConfig))
-    transforms = TrainingTransforms(photometric=config.jitter)
-    source = (arguments.data, arguments.images, arguments.annotations)
-    dataset = open_data(*source, transforms=transforms, merge_classes=arguments.merge_classes)
-    indices = held_out(dataset, arguments.holdout, False) if arguments.holdout else None
+    dataset, indices = _training_data(arguments, config)
+    validation = _validation_data(arguments, dataset)
     torch.manual_seed(config.seed)
     model_config = dataclasses.replace(
         model_config,
@@ -148,7 +147,7 @@ def _train(arguments: argparse.Namespace) -> None:
     with _StopSignals() as stop:
         finished = train(run, on_save=save, should_stop=stop)
     if finished:
-        _evaluate_run(arguments, weights)
+        _evaluate_run(arguments, weights, validation)
     else:
         print(
             f"dynamask: {stop.received} at step {run.step}: the state is saved in {arguments.out}; "
@@ -181,6 +180,7 @@ def _settings(
         "losses": dataclasses.asdict(loss_config),
         "model": model_config.to_dict(),
         "data": arguments.data,
+        "split": arguments.split,
         "freeze": arguments.freeze,
         "merge_classes": arguments.merge_classes,
         "holdout": arguments.holdout,
@@ -220,20 +220,48 @@ class _StopSignals:
         self.__exit__()
 
 
-def _validation_source(arguments: argparse.Namespace) -> tuple[str | None, Path | None, Path | None] | None:
-    """What was given to evaluate on at the end, if anything."""
+def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[Any, list[int] | None]:
+    """The pictures to train on with their augmentation, and which of them (None: all)."""
+    transforms = TrainingTransforms(
+        photometric=config.jitter,
+        crop=config.crop,
+        scale_jitter=config.scale_jitter,
+        jitter_size=config.jitter_size,
+    )
+    dataset = open_data(
+        *(arguments.data, arguments.images, arguments.annotations),
+        transforms=transforms,
+        merge_classes=arguments.merge_classes,
+        split=arguments.split,
+    )
+    indices = held_out(dataset, arguments.holdout, False) if arguments.holdout else None
+    if config.copy_paste:
+        dataset = CopyPaste(dataset, config.copy_paste, indices)
+    return dataset, indices
+
+
+def _validation_data(arguments: argparse.Namespace, dataset: Any) -> Any | None:
+    """The data given to evaluate on at the end, if any: opened now, so that a mistake costs no training."""
     source = (arguments.val_data, arguments.val_images, arguments.val_annotations)
-    return source if any(source) else None
+    if not any(source):
+        if arguments.val_split is not None:
+            raise DynaMaskError("--val-split chooses a part of --val-data; give both")
+        return None
+    validation = open_data(*source, dataset.class_names, split=arguments.val_split, default_split="val")
+    category_map(dataset, validation)
+    return validation
 
 
-def _evaluate_run(arguments: argparse.Namespace, weights: Path) -> None:
+def _evaluate_run(arguments: argparse.Namespace, weights: Path, validation: Any | None) -> None:
     """Evaluate a finished run on its validation pictures, if it has any."""
-    own, given = (arguments.data, arguments.images, arguments.annotations), _validation_source(arguments)
-    if given is None and not arguments.holdout:
+    if validation is None and not arguments.holdout:
         return
-    predictor = load(weights, "cpu")
-    validation = open_data(*(given or own), class_names=predictor.class_names)
-    indices = held_out(validation, arguments.holdout, True) if given is None else None
-    summary = run_evaluation(predictor, validation, indices, progress=sys.stderr.isatty())
+    predictor, indices = load(weights, "cpu"), None
+    if validation is None:
+        own = (arguments.data, arguments.images, arguments.annotations)
+        validation = open_data(*own, predictor.class_names, split=arguments.split)
+        indices = held_out(validation, arguments.holdout, True)
+    options = EvaluationOptions(score=predictor.model.config.score_threshold)
+    summary = run_evaluation(predictor, validation, indices, options, progress=sys.stderr.isatty())
     print_summary(summary, None)
     write_json(summary, str(arguments.out / "evaluation.json"))

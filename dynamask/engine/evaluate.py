@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynamask.data.coco import CocoDataset
-from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.engine.scoring import score
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.models.rcnn import policies
 from dynamask.ops.knapsack import best_under_budget
@@ -309,7 +309,7 @@ def summarise(
         {**result, "segmentation": rles[k]} for result, rles, k in zip(found.results, found.rles, choice.tolist())
     ]
     summary: dict[str, Any] = {"images": len(indices), "detections": len(results)}
-    summary.update(evaluate_coco(dataset.coco, results, image_ids=[dataset.image_ids[i] for i in indices]))
+    summary.update(score(dataset, results, indices))
     some = len(choice) > 0
     summary["mean_macs_per_instance"] = float(np.array(macs, dtype=np.float64)[choice].mean()) if some else None
     summary["size_shares"] = {

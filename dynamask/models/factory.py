@@ -10,7 +10,6 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from dynamask.config import LossConfig, ModelConfig
@@ -29,6 +28,7 @@ from dynamask.models.rcnn.mask_switch import MaskSwitchModule
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.region_fpn import RegionFPN
 from dynamask.models.rcnn.roi_heads import DynaMaskRoIHeads, MaskBranch
+from dynamask.models.transform import TwoSizeTransform
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 _PAPER = ModelConfig()
@@ -67,14 +67,6 @@ PRESETS: dict[str, ModelConfig] = {
         dataclasses.replace(_SMALL, name="dynamask_resnet18_fpn_small", backbone="resnet18"),
     )
 }
-
-
-class TwoSizeTransform(GeneralizedRCNNTransform):
-    """torchvision's transform, whose last ``min_size`` is the test size: training draws from the others alone."""
-
-    def torch_choice(self, k: list[int]) -> int:
-        """One of the training sizes, from torch's global generator."""
-        return super().torch_choice(list(k)[:-1])
 
 
 def list_models() -> list[str]:

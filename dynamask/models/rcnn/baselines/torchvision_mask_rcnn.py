@@ -11,7 +11,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from dynamask.config import ModelConfig
 from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.factory import TwoSizeTransform
+from dynamask.models.transform import TwoSizeTransform
 
 
 def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = None) -> MaskRCNN:
