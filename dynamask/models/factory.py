@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -65,6 +66,15 @@ class TwoSizeTransform(GeneralizedRCNNTransform):
         return super().torch_choice(list(k)[:-1])
 
 
+class Float32RPNHead(RPNHead):
+    """torchvision's RPN head, whose scores and box deltas are float32 under autocast, too: proposals take their type."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps (B, C, H, W) → objectness (B, A, H, W) and deltas (B, 4A, H, W) of each."""
+        scores, deltas = super().forward(x)
+        return [values.float() for values in scores], [values.float() for values in deltas]
+
+
 def list_models() -> list[str]:
     """Names that :func:`create_model` knows."""
     return list(PRESETS)
@@ -109,15 +119,8 @@ def build_model(
         (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)
     )
     num_classes = len(config.class_names)
-    region_fpn = RegionFPN(
-        config.fpn_channels,
-        config.region_channels,
-        1 if config.class_agnostic else num_classes - 1,
-        config.offset_groups,
-    )
-    switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
     heads = DynaMaskRoIHeads(
-        MaskBranch(region_fpn, switch, loss_config),
+        build_mask_branch(config, loss_config),
         config.mask_rois,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(config.fpn_channels * 49, config.box_head_channels),
@@ -134,11 +137,19 @@ def build_model(
     return DynaMaskRCNN(transform, backbone, _build_rpn(config), heads, config)
 
 
+def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None) -> MaskBranch:
+    """The mask branch of a configuration alone."""
+    classes = 1 if config.class_agnostic else len(config.class_names) - 1
+    region_fpn = RegionFPN(config.fpn_channels, config.region_channels, classes, config.offset_groups)
+    switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
+    return MaskBranch(region_fpn, switch, loss_config)
+
+
 def _build_rpn(config: ModelConfig) -> RegionProposalNetwork:
     anchors = AnchorGenerator(
         tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
     )
-    head = RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])
+    head = Float32RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])
     return RegionProposalNetwork(
         anchors,
         head,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
@@ -14,6 +15,7 @@ from dynamask.models.rcnn.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule
 from dynamask.models.rcnn.region_fpn import RegionFPN, RegionState
 from dynamask.ops.masks import crop_mask_pyramid, grid_boundary_iou, mask_edges
+from dynamask.ops.means import AT_HAND, RegionMeans
 from dynamask.structures import MASK_SIZES
 
 BOUNDARY_WIDTH_RATIO = 0.02
@@ -27,6 +29,12 @@ class MaskBranch(nn.Module):
         region_fpn: the pyramid on regions.
         switch: the mask switch module.
         loss_config: weights are applied by the trainer; the branch reads all else.
+
+    Attributes:
+        switch_enabled: off in phase one, where every size is trained and none is chosen.
+        means: over whose regions the losses are means; the trainer replaces it where a step has several parts.
+        tally: (2 + K,) of the last :meth:`losses`, without gradient: regions, Σ_i Σ_k p_i^k C_k as a fraction of the
+            full branch, and regions by the size that the switch finds best.
     """
 
     def __init__(self, region_fpn: RegionFPN, switch: MaskSwitchModule, loss_config: LossConfig | None = None) -> None:
@@ -35,6 +43,8 @@ class MaskBranch(nn.Module):
         self.switch = switch
         self.loss_config = loss_config or LossConfig()
         self.switch_enabled = True
+        self.means: RegionMeans = AT_HAND
+        self.tally = torch.zeros(2 + len(MASK_SIZES))
 
     @property
     def costs(self) -> MaskBranchCosts:
@@ -79,37 +89,72 @@ class MaskBranch(nn.Module):
         noise: Tensor | None = None,
         boundary_width: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Named losses of N positive RoIs (Eq. 3–6), unweighted.
+        """Named losses of N positive RoIs (Eq. 3–6), unweighted, in float32 whatever the features' precision.
 
         Args:
             state: of :meth:`begin` on the positive RoIs.
             target_masks: K tensors (N, S_k, S_k) in {0, 1}.
             noise: (N, K) Gumbel noise, drawn when absent.
             boundary_width: (N,) in network-input pixels; needed for the switch signal "boundary".
+
+        Returns:
+            As :func:`dynamask.models.rcnn.losses.switch_losses`; nothing in a pass that only records means.
         """
-        if len(state) == 0:
-            names = ["loss_boundary"] if self.loss_config.switch_signal == "boundary" else []
-            zero = losses.connected_zero(self.parameters())
-            return dict.fromkeys(["loss_mask", "loss_edge", *names, "loss_budget", "loss_entropy"], zero)
+        logits = state.switch_logits.float()
+        fractions = logits.new_tensor(self.costs.fractions)
+        self.tally = _tally(logits.detach(), fractions)
+        if self.means.recording:
+            self._record(logits, fractions, noise)
+            return {}
         every = torch.arange(len(state), device=state.rois.device)
-        sizes = range(len(MASK_SIZES))
-        mask_logits = [self.region_fpn.mask_logits(state, k, every) for k in sizes]
-        mask_losses = losses.resolution_losses(mask_logits, target_masks)
-        edge_logits = [self.region_fpn.edge_logits(state, k, every) for k in sizes]
-        edge_losses = losses.resolution_losses(edge_logits, [mask_edges(target) for target in target_masks])
-        config, error = self.loss_config, None
+        sizes = range(len(MASK_SIZES) if len(state) else 0)
+        mask_logits = [self.region_fpn.mask_logits(state, k, every).float() for k in sizes]
+        edge_logits = [self.region_fpn.edge_logits(state, k, every).float() for k in sizes]
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._losses(state, logits, fractions, mask_logits, edge_logits, target_masks, noise, boundary_width)
+
+    def _record(self, logits: Tensor, fractions: Tensor, noise: Tensor | None) -> None:
+        """Tell ``means`` what the losses on these regions will ask for; no stage is run."""
+        self.means.share(logits)
+        if self.switch_enabled:
+            selection = losses.drawn_selection(logits, self.loss_config, noise)
+            losses.balance_losses(logits, selection, fractions, self.loss_config, self.means)
+
+    def _losses(
+        self,
+        state: RegionState,
+        logits: Tensor,
+        fractions: Tensor,
+        mask_logits: list[Tensor],
+        edge_logits: list[Tensor],
+        target_masks: list[Tensor],
+        noise: Tensor | None,
+        boundary_width: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Losses of predicted masks and edges; without a region they are zeros that reach every parameter."""
+        config, error, means = self.loss_config, None, self.means
+        if len(state):
+            mask_losses = losses.resolution_losses(mask_logits, target_masks)
+            edge_losses = losses.resolution_losses(edge_logits, [mask_edges(target) for target in target_masks])
+        else:
+            mask_losses = edge_losses = logits.new_zeros((0, len(MASK_SIZES)))
         if not self.switch_enabled:
-            idle = state.switch_logits.sum() * 0
-            named = {"loss_boundary": idle} if config.switch_signal == "boundary" else {}
-            per_size = {
-                "loss_mask": losses.mask_loss(mask_losses, None),
-                "loss_edge": losses.edge_loss(edge_losses, None),
+            idle = logits.sum() * 0
+            named = {
+                "loss_mask": losses.mask_loss(mask_losses, None, means),
+                "loss_edge": losses.edge_loss(edge_losses, None, means),
+                **({"loss_boundary": idle} if config.switch_signal == "boundary" else {}),
+                "loss_budget": idle,
+                "loss_entropy": idle,
             }
-            return {**per_size, **named, "loss_budget": idle, "loss_entropy": idle}
-        if config.switch_signal == "boundary":
-            error = self.size_error(state, mask_logits, target_masks[-1], boundary_width)
-        fractions = state.switch_logits.new_tensor(self.costs.fractions)
-        return losses.switch_losses(state.switch_logits, fractions, mask_losses, edge_losses, error, config, noise)
+        else:
+            if config.switch_signal == "boundary":
+                error = self.size_error(state, mask_logits, target_masks[-1], boundary_width)
+            named = losses.switch_losses(logits, fractions, mask_losses, edge_losses, error, config, noise, means)
+        if len(state):
+            return named
+        zero = losses.connected_zero(self.parameters())
+        return {name: loss + zero for name, loss in named.items()}
 
     @torch.no_grad()
     def size_error(
@@ -142,6 +187,13 @@ class MaskBranch(nn.Module):
         masks = losses.at_finest_grid([x.sigmoid() for x in mask_logits], truth.shape[-1])  # (N, K, S, S)
         boundary = 1.0 - grid_boundary_iou(masks.to(truth.dtype), truth, state.rois[:, 1:], boundary_width)
         return boundary, losses.overlap_error(masks, truth)
+
+
+def _tally(logits: Tensor, fractions: Tensor) -> Tensor:
+    """(2 + K,): how many regions, the sum of their expected costs, and how many each size would be chosen for."""
+    chosen = F.one_hot(logits.argmax(dim=1), logits.shape[1]).sum(0)  # (K,)
+    expected = (logits.softmax(dim=1) * fractions).sum()
+    return torch.cat([expected.new_tensor([float(len(logits))]), expected[None], chosen.to(expected.dtype)])
 
 
 class DynaMaskRoIHeads(RoIHeads):
@@ -177,7 +229,8 @@ class DynaMaskRoIHeads(RoIHeads):
     def _boxes(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        return self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        return logits.float(), regression.float()  # boxes and losses are float32 under autocast too
 
     def detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
