@@ -15,14 +15,10 @@ batch on the same scenes; pictures a second from the times between the rows of e
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any

@@ -9,10 +9,12 @@ from typing import Any
 
 from dynamask.cli.common import add_choice, add_data, add_json, opened_data, print_summary, write_json
 from dynamask.data.coco import drop_degenerate, read_coco_json
+from dynamask.data.sources import Data
+from dynamask.engine.distributed import Ranks, joined
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.average_precision import evaluate_coco, load_results
-from dynamask.predictor import load
+from dynamask.predictor import Predictor, load
 from dynamask.structures import DynaMaskError
 
 
@@ -53,8 +55,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
         )
         keep_freed_memory()
-        predictor = load(arguments.weights, arguments.device)
-        dataset, indices = opened_data(arguments, predictor.class_names)
-        summary = run_evaluation(predictor, dataset, indices, options, progress=sys.stderr.isatty())
+        with joined(arguments.device) as ranks:
+            summary = _evaluate_weights(arguments, options, ranks)
+            if not ranks.first:
+                return
     print_summary(summary, arguments.json)
     write_json(summary, arguments.json)
+
+
+def _evaluate_weights(arguments: argparse.Namespace, options: EvaluationOptions, ranks: Ranks) -> dict[str, Any]:
+    """The figures of weights; processes that torchrun started share the pictures."""
+
+    def opened() -> tuple[Predictor, Data, list[int]]:
+        predictor = load(arguments.weights, ranks.device(arguments.device))
+        return predictor, *opened_data(arguments, predictor.class_names)
+
+    progress = sys.stderr.isatty() and ranks.first
+    predictor, dataset, indices = ranks.together(opened)
+    return run_evaluation(predictor, dataset, indices, options, progress, ranks)

@@ -67,7 +67,7 @@ class TwoSizeTransform(GeneralizedRCNNTransform):
 
 
 class Float32RPNHead(RPNHead):
-    """torchvision's RPN head, whose scores and box deltas are float32 under autocast, too: proposals take their type."""
+    """torchvision's RPN head, whose scores and deltas are float32 under autocast, too: proposals take their type."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (B, C, H, W) → objectness (B, A, H, W) and deltas (B, 4A, H, W) of each."""

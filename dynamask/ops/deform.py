@@ -24,8 +24,8 @@ def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: T
         bias: (C_out,) or None.
 
     Returns:
-        (N, C_out, H, W); samples beyond the border count as zero, as in ``torchvision.ops.deform_conv2d``. Positions are
-        float32 at least whatever the features are, as half a pixel of 112 is more than bfloat16 resolves.
+        (N, C_out, H, W); samples beyond the border count as zero, as in ``torchvision.ops.deform_conv2d``. Positions
+        are float32 at least whatever the features are: bfloat16 does not resolve half a pixel of 112.
     """
     n, channels, height, width = input.shape
     out_channels, _, kernel_h, kernel_w = weight.shape

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class RegionMeans:
-    """Means over the regions at hand: one process, one batch. Others may stand in for it, see ``dynamask.engine.joint``.
+    """Means over the regions at hand: one process, one batch. ``dynamask.engine.joint`` has others to stand in for it.
 
     A loss of which the mean is the last operation takes :meth:`share`; a mean that goes on into something that is not
     linear (Eq. 5 and 6) takes :meth:`mean`. At home both are the same; where a step is spread over several parts, the
@@ -22,7 +22,10 @@ class RegionMeans:
 
     def mean(self, name: str, values: Tensor) -> Tensor:
         """(N, …) → (…): the mean itself. ``name`` tells one mean of a step from another."""
-        return RegionMeans.share(self, values)
+        return values.sum(0) / max(len(values), 1)
+
+    def add(self, regions: Tensor) -> None:
+        """Hear of (N, …) regions in a pass that only records."""
 
 
 AT_HAND = RegionMeans()

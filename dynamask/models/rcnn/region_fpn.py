@@ -135,7 +135,7 @@ class RegionFPN(nn.Module):
         offset_groups: of the three stages' deformable convolutions.
 
     Attributes:
-        checkpoint_stages: keep only the stages' inputs and outputs for the backward pass and compute the rest again there.
+        checkpoint_stages: keep only the stages' inputs and outputs for the backward pass, and compute the rest again.
     """
 
     def __init__(self, fpn_channels: int, channels: int, num_classes: int, offset_groups: Sequence[int]) -> None:

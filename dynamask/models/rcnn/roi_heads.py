@@ -115,7 +115,7 @@ class MaskBranch(nn.Module):
 
     def _record(self, logits: Tensor, fractions: Tensor, noise: Tensor | None) -> None:
         """Tell ``means`` what the losses on these regions will ask for; no stage is run."""
-        self.means.share(logits)
+        self.means.add(logits)
         if self.switch_enabled:
             selection = losses.drawn_selection(logits, self.loss_config, noise)
             losses.balance_losses(logits, selection, fractions, self.loss_config, self.means)
