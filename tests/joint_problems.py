@@ -69,7 +69,9 @@ def pictures(counts: tuple[int, ...]) -> tuple[list[Tensor], list[dict]]:
             "labels": torch.randint(1, 4, (count,), generator=draws),
             "noise": torch.randn(count, 4, generator=draws),
         }
-        target |= {f"map_{i}": torch.randn(1, 8, 128 // s, 128 // s, generator=draws) for i, s in enumerate((4, 8, 16, 32))}
+        target |= {
+            f"map_{i}": torch.randn(1, 8, 128 // s, 128 // s, generator=draws) for i, s in enumerate((4, 8, 16, 32))
+        }
         target |= {f"mask_{s}": (torch.rand(count, s, s, generator=draws) > 0.5).float() for s in MASK_SIZES}
         targets.append(target)
     return [torch.zeros(3, 8, 8) for _ in counts], targets

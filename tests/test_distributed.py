@@ -1,20 +1,29 @@
 """Several processes and micro-batches: gradients, losses and AP of one process with the joint batch."""
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import joint_problems
 import pytest
+import test_survival
 import torch
 from joint_problems import OPTIONS, REGIONS
+from test_survival import arguments, assert_equal_runs
+from test_training import toy_run
 
+from dynamask.engine.checkpoint import load_newest_run
 from dynamask.engine.distributed import ALONE, Ranks, joined
 from dynamask.structures import DynaMaskError
 
 ROOT = Path(__file__).resolve().parent.parent
+small_data = test_survival.data
+"""The fixture of small pictures."""
 
 
 def free_port() -> int:
@@ -68,7 +77,9 @@ def test_two_processes_take_the_step_of_one_with_the_joint_batch(told, tmp_path,
 def test_micro_batches_take_the_step_of_the_joint_batch(tmp_path, name, regions):
     expected = joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions])
     for accumulate in (2, 4):
-        assert_same_step(joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions], accumulate=accumulate), expected)
+        assert_same_step(
+            joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions], accumulate=accumulate), expected
+        )
 
 
 def test_the_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
@@ -130,6 +141,92 @@ def test_without_torchrun_a_process_is_alone():
     ],
 )
 def test_an_environment_that_cannot_work_is_one_sentence(device, changed, message):
-    told = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", **changed}
+    told = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+        **changed,
+    }
     with pytest.raises(DynaMaskError, match=message), joined(device, {k: v for k, v in told.items() if v is not None}):
         pass
+
+
+# The command
+
+
+def run_command(words: list[str], size: int = 2) -> list[subprocess.Popen]:
+    """Start a command in several processes, as torchrun does; stderr goes to pipes."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "dynamask", *words],
+            cwd=ROOT,
+            env=environment(rank, size, port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def ended(processes: list[subprocess.Popen]) -> tuple[list[int], list[list[str]]]:
+    """Exit codes and the lines on stderr that are neither a warning nor the bar, by process."""
+    try:
+        texts = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said = [[line for line in t.replace("\r", "\n").splitlines() if line.startswith("dynamask: ")] for t in texts]
+    lines = [[line for line in own if not line.startswith("dynamask: warning:")] for own in said]
+    return [process.returncode for process in processes], lines
+
+
+def stop_one(processes: list[subprocess.Popen], log: Path, step: int) -> None:
+    """Ask the second process alone to end once the log has a step."""
+    while processes[0].poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > step):
+        time.sleep(0.005)
+    processes[1].send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_bit_for_bit(small_data, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    changed = {"accumulate": 1, "iterations": 30, "save_every": 50, "batch_size": 2}
+    assert ended(run_command(arguments(small_data, whole, **changed)))[0] == [0, 0]
+    processes = run_command(arguments(small_data, out, **changed))
+    stop_one(processes, out / "log.csv", 3)
+    codes, lines = ended(processes)
+    assert codes == [0, 0] and len(lines[0]) == 1 and lines[1] == []
+    step = load_newest_run(out)["step"]
+    assert 3 <= step < 30, "the second process was asked too late"
+    assert lines[0][0].startswith(f"dynamask: SIGTERM at step {step}: the state is saved in {out}")
+    codes, lines = ended(run_command(arguments(small_data, out, "--resume", **changed)))
+    assert codes == [0, 0] and lines == [[], []]
+    assert_equal_runs(out, whole)
+    state = load_newest_run(out)
+    assert state["parts"] == [2, 1] and state["loader"]["position"] == 60
+    draws = [own["torch"] for own in state["random_of_ranks"]]
+    assert len(draws) == 2 and not torch.equal(*draws), "processes draw for themselves"
+    with pytest.warns(UserWarning, match="saved with 2 processes and 1 micro-batches and goes on with 1 and 1"):
+        one = toy_run(tmp_path / "other", batch_size=2)
+        one._resume_random(state)
+
+
+@pytest.mark.slow
+def test_what_a_process_cannot_do_is_said_once_and_nothing_is_lost(small_data, tmp_path):
+    odd = ended(run_command(arguments(small_data, tmp_path / "odd", batch_size=3)))
+    assert odd[0] == [2, 2] and odd[1][1] == [] and len(odd[1][0]) == 1
+    assert "a batch of 3 pictures cannot be shared by 2 processes; give a batch size that is a multiple" in odd[1][0][0]
+    assert not (tmp_path / "odd").exists()
+    unknown = ended(run_command(["train", "--no-such-flag"]))
+    assert unknown[0] == [2, 2] and len(unknown[1][0]) == 1 and unknown[1][1] == []
+    world = tmp_path / "data"
+    shutil.copytree(small_data, world)
+    (world / "images" / "4.png").write_bytes(b"no picture")
+    codes, lines = ended(run_command(arguments(world, tmp_path / "run", batch_size=2, save_every=50)))
+    assert codes == [2, 2] and sorted(map(len, lines)) == [0, 1]
+    step, line = load_newest_run(tmp_path / "run")["step"], (lines[0] + lines[1])[0]
+    assert "4.png" in line and f"the state of step {step} is saved" in line

@@ -86,7 +86,12 @@ class Run:
             compile_body(self.model, self.device)
         self.parallel = self.model
         if self.ranks.size > 1:
-            self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "`broadcast_buffers` is deprecated"
+                )  # its successor is newer than 2.0
+                options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+                self.parallel = DistributedDataParallel(self.model, **options)
             self._seed_rank()
 
     def _checkpoint_stages(self) -> None:
