@@ -9,11 +9,11 @@ import typing
 import warnings
 from collections.abc import Sequence
 
-from dynamask.cli import analyze, costs, data, evaluate, predict, report, shapes, train
+from dynamask.cli import analyze, costs, data, evaluate, predict, report, runs, shapes, train
 from dynamask.engine.distributed import ToldElsewhere
 from dynamask.structures import DynaMaskError
 
-COMMANDS = (costs, predict, train, evaluate, report, shapes, analyze, data)
+COMMANDS = (costs, predict, train, runs, evaluate, report, shapes, analyze, data)
 """Modules with ``add(commands)``, in the order of the help."""
 
 
