@@ -195,13 +195,29 @@ class TrainConfig:
     log_every: int = 20
     """Steps between log lines."""
     device: str = "cpu"
+    """"cpu" or "cuda"; of several processes on CUDA, each takes the GPU of its number on its machine."""
+    precision: str = "fp32"
+    """Of the convolutions and matrix products: "fp32", or "bf16" or "fp16" under autocast; weights, losses, boxes and
+    sampling positions stay float32. "fp16" scales the loss."""
+    accumulate: int = 1
+    """Micro-batches that a step's batch is divided into, one after another on each process, to save memory."""
+    checkpoint_stages: bool = False
+    """Compute the region stages again in the backward pass instead of keeping what is inside them."""
+    compile: bool = False
+    """torch.compile of the backbone's body."""
+    val_every: int = 0
+    """Steps between evaluations on the validation pictures; 0 evaluates at the end alone."""
+    overlay_every: int = 0
+    """Steps between overlays of a few pictures in TensorBoard; 0 draws none."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adamw"):
             raise DynaMaskError(f"optimizer is {self.optimizer!r}; choose 'sgd' or 'adamw'")
         if self.schedule not in ("step", "cosine"):
             raise DynaMaskError(f"schedule is {self.schedule!r}; choose 'step' or 'cosine'")
-        for name in ("batch_size", "iterations", "save_every", "log_every", "keep"):
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise DynaMaskError(f"precision is {self.precision!r}; choose 'fp32', 'bf16' or 'fp16'")
+        for name in ("batch_size", "iterations", "save_every", "log_every", "keep", "accumulate"):
             if getattr(self, name) < 1:
                 raise DynaMaskError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
         for name in ("crop", "copy_paste"):
@@ -211,6 +227,14 @@ class TrainConfig:
             raise DynaMaskError(f"scale_jitter is {self.scale_jitter}; give two ascending factors, above 0, up to 8")
         if self.jitter_size < 0:
             raise DynaMaskError(f"jitter_size is {self.jitter_size}; give a side in pixels, or 0 for each picture's")
+        for name in ("val_every", "overlay_every"):
+            if getattr(self, name) < 0:
+                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a number of steps, or 0 for never")
+        if self.batch_size % self.accumulate:
+            raise DynaMaskError(
+                f"a batch of {self.batch_size} pictures cannot be divided into {self.accumulate} micro-batches; give a "
+                f"batch size that is a multiple of {self.accumulate}"
+            )
 
 
 _SMALL_TRAINING = TrainConfig(

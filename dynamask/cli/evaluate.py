@@ -9,11 +9,13 @@ from typing import Any
 
 from dynamask.cli.common import add_choice, add_data, add_json, held_out, opened_data, print_summary, write_json
 from dynamask.data.coco import drop_degenerate, read_coco_json
+from dynamask.data.sources import Data
+from dynamask.engine.distributed import Ranks, joined
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.scoring import average_precision
 from dynamask.evaluation.average_precision import load_results
-from dynamask.predictor import load
+from dynamask.predictor import Predictor, load
 from dynamask.structures import DynaMaskError
 
 
@@ -53,7 +55,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         summary.update(average_precision(annotations, results, image_ids=ids))
     else:
         keep_freed_memory()
-        predictor = load(arguments.weights, arguments.device)
+        with joined(arguments.device) as ranks:
+            summary = _evaluate_weights(arguments, ranks)
+            if not ranks.first:
+                return
+    print_summary(summary, arguments.json)
+    write_json(summary, arguments.json)
+
+
+def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
+    """The figures of weights; processes that torchrun started share the pictures."""
+
+    def opened() -> tuple[Predictor, EvaluationOptions, Data, list[int]]:
+        predictor = load(arguments.weights, ranks.device(arguments.device))
         options = EvaluationOptions(
             arguments.policy or "learned",
             arguments.budget,
@@ -62,7 +76,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             predictor.model.config.score_threshold if arguments.score is None else arguments.score,
             arguments.seed,
         )
-        dataset, indices = opened_data(arguments, predictor.class_names)
-        summary = run_evaluation(predictor, dataset, indices, options, progress=sys.stderr.isatty())
-    print_summary(summary, arguments.json)
-    write_json(summary, arguments.json)
+        return predictor, options, *opened_data(arguments, predictor.class_names)
+
+    progress = sys.stderr.isatty() and ranks.first
+    predictor, options, dataset, indices = ranks.together(opened)
+    return run_evaluation(predictor, dataset, indices, options, progress, ranks)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 import sys
-import threading
 import types
 import typing
 import warnings
@@ -17,15 +15,17 @@ from typing import Any
 
 import torch
 
-from dynamask.cli.common import add_data, check_folder, held_out, print_summary, write_json
+from dynamask.cli.common import add_data, check_folder, held_out
 from dynamask.cli.recipes import fill_in
+from dynamask.cli.stop_signals import StopSignals
+from dynamask.cli.validation import Validation, evaluate_finished, open_validation, periodic
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
 from dynamask.data.copy_paste import CopyPaste
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader, training_loader
 from dynamask.data.sources import open_data
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
-from dynamask.engine.evaluate import EvaluationOptions, category_map, run_evaluation
+from dynamask.engine.distributed import Ranks, check_device, joined
 from dynamask.engine.initialise import PARTS, initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
@@ -35,8 +35,10 @@ from dynamask.models.hub import find_weights
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.weights_file import save_model
-from dynamask.predictor import load
 from dynamask.structures import DynaMaskError
+
+ECHO = 2.0
+"""Seconds in which a second signal is torchrun passing on the first."""
 
 
 def add(commands: Any) -> None:
@@ -44,7 +46,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model on COCO, LVIS, Cityscapes or own data",
-        description="Train on a data set. Values that are not given are the model's recipe.",
+        description="Train on a data set. Values that are not given are the model's recipe. Several devices: "
+        "torchrun --nproc-per-node N -m dynamask train …; the batch stays the same.",
     )
     add_data(parser, "keep back, and evaluate on, pictures whose SHA-256 of the image id is divisible by M")
     parser.add_argument("--recipe", metavar="NAME", help="values of all flags that are not given; `dynamask recipes`")
@@ -76,6 +79,9 @@ def add(commands: Any) -> None:
         "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the newest state in --out")
+    parser.add_argument(
+        "--scale-lr", action="store_true", help="the rate is the recipe batch's: multiply it by --batch-size over that"
+    )
     _add_fields(parser.add_argument_group("schedule"), TrainConfig)
     _add_fields(parser.add_argument_group("losses"), LossConfig)
     _add_fields(parser.add_argument_group("model"), ModelConfig, skip=("name", "class_names", "category_ids"))
@@ -103,8 +109,49 @@ def _given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Everything of a training that a process makes by itself."""
+
+    model: DynaMaskRCNN
+    loader: TrainingLoader
+    config: TrainConfig
+    loss_config: LossConfig
+    settings: dict[str, Any]
+    validation: Validation | None
+
+
 def _train(arguments: argparse.Namespace) -> None:
     fill_in(arguments)
+    keep_freed_memory()
+    with joined(arguments.device or recipe(arguments.model)[0].device) as ranks:
+        plan = ranks.together(lambda: _plan(arguments, ranks))
+        weights = loss_weights(plan.loss_config)
+        run = Run(plan.model, plan.loader, plan.config, weights, arguments.out, plan.settings, ranks=ranks)
+        besides = ranks.together(lambda: periodic(run, plan.validation))
+        if arguments.resume:
+            run.resume()
+
+        def save(state: Run) -> None:
+            training = {"images_seen": state.step * state.config.batch_size, **state.settings}
+            save_model(plan.model, arguments.out / "last.safetensors", state.final_state(), training)
+
+        with StopSignals(ECHO if ranks.size > 1 else 0.0) as stop:
+            finished = train(run, on_save=save, should_stop=stop, periodic=besides)
+        if finished:
+            evaluate_finished(run, plan.validation)
+        else:
+            name = next((name for name in ranks.gather(stop.received) if name), None)
+            if ranks.first:
+                print(
+                    f"dynamask: {name} at step {run.step}: the state is saved in {arguments.out}; "
+                    "the same command with --resume goes on from there",
+                    file=sys.stderr,
+                )
+
+
+def _plan(arguments: argparse.Namespace, ranks: Ranks) -> _Plan:
+    """Check what was given, open the data and build the model."""
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
     check_folder(arguments.out)
@@ -114,12 +161,12 @@ def _train(arguments: argparse.Namespace) -> None:
         raise DynaMaskError(
             f"{arguments.out} holds a run already; add --resume to go on with it or choose another --out"
         )
-    keep_freed_memory()
-    model_config, base = preset(arguments.model), recipe(arguments.model)
-    config = dataclasses.replace(base[0], **_given(arguments, TrainConfig))
-    loss_config = dataclasses.replace(base[1], **_given(arguments, LossConfig))
+    model_config, (config, loss_config) = preset(arguments.model), recipe(arguments.model)
+    config = _scaled(dataclasses.replace(config, **_given(arguments, TrainConfig)), arguments, config.batch_size)
+    loss_config = dataclasses.replace(loss_config, **_given(arguments, LossConfig))
+    check_device(ranks.device(config.device))
     dataset, indices = _training_data(arguments, config)
-    validation = _validation_data(arguments, dataset)
+    validation = open_validation(arguments, dataset, bool(config.overlay_every))
     torch.manual_seed(config.seed)
     model_config = dataclasses.replace(
         model_config,
@@ -134,26 +181,18 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.freeze is not None:
         freeze(model, arguments.freeze)
     settings = _settings(arguments, config, loss_config, model_config)
-    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices)
-    run = Run(model, loader, config, loss_weights(loss_config), arguments.out, settings)
-    if arguments.resume:
-        run.resume()
-    weights = arguments.out / "last.safetensors"
+    part = (ranks.rank, ranks.size)
+    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices, part)
+    return _Plan(model, loader, config, loss_config, settings, validation)
 
-    def save(state: Run) -> None:
-        training = {"images_seen": state.step * config.batch_size, **settings}
-        save_model(model, weights, state.final_state(), training)
 
-    with _StopSignals() as stop:
-        finished = train(run, on_save=save, should_stop=stop)
-    if finished:
-        _evaluate_run(arguments, weights, validation)
-    else:
-        print(
-            f"dynamask: {stop.received} at step {run.step}: the state is saved in {arguments.out}; "
-            "the same command with --resume goes on from there",
-            file=sys.stderr,
-        )
+def _scaled(config: TrainConfig, arguments: argparse.Namespace, recipe_batch: int) -> TrainConfig:
+    """The learning rate for the batch that was asked for, under ``--scale-lr``."""
+    if not arguments.scale_lr:
+        return config
+    if config.optimizer != "sgd":
+        raise DynaMaskError("--scale-lr is the linear rule of SGD; with AdamW give the rate itself with --lr")
+    return dataclasses.replace(config, lr=config.lr * config.batch_size / recipe_batch)
 
 
 def _initialise(model: DynaMaskRCNN, arguments: argparse.Namespace) -> None:
@@ -188,38 +227,6 @@ def _settings(
     return json.loads(json.dumps(values))
 
 
-class _StopSignals:
-    """Turns the signals that ask a process to end into a question; a second one acts at once.
-
-    A context manager; signals that are ignored already (nohup, a shell's background job) stay so.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        """Whether a signal has come."""
-        return self.received is not None
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-                number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _receive(self, number: int, _: object) -> None:
-        self.received = signal.Signals(number).name
-        self.__exit__()
-
-
 def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[Any, list[int] | None]:
     """The pictures to train on with their augmentation, and which of them (None: all)."""
     transforms = TrainingTransforms(
@@ -238,30 +245,3 @@ def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[
     if config.copy_paste:
         dataset = CopyPaste(dataset, config.copy_paste, indices)
     return dataset, indices
-
-
-def _validation_data(arguments: argparse.Namespace, dataset: Any) -> Any | None:
-    """The data given to evaluate on at the end, if any: opened now, so that a mistake costs no training."""
-    source = (arguments.val_data, arguments.val_images, arguments.val_annotations)
-    if not any(source):
-        if arguments.val_split is not None:
-            raise DynaMaskError("--val-split chooses a part of --val-data; give both")
-        return None
-    validation = open_data(*source, dataset.class_names, split=arguments.val_split, default_split="val")
-    category_map(dataset, validation)
-    return validation
-
-
-def _evaluate_run(arguments: argparse.Namespace, weights: Path, validation: Any | None) -> None:
-    """Evaluate a finished run on its validation pictures, if it has any."""
-    if validation is None and not arguments.holdout:
-        return
-    predictor, indices = load(weights, "cpu"), None
-    if validation is None:
-        own = (arguments.data, arguments.images, arguments.annotations)
-        validation = open_data(*own, predictor.class_names, split=arguments.split)
-        indices = held_out(validation, arguments.holdout, True)
-    options = EvaluationOptions(score=predictor.model.config.score_threshold)
-    summary = run_evaluation(predictor, validation, indices, options, progress=sys.stderr.isatty())
-    print_summary(summary, None)
-    write_json(summary, str(arguments.out / "evaluation.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynamask.data.coco import CocoDataset
+from dynamask.engine.distributed import ALONE, Ranks
 from dynamask.engine.scoring import score
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.models.rcnn import policies
@@ -93,6 +94,14 @@ class Instances:
     boundary_iou: list[dict[int, float]] = field(default_factory=list)
     choice: list[int] = field(default_factory=list)
     truth: list[int | None] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Instances]) -> Instances:
+        """The instances of several parts of a data set, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [f.name for f in fields(cls)]
+        return cls(**{name: [value for part in parts for value in getattr(part, name)] for name in names})
 
     def quality(self, measure: str) -> np.ndarray:
         """(N, 4) array of "mask_iou" or "boundary_iou"; NaN where unknown."""
@@ -273,12 +282,14 @@ def run_evaluation(
     indices: Sequence[int] | None = None,
     options: EvaluationOptions | None = None,
     progress: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate a predictor.
 
     Args:
         indices: dataset indices to evaluate on; all by default.
         options: policy, budget, boxes.
+        ranks: processes that share the pictures and each call this; all get the figures that one process finds.
 
     Returns:
         ``images``, ``detections``, ``bbox`` / ``segm`` / ``boundary`` (AP, AP50, AP75, APS, APM, APL in 0–1 or None),
@@ -291,9 +302,14 @@ def run_evaluation(
     if options.over_dataset:
         predictor.check_switch("choosing sizes over a data set")
     predictor.check_choice("learned" if options.over_dataset else options.policy, options.budget)
-    found = collect(predictor, dataset, indices, options, progress=progress)
-    choice = choose(found, macs, options)
-    return summarise(found, choice, macs, dataset, indices, true_boxes=options.boxes == "gt")
+    own = ranks.together(lambda: collect(predictor, dataset, ranks.share(indices), options, progress=progress))
+    found = Instances.joined(ranks.gather(own))
+
+    def figures() -> dict[str, Any]:
+        choice = choose(found, macs, options)
+        return summarise(found, choice, macs, dataset, indices, true_boxes=options.boxes == "gt")
+
+    return ranks.from_first(figures)
 
 
 def summarise(

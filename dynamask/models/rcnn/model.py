@@ -93,7 +93,10 @@ class DynaMaskRCNN(nn.Module):
     def encode(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[EncodedImages, list[dict[str, Tensor]] | None]:
-        """Resize, normalise, pad and run backbone and FPN; boxes are resized, masks stay in the picture's pixels."""
+        """Resize, normalise, pad and run backbone and FPN; boxes are resized, masks stay in the picture's pixels.
+
+        The maps are float32 under autocast, too: anchors and boxes take the maps' type, and need it.
+        """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
         batch, resized = self.transform(images, plain)
@@ -101,7 +104,8 @@ class DynaMaskRCNN(nn.Module):
             for target, given, size, network in zip(resized, targets, sizes, batch.image_sizes):
                 target["masks"] = given["masks"]
                 target["mask_scale"] = target["boxes"].new_tensor([size[1] / network[1], size[0] / network[0]] * 2)
-        return EncodedImages(batch, self.backbone(batch.tensors), sizes), resized
+        features = {level: map_.float() for level, map_ in self.backbone(batch.tensors).items()}
+        return EncodedImages(batch, features, sizes), resized
 
     def detect(self, encoded: EncodedImages) -> list[dict[str, Tensor]]:
         """Boxes (R, 4) xyxy in network-input pixels, labels and scores of each image."""
