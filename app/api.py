@@ -20,11 +20,11 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from app.tabs.spoken import refuse
-from dynamask.data.coco import encode_rle
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
 from dynamask.models.rcnn import policies
+from dynamask.ops.rle import encode_rle
 from dynamask.predictor import check_choice
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from app.session import Session
-from dynamask.data.coco import encode_rle
 from dynamask.data.pictures import read_picture
+from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.overlay import draw_overlay
 

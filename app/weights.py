@@ -77,10 +77,10 @@ def open_shelf(first: str, device: str) -> Shelf:
     """The bundled weights and the ones the page opens with, on one device; the latter are loaded now.
 
     Raises:
-        DynaMaskError: the first weights or the device cannot be used.
+        DynaMaskError: the first weights or the device cannot be used, or the weights have no switch to explore.
     """
     from dynamask.predictor import load
 
     shelf = Shelf(lambda source: load(source, device=device), first, list(list_bundled()))
-    shelf.get(shelf.first)
+    shelf.get(shelf.first).check_switch("the page")
     return shelf

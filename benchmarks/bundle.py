@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import report
 from dynamask.bundled import checkpoint_dir, list_bundled
 from dynamask.data.sources import Data
-from dynamask.engine.checkpoint import read_header
 from dynamask.engine.evaluate import EvaluationOptions, collect, summarise
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.models.weights_file import read_header
 from dynamask.predictor import load
 from dynamask.reports.judging import choice_of
 from dynamask.structures import MASK_SIZES
@@ -31,13 +31,13 @@ POLICIES = ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES))
 
 
 def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[str, Any]]:
-    """Every policy on the kept-back pictures: AP with detections, mask quality in the true boxes."""
+    """Every policy that the weights can follow on the kept-back pictures: AP with detections, quality in true boxes."""
     predictor = load(weights)
     macs = tuple(predictor.costs.macs_per_instance)
     found = collect(predictor, dataset, indices, EvaluationOptions(), every_size=True, progress=True)
     given = collect(predictor, dataset, indices, EvaluationOptions(boxes="gt"), every_size=True, progress=True)
     rows = {}
-    for policy in POLICIES:
+    for policy in POLICIES if predictor.has_switch else [f"fixed:{size}" for size in predictor.mask_sizes]:
         row = summarise(found, choice_of(policy, found, dataset), macs, dataset, indices)
         on_true = summarise(given, choice_of(policy, given, dataset), macs, dataset, indices, true_boxes=True)
         row["gt_boxes"] = {key: on_true[key] for key in (

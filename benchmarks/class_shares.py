@@ -52,6 +52,7 @@ def main() -> None:
     try:
         keep_freed_memory()
         predictor = load(arguments.weights, device=arguments.device)
+        predictor.check_switch("counting its choices")
         dataset, indices = opened_data(arguments, predictor.class_names)
         chosen = {dataset.image_ids[i] for i in indices}
         coco = own_classes(dataset.coco)

@@ -121,6 +121,7 @@ def make_cache(arguments: argparse.Namespace) -> None:
     report.check_json_target(arguments.out)
     keep_freed_memory()
     predictor = load(arguments.weights)
+    predictor.check_switch("judging a switch")
     dataset, indices = opened_data(arguments, predictor.class_names)
     about = {"weights": Path(arguments.weights).name, "data": arguments.data or str(arguments.annotations.name)}
     pictures = tqdm(indices, unit="picture", disable=not sys.stderr.isatty(), dynamic_ncols=True)

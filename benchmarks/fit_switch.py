@@ -26,8 +26,8 @@ from benchmarks.cached_features import Cache, build_cache, load_cache, save_cach
 from benchmarks.decisions import parse_values
 from benchmarks.switch_training import SCHEDULE, Signals, spend, train_switch
 from dynamask.config import LossConfig
-from dynamask.engine.checkpoint import read_header, save_model
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.models.weights_file import read_header, save_model
 from dynamask.predictor import Predictor, load
 from dynamask.structures import DynaMaskError
 
@@ -53,6 +53,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         raise DynaMaskError(f"--out {arguments.out} cannot be written; give a .safetensors file in a known folder")
     keep_freed_memory()
     predictor = load(arguments.weights)
+    predictor.check_switch("fitting a switch")
     cache = features(arguments, predictor)
     config = dataclasses.replace(LossConfig(), **{k: v[0] for k, v in map(parse_values, arguments.set)})
     schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps, lr=arguments.lr)

@@ -26,9 +26,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 from tqdm import tqdm
@@ -45,9 +42,8 @@ from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights, train
 from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.files import replacing
-from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.factory import preset
-from dynamask.models.transform import TwoSizeTransform
+from dynamask.models.rcnn.baselines.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.ops.masks import paste_masks
 from dynamask.structures import DynaMaskError
 
@@ -55,42 +51,6 @@ PRESET = "dynamask_mobilenetv2_fpn_small"
 ITERATIONS = 1960
 FORMAT = "mask-rcnn-benchmark-1"
 PASTES = ("torchvision_paste", "aligned_paste")
-
-
-def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = None) -> MaskRCNN:
-    """torchvision's Mask R-CNN on the backbone, and with the sizes, of a configuration of ours.
-
-    Args:
-        config: the mask head is as wide as ``region_channels``; ``mask_rois`` is not used, torchvision trains its mask
-            head on every positive RoI.
-        backbone_weights: None, "timm", or the path of a .safetensors file under timm's names.
-
-    Returns:
-        The model; ``model.config`` is the configuration.
-    """
-    backbone = BackboneWithFPN(config.backbone, config.fpn_channels, backbone_weights, config.frozen_stride)
-    count, width = len(config.class_names), config.region_channels
-    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes))
-    model = MaskRCNN(
-        backbone,
-        rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=config.rpn_pre_nms_train,
-        rpn_pre_nms_top_n_test=config.rpn_pre_nms_test,
-        rpn_post_nms_top_n_train=config.rpn_post_nms_train,
-        rpn_post_nms_top_n_test=config.rpn_post_nms_test,
-        box_head=TwoMLPHead(config.fpn_channels * 49, config.box_head_channels),
-        box_predictor=FastRCNNPredictor(config.box_head_channels, count),
-        box_score_thresh=config.score_threshold,
-        box_detections_per_img=config.detections_per_img,
-        box_batch_size_per_image=config.box_samples,
-        mask_head=MaskRCNNHeads(config.fpn_channels, (width,) * 4, 1),
-        mask_predictor=MaskRCNNPredictor(width, width, count),
-    )
-    model.transform = TwoSizeTransform(
-        (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)
-    )
-    model.config = config
-    return model
 
 
 def save_mask_rcnn(

@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import report
+from dynamask.evaluation.efficiency import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("slider", "start", "photograph", "visitors")
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in results.items():
         print(f"{name}: {value}")
     if options.json:
-        report.write_json({"machine": report.machine(), **results}, options.json)
+        report.write_json({"machine": machine(), **results}, options.json)
 
 
 if __name__ == "__main__":

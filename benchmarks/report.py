@@ -1,61 +1,19 @@
-"""What the benchmark commands share: the machine's name, the held-out pictures, JSON out and errors in one line."""
+"""What the benchmark commands share: the held-out pictures, JSON out and errors in one line."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
 from dynamask.cli.common import add_data, held_out
 from dynamask.data.sources import Data, open_data
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
-
-
-def cpu_name() -> str:
-    """Model name of the CPU as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """The machine and libraries that figures were measured on; ``load`` is its one-minute load average now."""
-    return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
-
-
-def machine_line(facts: dict[str, Any]) -> str:
-    """The machine in one line."""
-    return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}, "
-        f"torchvision {facts['torchvision']}, load {facts['load']} at the start"
-    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -80,7 +38,8 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 def opened(arguments: argparse.Namespace, class_names: Sequence[str] | None = None, transforms: Any = None) -> Data:
     """The data set that the flags of :func:`add_data_flags` name, as weights with these classes see it."""
-    return open_data(arguments.data, arguments.images, arguments.annotations, class_names, transforms)
+    source = (arguments.data, arguments.images, arguments.annotations)
+    return open_data(*source, class_names, transforms, split=arguments.split)
 
 
 def split(dataset: Data, modulus: int | None, validation: bool) -> list[int]:

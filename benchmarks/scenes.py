@@ -25,6 +25,7 @@ from dynamask.data.shapes import SCENE_SIZE, ShapesDataset
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights, train_step
+from dynamask.evaluation.efficiency import machine, machine_line
 from dynamask.models.factory import build_model, preset
 
 PRESET = "dynamask_mobilenetv2_fpn_small"
@@ -53,9 +54,9 @@ def _measure(arguments: argparse.Namespace) -> None:
             if number >= 2:  # the first two warm up
                 scenes.append(made - start)
                 steps.append(time.perf_counter() - made)
-    facts = report.machine()
+    facts = machine()
     shares = [made / (made + step) for made, step in zip(scenes, steps)]
-    print(report.machine_line(facts))
+    print(machine_line(facts))
     print(
         f"{config.batch_size} scenes {statistics.median(scenes) * 1e3:.0f} ms, training on them "
         f"{statistics.median(steps) * 1e3:.0f} ms: scenes are {statistics.median(shares):.1%} of a step (medians of "

@@ -13,7 +13,6 @@ import argparse
 import itertools
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,56 +28,25 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 from benchmarks import report
-from benchmarks.mask_rcnn import PRESET, build_mask_rcnn, load_mask_rcnn
+from benchmarks.mask_rcnn import PRESET, load_mask_rcnn
 from dynamask.config import ModelConfig, recipe
 from dynamask.data.loaders import training_loader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.train import Run, loss_weights, train_step
+from dynamask.evaluation.efficiency import Case, interleave, machine, machine_line, rows_of
 from dynamask.models.factory import build_model, preset
 from dynamask.models.rcnn import policies
+from dynamask.models.rcnn.baselines.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.ops.deform import sampled_deform_conv2d
 from dynamask.predictor import Predictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
-Case = Callable[[int], object]
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 PHOTO = (480, 640)
 """Height and width of the photograph, pixels."""
 REFERENCE = "mask_rcnn"
-
-
-def interleave(cases: dict[str, Case], rounds: int, warmup: int = 2) -> dict[str, np.ndarray]:
-    """Milliseconds (rounds,) of each case; every case gets the number of the round, the same for all."""
-    names, times = list(cases), {name: np.zeros(rounds) for name in cases}
-    for number in range(-warmup, rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
-            cases[name](number)
-            if number >= 0:
-                times[name][number] = (time.perf_counter() - start) * 1e3
-    return times
-
-
-def rows_of(
-    part: str, times: dict[str, np.ndarray], reference: str, extra: dict[str, dict[str, Any]] | None = None
-) -> list[dict[str, Any]]:
-    """One row per case: its quantiles in milliseconds, the ratio to the reference, and what else is known of it."""
-    return [
-        {
-            "part": part,
-            "case": name,
-            "median_ms": float(np.median(values)),
-            "p10_ms": float(np.quantile(values, 0.1)),
-            "p90_ms": float(np.quantile(values, 0.9)),
-            "ratio": float(np.median(values / times[reference])),
-            "reference": reference,
-            **(extra or {}).get(name, {}),
-        }
-        for name, values in times.items()
-    ]
 
 
 def photograph(path: Path | None) -> np.ndarray:
@@ -312,7 +280,9 @@ def measure_branch(
 def load_ours(weights: str) -> Predictor:
     """A predictor: of a weights file or bundled name, or "random" weights of the preset for one class."""
     if weights != "random":
-        return load(weights)
+        predictor = load(weights)
+        predictor.check_switch("the benchmark of speed")
+        return predictor
     torch.manual_seed(0)
     return Predictor(build_model(preset(PRESET, class_names=("__background__", "person"))))
 
@@ -381,7 +351,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     kept = keep_freed_memory() if arguments.keep_memory else False
-    facts = report.machine()
+    facts = machine()
     rows = measure(arguments)
     settings = {
         "weights": arguments.weights,
@@ -393,7 +363,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         "keep_freed_memory": kept,
         "training_batches": "real" if has_data(arguments) else "generated",
     }
-    print(report.machine_line(facts))
+    print(machine_line(facts))
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()))
     header = ["", "median ms", "p10", "p90", "ratio", "", ""]
     print(report.table(header, [describe(row) for row in rows]))

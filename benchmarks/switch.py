@@ -166,6 +166,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     report.check_json_target(arguments.json)
     keep_freed_memory()
     predictor = load(arguments.weights)
+    predictor.check_switch("judging a switch")
     dataset = CocoDataset(arguments.images, arguments.annotations)
     indices = report.split(dataset, arguments.holdout, True)
     options = EvaluationOptions(policy="learned", boxes="gt")

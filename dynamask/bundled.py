@@ -43,15 +43,6 @@ def list_baselines() -> dict[str, dict[str, Any]]:
     return _read_manifest(checkpoint_dir() / BASELINES)
 
 
-def bundled_entry(name: str) -> dict[str, Any]:
-    """Manifest entry of the bundled weights or baseline called `name`.
-
-    Raises:
-        DynaMaskError: no bundled weights have this name; the message lists those that do.
-    """
-    return _find(name)[1]
-
-
 def bundled_path(name: str) -> Path:
     """Path of the bundled weights or baseline called `name`.
 
@@ -63,12 +54,6 @@ def bundled_path(name: str) -> Path:
     if not path.is_file():
         raise DynaMaskError(f"the file {path.name} of the bundled weights {name!r} is missing; reinstall dynamask")
     return path
-
-
-def weights_path(name_or_path: str | Path) -> Path:
-    """Where weights lie that were named on a command line: a .safetensors file as it is, else a bundled name."""
-    path = Path(name_or_path)
-    return path if path.suffix == ".safetensors" else bundled_path(str(name_or_path))
 
 
 def _find(name: str) -> tuple[Path, dict[str, Any]]:

@@ -46,6 +46,8 @@ class ModelConfig:
     box_head_channels: int = 1024
     class_agnostic: bool = False
     """One mask logit for all classes."""
+    class_agnostic_last: bool = False
+    """One mask logit for all classes at 112, as in the authors' code, and a logit per class at the other sizes."""
     frozen_stride: int = 4
     """Backbone parameters up to this stride do not train."""
     image_mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -175,6 +177,15 @@ class TrainConfig:
     """Decay per step of the moving average of the weights that is saved; 0 saves the last weights."""
     jitter: bool = False
     """Photometric jitter."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest factor by which a picture is scaled before it is cut or padded to its frame; 0.1 2.0 is the
+    large-scale jitter of Ghiasi et al. (CVPR 2021)."""
+    jitter_size: int = 0
+    """Side of that frame, square, in pixels; 0 keeps the size of each picture."""
+    crop: float = 0.0
+    """Probability of cutting a random window out of a picture."""
+    copy_paste: float = 0.0
+    """Probability that objects of another picture are pasted over a picture."""
     seed: int = 0
     workers: int = 2
     save_every: int = 500
@@ -184,15 +195,46 @@ class TrainConfig:
     log_every: int = 20
     """Steps between log lines."""
     device: str = "cpu"
+    """"cpu" or "cuda"; of several processes on CUDA, each takes the GPU of its number on its machine."""
+    precision: str = "fp32"
+    """Of the convolutions and matrix products: "fp32", or "bf16" or "fp16" under autocast; weights, losses, boxes and
+    sampling positions stay float32. "fp16" scales the loss."""
+    accumulate: int = 1
+    """Micro-batches that a step's batch is divided into, one after another on each process, to save memory."""
+    checkpoint_stages: bool = False
+    """Compute the region stages again in the backward pass instead of keeping what is inside them."""
+    compile: bool = False
+    """torch.compile of the backbone's body."""
+    val_every: int = 0
+    """Steps between evaluations on the validation pictures; 0 evaluates at the end alone."""
+    overlay_every: int = 0
+    """Steps between overlays of a few pictures in TensorBoard; 0 draws none."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adamw"):
             raise DynaMaskError(f"optimizer is {self.optimizer!r}; choose 'sgd' or 'adamw'")
         if self.schedule not in ("step", "cosine"):
             raise DynaMaskError(f"schedule is {self.schedule!r}; choose 'step' or 'cosine'")
-        for name in ("batch_size", "iterations", "save_every", "log_every", "keep"):
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise DynaMaskError(f"precision is {self.precision!r}; choose 'fp32', 'bf16' or 'fp16'")
+        for name in ("batch_size", "iterations", "save_every", "log_every", "keep", "accumulate"):
             if getattr(self, name) < 1:
                 raise DynaMaskError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
+        for name in ("crop", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a probability from 0 to 1")
+        if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[1] <= 8:
+            raise DynaMaskError(f"scale_jitter is {self.scale_jitter}; give two ascending factors, above 0, up to 8")
+        if self.jitter_size < 0:
+            raise DynaMaskError(f"jitter_size is {self.jitter_size}; give a side in pixels, or 0 for each picture's")
+        for name in ("val_every", "overlay_every"):
+            if getattr(self, name) < 0:
+                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a number of steps, or 0 for never")
+        if self.batch_size % self.accumulate:
+            raise DynaMaskError(
+                f"a batch of {self.batch_size} pictures cannot be divided into {self.accumulate} micro-batches; give a "
+                f"batch size that is a multiple of {self.accumulate}"
+            )
 
 
 _SMALL_TRAINING = TrainConfig(

@@ -15,17 +15,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
-from dynamask.bundled import weights_path
-from dynamask.data.coco import encode_rle
 from dynamask.data.pictures import read_picture
-from dynamask.engine.checkpoint import load_model
+from dynamask.models.hub import find_weights
 from dynamask.models.rcnn import policies
 from dynamask.models.rcnn.costs import MaskBranchCosts
 from dynamask.models.rcnn.mask_head import RegionState
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.roi_heads import MaskBranch
 from dynamask.models.solo.model import SoloNet
+from dynamask.models.weights_file import load_model
 from dynamask.ops.masks import paste_mask, paste_masks
+from dynamask.ops.rle import encode_rle
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -124,14 +124,25 @@ class Prediction:
         """(H, W) bool of one instance at its chosen size."""
         return self.mask_at(index, int(self.mask_size[index]))
 
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """The sizes that can be asked for, coarse to fine, of ``MASK_SIZES``."""
+        return self.regions.branch.mask_sizes
+
     def mask_at(self, index: int, size: int) -> Tensor:
-        """(H, W) bool of one instance at a size of ``MASK_SIZES``; a size not computed yet is computed now."""
+        """(H, W) bool of one instance at a size of :attr:`mask_sizes`; a size not computed yet is computed now."""
         return paste_mask(self.mask_probs_at(index, size), self.boxes[index], self.image_size)
 
     def mask_probs_at(self, index: int, size: int) -> Tensor:
-        """(size, size) float32 in [0, 1] of one instance; an unknown size raises :class:`DynaMaskError`."""
+        """(size, size) float32 in [0, 1] of one instance.
+
+        Raises:
+            DynaMaskError: the size does not exist, or the mask branch does not give it.
+        """
         if size not in MASK_SIZES:
             raise DynaMaskError(f"mask size {size} does not exist; choose one of {', '.join(map(str, MASK_SIZES))}")
+        if size not in self.mask_sizes:
+            raise DynaMaskError(f"these weights give no masks of {size}; choose {listed(self.mask_sizes)}")
         return self.regions.probs(index, MASK_SIZES.index(size))
 
     def to_coco(self, image_id: int) -> list[dict[str, object]]:
@@ -153,8 +164,11 @@ class Prediction:
 
 
 def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor | SoloPredictor:
-    """A predictor from bundled weights ("people") or the path of a .safetensors file; the file says of which family."""
-    path = weights_path(name_or_path)
+    """A predictor from bundled weights ("people"), a .safetensors file, a saved folder, or hf://owner/name[@revision].
+
+    Nothing is downloaded but what is named with hf://.
+    """
+    path = find_weights(name_or_path)
     try:
         target = torch.device(device)
         torch.zeros(1, device=target)
@@ -190,6 +204,39 @@ class Predictor:
         """MACs of the mask branch, derived from its layers."""
         return self.model.mask_branch.costs
 
+    @property
+    def score_threshold(self) -> float:
+        """From which score the model keeps detections."""
+        return self.model.config.score_threshold
+
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """The sizes that the mask branch gives, coarse to fine, of ``MASK_SIZES``."""
+        return self.model.mask_branch.mask_sizes
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether a switch chooses the sizes; without one "learned" is the finest size."""
+        return self.model.mask_branch.switch is not None
+
+    def check_switch(self, what: str) -> None:
+        """Refuse what needs a switch, named as a sentence's subject, where there is none: :class:`DynaMaskError`."""
+        if not self.has_switch:
+            raise DynaMaskError(
+                f"{what} needs a switch, and these weights have none: their mask branch is "
+                f"{self.model.config.mask_branch}; give other weights, for example shapes, or ask for "
+                f"{listed([f'fixed:{size}' for size in self.mask_sizes])}"
+            )
+
+    def check_choice(self, policy: str, budget: float | None) -> None:
+        """Refuse a policy or budget that is unknown or that these weights cannot follow: :class:`DynaMaskError`."""
+        if budget is not None or policy == "size":
+            self.check_switch("a budget" if policy != "size" else "the policy 'size'")
+        check_choice(policy, budget, self.costs.macs_per_instance)
+        if policy.startswith("fixed:") and int(policy.removeprefix("fixed:")) not in self.mask_sizes:
+            own = listed([f"fixed:{size}" for size in self.mask_sizes])
+            raise DynaMaskError(f"these weights cannot follow the policy {policy!r}; choose {own}")
+
     def __call__(
         self,
         image: Picture,
@@ -204,18 +251,19 @@ class Predictor:
 
         Args:
             image: (H, W, 3) uint8 RGB, a PIL image, or a path.
-            policy: "learned", "size" (Eq. 8) or "fixed:S".
+            policy: "learned", "size" (Eq. 8) or "fixed:S"; without a switch "learned" is the finest size, and there is
+                no "size".
             budget: mean GMACs per instance, met exactly for this picture with the switch's preferences; not together
-                with another policy.
+                with another policy, nor without a switch.
             score: detections below it are left out, 0–1.
             boxes: xyxy in pixels of the picture; masks for these, without detection.
             labels: of the given boxes, ≥ 1; without them the box head names the class.
-            all_sizes: compute every size of every instance, for exploring.
+            all_sizes: compute every size that the mask branch gives of every instance, for exploring.
 
         Raises:
             DynaMaskError: a picture, policy, budget, score, box or label that cannot be used.
         """
-        check_choice(policy, budget, self.costs.macs_per_instance)
+        self.check_choice(policy, budget)
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
         if labels is not None and boxes is None:
@@ -224,14 +272,14 @@ class Predictor:
         prediction = self._begin(pixels, score, boxes, labels)
         if all_sizes:
             start = time.perf_counter()
-            for k in range(len(MASK_SIZES)):
-                prediction.regions.ensure(torch.full((len(prediction),), k))
+            for size in self.mask_sizes:
+                prediction.regions.ensure(torch.full((len(prediction),), MASK_SIZES.index(size)))
             prediction.timings["all_sizes"] = (time.perf_counter() - start) * 1e3
         return self.select(prediction, policy, budget)
 
     def select(self, prediction: Prediction, policy: str = "learned", budget: float | None = None) -> Prediction:
         """The same instances under another policy or budget; only stages that were not computed yet are run."""
-        check_choice(policy, budget, self.costs.macs_per_instance)
+        self.check_choice(policy, budget)
         start = time.perf_counter()
         choice = self._choose(prediction, policy, budget)
         prediction.regions.ensure(choice)
@@ -314,6 +362,12 @@ def _whole_numbers(labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
     if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
         raise DynaMaskError("labels are no list of whole numbers; give one for each box")
     return values.to(torch.int64).reshape(-1)
+
+
+def listed(values: Sequence[object]) -> str:
+    """Values as a sentence lists alternatives: "1", "1 or 2", "1, 2 or 3"."""
+    *some, last = map(str, values)
+    return f"{', '.join(some)} or {last}" if some else last
 
 
 def check_choice(policy: str, budget: float | None, macs: tuple[int, ...]) -> None:

@@ -9,12 +9,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dynamask.data.coco import encode_rle
 from dynamask.data.pictures import PictureSource, read_picture
 from dynamask.models.solo.aggregation import decode, sample_vectors
 from dynamask.models.solo.config import STRIDES
 from dynamask.models.solo.costs import decoding_macs, network_macs
 from dynamask.models.solo.model import EncodedGrids, SoloNet
+from dynamask.ops.rle import encode_rle
 from dynamask.structures import DynaMaskError
 
 
@@ -157,6 +157,11 @@ class SoloPredictor:
     def class_names(self) -> tuple[str, ...]:
         """Names by label; index 0 is the background."""
         return self.model.config.class_names
+
+    @property
+    def score_threshold(self) -> float:
+        """From which score the model keeps detections, after matrix NMS."""
+        return self.model.config.update_threshold
 
     @cached_property
     def category_ids(self) -> tuple[int, ...]:

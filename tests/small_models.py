@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from dynamask.config import LossConfig, ModelConfig
-from dynamask.models.factory import create_model
-from dynamask.models.rcnn.mask_switch import MaskSwitchModule
+from dynamask.models.factory import build_mask_branch, create_model
 from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.rcnn.region_fpn import RegionFPN
 from dynamask.models.rcnn.roi_heads import MaskBranch
 
 torch.set_num_threads(1)
@@ -53,10 +51,7 @@ def tiny_model(seed: int = 0, num_classes: int = 4, loss_config: LossConfig | No
 def branch_of(config: ModelConfig, loss_config: LossConfig | None = None, seed: int = 0) -> MaskBranch:
     """The mask branch alone, as the factory builds it."""
     torch.manual_seed(seed)
-    classes = 1 if config.class_agnostic else len(config.class_names) - 1
-    region_fpn = RegionFPN(config.fpn_channels, config.region_channels, classes, config.offset_groups)
-    switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
-    return MaskBranch(region_fpn, switch, loss_config)
+    return build_mask_branch(config, loss_config)
 
 
 def tiny_branch(classes: int = 3, loss_config: LossConfig | None = None, agnostic: bool = False) -> MaskBranch:

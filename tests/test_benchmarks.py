@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import class_shares, fit_switch, mask_rcnn, page, report, scenes, seeds, speed, switch
+from benchmarks import (
+    bundle_baselines,
+    class_shares,
+    fit_switch,
+    loading,
+    mask_rcnn,
+    page,
+    report,
+    scenes,
+    seeds,
+    speed,
+    switch,
+)
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
 from dynamask.models.factory import build_model, preset
@@ -168,7 +180,7 @@ def test_commands_of_the_readme_parse(command):
     if words[0] == "dynamask":
         cli.build_parser().parse_args(words[1:])
         return
-    known = (class_shares, fit_switch, mask_rcnn, page, scenes, seeds, speed, switch)
+    known = (bundle_baselines, class_shares, fit_switch, loading, mask_rcnn, page, scenes, seeds, speed, switch)
     modules = {f"benchmarks/{module.__name__.split('.')[-1]}.py": module for module in known}
     modules[words[1]].build_parser().parse_args(words[2:])
 

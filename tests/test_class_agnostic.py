@@ -12,8 +12,9 @@ from benchmarks import fit_switch
 from dynamask import cli
 from dynamask.data.coco import CocoDataset, dataset_for, merged, read_coco_json
 from dynamask.data.shapes import CLASS_NAMES
-from dynamask.engine.checkpoint import load_model, read_header, save_model
-from tests.small_models import TINY, tiny_model
+from dynamask.models.weights_file import load_model, read_header, save_model
+from dynamask.structures import MASK_SIZES
+from tests.small_models import TINY, pyramid, some_rois, tiny_model
 
 
 @pytest.fixture
@@ -106,3 +107,21 @@ def test_fitting_a_switch_changes_the_switch_alone(tmp_path, capsys):
     assert fit_switch.main([*words[:-4], "--out", str(tmp_path / "none" / "x.safetensors")]) == 2
     assert fit_switch.main([*words, "--set", "nonsense=1"]) == 2
     assert capsys.readouterr().err.count("fit_switch: error: ") == 2
+
+
+def test_the_last_stage_alone_can_be_class_agnostic():
+    model = tiny_model(class_agnostic_last=True).eval()
+    branch = model.mask_branch
+    assert [p.out_channels for p in branch.region_fpn.mask_predictors] == [3, 3, 3, 1]
+    with torch.no_grad():
+        for predictor in branch.region_fpn.mask_predictors:
+            predictor.weight.normal_()
+        features, rois = pyramid(channels=16), some_rois(2)
+        for k, size in enumerate(MASK_SIZES):
+            of_class = [
+                branch.masks(branch.begin(features, rois, torch.full((2,), label)), torch.full((2,), k))[0]
+                for label in (1, 3)
+            ]
+            assert of_class[0].shape == (size, size)
+            assert torch.equal(*of_class) == (size == 112)
+    assert model.mask_branch.costs.macs_per_instance == tiny_model().mask_branch.costs.macs_per_instance

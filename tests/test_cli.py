@@ -1,5 +1,6 @@
 """The command line: flags, files, JSON keys, and one line with exit code 2 for bad input."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import torch
 from PIL import Image
 
 from dynamask import cli
-from dynamask.engine.checkpoint import save_model
 from dynamask.models.factory import create_model
+from dynamask.models.weights_file import save_model
 
 AP_KEYS = {"AP", "AP50", "AP75", "APS", "APM", "APL"}
 MODEL = "dynamask_resnet18_fpn_small"
@@ -167,6 +168,27 @@ def test_evaluate_results_file(capsys, world, tmp_path):
     )
     summary = json.loads(out)
     assert code == 0 and summary["segm"]["AP"] == pytest.approx(1) and "mean_macs_per_instance" not in summary
+
+
+def test_a_results_file_is_judged_on_the_held_out_pictures(capsys, world, tmp_path):
+    truth = json.loads((world / "annotations.json").read_text())
+    ids = [image["id"] for image in truth["images"]]
+    kept = {i for i in ids if int(hashlib.sha256(str(i).encode()).hexdigest(), 16) % 2 == 0}
+    results = [
+        {"image_id": a["image_id"], "category_id": 7, "score": 0.9, "segmentation": a["segmentation"]}
+        for a in truth["annotations"]
+        if not a["iscrowd"] and a["image_id"] in kept
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    words = ("evaluate", "--predictions", tmp_path / "results.json", "--annotations", world / "annotations.json")
+    code, out, err = run(capsys, *words, "--holdout", "2", "--json", "-")
+    summary = json.loads(out)
+    assert code == 0 and 0 < len(kept) < len(ids) and summary["images"] == len(kept)
+    assert summary["detections"] == len(results) and summary["segm"]["AP"] == pytest.approx(1)
+    code, _, err = run(capsys, *words, "--holdout", "1")
+    assert code == 2 and "--holdout is 1" in err
+    code, _, err = run(capsys, *words, "--json", tmp_path / "no" / "f.json")
+    assert code == 2 and "of --json does not exist" in err and err.count("\n") == 1
 
 
 def test_predict_writes_overlay_and_results(capsys, world, tmp_path):

@@ -173,7 +173,8 @@ def test_each_broken_thing_is_found_and_as_grave_as_the_loader_says(world, break
 
 
 def test_every_kind_is_broken_here():
-    assert {kind for _, kind in BROKEN.values()} == set(KINDS)
+    labels = {"labels_missing", "labels_unreadable", "unknown_label"}  # of Cityscapes; see test_layouts.py
+    assert {kind for _, kind in BROKEN.values()} == set(KINDS) - labels
 
 
 def test_all_findings_are_listed_and_what_is_left_is_counted(world, capsys):

@@ -10,9 +10,22 @@ from faster_coco_eval.core import mask as coco_mask
 from dynamask.engine.evaluate import Instances
 from dynamask.evaluation.ap_bootstrap import MASK_TYPES, DetectionJudge
 from dynamask.evaluation.average_precision import evaluate_coco
-from dynamask.evaluation.choices import PictureBootstrap, blind_mix, interval, percentiles, shares, spearman
-from dynamask.reports.collecting import Collected, load_collected, other_views, save_collected
-from dynamask.reports.judging import DetectionCurveJudge, TrueBoxJudge, at_budget, budget_limits
+from dynamask.evaluation.choices import (
+    PictureBootstrap,
+    along,
+    at_equal_cost,
+    blind_mix,
+    interval,
+    interval_of,
+    mixed,
+    percentiles,
+    share_of_gain,
+    shares,
+    spearman,
+)
+from dynamask.reports.cache import load_collected, save_collected
+from dynamask.reports.collecting import Collected, other_views
+from dynamask.reports.judging import DetectionCurveJudge, DrawnPrecision, TrueBoxJudge, at_budget, budget_limits
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 MACS = (10, 30, 50, 70)
@@ -38,9 +51,15 @@ def generated(seed, pictures=8):
             mask, category = disc(shape, centre, radius), 3 + j % 2
             rle = encoded(mask)
             annotations.append(
-                {"id": len(annotations), "image_id": image["id"], "category_id": category, "iscrowd": int(j == 3),
-                 "area": int(mask.sum()), "bbox": coco_mask.toBbox(rle).tolist(),
-                 "segmentation": {"size": list(shape), "counts": rle["counts"].decode()}}  # fmt: skip
+                {
+                    "id": len(annotations),
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "iscrowd": int(j == 3),
+                    "area": int(mask.sum()),
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    "segmentation": {"size": list(shape), "counts": rle["counts"].decode()},
+                }  # fmt: skip
             )
             for _ in range(rng.integers(0, 4)):
                 masks = [
@@ -116,14 +135,13 @@ def test_bootstrap_resamples_whole_pictures():
     assert clustered["high"] - clustered["low"] > alone["high"] - alone["low"]
 
 
-def test_bootstrap_of_shares():
-    bootstrap = PictureBootstrap(range(30), samples=200)
-    rows = np.arange(30)
-    chance = np.random.default_rng(0).random(30)
-    share = bootstrap.share(chance + 0.03, chance, chance + 0.06, rows)
+def test_shares_of_a_gain():
+    gain = np.array([0.04, 0.02, 0.06, 0.05])
+    share = share_of_gain(gain / 2, gain)
     assert [share[key] for key in ("mean", "low", "high")] == pytest.approx([0.5] * 3)
-    assert bootstrap.share(chance, chance, chance, rows) == {"mean": None, "low": None, "high": None}
+    assert share_of_gain(gain, 0 * gain) == {"mean": None, "low": None, "high": None}
     assert percentiles(0.1, np.array([np.nan])) == {"mean": 0.1, "low": None, "high": None}
+    assert interval_of(np.array([np.nan, 0.1])) == {"mean": None, "low": None, "high": None}
     with pytest.raises(DynaMaskError, match="no pictures"):
         PictureBootstrap([])
 
@@ -227,8 +245,9 @@ def test_detections_are_judged_at_equal_macs():
     found = Instances(results, rles, list(logits), [], [], choice.tolist(), [None] * len(results))
     ids = [i["id"] for i in annotations["images"]]
     bootstrap = PictureBootstrap(ids, 20)
-    judge = DetectionJudge(annotations, results, rles, ids)
-    curve = DetectionCurveJudge(found, MACS, World(annotations), 3, judge, bootstrap.weights, draws=2)
+    pictures = np.array([r["image_id"] for r in results])
+    drawn = DrawnPrecision(DetectionJudge(annotations, results, rles, ids), bootstrap.weights, pictures, MACS)
+    curve = DetectionCurveJudge(found, MACS, World(annotations), 3, drawn, draws=2)
     rows = curve.rows()
     learned = one(rows, "learned", measure="segm_ap")
     assert learned["mean"] == pytest.approx(reference(annotations, results, rles, choice)["segm"])
@@ -240,6 +259,65 @@ def test_detections_are_judged_at_equal_macs():
     points = curve.operating_points(drop=1.0)
     assert points["within_drop"]["mean_macs"] == 10 and points["half"]["mean_macs"] <= 35
     assert curve.operating_points(drop=-1.0)["within_drop"] is None
+
+
+def test_a_mixture_is_mixed_anew_in_every_draw():
+    rng = np.random.default_rng(0)
+    quality = rng.random((30, 4))
+    macs = np.array(MACS, dtype=np.float64)
+    bags = [rng.integers(0, 30, 30) for _ in range(20)]
+    limits = rng.uniform(MACS[0], MACS[-1], 20)
+    limits[0], limits[1] = MACS[0], MACS[-1]
+    found = mixed(np.stack([quality[bag].mean(0) for bag in bags], 1), macs, limits)
+    assert found == pytest.approx([blind_mix(quality[bag], macs, limit).mean() for bag, limit in zip(bags, limits)])
+
+
+def test_curves_are_read_between_and_beyond_their_points():
+    costs, values = np.array([[3.0, 1], [1, 2], [2, 2]]), np.array([[9.0, 0], [1, 5], [4, 5]])
+    assert along(costs, values, np.array([2.5, 1.5])) == pytest.approx([6.5, 2.5])
+    assert along(costs, values, np.array([4.0, 0.0])) == pytest.approx([14, -5])
+    assert along(costs[:1], values[:1], np.array([7.0, 7.0])) == pytest.approx([9, 0])
+
+
+def test_at_equal_cost_what_is_only_dearer_gains_nothing():
+    cost = np.array([4.0, 5, 3, 6])
+    curve = np.stack([cost - 2, cost + 2]), np.stack([2 * (cost - 2), 2 * (cost + 2)])
+    theirs = np.full(4, 2 * 4.0)  # of a fixed size
+    assert at_equal_cost(2 * cost + 0.5, theirs, cost, np.full(4, 4.0), curve) == pytest.approx([0.5] * 4)
+    kept = at_equal_cost(2 * cost, theirs + 6, cost, np.full(4, 7.0), curve)  # dearer over all pictures: it stays so
+    assert kept == pytest.approx([-6] * 4)
+
+
+def test_chance_is_dealt_anew_in_every_draw():
+    rng = np.random.default_rng(3)
+    quality, logits = rng.random((24, 4)), rng.normal(size=(24, 4))
+    judge = judged(logits, quality, quality[None])
+    row, choice = one(judge.rows(), "learned", "random"), logits.argmax(1)
+    drawn = []
+    for weights in judge.bootstrap.weights:
+        bag = np.repeat(np.arange(24), weights[np.arange(24) // 2])
+        dealt = [quality[bag, choice[bag][np.roll(np.arange(len(bag)), turn)]].mean() for turn in range(len(bag))]
+        drawn.append(quality[bag, choice[bag]].mean() - np.mean(dealt))
+    assert [row["low"], row["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
+
+
+def test_intervals_of_ap_are_centred_on_it():
+    drawn = np.array([0.5, 0.52, 0.54, 0.53, np.nan])
+    centred = interval_of(drawn, centre=True)
+    low, high = np.quantile([0.49, 0.51, 0.5], [0.025, 0.975])
+    assert (centred["mean"], centred["low"], centred["high"]) == pytest.approx((0.5, low, high))
+    assert interval_of(drawn)["low"] > 0.5
+    annotations, results, rles = generated(1, pictures=30)
+    ids = [i["id"] for i in annotations["images"]]
+    judge = DetectionJudge(annotations, results, rles, ids)
+    precision = DrawnPrecision(
+        judge, PictureBootstrap(ids, 400).weights, np.array([r["image_id"] for r in results]), MACS
+    )
+    values = precision.precision(np.full(len(results), 3), "segm")
+    assert values[1:].mean() > values[0] + 0.01  # pictures drawn twice
+    own = interval_of(values, centre=True)
+    assert own["low"] < own["mean"] < own["high"]
+    assert abs((own["low"] + own["high"]) / 2 - own["mean"]) < 0.01
 
 
 class Seer:

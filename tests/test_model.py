@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from dynamask import MASK_SIZES, create_model, list_models
 from dynamask.config import LossConfig, ModelConfig
+from dynamask.models import backbone
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.factory import PRESETS, preset
 from dynamask.models.rcnn.model import DynaMaskRCNN, EncodedImages
@@ -371,6 +372,16 @@ def test_backbone_reads_a_file_under_timms_names(tmp_path, timm_weights):
         "3": (1, 16, 2, 3),
         "pool": (1, 16, 1, 2),
     }
+
+
+def test_timms_weights_without_a_network_are_one_sentence(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("Name or service\nnot known. And more")
+
+    monkeypatch.setattr(backbone, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(backbone.HfApi, "model_info", fail)
+    with pytest.raises(DynaMaskError, match=r"resnet18 cannot be had \(Name or service not known\); fetch .* its path"):
+        create_model("dynamask_resnet18_fpn_small", backbone_weights="timm")
 
 
 def test_backbone_weights_that_do_not_fit_are_refused(tmp_path, timm_weights):

@@ -11,12 +11,14 @@ from PIL import Image
 from small_models import TINY
 
 from dynamask import cli
-from dynamask.engine.checkpoint import save_model
 from dynamask.engine.evaluate import Instances
 from dynamask.models.factory import create_model
+from dynamask.models.weights_file import save_model
 from dynamask.reports import budget_curve, classes
+from dynamask.reports import world as world_module
 from dynamask.reports.collecting import Collected
 from dynamask.reports.facts import Source
+from dynamask.reports.world import TableOptions
 from dynamask.reports.writer import Heading, Paragraph, Report, Table, markdown, page, with_interval, write_report
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.curves import LOOKS, Series, quality_curves
@@ -69,7 +71,7 @@ def run(capsys, *words):
 @pytest.fixture(scope="module")
 def curve(world):
     out = world / "curve"
-    words = ["budget-curve", *given(world), "--out", str(out), *CURVE, "--cache", str(world / "kept.npz")]
+    words = ["budget-curve", *given(world), "--out", str(out), *CURVE, "--cache", str(world / "kept")]
     assert cli.main(["report", *words]) == 0
     return out, words
 
@@ -107,22 +109,33 @@ def test_the_document_says_what_was_measured(curve, world):
     assert html.count("Plotly.newPlot") == 4 and "<script src" not in html and "known complexity" in html
 
 
-def test_the_cache_is_used_and_checked(curve, world, capsys, monkeypatch):
+def test_the_cache_is_used_while_it_fits(curve, world, capsys, monkeypatch):
     out, words = curve
-    before = json.loads((out / "budget-curve.json").read_text())
-    monkeypatch.setattr(budget_curve, "collect_all", lambda *_: pytest.fail("predicted again"))
+    before, collect = json.loads((out / "budget-curve.json").read_text()), world_module.collect_all
+    monkeypatch.setattr(world_module, "collect_all", lambda *_, **__: pytest.fail("predicted again"))
     code, printed = run(capsys, *words, "--json", "-")
     again = json.loads(printed.out)
     assert code == 0 and again["rows"] == before["rows"]
-    code, printed = run(capsys, *words, "--seed", "1")
-    assert code == 2 and "other weights, data or settings" in printed.err and printed.err.count("\n") == 1
+    calls = []
+    monkeypatch.setattr(world_module, "collect_all", lambda *a, **k: calls.append(1) or collect(*a, **k))
+    assert run(capsys, *words, "--seed", "1")[0] == 0 and len(calls) == 1  # other views
+    annotations = json.loads((world / "annotations.json").read_text())
+    kept = json.dumps(annotations)
+    annotations["annotations"][0]["bbox"][2] += 1
+    try:
+        (world / "annotations.json").write_text(json.dumps(annotations))
+        assert run(capsys, *words)[0] == 0 and len(calls) == 2  # the annotations changed
+    finally:
+        (world / "annotations.json").write_text(kept)
+    code, printed = run(capsys, *words[:-1], str(world / "annotations.json"))
+    assert code == 2 and "--cache" in printed.err and "is a file" in printed.err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--budgets", "1"], "budgets must be at least 2"),
-        (["--cache", "no/such/folder/c.npz"], "does not exist"),
+        (["--cache", "no/such/folder"], "does not exist"),
         (["--holdout", "1"], "--holdout is 1"),
         (["--annotations", "x.json"], "one way"),
     ],
@@ -218,5 +231,7 @@ def test_curves_draw_bands_and_points_in_the_colours_of_the_sizes():
 
 
 def test_options_are_checked():
+    with pytest.raises(DynaMaskError, match="permutations must be at least 1"):
+        budget_curve.CurveOptions(permutations=0)
     with pytest.raises(DynaMaskError, match="ap-samples must be at least 2"):
-        budget_curve.CurveOptions(ap_samples=1)
+        TableOptions(ap_samples=1)

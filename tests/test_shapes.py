@@ -1,8 +1,10 @@
 """The shapes world: the same bytes everywhere, exact masks, and a difficulty that depends on nothing else."""
 
+import errno
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 
 from dynamask import DynaMaskError, cli
@@ -195,6 +198,32 @@ def test_the_command_writes_them_and_refuses_what_cannot_be(tmp_path, capsys):
         assert not (tmp_path / "new").exists()
     assert cli.main(["shapes", "--images", "1", "--seed", "1", "--out", str(tmp_path / "out")]) == 2
     assert "holds something" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("place", ["picture", "annotations"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, capsys, monkeypatch, exists, place):
+    out, saved = tmp_path / "out", []
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save_two(picture: Image.Image, path: Path) -> None:
+        saved.append(path)
+        path.write_bytes(b"part of a picture")
+        if len(saved) > 2:
+            full()
+
+    if place == "picture":
+        monkeypatch.setattr(Image.Image, "save", save_two)
+    else:
+        monkeypatch.setattr(os, "fsync", full)
+    if exists:
+        out.mkdir()
+    assert cli.main(["shapes", "--images", "5", "--seed", "2", "--out", str(out)]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("dynamask: error: ") and "No space left on device" in line and line.count("\n") == 1
+    assert out.exists() == exists and list(tmp_path.rglob("*")) == ([out] if exists else [])
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from torch import nn
 
 from dynamask.config import LossConfig, TrainConfig, recipe
 from dynamask.data import TrainingTransforms, training_loader
-from dynamask.engine.checkpoint import load_model, load_newest_run, load_weights, read_header, run_file, save_model
+from dynamask.engine.checkpoint import load_newest_run, run_file
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
 from dynamask.engine.run import Run
 from dynamask.engine.train import DETECTOR_LOSSES, freeze, loss_weights, total_loss, train, train_step
+from dynamask.models.weights_file import load_model, load_weights, read_header, save_model
 from dynamask.structures import DynaMaskError
 
 LOSSES = LossConfig(budget_target=0.05)

@@ -58,6 +58,9 @@ def test_wheel_holds_every_module_and_asset(wheel):
     manifest = json.loads((ROOT / "checkpoints" / "manifest.json").read_text(encoding="utf-8"))
     bundled = {f"dynamask/checkpoints/{entry['file']}" for entry in manifest.values()}
     assert bundled and not (bundled | {"dynamask/checkpoints/manifest.json"}) - held
+    folder = ROOT / "checkpoints" / "baselines"
+    baselines = {f"dynamask/checkpoints/baselines/{path.name}" for path in folder.iterdir()}
+    assert any(name.endswith(".safetensors") for name in baselines) and not baselines - held
     assert not [name for name in held if name.startswith(("tests/", "benchmarks/", "checkpoints/"))]
 
 

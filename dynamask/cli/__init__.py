@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import typing
 import warnings
 from collections.abc import Sequence
 
-from dynamask.cli import analyze, costs, data, evaluate, predict, report, shapes, train
+from dynamask.cli import analyze, costs, data, evaluate, predict, recipes, report, runs, shapes, train, weights
+from dynamask.cli.common import check_json
+from dynamask.engine.distributed import ToldElsewhere
 from dynamask.structures import DynaMaskError
 
-COMMANDS = (costs, predict, train, evaluate, report, shapes, analyze, data)
+COMMANDS = (costs, predict, train, recipes, runs, evaluate, report, shapes, analyze, data, weights)
 """Modules with ``add(commands)``, in the order of the help."""
 
 
@@ -19,8 +22,9 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> typing.NoReturn:
-        """Exit with code 2 and one line."""
-        self.exit(2, f"dynamask: error: {message}; see {self.prog} -h\n")
+        """Exit with code 2 and one line; of several processes with the same arguments, the first says it."""
+        line = f"dynamask: error: {message}; see {self.prog} -h\n"
+        self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"dynamask: warning: {message}", file=sys.stderr)
     arguments = build_parser().parse_args(argv)
     try:
+        check_json(vars(arguments).get("json"))
         arguments.run(arguments)
+    except ToldElsewhere:
+        return 2
     except (DynaMaskError, OSError) as error:
         text = " ".join(str(error).split())
         print(f"dynamask: error: {text}", file=sys.stderr)

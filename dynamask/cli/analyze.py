@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_json, check_folder, say, write_json
+from dynamask.cli.common import DATA_HELP, add_json, check_folder, say, write_json
+from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import drop_degenerate, read_coco_json
+from dynamask.data.layouts import find_source
 from dynamask.data.sources import names_scenes, open_data
 from dynamask.evaluation.analyze import by_loss, ideal_quality, markdown_table, need_text, summarise, table_rows
 from dynamask.files import write_text
@@ -27,7 +29,8 @@ def add(commands: Any) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
-    source.add_argument("--data", metavar="DATA", help="shapes:SEED:COUNT, or a folder with annotations.json")
+    source.add_argument("--data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--split", metavar="NAME", help="part of --data, where it has several (default: train)")
     parser.add_argument(
         "--min-area", type=float, default=0.0, metavar="PX", help="leave out instances of less area, in square pixels"
     )
@@ -39,7 +42,7 @@ def add(commands: Any) -> None:
 def _analyze(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_folder(arguments.out)
-    coco, rles, _ = drop_degenerate(_annotations(arguments.annotations, arguments.data))
+    coco, rles, _ = drop_degenerate(_annotations(arguments.annotations, arguments.data, arguments.split))
     summary = summarise(ideal_quality(coco, rles, arguments.min_area, progress=sys.stderr.isatty()))
     _print_table(summary, arguments.json)
     if arguments.out is not None:
@@ -55,11 +58,16 @@ def _analyze(arguments: argparse.Namespace) -> None:
     write_json(summary, arguments.json)
 
 
-def _annotations(path: Path | None, data: str | None) -> dict[str, Any]:
+def _annotations(path: Path | None, data: str | None, split: str | None) -> dict[str, Any]:
     """The checked COCO dict of a file, a folder or scenes; no picture is looked at."""
     if data is not None and names_scenes(data):
         return open_data(data).coco
-    return read_coco_json(Path(str(data), "annotations.json") if path is None else path)
+    if path is None:
+        source = find_source(str(data), split)
+        if source.kind == "cityscapes":
+            return CityscapesDataset(source.annotations, str(source.split)).coco
+        path = source.annotations
+    return read_coco_json(path)
 
 
 def _print_table(summary: dict[str, Any], target: str | None) -> None:

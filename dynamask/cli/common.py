@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.data.coco import split_by_image_id
+from dynamask.data.coco import HasImageIds, split_by_image_id
 from dynamask.data.sources import Data, open_data
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
+
+DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or the root of COCO, LVIS or Cityscapes"
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,12 @@ def add_choice(parser: argparse.ArgumentParser, policies: str) -> None:
     parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance, instead of a policy")
 
 
+def check_json(target: str | None) -> None:
+    """Refuse a ``--json`` whose folder does not exist, before the work starts."""
+    if target is not None and target != "-" and not Path(target).absolute().parent.is_dir():
+        raise DynaMaskError(f"folder {Path(target).parent} of --json does not exist; create it or choose another")
+
+
 def write_json(value: object, target: str | None) -> None:
     """Write JSON atomically to a file, or alone to stdout; nothing when no target is given."""
     if target is None:
@@ -34,10 +42,8 @@ def write_json(value: object, target: str | None) -> None:
     if target == "-":
         print(text)
         return
-    path = Path(target)
-    if path.parent and not path.parent.is_dir():
-        raise DynaMaskError(f"folder {path.parent} of --json does not exist; create it or choose another")
-    write_text(path, text + "\n")
+    check_json(target)
+    write_text(Path(target), text + "\n")
 
 
 def say(text: str, target: str | None = None) -> None:
@@ -48,19 +54,24 @@ def say(text: str, target: str | None = None) -> None:
 def add_data(
     parser: argparse.ArgumentParser, holdout: str = "only the pictures that `train --holdout M` keeps back"
 ) -> None:
-    """Add ``--data``, ``--images``, ``--annotations`` and ``--holdout``, whose help may be another."""
-    parser.add_argument(
-        "--data", metavar="DATA", help="shapes:SEED:COUNT, or a folder with images/ and annotations.json"
-    )
+    """Add ``--data``, ``--split``, ``--images``, ``--annotations`` and ``--holdout``, whose help may be another."""
+    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--split", metavar="NAME", help="part of --data, where it has several")
     parser.add_argument("--images", type=Path, metavar="DIR", help="picture folder, with --annotations")
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
     parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
 
 
 def opened_data(arguments: argparse.Namespace, class_names: Sequence[str] | None) -> tuple[Data, list[int]]:
-    """The data set that the flags of :func:`add_data` name, as weights with these classes see it, and its indices."""
-    dataset = open_data(arguments.data, arguments.images, arguments.annotations, class_names)
-    indices = held_out(dataset, arguments.holdout, True) if arguments.holdout else list(range(len(dataset)))
+    """The data set that the flags of :func:`add_data` name, as weights with these classes see it, and its indices.
+
+    Without ``--split`` it is the part "val" of a data set that has several.
+    """
+    source = (arguments.data, arguments.images, arguments.annotations)
+    dataset = open_data(*source, class_names, split=arguments.split, default_split="val")
+    indices = list(range(len(dataset)))
+    if arguments.holdout is not None:
+        indices = held_out(dataset, arguments.holdout, True)
     return dataset, indices
 
 
@@ -70,14 +81,14 @@ def check_folder(out: Path) -> None:
         raise DynaMaskError(f"--out {out} is a file; give a folder")
 
 
-def held_out(dataset: Data, modulus: int, validation: bool) -> list[int]:
+def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
     """One side of the published split; refuses a modulus that leaves a side empty."""
     if modulus < 2:
         raise DynaMaskError(f"--holdout is {modulus}; give a whole number of at least 2")
     indices = split_by_image_id(dataset, validation, modulus)
     if not indices:
         raise DynaMaskError(
-            f"--holdout {modulus} leaves one side of the {len(dataset)} pictures empty; give another number"
+            f"--holdout {modulus} leaves one side of the {len(dataset.image_ids)} pictures empty; give another number"
         )
     return indices
 
@@ -86,8 +97,11 @@ def print_summary(summary: dict[str, Any], target: str | None) -> None:
     """What an evaluation found, as lines for people."""
     say(f"{summary['images']} images, {summary['detections']} detections", target)
     for kind in ("bbox", "segm", "boundary"):
-        values = "  ".join(f"{key} {'  -  ' if v is None else f'{v:.4f}'}" for key, v in summary[kind].items())
-        say(f"  {kind:<9}{values}", target)
+        say(f"  {kind:<9}{_figures(summary[kind])}", target)
+    if "cityscapes" in summary:
+        say(f"  cityscapes {_figures({key: summary['cityscapes'][key] for key in ('AP', 'AP50')})}", target)
+        for name, values in summary["cityscapes"]["classes"].items():
+            say(f"    {name:<12}{_figures(values)}", target)
     if summary.get("mean_macs_per_instance") is not None:
         shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary.get("size_shares", {}).items())
         sizes = f"; sizes {shares}" if shares else ""
@@ -95,3 +109,8 @@ def print_summary(summary: dict[str, Any], target: str | None) -> None:
     for key in ("mean_mask_iou", "mean_boundary_iou"):
         if summary.get(key) is not None:
             say(f"  {key} {summary[key]:.4f}", target)
+
+
+def _figures(values: dict[str, float | None]) -> str:
+    """Named figures in one line."""
+    return "  ".join(f"{key} {'  -  ' if value is None else f'{value:.4f}'}" for key, value in values.items())

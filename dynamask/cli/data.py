@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_json, say, write_json
+from dynamask.cli.common import DATA_HELP, add_json, say, write_json
 from dynamask.data.check import check_data
+from dynamask.data.check_cityscapes import check_cityscapes
+from dynamask.data.layouts import find_source
 from dynamask.data.sources import names_scenes, open_data
 from dynamask.structures import DynaMaskError
 
@@ -23,15 +25,14 @@ def add(commands: Any) -> None:
     check = parts.add_parser(
         "check",
         help="what a data set holds and what is broken in it",
-        description="What a data set in COCO format holds and what is broken in it: everything, where the other "
-        "commands stop at the first mistake. An error is what they refuse, a warning what they accept. The exit code "
-        "is 0 as long as anything in it can be used.",
+        description="What a data set (COCO, LVIS or Cityscapes) holds and what is broken in it: everything, where the "
+        "other commands stop at the first mistake. An error is what they refuse, a warning what they accept. The exit "
+        "code is 0 as long as anything in it can be used.",
     )
     source = check.add_mutually_exclusive_group(required=True)
     source.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
-    source.add_argument(
-        "--data", metavar="DATA", help="shapes:SEED:COUNT, or a folder with images/ and annotations.json"
-    )
+    source.add_argument("--data", metavar="DATA", help=DATA_HELP)
+    check.add_argument("--split", metavar="NAME", help="part of --data, where it has several (default: train)")
     check.add_argument("--images", type=Path, metavar="DIR", help="picture folder: decode every picture as well")
     check.add_argument(
         "--most", type=int, default=SHOWN, metavar="N",
@@ -42,15 +43,22 @@ def add(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    annotations, images = arguments.annotations, arguments.images
+    annotations, images, findings = arguments.annotations, arguments.images, []
     if arguments.data is not None:
         if images is not None:
             raise DynaMaskError("--data brings its own pictures; leave --images away")
         if names_scenes(arguments.data):
             annotations = open_data(arguments.data).coco
         else:
-            annotations, images = Path(arguments.data, "annotations.json"), Path(arguments.data, "images")
-    report = check_data(annotations, images, progress=sys.stderr.isatty())
+            found = find_source(arguments.data, arguments.split)
+            annotations, images, findings = found.annotations, found.images, []
+            if len(found.splits) > 1:
+                say(f"split {found.split} of {', '.join(found.splits)}", arguments.json)
+            if found.kind == "cityscapes":
+                annotations, findings = check_cityscapes(found.annotations, str(found.split), sys.stderr.isatty())
+    elif arguments.split is not None:
+        raise DynaMaskError(f"--split {arguments.split} chooses a part of --data; leave it away beside --annotations")
+    report = check_data(annotations, images, sys.stderr.isatty(), findings)
     _print_holdings(report, arguments.json)
     _print_findings(report, arguments.most, arguments.json)
     write_json(report, arguments.json)

@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_choice, add_data, add_json, opened_data, print_summary, write_json
+from dynamask.cli.common import add_choice, add_data, add_json, held_out, opened_data, print_summary, write_json
 from dynamask.data.coco import drop_degenerate, read_coco_json
+from dynamask.data.sources import Data
+from dynamask.engine.distributed import Ranks, joined
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.evaluation.average_precision import evaluate_coco, load_results
-from dynamask.predictor import SoloPredictor, load
+from dynamask.engine.scoring import average_precision
+from dynamask.evaluation.average_precision import load_results
+from dynamask.predictor import Predictor, SoloPredictor, load
 from dynamask.structures import DynaMaskError
 
 
@@ -31,6 +34,7 @@ def add(commands: Any) -> None:
     add_choice(parser, "learned, size, fixed:S, random, oracle")
     parser.add_argument("--budget-scope", default="image", help="image or dataset (default: image)")
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
+    parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
     parser.add_argument("--seed", type=int, default=0, help="of the random policy")
     parser.add_argument("--device", default="cpu")
     add_json(parser)
@@ -43,26 +47,44 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
         annotations, _, _ = drop_degenerate(read_coco_json(arguments.annotations))
         results = load_results(arguments.predictions, annotations)
-        summary: dict[str, Any] = {"images": len(annotations["images"]), "detections": len(results)}
-        summary.update(evaluate_coco(annotations, results))
+        ids = [image["id"] for image in annotations["images"]]
+        if arguments.holdout is not None:
+            ids = [ids[i] for i in held_out(argparse.Namespace(image_ids=ids), arguments.holdout, True)]
+        judged = set(ids)
+        count = sum(result["image_id"] in judged for result in results)
+        summary: dict[str, Any] = {"images": len(ids), "detections": count}
+        summary.update(average_precision(annotations, results, image_ids=ids))
     else:
+        keep_freed_memory()
+        with joined(arguments.device) as ranks:
+            summary = _evaluate_weights(arguments, ranks)
+            if not ranks.first:
+                return
+    print_summary(summary, arguments.json)
+    write_json(summary, arguments.json)
+
+
+def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
+    """The figures of weights; processes that torchrun started share the pictures."""
+
+    def opened() -> tuple[Predictor | SoloPredictor, EvaluationOptions, Data, list[int]]:
+        predictor = load(arguments.weights, ranks.device(arguments.device))
         options = EvaluationOptions(
             arguments.policy or "learned",
             arguments.budget,
             arguments.budget_scope,
             arguments.boxes,
-            seed=arguments.seed,
+            predictor.score_threshold if arguments.score is None else arguments.score,
+            arguments.seed,
         )
-        keep_freed_memory()
-        predictor = load(arguments.weights, arguments.device)
-        dataset, indices = opened_data(arguments, predictor.class_names)
-        if isinstance(predictor, SoloPredictor):
-            if options != EvaluationOptions(seed=arguments.seed):
-                raise DynaMaskError(
-                    "a one-stage model has one mask size and takes no boxes; leave --policy, --budget and --boxes away"
-                )
-            summary = run_one_stage_evaluation(predictor, dataset, indices, progress=sys.stderr.isatty())
-        else:
-            summary = run_evaluation(predictor, dataset, indices, options, progress=sys.stderr.isatty())
-    print_summary(summary, arguments.json)
-    write_json(summary, arguments.json)
+        return predictor, options, *opened_data(arguments, predictor.class_names)
+
+    progress = sys.stderr.isatty() and ranks.first
+    predictor, options, dataset, indices = ranks.together(opened)
+    if isinstance(predictor, SoloPredictor):
+        if (arguments.policy, arguments.budget, arguments.boxes) != (None, None, "detected"):
+            raise DynaMaskError(
+                "a one-stage model has one mask size and takes no boxes; leave --policy, --budget and --boxes away"
+            )
+        return run_one_stage_evaluation(predictor, dataset, indices, options.score, progress, ranks)
+    return run_evaluation(predictor, dataset, indices, options, progress, ranks)

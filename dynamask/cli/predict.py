@@ -12,7 +12,7 @@ from dynamask.cli.common import add_choice, check_folder, say, write_json
 from dynamask.data.pictures import read_picture
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import replacing
-from dynamask.predictor import Prediction, check_choice, load
+from dynamask.predictor import Prediction, load
 from dynamask.structures import DynaMaskError
 from dynamask.viz.overlay import draw_overlay
 
@@ -35,7 +35,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     predictor = load(arguments.weights, arguments.device)
     policy = arguments.policy or "learned"
-    check_choice(policy, arguments.budget, predictor.costs.macs_per_instance)
+    predictor.check_choice(policy, arguments.budget)
     stems = [path.stem for path in arguments.image]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,85 +11,85 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynamask.bundled import list_baselines, list_bundled
 from dynamask.cli.common import add_data, add_json, check_folder, opened_data, say, write_json
-from dynamask.data.sources import Data
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.predictor import Predictor, load
-from dynamask.reports import budget_curve, classes
-from dynamask.reports.collecting import collect_all
+from dynamask.files import write_text
+from dynamask.predictor import load
+from dynamask.reports import budget_curve, classes, everything, speed
+from dynamask.reports.cache import check_cache
+from dynamask.reports.collecting import Collected
+from dynamask.reports.comparing import provenance_table
 from dynamask.reports.facts import Source, checkpoint_facts
+from dynamask.reports.figure5 import make_figure5
+from dynamask.reports.figure7 import make_figure7
+from dynamask.reports.tables import TABLES, make_table
+from dynamask.reports.world import TableOptions, Wanted, World
 from dynamask.reports.writer import Report, write_report
 from dynamask.structures import DynaMaskError
 
-
-@dataclass(frozen=True)
-class Given:
-    """What every report starts from: weights, data and what names them."""
-
-    predictor: Predictor
-    dataset: Data
-    indices: list[int]
-    source: Source
-    checkpoint: dict[str, Any]
-    progress: bool
-
-    @property
-    def macs(self) -> tuple[int, ...]:
-        """MACs of an instance at each size."""
-        return tuple(self.predictor.costs.macs_per_instance)
-
-    @property
-    def origin(self) -> tuple[str, ...]:
-        """What names weights and data beyond doubt."""
-        return (self.checkpoint["sha256"], self.source.data, self.source.split)
+Parser = argparse.ArgumentParser
+Arguments = argparse.Namespace
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A report: its line of help, its own flags, and how it is made."""
+    """A report.
+
+    Attributes:
+        help: its line of help.
+        make: the report of a world.
+        flags: adds its own flags.
+        wanted: what is predicted for it.
+        single: it is about one weights file.
+    """
 
     help: str
-    flags: Callable[[argparse.ArgumentParser], None]
-    make: Callable[[argparse.Namespace, Given], Report]
+    make: Callable[[Arguments, World], Report]
+    flags: Callable[[Parser], None] = lambda _parser: None
+    wanted: Callable[[Arguments], Wanted] = lambda _arguments: Wanted()
+    single: bool = False
 
 
-def _budget_curve_flags(parser: argparse.ArgumentParser) -> None:
-    defaults = budget_curve.CurveOptions()
+def _common_flags(parser: Parser) -> None:
+    defaults = TableOptions()
     for name, what in (
-        ("budgets", "budgets on the curve"),
-        ("views", "other views of each picture for the noise-aware oracle"),
         ("samples", "resampled sets of pictures for intervals in true boxes"),
         ("ap_samples", "the same for AP"),
-        ("permutations", "drawn for the random choice on detections"),
         ("seed", "of views, resampling and permutations"),
     ):
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=getattr(defaults, name), help=f"{what} (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, metavar="DIR",
+                        help="keep here what was predicted, and use what fits weights, data and settings")  # fmt: skip
+
+
+def _curve_flags(parser: Parser) -> None:
+    defaults = budget_curve.CurveOptions()
+    for name, what in (
+        ("budgets", "budgets on the curve"),
+        ("views", "other views of each picture for the noise-aware oracle"),
+        ("permutations", "drawn for the random choice on detections"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=getattr(defaults, name), help=f"{what} (default: %(default)s)"
+        )
+
+
+def _budget_curve_flags(parser: Parser) -> None:
+    _curve_flags(parser)
     parser.add_argument("--no-detections", action="store_true", help="judge in true boxes only")
-    parser.add_argument("--cache", type=Path, metavar="FILE.npz",
-                        help="keep what was predicted here, and use it if it is there")  # fmt: skip
 
 
-def _budget_curve(arguments: argparse.Namespace, given: Given) -> Report:
-    options = budget_curve.CurveOptions(
-        arguments.budgets,
-        arguments.views,
-        arguments.samples,
-        arguments.ap_samples,
-        arguments.permutations,
-        arguments.seed,
-        not arguments.no_detections,
-    )
-    kept = budget_curve.gather(
-        given.predictor, given.dataset, given.indices, options, given.origin, arguments.cache, given.progress
-    )
-    result = budget_curve.judge_curves(kept, given.macs, given.dataset, given.indices, options)
-    return budget_curve.make_report(
-        result, kept, given.macs, len(given.indices), given.source, given.checkpoint, options
-    )
+def _curve_options(arguments: Arguments) -> budget_curve.CurveOptions:
+    return budget_curve.CurveOptions(arguments.budgets, arguments.views, arguments.permutations)
 
 
-def _classes_flags(parser: argparse.ArgumentParser) -> None:
+def _budget_curve(arguments: Arguments, world: World) -> Report:
+    return budget_curve.make_report(world, _curve_options(arguments))
+
+
+def _classes_flags(parser: Parser) -> None:
     parser.add_argument("--boxes", default="gt", choices=("gt", "detected"), help="default: %(default)s")
     parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance over the data set")
     parser.add_argument("--min-instances", type=int, default=5, metavar="N",
@@ -96,89 +97,203 @@ def _classes_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score", type=float, default=0.5, help="of detections to keep (default: %(default)s)")
 
 
-def _classes(arguments: argparse.Namespace, given: Given) -> Report:
+def _classes_wanted(arguments: Arguments) -> Wanted:
     if not 0 <= arguments.score <= 1:
         raise DynaMaskError(f"--score {arguments.score} is out of range; give a number from 0 to 1")
     detected = arguments.boxes == "detected"
-    kept = collect_all(
-        given.predictor,
-        given.dataset,
-        given.indices,
-        not detected,
-        detected,
-        progress=given.progress,
-        score=arguments.score,
-    )
+    return Wanted(given=not detected, detected=detected, score=arguments.score)
+
+
+def _classes(arguments: Arguments, world: World) -> Report:
+    return _class_report(world, world.main.kept, arguments.budget, arguments.min_instances, arguments.score)
+
+
+def _class_report(
+    world: World, kept: Collected, budget: float | None = None, least: int = 5, score: float = 0.5
+) -> Report:
+    main = world.main
+    source = dataclasses.replace(world.source, weights=main.name)
     return classes.make_report(
-        kept,
-        given.macs,
-        given.dataset,
-        len(given.indices),
-        given.source,
-        given.checkpoint,
-        arguments.budget,
-        arguments.min_instances,
-        arguments.score,
+        kept, main.macs, world.dataset, len(world.indices), source, main.checkpoint, budget, least, score
     )
 
 
+def _figure8(arguments: Arguments, world: World) -> Report:
+    return dataclasses.replace(_classes(arguments, world), name="figure8")
+
+
+def _figure7_flags(parser: Parser) -> None:
+    parser.add_argument("--pictures", type=int, default=6, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance in every picture")
+    parser.add_argument("--score", type=float, default=0.5, help="of detections to draw (default: %(default)s)")
+
+
+def _table6_flags(parser: Parser) -> None:
+    defaults = speed.SpeedOptions()
+    for field, what in (
+        ("rounds", "timed runs of each case"),
+        ("pictures", "that the rounds go through in turn"),
+        ("detections", "that every model keeps"),
+    ):
+        value = getattr(defaults, field)
+        parser.add_argument(f"--{field}", type=int, default=value, metavar="N", help=f"{what} (default: %(default)s)")
+
+
+def _table6(arguments: Arguments, world: World) -> Report:
+    return speed.make_table6(world, speed.SpeedOptions(arguments.rounds, arguments.pictures, arguments.detections))
+
+
+def _table(name: str) -> Kind:
+    return Kind(TABLES[name].help, lambda _arguments, world: make_table(name, world))
+
+
+_TAB6 = Kind("pictures a second beside torchvision's Mask R-CNN (Tab. 6)", _table6, _table6_flags)
 REPORTS: dict[str, Kind] = {
-    "budget-curve": Kind(
-        "quality against mean MACs: the switch and what it has to beat", _budget_curve_flags, _budget_curve
+    **{name: _table(name) for name in list(TABLES)[:5]},
+    "table6": _TAB6,
+    **{name: _table(name) for name in list(TABLES)[5:]},
+    "figure5": Kind(
+        "edge loss and mask loss by mask size, and how they rank the sizes (Fig. 5)",
+        lambda _arguments, world: make_figure5(world),
+        wanted=lambda _arguments: Wanted(detected=False, signals=True),
     ),
-    "classes": Kind("which mask sizes each class gets (Fig. 8)", _classes_flags, _classes),
+    "figure7": Kind(
+        "pictures with the masks in the colours of their sizes (Fig. 7)",
+        lambda a, world: make_figure7(world, a.pictures, a.budget, a.score),
+        _figure7_flags,
+        single=True,
+    ),
+    "figure8": Kind("classes, under the name of the paper's Fig. 8", _figure8, _classes_flags, _classes_wanted, True),
+    "budget-curve": Kind(
+        "quality against mean MACs: the switch and what it has to beat",
+        _budget_curve,
+        _budget_curve_flags,
+        lambda a: Wanted(detected=not a.no_detections, views=_curve_options(a).views),
+        single=True,
+    ),
+    "classes": Kind("which mask sizes each class gets (Fig. 8)", _classes, _classes_flags, _classes_wanted, True),
 }
 """Every report by its name on the command line."""
+
+_ALL: dict[str, Callable[[Arguments, World], Report]] = {
+    **{name: REPORTS[name].make for name in TABLES},
+    "table6": lambda _arguments, world: speed.make_table6(world, speed.SpeedOptions()),
+    "figure5": REPORTS["figure5"].make,
+    "figure7": lambda _arguments, world: make_figure7(world),
+    "figure8": lambda _arguments, world: dataclasses.replace(
+        _class_report(world, Collected(given=world.main.kept.given)), name="figure8"
+    ),
+    "budget-curve": _budget_curve,
+}
+"""What ``report all`` makes of one collection, in this order after sorting by the names in ``REPORTS``."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
         "report",
-        help="judge weights and write Markdown, CSV, JSON and an interactive page",
+        help="the paper's tables and figures on data at hand, as Markdown, CSV, JSON and interactive pages",
         description="Judge weights on a data set; each report writes Markdown, CSV, JSON and an interactive page.",
     )
     reports = parser.add_subparsers(dest="report", required=True, metavar="report", parser_class=type(parser))
     for name, kind in REPORTS.items():
         own = reports.add_parser(name, help=kind.help, description=f"{kind.help[0].upper()}{kind.help[1:]}.")
-        own.add_argument("--weights", required=True, help="bundled name or .safetensors file")
-        add_data(own)
-        own.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report's files")
-        own.add_argument("--device", default="cpu")
-        kind.flags(own)
-        add_json(own)
+        _add_flags(own, kind.flags)
         own.set_defaults(run=_report, kind=kind, parser=own)
+    whole = reports.add_parser(
+        "all",
+        help="every table and figure that fits the data, from one collection",
+        description="Every table and figure that fits the data, from one pass over the pictures for each weights file.",
+    )
+    _add_flags(whole, _curve_flags)
+    whole.add_argument("--summary", type=Path, metavar="FILE.md", help="write the tables into one Markdown file, too")
+    whole.set_defaults(run=_everything, parser=whole)
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def _add_flags(parser: Parser, own: Callable[[Parser], None]) -> None:
+    parser.add_argument(
+        "--weights", required=True, nargs="+", metavar="W",
+        help="bundled names or .safetensors files; one bundled name brings what is bundled on its detector",
+    )  # fmt: skip
+    add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report's files")
+    parser.add_argument("--device", default="cpu")
+    _common_flags(parser)
+    own(parser)
+    add_json(parser)
+
+
+def _report(arguments: Arguments) -> None:
     check_folder(arguments.out)
-    report = arguments.kind.make(arguments, _given(arguments))
+    kind: Kind = arguments.kind
+    report = kind.make(arguments, _world(arguments, kind.wanted(arguments), kind.single))
     paths = write_report(report, arguments.out)
     say(f"{report.title}: {', '.join(map(str, paths))}", arguments.json)
     write_json(report.data, arguments.json)
 
 
-def _given(arguments: argparse.Namespace) -> Given:
+def _everything(arguments: Arguments) -> None:
+    check_folder(arguments.out)
+    if arguments.summary is not None and arguments.summary.is_dir():
+        raise DynaMaskError(f"--summary {arguments.summary} is a folder; give a Markdown file")
+    world = _world(arguments, Wanted(views=_curve_options(arguments).views, signals=True))
+    reports, missing = [], {}
+    for name in (name for name in REPORTS if name in _ALL):
+        try:
+            report = _ALL[name](arguments, world)
+        except DynaMaskError as error:
+            missing[name] = str(error)
+            say(f"{name} was not made: {error}", arguments.json)
+            continue
+        reports.append(report)
+        say(f"{report.title}: {', '.join(map(str, write_report(report, arguments.out)))}", arguments.json)
+    if not reports:
+        raise DynaMaskError(f"no report fits the data: {next(iter(missing.values()))}")
+    if arguments.summary is not None:
+        checkpoints = provenance_table(world, world.evidences)
+        write_text(arguments.summary, everything.summary(world, reports, missing, checkpoints))
+        say(f"summary: {arguments.summary}", arguments.json)
+    write_json({report.name: report.data for report in reports} | {"not_made": missing}, arguments.json)
+
+
+def with_relatives(names: Sequence[str]) -> list[str]:
+    """One bundled name with what is bundled on its detector (NAME-…); several names, or files, as they are."""
+    if len(names) != 1 or names[0] not in list_bundled():
+        return list(names)
+    switches = [name for name in list_bundled() if name.startswith(f"{names[0]}-")]
+    baselines = [name for name, entry in list_baselines().items() if entry["detector"]["name"] == names[0]]
+    return [names[0], *switches, *baselines]
+
+
+def _world(arguments: Arguments, wanted: Wanted, single: bool = False) -> World:
     """Open weights and data."""
+    check_cache(arguments.cache)
+    options = TableOptions(
+        arguments.samples, arguments.ap_samples, arguments.seed, arguments.cache, sys.stderr.isatty()
+    )
+    if single and len(arguments.weights) > 1:
+        raise DynaMaskError(f"report {arguments.report} is about one weights file; give one with --weights")
     keep_freed_memory()
-    checkpoint = checkpoint_facts(arguments.weights)
-    predictor = load(arguments.weights, arguments.device)
-    dataset, indices = opened_data(arguments, predictor.class_names)
+    names = list(arguments.weights) if single else with_relatives(arguments.weights)
+    loaded = [(name, checkpoint_facts(name), load(name, arguments.device)) for name in names]
+    dataset, indices = opened_data(arguments, loaded[0][2].class_names)
     split = "all pictures"
-    if arguments.holdout:
+    if arguments.holdout is not None:
         split = f"held out: the SHA-256 of the decimal image id is divisible by {arguments.holdout}"
     command = command_line(arguments.parser, arguments)
-    source = Source(arguments.weights, str(arguments.data or arguments.annotations), split, command)
-    return Given(predictor, dataset, indices, source, checkpoint, sys.stderr.isatty())
+    source = Source(", ".join(names), str(arguments.data or arguments.annotations), split, command)
+    world = World(dataset, indices, source, options, wanted)
+    for name, checkpoint, predictor in loaded:
+        world.add(name, predictor, checkpoint)
+    return world
 
 
-def command_line(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace, leave: Sequence[str] = ("json",)
-) -> str:
+def command_line(parser: Parser, arguments: Arguments, leave: Sequence[str] = ("json",)) -> str:
     """The command that parses to these arguments, defaults left away."""
     words = shlex.split(parser.prog)
     for action in parser._actions:
         value = getattr(arguments, action.dest, None)
         if action.option_strings and action.dest not in leave and value != action.default and value is not None:
-            words += [action.option_strings[-1]] + ([] if action.nargs == 0 else [str(value)])
+            given = [] if action.nargs == 0 else value if isinstance(value, list) else [value]
+            words += [action.option_strings[-1], *map(str, given)]
     return shlex.join(words)

@@ -5,47 +5,58 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 import sys
-import threading
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dynamask.bundled import weights_path
-from dynamask.cli.common import add_data, check_folder, held_out, print_summary, write_json
+from dynamask.cli.common import add_data, check_folder, held_out
+from dynamask.cli.recipes import fill_in
+from dynamask.cli.stop_signals import StopSignals
+from dynamask.cli.validation import Validation, evaluate_finished, open_validation, periodic
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
-from dynamask.data.loaders import training_loader
+from dynamask.data.copy_paste import CopyPaste
+from dynamask.data.loaders import TrainingLoader, training_loader
 from dynamask.data.sources import open_data
 from dynamask.data.transforms import TrainingTransforms
-from dynamask.engine.checkpoint import checkpoints, save_model
-from dynamask.engine.evaluate import run_evaluation
+from dynamask.engine.checkpoint import checkpoints
+from dynamask.engine.distributed import Ranks, check_device, joined
 from dynamask.engine.initialise import PARTS, initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, loss_weights, train
 from dynamask.models.factory import build_model, list_models, preset
+from dynamask.models.hub import find_weights
+from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.rcnn.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.solo.config import AggregationConfig, SoloConfig
-from dynamask.predictor import load
+from dynamask.models.solo.model import SoloNet
+from dynamask.models.weights_file import save_model
 from dynamask.structures import DynaMaskError
+
+ECHO = 2.0
+"""Seconds in which a second signal is torchrun passing on the first."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
         "train",
-        help="train a model on COCO-format data",
-        description="Train on a picture folder "
-        "with COCO annotations. Values that are not given are the model's recipe.",
+        help="train a model on COCO, LVIS, Cityscapes or own data",
+        description="Train on a data set. Values that are not given are the model's recipe. Several devices: "
+        "torchrun --nproc-per-node N -m dynamask train …; the batch stays the same.",
     )
     add_data(parser, "keep back, and evaluate on, pictures whose SHA-256 of the image id is divisible by M")
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(list_models())}")
+    parser.add_argument("--recipe", metavar="NAME", help="values of all flags that are not given; `dynamask recipes`")
+    parser.add_argument("--model", help=f"one of {', '.join(list_models())}; a recipe names it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--val-data", metavar="DATA", help="data to evaluate on at the end, named as with --data")
+    parser.add_argument("--val-split", metavar="NAME", help="part of --val-data, where it has several (default: val)")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="pictures to evaluate on at the end")
     parser.add_argument("--val-annotations", type=Path, metavar="JSON")
     parser.add_argument(
@@ -55,7 +66,10 @@ def add(commands: Any) -> None:
         "--merge-classes", action="store_true", help="class-agnostic: train all classes as the one class 'object'"
     )
     parser.add_argument(
-        "--init", metavar="FILE|NAME", help="start from the weights of a trained model: a .safetensors file or bundled"
+        "--init",
+        metavar="FILE|NAME|torchvision",
+        help="start from the weights of a trained model, a .safetensors file or bundled, or from the detector of "
+        "torchvision's COCO Mask R-CNN (torchvision downloads it; a .pth file has it)",
     )
     parser.add_argument(
         "--init-part",
@@ -67,12 +81,15 @@ def add(commands: Any) -> None:
         "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the newest state in --out")
+    parser.add_argument(
+        "--scale-lr", action="store_true", help="the rate is the recipe batch's: multiply it by --batch-size over that"
+    )
     _add_fields(parser.add_argument_group("schedule"), TrainConfig)
     _add_fields(parser.add_argument_group("losses"), LossConfig)
     skip = ("name", "class_names", "category_ids")
     _add_fields(parser.add_argument_group("model"), ModelConfig, skip)
-    nested = ("aggregation", "scale_ranges")
     shared = tuple(field.name for field in dataclasses.fields(ModelConfig))
+    nested = ("aggregation", "scale_ranges")
     _add_fields(parser.add_argument_group("one-stage model"), SoloConfig, (*skip, *nested, *shared))
     _add_fields(parser.add_argument_group("aggregation (SODAR)"), AggregationConfig, prefix="agg_")
     parser.set_defaults(run=_train)
@@ -114,7 +131,49 @@ def _given_model(arguments: argparse.Namespace, config: ModelConfig | SoloConfig
     return {**values, "aggregation": dataclasses.replace(aggregation, **moved)} if moved else values
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Everything of a training that a process makes by itself."""
+
+    model: DynaMaskRCNN | SoloNet
+    loader: TrainingLoader
+    config: TrainConfig
+    loss_config: LossConfig
+    settings: dict[str, Any]
+    validation: Validation | None
+
+
 def _train(arguments: argparse.Namespace) -> None:
+    fill_in(arguments)
+    keep_freed_memory()
+    with joined(arguments.device or recipe(arguments.model)[0].device) as ranks:
+        plan = ranks.together(lambda: _plan(arguments, ranks))
+        weights = loss_weights(plan.loss_config)
+        run = Run(plan.model, plan.loader, plan.config, weights, arguments.out, plan.settings, ranks=ranks)
+        besides = ranks.together(lambda: periodic(run, plan.validation))
+        if arguments.resume:
+            run.resume()
+
+        def save(state: Run) -> None:
+            training = {"images_seen": state.step * state.config.batch_size, **state.settings}
+            save_model(plan.model, arguments.out / "last.safetensors", state.final_state(), training)
+
+        with StopSignals(ECHO if ranks.size > 1 else 0.0) as stop:
+            finished = train(run, on_save=save, should_stop=stop, periodic=besides)
+        if finished:
+            evaluate_finished(run, plan.validation)
+        else:
+            name = next((name for name in ranks.gather(stop.received) if name), None)
+            if ranks.first:
+                print(
+                    f"dynamask: {name} at step {run.step}: the state is saved in {arguments.out}; "
+                    "the same command with --resume goes on from there",
+                    file=sys.stderr,
+                )
+
+
+def _plan(arguments: argparse.Namespace, ranks: Ranks) -> _Plan:
+    """Check what was given, open the data and build the model."""
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
     check_folder(arguments.out)
@@ -124,14 +183,12 @@ def _train(arguments: argparse.Namespace) -> None:
         raise DynaMaskError(
             f"{arguments.out} holds a run already; add --resume to go on with it or choose another --out"
         )
-    keep_freed_memory()
-    model_config, base = preset(arguments.model), recipe(arguments.model)
-    config = dataclasses.replace(base[0], **_given(arguments, TrainConfig))
-    loss_config = dataclasses.replace(base[1], **_given(arguments, LossConfig))
-    transforms = TrainingTransforms(photometric=config.jitter)
-    source = (arguments.data, arguments.images, arguments.annotations)
-    dataset = open_data(*source, transforms=transforms, merge_classes=arguments.merge_classes)
-    indices = held_out(dataset, arguments.holdout, False) if arguments.holdout else None
+    model_config, (config, loss_config) = preset(arguments.model), recipe(arguments.model)
+    config = _scaled(dataclasses.replace(config, **_given(arguments, TrainConfig)), arguments, config.batch_size)
+    loss_config = dataclasses.replace(loss_config, **_given(arguments, LossConfig))
+    check_device(ranks.device(config.device))
+    dataset, indices = _training_data(arguments, config)
+    validation = open_validation(arguments, dataset, bool(config.overlay_every))
     torch.manual_seed(config.seed)
     model_config = dataclasses.replace(
         model_config,
@@ -141,32 +198,40 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     model = build_model(model_config, arguments.backbone_weights, loss_config)
     if arguments.init is not None:
-        taken = initialise(model, weights_path(arguments.init), arguments.init_part)
-        print(f"dynamask: {taken}", file=sys.stderr)
+        _initialise(model, arguments)
     torch.manual_seed(config.seed)  # what is drawn from here on does not depend on the layers that were built
     if arguments.freeze is not None:
         freeze(model, arguments.freeze)
     settings = _settings(arguments, config, loss_config, model_config)
-    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices)
-    run = Run(model, loader, config, loss_weights(loss_config), arguments.out, settings)
-    if arguments.resume:
-        run.resume()
-    weights = arguments.out / "last.safetensors"
+    part = (ranks.rank, ranks.size)
+    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices, part)
+    return _Plan(model, loader, config, loss_config, settings, validation)
 
-    def save(state: Run) -> None:
-        training = {"images_seen": state.step * config.batch_size, **settings}
-        save_model(model, weights, state.final_state(), training)
 
-    with _StopSignals() as stop:
-        finished = train(run, on_save=save, should_stop=stop)
-    if finished:
-        _evaluate_run(arguments, weights)
-    else:
-        print(
-            f"dynamask: {stop.received} at step {run.step}: the state is saved in {arguments.out}; "
-            "the same command with --resume goes on from there",
-            file=sys.stderr,
+def _scaled(config: TrainConfig, arguments: argparse.Namespace, recipe_batch: int) -> TrainConfig:
+    """The learning rate for the batch that was asked for, under ``--scale-lr``."""
+    if not arguments.scale_lr:
+        return config
+    if config.optimizer != "sgd":
+        raise DynaMaskError("--scale-lr is the linear rule of SGD; with AdamW give the rate itself with --lr")
+    return dataclasses.replace(config, lr=config.lr * config.batch_size / recipe_batch)
+
+
+def _initialise(model: DynaMaskRCNN | SoloNet, arguments: argparse.Namespace) -> None:
+    """Weights to start from: a model of ours, or torchvision's detector, whose classes are told."""
+    if not is_torchvision_source(arguments.init):
+        taken = initialise(model, find_weights(arguments.init), arguments.init_part)
+        print(f"dynamask: {taken}", file=sys.stderr)
+        return
+    if not isinstance(model, DynaMaskRCNN):
+        raise DynaMaskError("torchvision's detector fits the two-stage models alone; give --backbone-weights instead")
+    unknown = load_torchvision_detector(model, arguments.init)
+    if unknown and arguments.freeze is not None:
+        raise DynaMaskError(
+            f"COCO has no {', '.join(unknown[:5])}, so a frozen detector would never find it; leave --freeze away"
         )
+    if unknown:
+        warnings.warn(f"the box head starts anew for classes that COCO lacks: {', '.join(unknown)}", stacklevel=2)
 
 
 def _settings(
@@ -178,6 +243,7 @@ def _settings(
         "losses": dataclasses.asdict(loss_config),
         "model": model_config.to_dict(),
         "data": arguments.data,
+        "split": arguments.split,
         "freeze": arguments.freeze,
         "merge_classes": arguments.merge_classes,
         "holdout": arguments.holdout,
@@ -185,52 +251,21 @@ def _settings(
     return json.loads(json.dumps(values))
 
 
-class _StopSignals:
-    """Turns the signals that ask a process to end into a question; a second one acts at once.
-
-    A context manager; signals that are ignored already (nohup, a shell's background job) stay so.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        """Whether a signal has come."""
-        return self.received is not None
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-                number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _receive(self, number: int, _: object) -> None:
-        self.received = signal.Signals(number).name
-        self.__exit__()
-
-
-def _validation_source(arguments: argparse.Namespace) -> tuple[str | None, Path | None, Path | None] | None:
-    """What was given to evaluate on at the end, if anything."""
-    source = (arguments.val_data, arguments.val_images, arguments.val_annotations)
-    return source if any(source) else None
-
-
-def _evaluate_run(arguments: argparse.Namespace, weights: Path) -> None:
-    """Evaluate a finished run on its validation pictures, if it has any."""
-    own, given = (arguments.data, arguments.images, arguments.annotations), _validation_source(arguments)
-    if given is None and not arguments.holdout:
-        return
-    predictor = load(weights, "cpu")
-    validation = open_data(*(given or own), class_names=predictor.class_names)
-    indices = held_out(validation, arguments.holdout, True) if given is None else None
-    summary = run_evaluation(predictor, validation, indices, progress=sys.stderr.isatty())
-    print_summary(summary, None)
-    write_json(summary, str(arguments.out / "evaluation.json"))
+def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[Any, list[int] | None]:
+    """The pictures to train on with their augmentation, and which of them (None: all)."""
+    transforms = TrainingTransforms(
+        photometric=config.jitter,
+        crop=config.crop,
+        scale_jitter=config.scale_jitter,
+        jitter_size=config.jitter_size,
+    )
+    dataset = open_data(
+        *(arguments.data, arguments.images, arguments.annotations),
+        transforms=transforms,
+        merge_classes=arguments.merge_classes,
+        split=arguments.split,
+    )
+    indices = held_out(dataset, arguments.holdout, False) if arguments.holdout else None
+    if config.copy_paste:
+        dataset = CopyPaste(dataset, config.copy_paste, indices)
+    return dataset, indices

@@ -1,12 +1,16 @@
 """Pictures, annotations and batches."""
 
+from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import CocoDataset, read_coco_json, split_by_image_id
+from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.loaders import evaluation_loader, training_loader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
 
 __all__ = [
+    "CityscapesDataset",
     "CocoDataset",
+    "CopyPaste",
     "TrainingTransforms",
     "evaluation_loader",
     "read_coco_json",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from tqdm import tqdm
 
-from dynamask.data.coco import clipped_box, is_int, is_number, segmentation_to_rle
+from dynamask.data.coco import is_int, is_number, segmentation_to_rle
+from dynamask.data.instances import clipped_box
+from dynamask.data.lvis import is_lvis, name_files, problems
 from dynamask.data.pictures import read_picture
 from dynamask.structures import DynaMaskError
 
@@ -34,6 +36,9 @@ KINDS: dict[str, str] = {
     "picture_missing": "error",
     "picture_unreadable": "error",
     "picture_size": "error",
+    "labels_missing": "error",
+    "labels_unreadable": "error",
+    "unknown_label": "error",
     "duplicate_file_name": "warning",
     "duplicate_class_name": "warning",
     "short_polygon": "warning",
@@ -43,8 +48,9 @@ KINDS: dict[str, str] = {
     "box_misses_mask": "warning",
     "area_mismatch": "warning",
 }
-"""Every kind of finding, with how grave it is."""
+"""Every kind of finding, with how grave it is; the kinds about labels are Cityscapes'."""
 
+ENTRY_KINDS = {"images": "image_entry", "annotations": "annotation_entry", "categories": "category_entry"}
 LISTS = ("images", "annotations", "categories")
 BOX_SLACK = 2.0
 """Pixels by which a box may miss its mask, or leave the picture, before that is a finding."""
@@ -88,7 +94,10 @@ class Instance:
 
 
 def check_data(
-    annotations: str | Path | dict[str, Any], images: str | Path | None = None, progress: bool = False
+    annotations: str | Path | dict[str, Any],
+    images: str | Path | None = None,
+    progress: bool = False,
+    found: Sequence[Finding] | None = None,
 ) -> dict[str, Any]:
     """Look at every entry of a COCO file and, where a folder is given, decode every picture.
 
@@ -96,6 +105,7 @@ def check_data(
         annotations: COCO JSON file, or what one holds.
         images: folder that the file names are relative to; None leaves the pictures alone.
         progress: show bars.
+        found: what was found before, while other files were turned into COCO's lists.
 
     Returns:
         ``images``, ``pictures_read`` (None without a folder), ``annotations``, ``instances`` (usable ones that are no
@@ -109,9 +119,12 @@ def check_data(
         DynaMaskError: the file cannot be read or is not COCO JSON at all, or the folder does not exist.
     """
     coco = annotations if isinstance(annotations, dict) else _read(Path(annotations))
+    name_files(coco)
     if images is not None and not Path(images).is_dir():
         raise DynaMaskError(f"picture folder {images} does not exist or is not a folder: check the path")
-    findings: list[Finding] = []
+    findings: list[Finding] = list(found or [])
+    if is_lvis(coco):
+        findings += [Finding(ENTRY_KINDS[part], where, problem) for part, where, problem in problems(coco)]
     found_images = _check_images(coco["images"], findings)
     categories = _check_categories(coco["categories"], findings)
     instances = _check_annotations(coco["annotations"], found_images, categories, findings, progress)

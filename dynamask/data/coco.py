@@ -12,34 +12,28 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import torch
 from faster_coco_eval.core import mask as coco_mask
-from torch import Tensor
 
-from dynamask.data.pictures import read_picture
+from dynamask.data.instances import OBJECT, InstanceDataset, Transforms, clipped_box
+from dynamask.data.lvis import FEDERATED_KEYS, check_lvis, is_lvis, name_files
 from dynamask.structures import DynaMaskError
 
-Target = dict[str, Any]
-Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
-
-OBJECT = "object"
-"""The one class of class-agnostic models."""
 _COMPRESSED_COUNTS = re.compile(r"[0-o]+")
 
 
 def read_coco_json(path: str | Path) -> dict[str, Any]:
-    """Read a COCO instance annotation file and check what the rest of the code relies on.
+    """Read a COCO or LVIS instance annotation file and check what the rest of the code relies on.
 
     Returns the dict with the lists `images`, `annotations` and `categories`. Every image has an integer `id`, a
     `file_name` and a positive integer `width` and `height` in pixels; every category an integer `id` and a `name`;
     every annotation points to one image and one category and has a `segmentation`. Annotations without `id`,
-    `iscrowd`, `bbox` (xywh, pixels) or `area` (pixels²) get them.
+    `iscrowd`, `bbox` (xywh, pixels) or `area` (pixels²) get them. A file of LVIS keeps its federated lists and gets its
+    file names from the pictures' addresses (see :mod:`dynamask.data.lvis`).
 
     Raises:
         DynaMaskError: the file cannot be read or is not COCO JSON; the message names it.
@@ -54,6 +48,8 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
         raise DynaMaskError(f"annotation file {path} cannot be read ({reason}): give a COCO JSON file") from None
     with _naming(path):
         _check_coco(coco)
+        if is_lvis(coco):
+            check_lvis(coco)
     return coco
 
 
@@ -81,6 +77,7 @@ def _check_coco(coco: Any) -> None:
         ids = [entry.get("id") for entry in coco[key]]
         if not all(is_int(value) for value in ids) or len(set(ids)) < len(ids):
             raise DynaMaskError(f"the ids of {key} must be different integers")
+    name_files(coco)
     for image in coco["images"]:
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             raise DynaMaskError(f"image {image['id']} has no file_name")
@@ -132,16 +129,6 @@ def _check_box_and_area(annotation: dict[str, Any], size: tuple[int, int], name:
         raise DynaMaskError(f"{name} needs an area that is a finite number")
 
 
-def encode_rle(mask: Tensor) -> dict[str, object]:
-    """Compressed COCO RLE (``counts`` as text) of an (H, W) bool mask."""
-    rle = coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
-    counts = rle["counts"]
-    return {
-        "size": [int(side) for side in rle["size"]],
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }
-
-
 def segmentation_to_rle(segmentation: Any, size: tuple[int, int], name: str = "an annotation") -> dict | None:
     """Turn a COCO segmentation into one compressed run-length mask of `size` (height, width) pixels.
 
@@ -156,15 +143,19 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int], name: str = "a
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         raise DynaMaskError(f"{name} has a segmentation that is neither polygons nor run lengths")
     height, width = size
-    polygons = []
+    polygons, reach = [], 10 * max(height, width)
     for polygon in segmentation:
-        if len(polygon) % 2 or not all(is_number(value) for value in polygon):
+        plain = set(map(type, polygon)) <= {int, float} and not any(value != value for value in polygon)
+        if len(polygon) % 2 or not (plain or all(is_number(value) for value in polygon)):
             raise DynaMaskError(f"{name} has a polygon that is not a flat list of finite x, y pairs")
-        if any(abs(value) > 10 * max(height, width) for value in polygon):
+        if polygon and (max(polygon) > reach or min(polygon) < -reach):
             raise DynaMaskError(f"{name} has a polygon far outside its picture of {width} x {height} pixels")
         if len(polygon) >= 6:
             polygons.append(polygon)
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
+    if not polygons:
+        return None
+    rles = coco_mask.frPyObjects(polygons, height, width)
+    return coco_mask.merge(rles) if len(rles) > 1 else rles[0]
 
 
 def _run_lengths_to_rle(segmentation: dict[str, Any], size: tuple[int, int], name: str) -> dict[str, Any]:
@@ -225,29 +216,15 @@ def merged(coco: dict[str, Any]) -> dict[str, Any]:
         {**annotation, "category_id": 1, "class_name": names[annotation["category_id"]]}
         for annotation in coco["annotations"]
     ]
-    return {**coco, "annotations": annotations, "categories": [{"id": 1, "name": OBJECT}]}
+    images = [{key: value for key, value in image.items() if key not in FEDERATED_KEYS} for image in coco["images"]]
+    return {**coco, "images": images, "annotations": annotations, "categories": [{"id": 1, "name": OBJECT}]}
 
 
-def clipped_box(box: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """xywh to xyxy in pixels, clipped to a picture of `size` (height, width)."""
-    x, y, box_width, box_height = box
-    height, width = size
-    return max(x, 0.0), max(y, 0.0), min(x + box_width, float(width)), min(y + box_height, float(height))
+class CocoDataset(InstanceDataset):
+    """Pictures and instance masks of a COCO or LVIS annotation file, in the order of its `images`.
 
-
-class CocoDataset(torch.utils.data.Dataset):
-    """Pictures and instance masks of a COCO annotation file, in the order of its `images`.
-
-    `dataset[i]` is (image, target): image (3, H, W) uint8 RGB; target holds `boxes` (N, 4) float32 xyxy in pixels,
-    `labels` (N,) int64 from 1, `masks` (N, H, W) uint8 0/1, `image_id` int, `area` (N,) float32 in pixels² (the
-    field of the file) and `iscrowd` (N,) int64. N may be 0.
-
-    Attributes:
-        class_names: names by label; index 0 is "__background__".
-        category_ids: category id of label i at index i - 1, ascending.
-        image_ids: image id by dataset index.
-        coco: the checked COCO dict without the annotations that have no area; crowds stay in it.
-        skipped: how many annotations had no area.
+    `coco` is the checked COCO dict without the annotations that have no area. For items and attributes see
+    :class:`InstanceDataset`.
     """
 
     def __init__(
@@ -274,19 +251,15 @@ class CocoDataset(torch.utils.data.Dataset):
         self.folder = Path(images)
         if not self.folder.is_dir():
             raise DynaMaskError(f"picture folder {images} does not exist or is not a folder: check the path")
-        self.transforms = transforms
         coco = read_coco_json(annotations)
         if merge_classes == "missing":
             merge_classes = all(category["name"] != OBJECT for category in coco["categories"])
         with _naming(annotations):
             self.coco, rles, self.skipped = drop_degenerate(merged(coco) if merge_classes else coco)
+        super().__init__(self.coco["categories"], transforms)
         self._images = self.coco["images"]
         self.image_ids: list[int] = [image["id"] for image in self._images]
         self.files = self._find_files(annotations)
-        categories = sorted(self.coco["categories"], key=lambda category: category["id"])
-        self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
-        self.class_names: tuple[str, ...] = ("__background__", *(category["name"] for category in categories))
-        self._labels = {category_id: label for label, category_id in enumerate(self.category_ids, start=1)}
         self._objects: dict[int, list[tuple[dict, dict]]] = {image_id: [] for image_id in self.image_ids}
         for annotation, rle in zip(self.coco["annotations"], rles, strict=True):
             if include_crowd or not annotation["iscrowd"]:
@@ -311,47 +284,13 @@ class CocoDataset(torch.utils.data.Dataset):
             )
         return files
 
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self._images)
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) in pixels of the picture at `index`, as the file says."""
+        return self._images[index]["height"], self._images[index]["width"]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """Picture and target at `index`; DynaMaskError if the picture cannot be read or has another size."""
-        image = self._read_image(index)
-        target = self.target(index)
-        return self.transforms(image, target) if self.transforms is not None else (image, target)
-
-    def _read_image(self, index: int) -> Tensor:
-        """Picture at `index` as (3, H, W) uint8 RGB, in the orientation that the annotations were made in."""
-        height, width = self._images[index]["height"], self._images[index]["width"]
-        picture = read_picture(self.files[index])
-        if picture.shape[:2] != (height, width):  # annotated on the stored rows, without regard to EXIF
-            picture = read_picture(self.files[index], upright=False)
-        if picture.shape[:2] != (height, width):
-            raise DynaMaskError(
-                f"picture {self.files[index]} is {picture.shape[1]} x {picture.shape[0]} pixels and not {width} x "
-                f"{height} as its annotations say: use the pictures that were annotated"
-            )
-        return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-
-    def target(self, index: int) -> Target:
-        """Target at `index` before any transform, without reading the picture."""
-        image = self._images[index]
-        size = (image["height"], image["width"])
-        objects = self._objects[image["id"]]
-        masks = np.zeros((0, *size), dtype=np.uint8)
-        if objects:
-            decoded = coco_mask.decode([rle for _, rle in objects])  # (H, W, N), Fortran order
-            masks = np.ascontiguousarray(decoded.transpose(2, 0, 1))
-        boxes = [clipped_box(annotation["bbox"], size) for annotation, _ in objects]
-        return {
-            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor([self._labels[a["category_id"]] for a, _ in objects], dtype=torch.int64),
-            "masks": torch.from_numpy(masks),
-            "image_id": image["id"],
-            "area": torch.tensor([a["area"] for a, _ in objects], dtype=torch.float32),
-            "iscrowd": torch.tensor([a["iscrowd"] for a, _ in objects], dtype=torch.int64),
-        }
+    def instances(self, index: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The annotations of the targets at `index`, each with its compressed run-length mask."""
+        return self._objects[self.image_ids[index]]
 
 
 def dataset_for(

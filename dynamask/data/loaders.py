@@ -115,10 +115,17 @@ class _PlainSamples(Dataset):
 
 
 class _EndlessBatches:
-    """Batches of (epoch, index) keys from a sample position on; each epoch is one permutation of the indices."""
+    """Batches of (epoch, index) keys from a sample position on; each epoch is one permutation of the indices.
 
-    def __init__(self, indices: Sequence[int], batch_size: int, seed: int, position: int) -> None:
+    Of every batch, the part (number, of how many) is given.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], batch_size: int, seed: int, position: int, part: tuple[int, int] = (0, 1)
+    ) -> None:
         self.indices, self.batch_size, self.seed, self.position = indices, batch_size, seed, position
+        share = batch_size // part[1]
+        self.mine = slice(part[0] * share, (part[0] + 1) * share)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, place = divmod(self.position, len(self.indices))
@@ -129,7 +136,7 @@ class _EndlessBatches:
             for at in order[place:]:
                 batch.append((epoch, self.indices[at]))
                 if len(batch) == self.batch_size:
-                    yield batch
+                    yield batch[self.mine]
                     batch = []
             epoch, place = epoch + 1, 0
 
@@ -139,10 +146,18 @@ class TrainingLoader:
 
     The n-th sample of a run depends on the seed and n alone, whatever the batch size and the number of workers. A
     batch may join the end of one epoch and the start of the next. Iterating again goes on where it stopped.
+    Processes that share a run have loaders that differ in ``part`` alone: each hands out its run of every batch, and
+    side by side these are the batch of one process.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int, num_workers: int, indices: Sequence[int] | None
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        indices: Sequence[int] | None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """See `training_loader`."""
         if indices is None and not hasattr(dataset, "__len__"):
@@ -152,6 +167,12 @@ class TrainingLoader:
             raise DynaMaskError("there is no picture to train on: give annotations that list some")
         if batch_size < 1 or num_workers < 0 or seed < 0:
             raise DynaMaskError("training needs a batch size of at least 1, and no negative worker count or seed")
+        if batch_size % part[1]:
+            raise DynaMaskError(
+                f"a batch of {batch_size} pictures cannot be shared by {part[1]} processes; give a batch size that is "
+                f"a multiple of {part[1]}"
+            )
+        self.part = part
         self.dataset, self.batch_size, self.seed, self.num_workers = dataset, batch_size, seed, num_workers
         self.position = 0
         self._batches: Iterator[Batch] | None = None
@@ -171,7 +192,7 @@ class TrainingLoader:
             self._batches = _running(
                 DataLoader(
                     _SeededSamples(self.dataset, self.seed),
-                    batch_sampler=_EndlessBatches(self.indices, self.batch_size, self.seed, self.position),
+                    batch_sampler=_EndlessBatches(self.indices, self.batch_size, self.seed, self.position, self.part),
                     collate_fn=collate,
                     num_workers=self.num_workers,
                     worker_init_fn=_start_worker,
@@ -185,6 +206,10 @@ class TrainingLoader:
             raise
         self.position += self.batch_size
         return batch
+
+    def give_back(self) -> None:
+        """Hand the last batch out again next time: it was not used."""
+        self.position, self._batches = self.position - self.batch_size, None
 
     def _picture_ids(self) -> str:
         """Hash of the pictures in their order: of their ids, or of their indices where they have none."""
@@ -235,14 +260,24 @@ class EvaluationLoader:
 
 
 def training_loader(
-    dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0, indices: Sequence[int] | None = None
+    dataset: Dataset,
+    batch_size: int,
+    seed: int = 0,
+    num_workers: int = 0,
+    indices: Sequence[int] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> TrainingLoader:
     """Endless, seeded, resumable batches over `indices` (dataset indices; None = all), a new permutation per epoch.
 
+    Args:
+        batch_size: of all processes together.
+        part: (number, of how many): which process this is, of those that share every batch.
+
     Raises:
-        DynaMaskError: no picture to train on, or a batch size, worker count or seed that is out of range.
+        DynaMaskError: no picture to train on, a batch size, worker count or seed that is out of range, or a batch that
+            the processes cannot share evenly.
     """
-    return TrainingLoader(dataset, batch_size, seed, num_workers, indices)
+    return TrainingLoader(dataset, batch_size, seed, num_workers, indices, part)
 
 
 def evaluation_loader(

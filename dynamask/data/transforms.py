@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from dynamask.ops.masks import resize_masks
 
 GREY = 114
 """Fill of the border that zooming out adds, as an 8-bit grey value."""
 
 
 class TrainingTransforms:
-    """Flip, colour jitter, zoom-out and crop, drawn from torch's global generator (the loader seeds it per sample)."""
+    """Flip, colour jitter, scale jitter, zoom-out and crop, drawn from torch's global generator, which the loader seeds
+    per sample. Draws that are switched off are not made."""
 
     def __init__(
         self,
@@ -24,6 +29,8 @@ class TrainingTransforms:
         crop: float = 0.0,
         crop_side: float = 0.6,
         min_visible: float = 0.25,
+        scale_jitter: tuple[float, float] = (1.0, 1.0),
+        jitter_size: int = 0,
     ) -> None:
         """Choose what is drawn.
 
@@ -33,13 +40,18 @@ class TrainingTransforms:
             zoom_out: probability of placing the picture on a grey canvas of 1 to 2 times its sides.
             crop: probability of cutting out a window.
             crop_side: smallest side of the window, as a share of the picture's, 0-1.
-            min_visible: objects that keep less than this share of their mask in the window are dropped, 0-1.
+            min_visible: objects that keep less than this share of their mask in a window are dropped, 0-1.
+            scale_jitter: range of the factor for a picture that just fits into the frame (`v2.ScaleJitter`); what is
+                larger than the frame is cut at a random place, what is smaller is padded with grey on the right and
+                below. (1, 1) without a `jitter_size` leaves pictures as they are.
+            jitter_size: side of the frame, square, in pixels; 0 takes each picture's own size.
         """
         self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25) if photometric else None
         fill = {tv_tensors.Image: GREY, tv_tensors.Mask: 0}
         steps = [v2.RandomZoomOut(fill=fill, side_range=(1.0, 2.0), p=zoom_out)] if zoom_out > 0 else []
         self.geometry = v2.Compose([*steps, v2.RandomHorizontalFlip(p=flip)])
         self.crop, self.crop_side, self.min_visible = crop, crop_side, min_visible
+        self.scale_jitter, self.jitter_size = tuple(scale_jitter), jitter_size
 
     def __call__(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Transform (3, H, W) uint8 and its target (see `CocoDataset`); the given tensors stay as they are."""
@@ -47,10 +59,33 @@ class TrainingTransforms:
             image = self.jitter(image)
         if self.crop > 0 and torch.rand(()) < self.crop:
             image, target = self._cut_window(image, target)
+        if self.scale_jitter != (1.0, 1.0) or self.jitter_size:
+            image, target = self._jitter_scale(image, target)
         boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
         image, boxes, masks = self.geometry(tv_tensors.Image(image), boxes, tv_tensors.Mask(target["masks"]))
         moved = {"boxes": boxes.as_subclass(Tensor), "masks": masks.as_subclass(Tensor).contiguous()}
         return image.as_subclass(Tensor).contiguous(), {**target, **moved}
+
+    def _jitter_scale(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Scale the picture, then cut or pad it to the frame.
+
+        What would be cut off is cut before the scaling: the same picture at less work.
+        """
+        height, width = image.shape[-2:]
+        frame = (self.jitter_size, self.jitter_size) if self.jitter_size else (height, width)
+        share, at_y, at_x = torch.rand(3).tolist()
+        low, high = self.scale_jitter
+        scale = min(frame[0] / height, frame[1] / width) * (low + (high - low) * share)
+        rows, columns = (max(1, min(side, round(f / scale))) for side, f in zip((height, width), frame))
+        image, target = _window(
+            image, target, int(at_y * (height - rows + 1)), int(at_x * (width - columns + 1)), rows, columns,
+            self.min_visible,
+        )  # fmt: skip
+        size = [max(1, min(f, round(side * scale))) for side, f in zip((rows, columns), frame)]
+        image, target = _resized(image, target, size)
+        right, below = frame[1] - size[1], frame[0] - size[0]
+        masks = nn.functional.pad(target["masks"], (0, right, 0, below))
+        return nn.functional.pad(image, (0, right, 0, below), value=GREY), {**target, "masks": masks}
 
     def _cut_window(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Cut a random window; objects keep what is visible, and their boxes shrink to it."""
@@ -59,19 +94,56 @@ class TrainingTransforms:
         rows = max(1, round(height * (self.crop_side + (1 - self.crop_side) * share_y)))
         columns = max(1, round(width * (self.crop_side + (1 - self.crop_side) * share_x)))
         top, left = int(at_y * (height - rows + 1)), int(at_x * (width - columns + 1))
-        masks = target["masks"][:, top : top + rows, left : left + columns]
-        before = target["masks"].flatten(1).sum(1)  # (N,)
-        after = masks.flatten(1).sum(1)  # (N,)
-        keep = (after > 0) & (after >= self.min_visible * before)
-        masks = masks[keep]
-        boxes = target["boxes"][keep] - torch.tensor([left, top, left, top])
-        boxes = _shrink_to_masks(boxes, masks, whole=after[keep] == before[keep])
-        area = target["area"][keep] * (after[keep] / before[keep])
-        kept = {key: target[key][keep] for key in ("labels", "iscrowd")}
-        return (
-            image[:, top : top + rows, left : left + columns],
-            {**target, **kept, "boxes": boxes, "masks": masks, "area": area},
-        )
+        return _window(image, target, top, left, rows, columns, self.min_visible)
+
+
+def _window(
+    image: Tensor, target: dict[str, Any], top: int, left: int, rows: int, columns: int, min_visible: float
+) -> tuple[Tensor, dict[str, Any]]:
+    """Cut out a window; objects keep what is visible, those with less than a share of their mask are dropped."""
+    window = (slice(top, top + rows), slice(left, left + columns))
+    cut = {**target, "masks": target["masks"][:, *window],
+           "boxes": target["boxes"] - torch.tensor([left, top, left, top])}  # fmt: skip
+    return image[:, *window], keep_visible(cut, pixels_of(target["masks"]), min_visible)
+
+
+def keep_visible(target: dict[str, Any], before: Tensor, min_visible: float) -> dict[str, Any]:
+    """Drop the objects of which too little is left; boxes become tight around those that lost something.
+
+    Args:
+        target: with the masks as they are now, and boxes in their frame as they were.
+        before: (N,) pixels that the masks had.
+        min_visible: share of the pixels that must be left, 0-1; one pixel always must.
+    """
+    after = pixels_of(target["masks"])
+    keep = (after > 0) & (after >= min_visible * before)
+    masks, before, after = target["masks"][keep], before[keep], after[keep]
+    kept = {key: target[key][keep] for key in ("labels", "iscrowd")}
+    boxes = _shrink_to_masks(target["boxes"][keep], masks, whole=after == before)
+    return {**target, **kept, "boxes": boxes, "masks": masks, "area": target["area"][keep] * (after / before)}
+
+
+def pixels_of(masks: Tensor) -> Tensor:
+    """(N,) int64: how many pixels each of the (N, H, W) uint8 masks has."""
+    counts = [np.count_nonzero(mask.view(bool)) for mask in masks.numpy()]
+    return torch.tensor(counts, dtype=torch.int64)
+
+
+def _resized(image: Tensor, target: dict[str, Any], size: list[int]) -> tuple[Tensor, dict[str, Any]]:
+    """Picture (bilinear, antialiased), masks (nearest) and boxes at another size [height, width]."""
+    old = image.shape[-2:]
+    if list(old) == size:
+        return image, target
+    factors = torch.tensor([size[1] / old[1], size[0] / old[0]])
+    masks = resize_masks(target["masks"], size)
+    moved = {**target, "masks": masks, "boxes": target["boxes"] * factors.repeat(2)}
+    moved["area"] = target["area"] * factors.prod()
+    vanished = pixels_of(masks) == 0
+    image = functional.resize(image, size, antialias=True)
+    if vanished.any():
+        keep = ~vanished
+        moved = {**moved, **{key: moved[key][keep] for key in ("boxes", "labels", "masks", "area", "iscrowd")}}
+    return image, moved
 
 
 def _shrink_to_masks(boxes: Tensor, masks: Tensor, whole: Tensor) -> Tensor:

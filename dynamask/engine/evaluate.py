@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynamask.data.coco import CocoDataset
-from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.engine.distributed import ALONE, Ranks
+from dynamask.engine.scoring import score
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.models.rcnn import policies
 from dynamask.ops.knapsack import best_under_budget
@@ -31,6 +32,8 @@ class Predicts(Protocol):
 
     class_names: tuple[str, ...]
     costs: Any
+    check_choice: Callable[[str, float | None], None]
+    check_switch: Callable[[str], None]
     __call__: Callable[..., Any]
 
 
@@ -92,6 +95,14 @@ class Instances:
     choice: list[int] = field(default_factory=list)
     truth: list[int | None] = field(default_factory=list)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Instances]) -> Instances:
+        """The instances of several parts of a data set, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [f.name for f in fields(cls)]
+        return cls(**{name: [value for part in parts for value in getattr(part, name)] for name in names})
+
     def quality(self, measure: str) -> np.ndarray:
         """(N, 4) array of "mask_iou" or "boundary_iou"; NaN where unknown."""
         rows: list[dict[int, float]] = getattr(self, measure)
@@ -125,10 +136,10 @@ def collect(
     every_size: bool | None = None,
     progress: bool = False,
 ) -> Instances:
-    """Predict every picture; keep the chosen masks, or all four where sizes are chosen later.
+    """Predict every picture; keep the chosen masks, or all sizes where they are chosen later.
 
     Args:
-        every_size: keep all four sizes; by default only where the options need them.
+        every_size: keep all sizes that the mask branch gives; by default only where the options need them.
     """
     wanted = options.over_dataset if every_size is None else every_size
     found, categories = Instances(), category_map(predictor, dataset)
@@ -148,15 +159,15 @@ def add_picture(
     category_ids: Sequence[int],
     options: EvaluationOptions,
     every_size: bool,
-) -> None:
-    """Predict one item of a data set and append its instances.
+) -> Any:
+    """Predict one item of a data set and append its instances; returns the prediction.
 
     Args:
         image: (3, H, W) uint8 RGB.
         target: of the picture, as :class:`CocoDataset` serves it.
         categories: from :func:`category_map`.
         category_ids: of the data set.
-        every_size: keep the masks of all four sizes.
+        every_size: keep the masks of all sizes that the mask branch gives.
     """
     pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
     policy = {"policy": "learned"} if options.over_dataset else {"policy": options.policy, "budget": options.budget}
@@ -170,6 +181,7 @@ def add_picture(
             own = (prediction.boxes, prediction.labels)
             truth = match(*own, target["boxes"], target["labels"], categories, category_ids)
     add(found, prediction, target, truth, categories, every_size)
+    return prediction
 
 
 def known_instances(
@@ -222,10 +234,8 @@ def add(
         if label not in categories:
             continue
         chosen = MASK_SIZES.index(int(prediction.mask_size[i]))
-        masks = {
-            k: prediction.mask_at(i, MASK_SIZES[k]).numpy()
-            for k in (range(len(MASK_SIZES)) if every_size else [chosen])
-        }
+        sizes = prediction.mask_sizes if every_size else [MASK_SIZES[chosen]]
+        masks = {MASK_SIZES.index(size): prediction.mask_at(i, size).numpy() for size in sizes}
         true_mask = None if truth[i] is None else target["masks"][truth[i]].numpy().astype(bool)
         found.results.append(
             {
@@ -272,12 +282,14 @@ def run_evaluation(
     indices: Sequence[int] | None = None,
     options: EvaluationOptions | None = None,
     progress: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate a predictor.
 
     Args:
         indices: dataset indices to evaluate on; all by default.
         options: policy, budget, boxes.
+        ranks: processes that share the pictures and each call this; all get the figures that one process finds.
 
     Returns:
         ``images``, ``detections``, ``bbox`` / ``segm`` / ``boundary`` (AP, AP50, AP75, APS, APM, APL in 0–1 or None),
@@ -287,11 +299,17 @@ def run_evaluation(
     options = options or EvaluationOptions()
     indices = list(range(len(dataset))) if indices is None else list(indices)
     macs = tuple(predictor.costs.macs_per_instance)
-    if options.budget is not None:
-        policies.check_budget(options.budget, macs)
-    found = collect(predictor, dataset, indices, options, progress=progress)
-    choice = choose(found, macs, options)
-    return summarise(found, choice, macs, dataset, indices, true_boxes=options.boxes == "gt")
+    if options.over_dataset:
+        predictor.check_switch("choosing sizes over a data set")
+    predictor.check_choice("learned" if options.over_dataset else options.policy, options.budget)
+    own = ranks.together(lambda: collect(predictor, dataset, ranks.share(indices), options, progress=progress))
+    found = Instances.joined(ranks.gather(own))
+
+    def figures() -> dict[str, Any]:
+        choice = choose(found, macs, options)
+        return summarise(found, choice, macs, dataset, indices, true_boxes=options.boxes == "gt")
+
+    return ranks.from_first(figures)
 
 
 def summarise(
@@ -307,7 +325,7 @@ def summarise(
         {**result, "segmentation": rles[k]} for result, rles, k in zip(found.results, found.rles, choice.tolist())
     ]
     summary: dict[str, Any] = {"images": len(indices), "detections": len(results)}
-    summary.update(evaluate_coco(dataset.coco, results, image_ids=[dataset.image_ids[i] for i in indices]))
+    summary.update(score(dataset, results, indices))
     some = len(choice) > 0
     summary["mean_macs_per_instance"] = float(np.array(macs, dtype=np.float64)[choice].mean()) if some else None
     summary["size_shares"] = {

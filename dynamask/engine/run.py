@@ -1,18 +1,19 @@
-"""A training run: what it consists of, its log, and its state on the disk that survives the end of the process."""
+"""A training run: what it consists of, and its state on the disk that survives the end of the process."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import copy
 import dataclasses
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.nn.parallel import DistributedDataParallel
 
 from dynamask.config import LossConfig, ModelConfig, TrainConfig
 from dynamask.data.loaders import TrainingLoader
@@ -24,86 +25,20 @@ from dynamask.engine.checkpoint import (
     save_run,
     step_of,
 )
+from dynamask.engine.compiling import compile_body
+from dynamask.engine.distributed import ALONE, Ranks
+from dynamask.engine.log import RunLog
 from dynamask.engine.optimizer import WeightAverage, build_optimizer
-from dynamask.files import replacing, system_reason
 from dynamask.structures import DynaMaskError
 
-FREE_SETTINGS = ("train.workers", "train.save_every", "train.keep", "train.log_every", "train.stop_at")
-"""Settings that may change when a run is resumed: no loss depends on them."""
+__all__ = ["FREE_SETTINGS", "Run", "RunLog", "default_settings", "flattened"]
+FREE_SETTINGS = (
+    "train.workers", "train.save_every", "train.keep", "train.log_every", "train.stop_at", "train.val_every",
+    "train.overlay_every", "train.accumulate", "train.checkpoint_stages", "train.compile",
+)  # fmt: skip
+"""Settings that may change when a run is resumed: no loss depends on them, but for its last bits and random draws."""
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LONGEST_VALUE = 60
-
-
-class RunLog:
-    """Scalars of a run: one row of ``log.csv`` and TensorBoard points at each :meth:`write`.
-
-    Args:
-        out: folder of the run.
-        step: where the run stands; rows after it, torn rows and repeated ones are removed.
-    """
-
-    def __init__(self, out: Path, step: int) -> None:
-        self.path = out / "log.csv"
-        self._truncate(step)
-        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-
-    def _truncate(self, step: int) -> None:
-        """Keep whole rows up to a step, each step once."""
-        if not self.path.exists():
-            return
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        header, *rows = text.splitlines(keepends=True) or [""]
-        kept, last = [header], 0
-        for row in rows:
-            cells = row.split(",")
-            whole = row.endswith("\n") and len(cells) == header.count(",") + 1 and cells[0].isdecimal()
-            if whole and last < int(cells[0]) <= step:
-                kept, last = [*kept, row], int(cells[0])
-        if len(kept) == 1:
-            self.path.unlink()
-        elif "".join(kept) != text:
-            with replacing(self.path) as stream:
-                stream.write("".join(kept).encode())
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append the values of a step; nine digits, so that a float32 is told exactly.
-
-        Raises:
-            DynaMaskError: the disk is full, or the file cannot be written for another reason.
-        """
-        try:
-            new = not self.path.exists()
-            with self.path.open("a", newline="", encoding="utf-8") as stream:
-                rows = csv.writer(stream, lineterminator="\n")
-                if new:
-                    rows.writerow(["step", *values])
-                rows.writerow([step, *(f"{value:.9g}" for value in values.values())])
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def flush(self) -> None:
-        """Bring everything written so far to the disk; raises as :meth:`write`."""
-        try:
-            self.writer.flush()
-            if self.path.exists():
-                with self.path.open("rb+") as stream:
-                    os.fsync(stream.fileno())
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def close(self) -> None:
-        """Close the TensorBoard file; what it cannot write any more is given up."""
-        try:
-            self.writer.close()
-        except OSError as error:
-            warnings.warn(f"the TensorBoard log could not be completed ({system_reason(error)})", stacklevel=2)
-
-    def _refused(self, error: OSError) -> DynaMaskError:
-        return DynaMaskError(
-            f"the log in {self.path.parent} cannot be written ({system_reason(error)}), and the saved states are "
-            "intact; make room, then --resume goes on from the last one"
-        )
 
 
 @dataclasses.dataclass
@@ -112,13 +47,16 @@ class Run:
 
     Attributes:
         model: called as model(images, targets) → named losses; images are (3, H, W) float32 in [0, 1].
-        loader: of any data set with a length.
+        loader: of any data set with a length; of several processes, each one's is a part of every batch.
         config: the schedule.
         weights: factor of every named loss.
         out: folder of the run.
         settings: JSON values that must be the same when the run is resumed.
         step: steps done.
         saved_step: the step of the last state that this process wrote or read.
+        ranks: this process among those that train together.
+        scaler: of the loss, in fp16.
+        parallel: the model as it is called with gradients: itself, or in DistributedDataParallel.
     """
 
     model: nn.Module
@@ -131,16 +69,81 @@ class Run:
     saved_step: int | None = None
     average: WeightAverage | None = None
     optimizer: torch.optim.Optimizer | None = None
+    ranks: Ranks = ALONE
+    scaler: torch.amp.GradScaler | None = None
+    parallel: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        self.model.to(self.config.device).train()
+        self.model.to(self.device).train()
         self.optimizer = build_optimizer(self.model, self.config)
         self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        if self.config.precision == "fp16":
+            self.scaler = torch.amp.GradScaler(self.device.type)
+        if self.config.checkpoint_stages:
+            self._checkpoint_stages()
+        if self.config.compile:
+            compile_body(self.model, self.device)
+        self.parallel = self.model
+        if self.ranks.size > 1:
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "`broadcast_buffers` is deprecated"
+                )  # its successor is newer than 2.0
+                options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+                self.parallel = DistributedDataParallel(self.model, **options)
+            self._seed_rank()
+
+    def _checkpoint_stages(self) -> None:
+        region_fpn = getattr(self.branch, "region_fpn", None)
+        if region_fpn is None:
+            raise DynaMaskError("--checkpoint-stages is for a mask branch with region stages, and this model has none")
+        region_fpn.checkpoint_stages = True
+
+    def _seed_rank(self) -> None:
+        """Give every process random draws of its own, fixed by the seed, the step and the process."""
+        state = np.random.SeedSequence((self.config.seed, self.step, self.ranks.rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return torch.device(self.ranks.device(self.config.device))
+
+    @property
+    def branch(self) -> Any:
+        """The model's mask branch; None for a model without one."""
+        return getattr(self.model, "mask_branch", None)
+
+    def losses(self, pictures: list[Tensor], targets: list[dict[str, Any]], alone: bool = False) -> dict[str, Tensor]:
+        """Named losses in the run's precision; ``alone`` calls the model without what makes processes meet."""
+        dtype = PRECISIONS.get(self.config.precision)
+        with torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext():
+            return (self.model if alone else self.parallel)(pictures, targets)
+
+    def without_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Backward passes in it leave their gradients in this process."""
+        return self.parallel.no_sync() if self.ranks.size > 1 else contextlib.nullcontext()
+
+    def random(self) -> list[Tensor]:
+        """State of torch's generators that a forward pass draws from."""
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
+
+    def set_random(self, state: list[Tensor]) -> None:
+        """The inverse of :meth:`random`."""
+        torch.set_rng_state(state[0])
+        if len(state) > 1:
+            torch.cuda.set_rng_state(state[1], self.device)
 
     def final_state(self) -> dict[str, Tensor]:
         """The weights to keep: the moving average where there is one."""
         return self.average.state if self.average else self.model.state_dict()
+
+    def evaluation_model(self) -> nn.Module:
+        """A copy of the model with the weights to keep, in evaluation mode."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.final_state())
+        return model.eval()
 
     def prepare(self) -> None:
         """Make the folder fit for training on: no left-overs of a process that was killed while it wrote.
@@ -148,6 +151,9 @@ class Run:
         Raises:
             DynaMaskError: the folder holds a later state than the run's, which training on would spoil.
         """
+        self.ranks.from_first(self._prepare)
+
+    def _prepare(self) -> None:
         found = checkpoints(self.out)
         if found and step_of(found[-1]) > self.step:
             raise DynaMaskError(
@@ -160,9 +166,16 @@ class Run:
     def save(self) -> None:
         """Write the run's state atomically to ``out/run-STEP.pt`` and keep the last ``config.keep``.
 
+        Of several processes the first writes, and every one takes part: its random state is kept, too.
+
         Raises:
             DynaMaskError: it cannot be written, or the weights are not finite; the states before it are intact.
         """
+        random_states = self.ranks.gather(random_state())
+        self.ranks.from_first(lambda: self._save(random_states))
+        self.saved_step = self.step
+
+    def _save(self, random_states: list[dict[str, Any]]) -> None:
         average = {"state": self.average.state, "updates": self.average.updates} if self.average else None
         state = {
             "step": self.step,
@@ -171,7 +184,10 @@ class Run:
             "average": average,
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
-            "random": random_state(),
+            "random": random_states[0],
+            "random_of_ranks": random_states,
+            "parts": [self.ranks.size, self.config.accumulate],
+            "scaler": self.scaler.state_dict() if self.scaler else None,
             "threads": torch.get_num_threads(),
         }
         try:
@@ -183,15 +199,19 @@ class Run:
             found = checkpoints(self.out)
             left = f"{found[-1].name} is intact, and --resume goes on from it" if found else "no state was saved before"
             raise DynaMaskError(f"{error}; {left}") from error
-        self.saved_step = self.step
 
     def resume(self) -> None:
-        """Go on from the newest state in ``out`` that can be read; another number of threads gives a warning.
+        """Go on from the newest state in ``out`` that can be read.
+
+        Another number of threads, processes or micro-batches gives a warning. The first process reads for all.
 
         Raises:
             DynaMaskError: no state can be read, or it was made with other settings or data, which are named.
         """
-        state = load_newest_run(self.out)
+        state = self.ranks.from_first(lambda: load_newest_run(self.out))
+        self.ranks.together(lambda: self._restore(state))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self._check_settings(state["settings"])
         self.loader.load_state_dict(state["loader"])
         try:
@@ -201,8 +221,10 @@ class Run:
             raise DynaMaskError(f"the run in {self.out} has another model; choose another --out") from error
         if self.average:
             self.average.state, self.average.updates = state["average"]["state"], state["average"]["updates"]
-        restore_random_state(state["random"])
+        if self.scaler and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.step = self.saved_step = state["step"]
+        self._resume_random(state)
         threads = state.get("threads", torch.get_num_threads())
         if threads != torch.get_num_threads():
             warnings.warn(
@@ -210,6 +232,20 @@ class Run:
                 "differ in their last bits",
                 stacklevel=2,
             )
+
+    def _resume_random(self, state: dict[str, Any]) -> None:
+        """Draw on as the run did; with another number of processes each begins anew."""
+        ours, theirs = [self.ranks.size, self.config.accumulate], state.get("parts", [1, 1])
+        if ours != theirs:
+            warnings.warn(
+                f"the run was saved with {theirs[0]} processes and {theirs[1]} micro-batches and goes on with "
+                f"{ours[0]} and {ours[1]}: the pictures stay the same, random draws within a step do not",
+                stacklevel=2,
+            )
+        if ours[0] == theirs[0]:
+            restore_random_state(state["random_of_ranks"][self.ranks.rank] if ours[0] > 1 else state["random"])
+        else:
+            self._seed_rank()
 
     def _check_settings(self, stored: dict[str, Any]) -> None:
         """Refuse other settings than the stored ones, naming each with both values.

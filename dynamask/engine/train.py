@@ -1,46 +1,31 @@
-"""The training loop: any model that returns named losses, any data set, one process.
+"""The training loop: any model that returns named losses, any data set, one process or as many as torchrun starts.
 
 python -m dynamask train --images DIR --annotations JSON --model NAME --out DIR [--resume]
+torchrun --nproc-per-node N -m dynamask train …
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from dynamask.config import LossConfig
 from dynamask.data.loaders import Batch
-from dynamask.engine.optimizer import lr_factor
-from dynamask.engine.run import Run, RunLog
+from dynamask.engine.distributed import FAILED, FINE, STOP
+from dynamask.engine.log import RunLog, SilentLog
+from dynamask.engine.run import Run
+from dynamask.engine.step import DETECTOR_LOSSES, as_float, loss_weights, picture_ids, total_loss, train_step
 from dynamask.structures import DynaMaskError
 
-DETECTOR_LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-ONE_STAGE_LOSSES = {"loss_category": 1.0, "loss_dice": 3.0, "loss_direct": 3.0, "loss_centerness": 1.0}
-"""Weights of SOLO's losses, SODAR's two-stage loss and FCOS's centerness."""
-
-
-def loss_weights(config: LossConfig) -> dict[str, float]:
-    """Weight of every named loss (Eq. 7); the only place where λ1 and λ2 are applied."""
-    return {
-        **dict.fromkeys(DETECTOR_LOSSES, 1.0),
-        "loss_mask": config.mask_weight,
-        "loss_edge": config.edge_weight,
-        "loss_boundary": config.boundary_weight,
-        "loss_budget": config.switch_weight,
-        "loss_entropy": config.switch_weight,
-        **ONE_STAGE_LOSSES,
-    }
-
-
-def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """Weighted sum; a loss without a weight raises KeyError."""
-    return torch.stack([losses[name] * weights[name] for name in losses]).sum()
+__all__ = [
+    "DETECTOR_LOSSES", "Periodic", "Run", "as_float", "freeze", "loss_weights", "picture_ids", "total_loss", "train",
+    "train_step",
+]  # fmt: skip
 
 
 def freeze(model: nn.Module, part: str) -> None:
@@ -59,59 +44,17 @@ def freeze(model: nn.Module, part: str) -> None:
             parameter.requires_grad_(False)
 
 
-def as_float(image: Tensor) -> Tensor:
-    """(3, H, W) float32 in [0, 1] of a uint8 picture (0-255) or of a floating-point one that is in [0, 1] already."""
-    return image.float() if image.is_floating_point() else image.float() / 255.0
+@dataclass(frozen=True)
+class Periodic:
+    """Something that a training does besides: after every so many steps, in every process.
 
-
-def picture_ids(targets: list[dict[str, Any]]) -> str:
-    """The pictures of a batch by their ids, for a message."""
-    return ", ".join(str(t["image_id"].item() if isinstance(t["image_id"], Tensor) else t["image_id"]) for t in targets)
-
-
-def train_step(run: Run, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, float]:
-    """One optimiser step.
-
-    Args:
-        images: (3, H, W) each, uint8 or float in [0, 1].
-        targets: as the model takes them; "image_id" is what messages name.
-
-    Raises:
-        DynaMaskError: a loss or the gradient is not finite; it is named with the picture ids, no weight has changed.
+    Attributes:
+        every: how many steps; 0 for never.
+        act: called with the run and its log, which is silent in all processes but the first.
     """
-    device, config = run.config.device, run.config
-    factor = lr_factor(run.step, config)
-    for group in run.optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    pictures = [as_float(image.to(device)) for image in images]
-    moved = [
-        {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
-        for target in targets
-    ]
-    losses = run.model(pictures, moved)
-    total = total_loss(losses, run.weights)
-    if not torch.isfinite(total):
-        name = next((key for key, value in losses.items() if not torch.isfinite(value)), "the total")
-        raise _not_finite(name, run, targets)
-    run.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    values = {name: float(value.detach()) for name, value in losses.items()}
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    values["gradient_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf))
-    if not math.isfinite(values["gradient_norm"]):
-        raise _not_finite("the gradient", run, targets)
-    run.optimizer.step()
-    if run.average:
-        run.average.update(run.model)
-    return {"loss": float(total.detach()), **values, "lr": run.optimizer.param_groups[0]["lr"]}
 
-
-def _not_finite(what: str, run: Run, targets: list[dict[str, Any]]) -> DynaMaskError:
-    """Why a run stops, and what is left of it."""
-    left = "" if run.saved_step is None else f"; the state of step {run.saved_step} is intact"
-    return DynaMaskError(
-        f"{what} is not finite at step {run.step} (pictures {picture_ids(targets)}); lower the learning rate{left}"
-    )
+    every: int
+    act: Callable[[Run, RunLog], None]
 
 
 def train(
@@ -120,18 +63,21 @@ def train(
     progress: bool = True,
     on_step: Callable[[Run, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    periodic: Sequence[Periodic] = (),
 ) -> bool:
     """Train to ``config.iterations`` steps (or ``config.stop_at``), from wherever the run stands.
 
     The state is saved every ``config.save_every`` steps, at the end, when asked to stop, and before an unreadable
-    picture ends the run. Calling it again goes on.
+    picture ends the run. Calling it again goes on. Of several processes the first logs, saves and shows the bar; a
+    stop that one is asked for, or an error of one, ends all of them at the same step.
 
     Args:
         run: its model's ``switch_enabled`` (if it has a mask branch) is off during the warm start, phase one.
-        on_save: called after every checkpoint and at the end, to write weights or evaluate.
+        on_save: called in the first process after every checkpoint and at the end, to write weights.
         progress: show a bar with the time left.
         on_step: called with the run and the step's values (losses, "gradient_norm", "lr") after every step.
         should_stop: asked between steps; True saves the state and leaves.
+        periodic: what else is done after every so many steps, in this order.
 
     Returns:
         Whether the last step is done; False after a stop.
@@ -142,12 +88,12 @@ def train(
     """
     run.prepare()
     last = min(run.config.stop_at or run.config.iterations, run.config.iterations)
-    asked, done = should_stop or (lambda: False), None
+    asked, done, shown = should_stop or (lambda: False), None, progress and run.ranks.first
     with (
-        contextlib.closing(RunLog(run.out, run.step)) as log,
-        tqdm(initial=run.step, total=last, disable=not progress, unit="step", dynamic_ncols=True) as bar,
+        contextlib.closing(RunLog(run.out, run.step) if run.ranks.first else SilentLog()) as log,
+        tqdm(initial=run.step, total=last, disable=not shown, unit="step", dynamic_ncols=True) as bar,
     ):
-        while run.step < last and not asked():
+        while run.step < last and not run.ranks.agree(stop=asked()):
             batch = _next_batch(run, asked)
             if batch is None:
                 break
@@ -158,6 +104,9 @@ def train(
                 bar.set_postfix(loss=f"{values['loss']:.3f}", mask=f"{values.get('loss_mask', math.nan):.3f}")
             if on_step is not None:
                 on_step(run, values)
+            for besides in periodic:
+                if besides.every and run.step % besides.every == 0:
+                    besides.act(run, log)
             if run.step % run.config.save_every == 0:
                 done = _checkpoint(run, log, on_save)
         if done != run.step:
@@ -170,7 +119,7 @@ def _checkpoint(run: Run, log: RunLog, on_save: Callable[[Run], None] | None) ->
     log.flush()
     if run.saved_step != run.step:
         run.save()
-    if on_save is not None:
+    if on_save is not None and run.ranks.first:
         on_save(run)
     return run.step
 
@@ -178,27 +127,40 @@ def _checkpoint(run: Run, log: RunLog, on_save: Callable[[Run], None] | None) ->
 def _next_batch(run: Run, asked: Callable[[], bool]) -> Batch | None:
     """The next batch; None if there is none because the run is being stopped.
 
-    If it cannot be had otherwise, the state is saved before that is said.
+    If any process cannot have its own otherwise, the state is saved before that is said.
     """
+    batch, error = None, None
     try:
-        return next(run.loader)
-    except Exception as error:
-        if asked():  # whoever stops a process group stops the processes that read the pictures too
-            return None
-        if run.step and run.saved_step != run.step:
-            run.save()
-        if run.step and isinstance(error, DynaMaskError):
-            raise DynaMaskError(
-                f"{error}; the state of step {run.step} is saved in {run.out}, and --resume goes on from it"
-            ) from error
-        raise
+        batch = next(run.loader)
+    except Exception as caught:
+        error = caught
+    # whoever stops a process group stops the processes that read the pictures too
+    verdict = run.ranks.worst(FINE if error is None else STOP if asked() else FAILED)
+    if verdict == FINE:
+        return batch
+    if error is None:
+        run.loader.give_back()
+    if verdict == STOP:
+        return None
+    if run.step and run.saved_step != run.step:
+        run.save()
+    if run.step and isinstance(error, DynaMaskError):
+        saved = f"{error}; the state of step {run.step} is saved in {run.out}, and --resume goes on from it"
+        run.ranks.agree(error=_because(DynaMaskError(saved), error))
+    run.ranks.agree(error=error)
+    return None
 
 
-def _step(run: Run, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, float]:
-    """Take one step, the switch off during the warm start."""
-    branch = getattr(run.model, "mask_branch", None)
-    if branch is not None:
-        branch.switch_enabled = run.step >= run.config.warm_start * run.config.iterations
-    values = train_step(run, images, targets)
+def _because(error: DynaMaskError, cause: Exception) -> DynaMaskError:
+    """The same error with its cause."""
+    error.__cause__ = cause
+    return error
+
+
+def _step(run: Run, *batch: Any) -> dict[str, float]:
+    """Take one step on (images, targets), the switch off during the warm start."""
+    if run.branch is not None:
+        run.branch.switch_enabled = run.step >= run.config.warm_start * run.config.iterations
+    values = train_step(run, *batch)
     run.step += 1
     return values

@@ -7,7 +7,7 @@ only matches anew, and a resampled set of pictures only counts anew. Without res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
 from dynamask.evaluation.average_precision import BOUNDARY_WIDTH_RATIO, true_instances
+from dynamask.structures import MASK_SIZES
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """IoU thresholds that AP is the mean over."""
@@ -31,7 +32,7 @@ class _Group:
     Attributes:
         detections: (D,) indices of detections.
         crowd: (G,) bool, true instances that are crowd regions.
-        ious: by IoU type (K, D, G), at every mask size.
+        ious: by IoU type (4, D, G), at every mask size; zero at sizes without masks.
     """
 
     detections: np.ndarray
@@ -41,8 +42,9 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Class:
-    """One class: its detections (D,) by falling score, their pictures (D,), and true instances per picture (P,)."""
+    """One category: its detections (D,) by falling score, their pictures (D,), and true instances per picture (P,)."""
 
+    category: int
     detections: np.ndarray
     pictures: np.ndarray
     positives: np.ndarray
@@ -67,7 +69,7 @@ class DetectionJudge:
     Args:
         annotations: content of a COCO file.
         results: N COCO results without masks (``image_id``, ``category_id``, ``score``).
-        rles: per result {size index: RLE}, all sizes there.
+        rles: per result {size index: RLE}, the same sizes everywhere.
         image_ids: of the pictures to judge.
 
     Raises:
@@ -83,6 +85,7 @@ class DetectionJudge:
     ) -> None:
         self.image_ids = np.unique(np.asarray(image_ids, dtype=np.int64))
         self.count = len(results)
+        self.known = sorted(rles[0]) if rles else []
         sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
         truths: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for truth in true_instances(annotations, image_ids):
@@ -115,11 +118,13 @@ class DetectionJudge:
             pictures = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
             order = np.argsort(-scores[detections], kind="stable") if len(detections) else none
             if positives.any():
-                classes.append(_Class(detections[order], pictures[order], positives))
+                classes.append(_Class(category, detections[order], pictures[order], positives))
         return classes
 
     def match(self, choice: np.ndarray, iou_type: str) -> Matches:
         """Match the detections at their chosen sizes (N,) greedily by score, as COCO does, at every threshold."""
+        if not np.isin(choice, self.known).all():
+            raise ValueError(f"a chosen size has no masks; there are those of the indices {self.known}")
         hit = np.zeros((len(THRESHOLDS), self.count), dtype=bool)
         ignored = np.zeros_like(hit)
         limits = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
@@ -139,25 +144,30 @@ class DetectionJudge:
                     ignored[:, detection] = (ious[row, group.crowd].max() >= limits[:, 0]) & ~hit[:, detection]
         return Matches(hit, ignored)
 
-    def average_precision(self, matches: Matches, weights: np.ndarray | None = None) -> np.ndarray:
+    def average_precision(
+        self, matches: Matches, weights: np.ndarray | None = None, categories: Collection[int] | None = None
+    ) -> np.ndarray:
         """AP in 0–1 of sets of pictures; NaN where a set holds no true instance.
 
         Args:
             matches: from :meth:`match`.
             weights: (B, P) whole numbers, how often each picture of ``image_ids`` counts; once each by default.
+            categories: the ids of those to take the mean over; all by default.
 
         Returns:
             (B,) float64, the mean over thresholds, recalls and the classes that have a true instance in the set.
         """
         if weights is None:
             weights = np.ones((1, len(self.image_ids)), dtype=np.int64)
-        parts = [self._counted(matches, weights[i : i + _AT_ONCE]) for i in range(0, len(weights), _AT_ONCE)]
-        return np.concatenate(parts)
+        parts = [weights[i : i + _AT_ONCE] for i in range(0, len(weights), _AT_ONCE)]
+        return np.concatenate([self._counted(matches, part, categories) for part in parts])
 
-    def _counted(self, matches: Matches, weights: np.ndarray) -> np.ndarray:
+    def _counted(self, matches: Matches, weights: np.ndarray, categories: Collection[int] | None) -> np.ndarray:
         """:meth:`average_precision` of few sets."""
         sums, classes = np.zeros(len(weights)), np.zeros(len(weights))
         for one in self._classes:
+            if categories is not None and one.category not in categories:
+                continue
             positives = weights @ one.positives  # (B,)
             there = positives > 0
             sums[there] += _class_precision(one, matches, weights[there], positives[there])
@@ -174,8 +184,9 @@ def _compare(
     true_rles = [truth["segmentation"] for truth in truths]
     true_rims = _boundaries(true_rles, size)
     real = ~np.array(crowd, dtype=bool)
-    masks, rims = [], []
-    for k in range(len(rles[detections[0]])):
+    masks = [np.zeros((len(detections), len(truths))) for _ in MASK_SIZES]
+    rims = list(masks)
+    for k in sorted(rles[detections[0]]):
         own = [rles[i][k] for i in detections]
         mask = np.asarray(coco_mask.iou(own, true_rles, crowd), dtype=np.float64)  # (D, G)
         rim = mask.copy()
@@ -183,8 +194,7 @@ def _compare(
         if len(near):
             edges = np.asarray(coco_mask.iou(_boundaries([own[i] for i in near], size), true_rims, crowd))
             rim[np.ix_(near, real)] = np.minimum(mask[near][:, real], edges[:, real])
-        masks.append(mask)
-        rims.append(rim)
+        masks[k], rims[k] = mask, rim
     return _Group(detections, ~real, {"segm": np.stack(masks), "boundary": np.stack(rims)})
 
 

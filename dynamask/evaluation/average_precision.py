@@ -10,6 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,36 @@ def evaluate_coco(
     Raises:
         DynaMaskError: for malformed annotations or results, an unknown image or an unknown IoU type.
     """
+    given = comparable(annotations, results, iou_types, image_ids)
+    return {iou_type: _evaluate_one(iou_type, given) for iou_type in iou_types}
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """True instances and results of the judged images, checked and in one form.
+
+    Attributes:
+        images: of the annotations, by id.
+        judged: ids of the images to judge.
+        categories: sorted ids.
+        truths: with id, image_id, category_id, iscrowd, bbox, area and, where masks are judged, RLE.
+        detections: results with box and mask area beside them.
+    """
+
+    images: dict[int, dict[str, Any]]
+    judged: set[int]
+    categories: tuple[int, ...]
+    truths: list[dict[str, Any]]
+    detections: list[dict[str, Any]]
+
+
+def comparable(
+    annotations: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    iou_types: Sequence[str],
+    image_ids: Iterable[int] | None,
+) -> Comparable:
+    """Check what :func:`evaluate_coco` was given; raises as it does."""
     for iou_type in iou_types:
         if iou_type not in IOU_TYPES:
             raise DynaMaskError(f"unknown IoU type {iou_type!r}; choose from {', '.join(IOU_TYPES)}")
@@ -61,7 +92,7 @@ def evaluate_coco(
     detections = [_with_box(r) for r in checked if r["image_id"] in judged]
     if needs_masks and any("segmentation" not in r for r in detections):
         raise DynaMaskError("a result has no segmentation; masks are needed for mask and boundary AP")
-    return {iou_type: _evaluate_one(iou_type, images, judged, categories, truths, detections) for iou_type in iou_types}
+    return Comparable(images, judged, categories, truths, detections)
 
 
 def load_results(path: str | Path, annotations: dict[str, Any]) -> list[dict[str, Any]]:
@@ -122,30 +153,47 @@ def _judged(images: dict[int, dict[str, Any]], image_ids: Iterable[int] | None) 
     return judged
 
 
-def _evaluate_one(
+def _evaluate_one(iou_type: str, given: Comparable) -> dict[str, float | None]:
+    """The six figures of one IoU type."""
+    images = [{k: given.images[i][k] for k in ("id", "height", "width") if k in given.images[i]}
+              for i in sorted(given.judged)]  # fmt: skip
+    categories = [{"id": category, "name": str(category)} for category in given.categories]
+    precision = precision_table(iou_type, given, images, categories)
+    return {key: mean_of_defined(values) for key, values in slices(precision).items()}
+
+
+def precision_table(
     iou_type: str,
-    images: dict[int, dict[str, Any]],
-    judged: set[int],
-    categories: tuple[int, ...],
-    truths: list[dict[str, Any]],
-    detections: list[dict[str, Any]],
-) -> dict[str, float | None]:
-    """The six figures of one IoU type; fresh annotation dicts, because the evaluator writes into them."""
+    given: Comparable,
+    images: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
+    **options: Any,
+) -> np.ndarray:
+    """Precision by (10 IoUs, 101 recalls, classes, 4 areas) for the most detections an image and class may have.
+
+    Args:
+        images, categories: entries of the judged images and of the classes, as the evaluator needs them.
+        options: of the evaluator; "most" is how many detections of a class an image may have (default: 100).
+    """
+    most = options.pop("most", None)
     area_key = "box_area" if iou_type == "bbox" else "mask_area"
-    header = {
-        "images": [{k: images[i][k] for k in ("id", "height", "width") if k in images[i]} for i in sorted(judged)],
-        "categories": [{"id": category, "name": str(category)} for category in categories],
-    }
-    true_set = COCO({**header, "annotations": [dict(truth) for truth in truths]})
+    header = {"images": images, "categories": categories}
+    true_set = COCO({**header, "annotations": [dict(truth) for truth in given.truths]})  # it writes into them
     found_set = COCO({**header, "annotations": [
         {**detection, "id": index, "iscrowd": 0, "area": detection[area_key]}
-        for index, detection in enumerate(detections, start=1)
-    ]})
-    evaluator = COCOeval_faster(true_set, found_set, iou_type, boundary_dilation_ratio=BOUNDARY_WIDTH_RATIO)
+        for index, detection in enumerate(given.detections, start=1)
+    ]})  # fmt: skip
+    evaluator = COCOeval_faster(true_set, found_set, iou_type, boundary_dilation_ratio=BOUNDARY_WIDTH_RATIO, **options)
+    if most is not None:
+        evaluator.params.maxDets = [most]
     evaluator.evaluate()
     evaluator.accumulate()
-    precision = np.asarray(evaluator.eval["precision"])[..., -1]  # (IoU, recall, class, area), 100 detections
-    slices = {
+    return np.asarray(evaluator.eval["precision"])[..., -1]
+
+
+def slices(precision: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts of a :func:`precision_table` whose means are AP, AP50, …"""
+    return {
         "AP": precision[:, :, :, 0],
         "AP50": precision[0, :, :, 0],
         "AP75": precision[5, :, :, 0],
@@ -153,10 +201,9 @@ def _evaluate_one(
         "APM": precision[:, :, :, 2],
         "APL": precision[:, :, :, 3],
     }
-    return {key: _mean_of_defined(slices[key]) for key in AP_KEYS}
 
 
-def _mean_of_defined(precision: np.ndarray) -> float | None:
+def mean_of_defined(precision: np.ndarray) -> float | None:
     """Mean over the classes that have a true instance (the others are marked -1), None if there is none."""
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else None

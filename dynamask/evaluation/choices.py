@@ -127,14 +127,9 @@ class PictureBootstrap:
             return {"mean": None, "low": None, "high": None}
         return percentiles(float(values.mean()), self.means(values, rows))
 
-    def share(self, policy: np.ndarray, chance: np.ndarray, best: np.ndarray, rows: np.ndarray) -> Interval:
-        """(policy − chance) / (best − chance) in means of (N,) qualities, with its interval; None without a gain."""
-        gain = float((best - chance).mean()) if len(best) else 0.0
-        if not gain > 0:
-            return {"mean": None, "low": None, "high": None}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = self.means(policy - chance, rows) / self.means(best - chance, rows)
-        return percentiles(float((policy - chance).mean()) / gain, drawn)
+    def drawn(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(1 + samples,) mean of values (N,): over all instances, then in every draw; N ≥ 1."""
+        return np.concatenate([[values.mean()], self.means(values, rows)])
 
     def spearman(self, a: np.ndarray, b: np.ndarray, rows: np.ndarray) -> Interval:
         """Rank correlation of a and b (N,), with its interval."""
@@ -156,6 +151,89 @@ def percentiles(mean: float | None, drawn: np.ndarray) -> Interval:
         return {"mean": mean, "low": None, "high": None}
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
+
+
+def interval_of(drawn: np.ndarray, centre: bool = False) -> Interval:
+    """A figure (1 + samples,), first of the pictures as they are, then of the draws, as a value with its interval.
+
+    Args:
+        centre: move the draws so that their mean is the figure. AP in draws that hold pictures twice is higher than AP
+            of the pictures as they are; without this its interval would lie too high.
+    """
+    mean = float(drawn[0])
+    if not np.isfinite(mean):
+        return {"mean": None, "low": None, "high": None}
+    values = drawn[1:][np.isfinite(drawn[1:])]
+    return percentiles(mean, values - values.mean() + mean if centre and values.size else values)
+
+
+def share_of_gain(policy: np.ndarray, best: np.ndarray) -> Interval:
+    """A gain over chance as a share of the best one, both (1 + samples,), with its interval; None without a gain."""
+    if not best[0] > 0:
+        return {"mean": None, "low": None, "high": None}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return interval_of(policy / best)
+
+
+def along(costs: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Values (B,) of B curves at the costs ``where`` (B,): linear between points, and on beyond the outermost two.
+
+    Args:
+        costs: (L, B), the L points of every curve, in any order.
+        values: (L, B).
+    """
+    if len(costs) == 1:
+        return values[0]
+    order = np.argsort(costs, axis=0, kind="stable")
+    costs, values = np.take_along_axis(costs, order, axis=0), np.take_along_axis(values, order, axis=0)
+    right = np.clip((costs < where).sum(axis=0), 1, len(costs) - 1)
+    columns = np.arange(costs.shape[1])
+    x0, x1, y0, y1 = (
+        costs[right - 1, columns],
+        costs[right, columns],
+        values[right - 1, columns],
+        values[right, columns],
+    )
+    slope = np.divide(y1 - y0, x1 - x0, out=np.zeros_like(y0), where=x1 > x0)
+    return y0 + slope * (where - x0)
+
+
+def at_equal_cost(
+    own: np.ndarray,
+    theirs: np.ndarray,
+    own_cost: np.ndarray,
+    their_cost: np.ndarray,
+    curve: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Differences (1 + B,) own − theirs, in every draw at the same difference in cost as over all pictures.
+
+    Two choices that cost the same over all pictures do not in a draw of them. Without this, what the dearer one gains
+    by being dearer there would widen the interval of a difference "at equal MACs".
+
+    Args:
+        own, theirs: (1 + B,) quality over all pictures, then in every draw.
+        own_cost, their_cost: (1 + B,) mean MACs.
+        curve: costs and quality, (L, 1 + B) each, along which quality follows cost.
+    """
+    drift = own_cost - their_cost
+    drift = drift - drift[0]
+    return own - theirs + along(*curve, own_cost - drift) - along(*curve, own_cost)
+
+
+def mixed(means: np.ndarray, macs: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Quality (B,) of the best blind mixture of two fixed sizes at mean costs ``limit`` (B,), in every draw anew.
+
+    Args:
+        means: (K, B) mean quality of every size.
+        macs: (K,) rising.
+    """
+    best = np.full(means.shape[1], -np.inf)
+    for low in range(len(macs)):
+        for high in range(low + 1, len(macs)):
+            weight = (limit - macs[low]) / (macs[high] - macs[low])
+            value = means[low] + weight * (means[high] - means[low])
+            best = np.maximum(best, np.where((weight > -1e-9) & (weight < 1 + 1e-9), value, -np.inf))
+    return best
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:

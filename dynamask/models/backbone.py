@@ -7,8 +7,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 import timm
+from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import get_pretrained_cfg
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -54,13 +56,33 @@ class BackboneWithFPN(nn.Module):
 
 
 def _build_body(name: str, weights: str | Path | None) -> nn.Module:
+    if weights == "timm":
+        return _pretrained_body(name)
     try:
-        body = timm.create_model(name, pretrained=weights == "timm", features_only=True)
+        body = timm.create_model(name, pretrained=False, features_only=True)
     except RuntimeError as error:
         raise DynaMaskError(f"backbone {name} is not a timm model with feature maps ({error})") from error
-    if weights is not None and weights != "timm":
+    if weights is not None:
         _load_backbone_weights(body, Path(weights))
     return body
+
+
+def _pretrained_body(name: str) -> nn.Module:
+    """The body with timm's weights, from the cache or the hub; what a network can do wrong is one sentence."""
+    try:
+        settings = get_pretrained_cfg(name)
+        hub = settings.hf_hub_id if settings else None
+        if hub and not isinstance(try_to_load_from_cache(hub, "model.safetensors"), str):
+            HfApi().model_info(hub, timeout=10)  # fails at once where the download would try for a minute
+        return timm.create_model(name, pretrained=True, features_only=True)
+    except (
+        Exception
+    ) as error:  # the network's errors are of many kinds, and change with the version of the hub's client
+        reason = " ".join(str(error).split()).split(". ")[0][:160]
+        raise DynaMaskError(
+            f"timm's weights of backbone {name} cannot be had ({reason}); fetch the model's .safetensors file where "
+            "there is internet and give its path"
+        ) from error
 
 
 def _load_backbone_weights(body: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one place that assembles models of either family: names → configurations → built modules."""
+"""The one place that assembles models: names → configurations → built modules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -70,6 +71,15 @@ PRESETS: dict[str, ModelConfig] = {
         dataclasses.replace(_SMALL, name="dynamask_resnet18_fpn_small", backbone="resnet18"),
     )
 }
+
+
+class Float32RPNHead(RPNHead):
+    """torchvision's RPN head, whose scores and deltas are float32 under autocast, too: proposals take their type."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps (B, C, H, W) → objectness (B, A, H, W) and deltas (B, 4A, H, W) of each."""
+        scores, deltas = super().forward(x)
+        return [values.float() for values in scores], [values.float() for values in deltas]
 
 
 def list_models() -> list[str]:
@@ -160,7 +170,8 @@ def _mask_classes(config: ModelConfig) -> int:
 
 
 def _region_fpn(config: ModelConfig) -> RegionFPN:
-    return RegionFPN(config.fpn_channels, config.region_channels, _mask_classes(config), config.offset_groups)
+    sizes = (config.fpn_channels, config.region_channels, _mask_classes(config))
+    return RegionFPN(*sizes, config.offset_groups, config.class_agnostic_last)
 
 
 def _fcn(config: ModelConfig) -> FCNHead:
@@ -199,7 +210,7 @@ def _build_rpn(config: ModelConfig) -> RegionProposalNetwork:
     anchors = AnchorGenerator(
         tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
     )
-    head = RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])
+    head = Float32RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])
     return RegionProposalNetwork(
         anchors,
         head,

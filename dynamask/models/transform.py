@@ -1,13 +1,33 @@
-"""Pictures to the network's input: torchvision's transform with a test size of its own."""
+"""torchvision's input transform with two changes: training sizes apart from the test size, and a leaner mask resize."""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from dynamask.ops.masks import resize_masks
 
 
 class TwoSizeTransform(GeneralizedRCNNTransform):
-    """torchvision's transform, whose last ``min_size`` is the test size: training draws from the others alone."""
+    """The last ``min_size`` is the test size: training draws from the others alone."""
 
     def torch_choice(self, k: list[int]) -> int:
         """One of the training sizes, from torch's global generator."""
         return super().torch_choice(list(k)[:-1])
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """As torchvision's, value for value, without going through floating-point masks; on the CPU the picture is
+        resized with its channels last, which PyTorch does in half the time.
+
+        Args:
+            image: (3, H, W) float.
+            target: with boxes (N, 4) and, optionally, masks (N, H, W) uint8.
+        """
+        if image.device.type == "cpu":
+            image = image[None].contiguous(memory_format=torch.channels_last)[0]
+        if target is None or "masks" not in target:
+            return super().resize(image, target)
+        rest = {key: value for key, value in target.items() if key != "masks"}
+        image, rest = super().resize(image, rest)
+        return image, {**rest, "masks": resize_masks(target["masks"], image.shape[-2:])}

@@ -24,17 +24,18 @@ def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: T
         bias: (C_out,) or None.
 
     Returns:
-        (N, C_out, H, W); samples beyond the border count as zero, as in ``torchvision.ops.deform_conv2d``.
+        (N, C_out, H, W); samples beyond the border count as zero, as in ``torchvision.ops.deform_conv2d``. Positions
+        are float32 at least whatever the features are: bfloat16 does not resolve half a pixel of 112.
     """
     n, channels, height, width = input.shape
     out_channels, _, kernel_h, kernel_w = weight.shape
     taps = kernel_h * kernel_w
     groups = offset.shape[1] // (2 * taps)
-    delta = offset.reshape(n * groups, taps, 2, height, width)
-    rows = torch.arange(height, device=input.device, dtype=input.dtype)
-    columns = torch.arange(width, device=input.device, dtype=input.dtype)
-    tap_y = torch.arange(kernel_h, device=input.device, dtype=input.dtype).repeat_interleave(kernel_w) - kernel_h // 2
-    tap_x = torch.arange(kernel_w, device=input.device, dtype=input.dtype).repeat(kernel_h) - kernel_w // 2
+    exact = {"device": input.device, "dtype": torch.promote_types(input.dtype, torch.float32)}
+    delta = offset.to(exact["dtype"]).reshape(n * groups, taps, 2, height, width)
+    rows, columns = torch.arange(height, **exact), torch.arange(width, **exact)
+    tap_y = torch.arange(kernel_h, **exact).repeat_interleave(kernel_w) - kernel_h // 2
+    tap_x = torch.arange(kernel_w, **exact).repeat(kernel_h) - kernel_w // 2
     base_y = tap_y[:, None, None] + rows[:, None]  # (taps, H, 1)
     base_x = tap_x[:, None, None] + columns[None, :]  # (taps, 1, W)
     # align_corners=False: pixel i lies at (2i + 1) / side - 1, which is defined for a side of one pixel too.
@@ -42,16 +43,16 @@ def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: T
     grid_x = (delta[:, :, 1] + base_x) * (2.0 / width) + (1.0 / width - 1.0)
     grid = torch.stack([grid_x, grid_y], dim=-1).reshape(n * groups, taps, height * width, 2)
     sampled = F.grid_sample(
-        input.reshape(n * groups, channels // groups, height, width),
+        input.to(exact["dtype"]).reshape(n * groups, channels // groups, height, width),
         grid,
         mode="bilinear",
         padding_mode="zeros",
         align_corners=False,
     )  # (N*g, C/g, taps, H*W)
-    columns_matrix = sampled.reshape(n, channels * taps, height * width)
+    columns_matrix = sampled.to(weight.dtype).reshape(n, channels * taps, height * width)
     out = torch.matmul(weight.reshape(out_channels, channels * taps), columns_matrix)  # (N, C_out, H*W)
     if bias is not None:
-        out = out + bias[:, None]
+        out = out + bias[:, None].to(out.dtype)
     return out.reshape(n, out_channels, height, width)
 
 

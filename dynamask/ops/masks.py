@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -171,3 +172,35 @@ def grid_boundary_iou(masks: Tensor, truth: Tensor, boxes: Tensor, width: Tensor
         both, either = (rim[1:] * rim[:1]).sum(1), torch.maximum(rim[1:], rim[:1]).sum(1)
         out[i] = torch.where(either > 0, both / either.clamp_min(1), torch.ones_like(both))
     return out
+
+
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks at another resolution by the nearest pixel, exactly as ``F.interpolate(…, mode="nearest")`` chooses it.
+
+    Args:
+        masks: (N, H, W) uint8.
+        size: (height, width) in pixels.
+
+    Returns:
+        (N, height, width) uint8. On the CPU only the rows and columns that an object reaches are touched.
+    """
+    height, width = size
+    if masks.device.type != "cpu" or len(masks) == 0:
+        return F.interpolate(masks[:, None], size=(height, width))[:, 0] if len(masks) else masks.new_zeros(0, *size)
+    rows, columns = _nearest(masks.shape[1], height), _nearest(masks.shape[2], width)
+    resized = np.zeros((len(masks), height, width), dtype=np.uint8)
+    for old, new in zip(masks.numpy(), resized, strict=True):
+        across = np.flatnonzero(np.bitwise_or.reduce(old, axis=0))
+        if not len(across):
+            continue
+        down = np.flatnonzero(old[:, across[0] : across[-1] + 1].any(axis=1))
+        y0, y1 = np.searchsorted(rows, down[0]), np.searchsorted(rows, down[-1], side="right")
+        x0, x1 = np.searchsorted(columns, across[0]), np.searchsorted(columns, across[-1], side="right")
+        new[y0:y1, x0:x1] = old[rows[y0:y1]].take(columns[x0:x1], axis=1)
+    return torch.from_numpy(resized)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """(new,) int64, ascending: which of ``old`` pixels each new one takes, in the arithmetic of PyTorch's kernel."""
+    scale = np.float32(old) / np.float32(new)
+    return np.minimum(np.floor(np.arange(new, dtype=np.float32) * scale), old - 1).astype(np.int64)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynamask.data.sources import Data
-from dynamask.engine.evaluate import Predicts
-from dynamask.evaluation.ap_bootstrap import DetectionJudge
-from dynamask.evaluation.choices import PictureBootstrap
-from dynamask.reports.collecting import Collected, annotations_of, collect_all, load_collected, save_collected
-from dynamask.reports.facts import Source, fact_lines
+from dynamask.reports.collecting import annotations_of
+from dynamask.reports.facts import fact_lines
 from dynamask.reports.judging import DetectionCurveJudge, Row, TrueBoxJudge
+from dynamask.reports.world import World
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.curves import Series, quality_curves
@@ -41,113 +38,59 @@ _POINTS = (*(f"fixed:{size}" for size in MASK_SIZES), "size", "learned")
 
 @dataclass(frozen=True)
 class CurveOptions:
-    """How to judge.
+    """What the curve has beside what every report is judged by (:class:`dynamask.reports.world.TableOptions`).
 
     Attributes:
         budgets: how many budgets, at least 2.
         views: other views of each picture for the noise-aware oracle, at least 0.
-        samples: resampled sets of pictures for means over instances.
-        ap_samples: resampled sets for AP, at most ``samples``.
         permutations: how many permutations the random choice on detections is the mean over.
-        seed: of the views, the resampling and the permutations.
-        detections: judge detections too.
     """
 
     budgets: int = 12
     views: int = 5
-    samples: int = 1000
-    ap_samples: int = 200
     permutations: int = 5
-    seed: int = 0
-    detections: bool = True
 
     def __post_init__(self) -> None:
-        limits = {"budgets": 2, "views": 0, "samples": 2, "ap_samples": 2, "permutations": 1, "seed": 0}
-        for name, least in limits.items():
+        for name, least in {"budgets": 2, "views": 0, "permutations": 1}.items():
             if getattr(self, name) < least:
-                raise DynaMaskError(f"{name.replace('_', '-')} must be at least {least}; give a larger number")
+                raise DynaMaskError(f"{name} must be at least {least}; give a larger number")
 
 
-def gather(
-    predictor: Predicts,
-    dataset: Data,
-    indices: Sequence[int],
-    options: CurveOptions,
-    origin: Sequence[str] = (),
-    cache: Path | None = None,
-    progress: bool = False,
-) -> Collected:
-    """Predict all pictures, or read them from the cache of an earlier run on the same weights, data and settings.
+def judge_curves(world: World, options: CurveOptions) -> dict[str, Any]:
+    """All figures: ``rows`` (see :mod:`dynamask.reports.judging`), ``operating_points``, ``known_complexity``.
 
     Args:
-        origin: what names weights and data beyond doubt, for the cache.
-
-    Raises:
-        DynaMaskError: the cache holds something else, or cannot be written.
-    """
-    key = {
-        "origin": list(origin),
-        "image_ids": [dataset.image_ids[i] for i in indices],
-        "instances": len(dataset.coco["annotations"]),
-        "views": options.views,
-        "seed": options.seed,
-        "detections": options.detections,
-    }
-    kept = None if cache is None else load_collected(cache, key)
-    if kept is None:
-        if cache is not None and not cache.absolute().parent.is_dir():
-            raise DynaMaskError(f"folder {cache.parent} of --cache does not exist; create it or choose another")
-        kept = collect_all(predictor, dataset, indices, True, options.detections, options.views, options.seed, progress)
-        if cache is not None:
-            save_collected(kept, cache, key)
-    return kept
-
-
-def judge_curves(
-    kept: Collected,
-    macs: Sequence[int],
-    dataset: Data,
-    indices: Sequence[int],
-    options: CurveOptions,
-) -> dict[str, Any]:
-    """All figures: ``rows`` (see :mod:`dynamask.reports.judging`), ``operating_points``, ``known_complexity``.
+        world: whose first weights with a switch are judged, collected with ``options.views``.
 
     Raises:
         DynaMaskError: there is no instance, or nothing was detected.
     """
-    image_ids = [dataset.image_ids[i] for i in indices]
-    bootstrap = PictureBootstrap(image_ids, max(options.samples, options.ap_samples), options.seed)
-    true_boxes = TrueBoxJudge(kept.given, macs, dataset, options.budgets, kept.views, bootstrap)
+    evidence, dataset = world.main, world.dataset
+    kept, macs = evidence.kept, evidence.macs
+    true_boxes = TrueBoxJudge(kept.given, macs, dataset, options.budgets, kept.views, world.bootstrap)
     result: dict[str, Any] = {
         "rows": true_boxes.rows(),
         "known_complexity": true_boxes.known_complexity(annotations_of(kept.given, dataset)),
         "operating_points": None,
     }
     if kept.found is not None:
-        judge = DetectionJudge(dataset.coco, kept.found.results, kept.found.rles, image_ids)
-        weights = bootstrap.weights[: options.ap_samples]
         found = DetectionCurveJudge(
-            kept.found, macs, dataset, options.budgets, judge, weights, options.permutations, options.seed
+            evidence.found, macs, dataset, options.budgets, evidence.drawn, options.permutations, world.options.seed
         )
         result["rows"] += found.rows()
         result["operating_points"] = found.operating_points()
     return result
 
 
-def make_report(
-    result: dict[str, Any],
-    kept: Collected,
-    macs: Sequence[int],
-    pictures: int,
-    source: Source,
-    checkpoint: dict[str, Any],
-    options: CurveOptions,
-) -> Report:
+def make_report(world: World, options: CurveOptions) -> Report:
     """The figures of :func:`judge_curves` as a report."""
-    counts = {"pictures": pictures, "true_instances": len(kept.given.results)}
+    evidence, result = world.main, judge_curves(world, options)
+    kept, macs, checkpoint = evidence.kept, evidence.macs, evidence.checkpoint
+    source = replace(world.source, weights=evidence.name)
+    counts = {"pictures": len(world.indices), "true_instances": len(kept.given.results)}
     if kept.found is not None:
         counts["detections"] = len(kept.found.results)
-    facts = fact_lines(source, checkpoint, **counts, seed=options.seed)
+    facts = fact_lines(source, checkpoint, **counts, seed=world.options.seed)
     rows, full = result["rows"], macs[-1]
     blocks: list[Block] = [
         Paragraph(
@@ -168,7 +111,7 @@ def make_report(
     if kept.found is not None:
         text = (
             f"AP over all classes and areas, scores above 0.05. Random is the mean over {options.permutations} drawn "
-            f"permutations; intervals are from {options.ap_samples} resampled sets of pictures."
+            f"permutations; intervals are from {world.options.ap_samples} resampled sets of pictures."
         )
         blocks += [Heading("On detections"), Paragraph(text)]
         blocks += _section(rows, "detected", ("segm_ap", "boundary_ap"), full)
@@ -177,7 +120,13 @@ def make_report(
     data = {
         "facts": dict(facts),
         "checkpoint": checkpoint,
-        "options": asdict(options),
+        "options": {
+            **asdict(options),
+            "samples": world.options.samples,
+            "ap_samples": world.options.ap_samples,
+            "seed": world.options.seed,
+            "detections": kept.found is not None,
+        },
         "mask_sizes": list(MASK_SIZES),
         "macs_per_instance": list(macs),
         **counts,

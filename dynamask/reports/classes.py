@@ -15,6 +15,7 @@ from dynamask.models.rcnn import policies
 from dynamask.reports.collecting import Collected, annotations_of
 from dynamask.reports.facts import Source, fact_lines
 from dynamask.reports.judging import at_budget, mean_macs
+from dynamask.reports.paper import FIGURES
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.charts import class_distribution
@@ -114,8 +115,8 @@ def make_report(
     blocks: list[Block] = [
         Paragraph(
             f"Share of the mask sizes among the instances of each class, the class with the finest masks first; "
-            f"{cost / 1e9:.4f} mean GMACs per instance ({cost / macs[-1]:.0%} of the full branch's). Fig. 8 of the "
-            "paper shows the same of COCO: giraffes get large masks, books small ones."
+            f"{cost / 1e9:.4f} mean GMACs per instance ({cost / macs[-1]:.0%} of the full branch's). "
+            f"{FIGURES['figure8']}"
         ),
         *_left_out(len(named) - len(there)),
         Figure(_figure(names, choice, enough)),

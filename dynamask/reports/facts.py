@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dynamask.bundled import bundled_path, list_bundled
-from dynamask.engine.checkpoint import read_header
+from dynamask.bundled import list_baselines, list_bundled
+from dynamask.models.hub import find_weights
+from dynamask.models.weights_file import file_digest, read_header
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,25 @@ class Source:
 
 
 def checkpoint_facts(weights: str) -> dict[str, Any]:
-    """``sha256``, ``model`` and ``images_seen`` (None if unknown) of a bundled name or a .safetensors file.
+    """What is known of a bundled name or a file: its ``sha256`` and ``model``, and, None where it does not say,
+    ``images_seen``, ``seed`` of the training, and ``budget_target`` of the switch.
 
     Raises:
         DynaMaskError: there are no such weights.
     """
-    entry: dict[str, Any] = {}
-    path = Path(weights)
-    if path.suffix != ".safetensors":
-        path, entry = bundled_path(weights), list_bundled()[weights]
+    path, entry = find_weights(weights), {**list_bundled(), **list_baselines()}.get(weights, {})
     header = read_header(path)
     seen = entry.get("images_seen", header["training"].get("images_seen"))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "model": header["config"]["name"], "images_seen": seen}
+    training = header["training"]
+    seed = entry.get("seed", training.get("train", {}).get("seed"))
+    losses = training.get("switch", training).get("losses", {})
+    return {
+        "sha256": file_digest(path),
+        "model": header["config"]["name"],
+        "images_seen": seen,
+        "seed": seed,
+        "budget_target": losses.get("budget_target"),
+    }
 
 
 def fact_lines(source: Source, checkpoint: dict[str, Any], **more: object) -> list[tuple[str, str]]:

@@ -20,9 +20,11 @@ from dynamask.evaluation.choices import (
     Interval,
     PictureBootstrap,
     at,
+    at_equal_cost,
     blind_mix,
-    percentiles,
-    permuted,
+    interval_of,
+    mixed,
+    share_of_gain,
     shares,
 )
 from dynamask.models.rcnn import policies
@@ -153,55 +155,92 @@ class TrueBoxJudge(Judge):
         self.bootstrap, self.pictures = bootstrap, bootstrap.rows(self.image_ids)
         self.quality = {measure: found.quality(measure) for measure in MEASURES}
         self.expected = {m: v.mean(axis=0) for m, v in views.items() if len(v)}
+        self.means = {m: np.stack([self._drawn(column) for column in q.T]) for m, q in self.quality.items()}  # (K, 1+B)
+        self._budgets = [self.budget(limit) for limit in self.limits]
 
     def rows(self) -> list[Row]:
         """All figures of both measures."""
         return [row for measure in MEASURES for row in (*self._points(measure), *self._against(measure))]
 
+    def _drawn(self, values: np.ndarray) -> np.ndarray:
+        """(1 + B,) mean of values (N,) over all pictures, then in every draw."""
+        return self.bootstrap.drawn(values, self.pictures)
+
     def _value(self, values: np.ndarray) -> Interval:
-        return self.bootstrap.estimate(values, self.pictures)
+        return interval_of(self._drawn(values))
+
+    def _cost(self, choice: np.ndarray) -> np.ndarray:
+        return self._drawn(np.array(self.macs, dtype=np.float64)[choice])
+
+    def _own(self, measure: str, choice: np.ndarray) -> np.ndarray:
+        return self._drawn(at(self.quality[measure], choice))
+
+    def _chance(self, measure: str, choice: np.ndarray) -> np.ndarray:
+        """(1 + B,) mean over all permutations of the sizes, in every draw of the sizes chosen there."""
+        dealt = np.stack([self._drawn((choice == k).astype(np.float64)) for k in range(len(self.macs))])  # (K, 1 + B)
+        return (dealt * self.means[measure]).sum(axis=0)
 
     def _points(self, measure: str) -> list[Row]:
         """The learned, size-based and fixed points, and everything at every budget."""
         quality = self.quality[measure]
         rows = [self.row(measure, name, c, self._value(at(quality, c))) for name, c in self.named.items()]
-        rows += self._level(measure, "learned", self.named["learned"], None)
-        for limit in self.limits:
-            choice = self.budget(limit)
+        chances = np.stack([self._chance(measure, choice) for choice in self._budgets])
+        line = np.stack([self._cost(choice) for choice in self._budgets]), chances
+        rows += self._level(measure, "learned", self.named["learned"], None, line)
+        for limit, choice in zip(self.limits, self._budgets):
             rows.append(self.row(measure, "budget", choice, self._value(at(quality, choice)), budget=limit))
-            rows += self._level(measure, "budget", choice, limit)
+            rows += self._level(measure, "budget", choice, limit, line)
         return rows
 
-    def _level(self, measure: str, policy: str, choice: np.ndarray, budget: float | None) -> list[Row]:
-        """The yardsticks at the MACs of a choice, all as gains over chance, and its shares of the oracles' gains."""
+    def _level(
+        self,
+        measure: str,
+        policy: str,
+        choice: np.ndarray,
+        budget: float | None,
+        line: tuple[np.ndarray, np.ndarray],
+    ) -> list[Row]:
+        """The yardsticks at the MACs of a choice, all as gains over chance, and its shares of the oracles' gains.
+
+        Args:
+            line: costs and quality of chance at every budget, (L, 1 + B) each.
+        """
         quality, limit = self.quality[measure], mean_macs(choice, self.macs)
-        own, chance = at(quality, choice), permuted(quality, choice)
-        mixture = blind_mix(quality, np.array(self.macs, dtype=np.float64), limit)
+        macs = np.array(self.macs, dtype=np.float64)
+        own, chance, cost = self._own(measure, choice), self._chance(measure, choice), self._cost(choice)
+        mixture = mixed(self.means[measure], macs, cost)
         rows = [
-            self.row(measure, policy, choice, self._value(own - chance), "random", budget),
-            self.row(measure, policy, choice, self._value(own - mixture), "mix", budget),
+            self.row(measure, policy, choice, interval_of(own - chance), "random", budget),
+            self.row(measure, policy, choice, interval_of(own - mixture), "mix", budget),
         ]
-        yardsticks: dict[str, tuple[np.ndarray, np.ndarray | float]] = {"mix": (mixture, limit)}
+        fixed_mix = self._value(blind_mix(quality, macs, limit))
+        yardsticks: dict[str, tuple[Interval, np.ndarray, np.ndarray | float]] = {
+            "mix": (fixed_mix, mixture - chance, limit)
+        }
         for name, judged in (("oracle", quality), ("noise-aware oracle", self.expected.get(measure))):
             if judged is not None:
                 best = best_under_budget(judged, self.macs, limit)
-                yardsticks[name] = (at(quality, best), best)
-                share = self.bootstrap.share(own, chance, at(quality, best), self.pictures)
-                rows.append(self.row(measure, policy, choice, share, f"share of {name}", budget))
+                gain = at_equal_cost(self._own(measure, best), chance, self._cost(best), cost, line)
+                yardsticks[name] = (self._value(at(quality, best)), gain, best)
+                rows.append(
+                    self.row(measure, policy, choice, share_of_gain(own - chance, gain), f"share of {name}", budget)
+                )
         if budget is not None:
-            rows.append(self.row(measure, "random", limit, self._value(chance), budget=budget))
-            for name, (values, cost) in yardsticks.items():
-                rows.append(self.row(measure, name, cost, self._value(values), budget=budget))
-                rows.append(self.row(measure, name, cost, self._value(values - chance), "random", budget))
+            rows.append(self.row(measure, "random", limit, interval_of(chance), budget=budget))
+            for name, (value, gain, spent) in yardsticks.items():
+                rows.append(self.row(measure, name, spent, value, budget=budget))
+                rows.append(self.row(measure, name, spent, interval_of(gain), "random", budget))
         return rows
 
     def _against(self, measure: str) -> list[Row]:
         """Learned sizes at the MACs of the size-based and the fixed choices, minus these."""
-        quality, rows = self.quality[measure], []
+        rows, owns = [], np.stack([self._own(measure, choice) for choice in self._budgets])
+        line = np.stack([self._cost(choice) for choice in self._budgets]), owns
         for name, theirs in self.rivals():
             ours = self.budget(mean_macs(theirs, self.macs))
-            gap = self._value(at(quality, ours) - at(quality, theirs))
-            rows.append(self.row(measure, "budget", ours, gap, name, mean_macs(theirs, self.macs)))
+            costs = self._cost(ours), self._cost(theirs)
+            gap = at_equal_cost(self._own(measure, ours), self._own(measure, theirs), *costs, line)
+            rows.append(self.row(measure, "budget", ours, interval_of(gap), name, mean_macs(theirs, self.macs)))
         return rows
 
     def known_complexity(self, annotations: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -226,11 +265,55 @@ class TrueBoxJudge(Judge):
         }
 
 
+class DrawnPrecision:
+    """Mask and boundary AP of choices over all pictures and in every draw, remembered.
+
+    Args:
+        judge: of N detections.
+        weights: (B, P) of the resampled pictures.
+        image_ids: (N,) of the detections.
+        macs: MACs of an instance at each size.
+    """
+
+    def __init__(self, judge: DetectionJudge, weights: np.ndarray, image_ids: np.ndarray, macs: Sequence[int]) -> None:
+        self.judge, self.macs = judge, np.array(macs, dtype=np.float64)
+        self.weights = np.concatenate([np.ones((1, weights.shape[1]), dtype=np.int64), weights])
+        self.pictures = np.searchsorted(judge.image_ids, image_ids)
+        self._known: dict[tuple[str, bytes], np.ndarray] = {}
+
+    def precision(self, choice: np.ndarray, iou_type: str) -> np.ndarray:
+        """(1 + B,) AP of a choice (N,)."""
+        key = (iou_type, choice.tobytes())
+        if key not in self._known:
+            self._known[key] = self.judge.average_precision(self.judge.match(choice, iou_type), self.weights)
+        return self._known[key]
+
+    def plain(self, choice: np.ndarray, iou_type: str) -> float:
+        """AP of a choice over all pictures alone."""
+        return float(self.judge.average_precision(self.judge.match(choice, iou_type))[0])
+
+    def cost(self, choice: np.ndarray) -> np.ndarray:
+        """(1 + B,) mean MACs of a choice (N,); NaN in a draw without a detection."""
+        count = len(self.judge.image_ids)
+        spent = np.bincount(self.pictures, self.macs[choice], minlength=count)
+        there = np.bincount(self.pictures, minlength=count)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (self.weights @ spent) / (self.weights @ there)
+
+    def difference(
+        self, ours: np.ndarray, theirs: np.ndarray, iou_type: str, budgets: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """(1 + B,) AP of ours − theirs, in every draw at the same difference in cost; ``budgets`` span the curve."""
+        line = np.stack([self.cost(b) for b in budgets]), np.stack([self.precision(b, iou_type) for b in budgets])
+        own, others = self.precision(ours, iou_type), self.precision(theirs, iou_type)
+        return at_equal_cost(own, others, self.cost(ours), self.cost(theirs), line)
+
+
 class DetectionCurveJudge(Judge):
     """Mask and boundary AP of detections.
 
     Args:
-        weights: (B, P) of the resampled pictures.
+        drawn: AP of choices on the same detections.
         draws: how many permutations chance is the mean over.
         seed: of the permutations.
     """
@@ -241,55 +324,52 @@ class DetectionCurveJudge(Judge):
         macs: Sequence[int],
         dataset: Data,
         budgets: int,
-        judge: DetectionJudge,
-        weights: np.ndarray,
+        drawn: DrawnPrecision,
         draws: int = 5,
         seed: int = 0,
     ) -> None:
         super().__init__(found, macs, dataset, budgets, "detected")
-        self.judge, self.weights, self.draws, self.seed = judge, weights, draws, seed
-        self._known: dict[tuple[str, bytes], np.ndarray] = {}
+        self.drawn, self.draws, self.seed = drawn, draws, seed
+        self._budgets = [self.budget(limit) for limit in self.limits]
 
-    def precision(self, choice: np.ndarray, iou_type: str) -> np.ndarray:
-        """(1 + B,) AP of a choice (N,): of the pictures as they are, then of every resampled set."""
-        key = (iou_type, choice.tobytes())
-        if key not in self._known:
-            own = np.ones((1, self.weights.shape[1]), dtype=np.int64)
-            matches = self.judge.match(choice, iou_type)
-            self._known[key] = self.judge.average_precision(matches, np.concatenate([own, self.weights]))
-        return self._known[key]
-
-    def chance(self, choice: np.ndarray, iou_type: str) -> np.ndarray:
-        """(1 + B,) mean AP over permutations of a choice."""
+    def chance(self, choice: np.ndarray, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean AP and mean cost (1 + B,) over permutations of a choice."""
         rng = np.random.default_rng(self.seed)
-        return np.mean([self.precision(rng.permutation(choice), iou_type) for _ in range(self.draws)], axis=0)
+        dealt = [rng.permutation(choice) for _ in range(self.draws)]
+        return (
+            np.mean([self.drawn.precision(d, iou_type) for d in dealt], axis=0),
+            np.mean([self.drawn.cost(d) for d in dealt], axis=0),
+        )
 
     def rows(self) -> list[Row]:
         """All figures of mask and boundary AP."""
-        rows = []
-        for kind in MASK_TYPES:
-            measure = f"{kind}_ap"
-            rows += [self.row(measure, name, c, _ap(self.precision(c, kind))) for name, c in self.named.items()]
-            own = self.named["learned"]
-            gain = self.precision(own, kind) - self.chance(own, kind)
-            rows.append(self.row(measure, "learned", own, _ap(gain), "random"))
-            for limit in self.limits:
-                rows += self._level(measure, kind, limit)
-            for name, theirs in self.rivals():
-                limit = mean_macs(theirs, self.macs)
-                ours = self.budget(limit)
-                gap = _ap(self.precision(ours, kind) - self.precision(theirs, kind))
-                rows.append(self.row(measure, "budget", ours, gap, name, limit))
-        return rows
+        return [row for kind in MASK_TYPES for row in self._rows(kind, f"{kind}_ap")]
 
-    def _level(self, measure: str, kind: str, limit: float) -> list[Row]:
-        choice = self.budget(limit)
-        own, chance = self.precision(choice, kind), self.chance(choice, kind)
-        return [
-            self.row(measure, "budget", choice, _ap(own), budget=limit),
-            self.row(measure, "random", mean_macs(choice, self.macs), _ap(chance), budget=limit),
-            self.row(measure, "budget", choice, _ap(own - chance), "random", limit),
-        ]
+    def _rows(self, kind: str, measure: str) -> list[Row]:
+        drawn = self.drawn
+        rows = [self.row(measure, name, c, _ap(drawn.precision(c, kind))) for name, c in self.named.items()]
+        chances = [self.chance(choice, kind) for choice in self._budgets]
+        line = np.stack([cost for _, cost in chances]), np.stack([value for value, _ in chances])
+
+        def gain(choice: np.ndarray) -> Interval:
+            by_chance, its_cost = self.chance(choice, kind)
+            own, cost = drawn.precision(choice, kind), drawn.cost(choice)
+            return _ap(at_equal_cost(own, by_chance, cost, its_cost, line))
+
+        rows.append(self.row(measure, "learned", self.named["learned"], gain(self.named["learned"]), "random"))
+        for limit, choice, (by_chance, _) in zip(self.limits, self._budgets, chances):
+            spent = mean_macs(choice, self.macs)
+            rows += [
+                self.row(measure, "budget", choice, _ap(drawn.precision(choice, kind)), budget=limit),
+                self.row(measure, "random", spent, _ap(by_chance), budget=limit),
+                self.row(measure, "budget", choice, gain(choice), "random", limit),
+            ]
+        for name, theirs in self.rivals():
+            limit = mean_macs(theirs, self.macs)
+            ours = self.budget(limit)
+            gap = drawn.difference(ours, theirs, kind, self._budgets)
+            rows.append(self.row(measure, "budget", ours, _ap(gap), name, limit))
+        return rows
 
     def operating_points(self, drop: float = 0.001, steps: int = 40) -> dict[str, Any]:
         """Tab. 5's two points: the cheapest budget within ``drop`` mask AP of the finest size, and half its MACs.
@@ -303,23 +383,21 @@ class DetectionCurveJudge(Judge):
             it saves, and the differences in mask and boundary AP to the finest size.
         """
         full = self.named[f"fixed:{MASK_SIZES[-1]}"]
-        goal = self.precision(full, "segm")[0] - drop
+        goal = self.drawn.precision(full, "segm")[0] - drop
         within = None
         for limit in budget_limits(self.logits, self.macs, steps):
             choice = self.budget(limit)
-            matches = self.judge.match(choice, "segm")
-            if self.judge.average_precision(matches)[0] >= goal:
+            if self.drawn.plain(choice, "segm") >= goal:
                 within = self._operating(choice, full)
                 break
         return {"drop": drop, "within_drop": within, "half": self._operating(self.budget(self.macs[-1] / 2), full)}
 
     def _operating(self, choice: np.ndarray, full: np.ndarray) -> dict[str, Any]:
-        cost = mean_macs(choice, self.macs)
-        gaps = {f"{k}_ap_minus_full": _ap(self.precision(choice, k) - self.precision(full, k)) for k in MASK_TYPES}
+        cost, drawn = mean_macs(choice, self.macs), self.drawn
+        gaps = {f"{k}_ap_minus_full": _ap(drawn.precision(choice, k) - drawn.precision(full, k)) for k in MASK_TYPES}
         return {"mean_macs": cost, "saved": 1 - cost / self.macs[-1], **gaps}
 
 
 def _ap(drawn: np.ndarray) -> Interval:
-    """A figure (1 + B,) whose first value is that of the pictures as they are; None where AP is undefined."""
-    mean = float(drawn[0])
-    return percentiles(mean if np.isfinite(mean) else None, drawn[1:])
+    """A figure of AP (1 + B,) with its centred interval; None where AP is undefined."""
+    return interval_of(drawn, centre=True)

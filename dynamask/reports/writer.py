@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,15 @@ from dynamask.structures import DynaMaskError
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 1080px; margin: 0 auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 1320px; margin: 0 auto;
        padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .5rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 46rem; } .scroll { overflow-x: auto; } .figure { min-width: 640px; }
+p { max-width: 46rem; } .figure { max-width: 1080px; } .scroll { overflow-x: auto; } .figure { min-width: 640px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e7eb; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #9ca3af; }
+figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .85rem; color: #6b7280; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
 dt { color: #6b7280; } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 600px) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
@@ -65,7 +69,20 @@ class Figure:
     figure: go.Figure
 
 
-Block = Heading | Paragraph | Table | Figure
+@dataclass(frozen=True)
+class Picture:
+    """A picture, on the page only.
+
+    Attributes:
+        jpeg: its bytes.
+        caption: below it, and for those who do not see it.
+    """
+
+    jpeg: bytes
+    caption: str
+
+
+Block = Heading | Paragraph | Table | Figure | Picture
 
 
 @dataclass(frozen=True)
@@ -113,18 +130,24 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown; figures are left to the page."""
-    parts = [f"# {report.title}", "\n".join(f"- {name}: {_code(name, value)}" for name, value in report.facts)]
-    for block in report.blocks:
+    """The report as Markdown; figures and pictures are left to the page."""
+    facts = "\n".join(f"- {name}: {_code(name, value)}" for name, value in report.facts)
+    return "\n\n".join([f"# {report.title}", facts, blocks_markdown(report.blocks)]) + "\n"
+
+
+def blocks_markdown(blocks: Sequence[Block], level: int = 2) -> str:
+    """Blocks as Markdown, headings at a level; figures and pictures are left out."""
+    parts = []
+    for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"## {block.text}")
+            parts.append(f"{'#' * level} {block.text}")
         elif isinstance(block, Paragraph):
             parts.append(block.text)
         elif isinstance(block, Table):
             rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(block.header))) + "|"
             cells = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
             parts.append("\n".join([_row(block.header), rule, *map(_row, cells)]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -152,13 +175,19 @@ def page(report: Report) -> str:
         if isinstance(block, Heading):
             parts.append(f"<h2>{html.escape(block.text)}</h2>")
         elif isinstance(block, Paragraph):
-            parts.append(f"<p>{html.escape(block.text)}</p>")
+            parts.append(f"<p>{_with_code(html.escape(block.text))}</p>")
         elif isinstance(block, Table):
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
             body = "".join(
                 "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows
             )
             parts.append(f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
+        elif isinstance(block, Picture):
+            encoded, caption = base64.b64encode(block.jpeg).decode("ascii"), html.escape(block.caption)
+            parts.append(
+                f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{encoded}">'
+                f"<figcaption>{caption}</figcaption></figure>"
+            )
         else:
             config = {"responsive": True, "displaylogo": False}
             drawn = block.figure.to_html(full_html=False, include_plotlyjs=library, config=config)
@@ -182,6 +211,11 @@ def with_interval(values: dict[str, Any], digits: int = 4, signed: bool = False)
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _with_code(text: str) -> str:
+    """Escaped text with what stands in backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
 
 
 def _code(name: str, value: str) -> str:

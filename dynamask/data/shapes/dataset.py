@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import SCENE_SIZE, SIDES, Scene, make_scene
-from dynamask.files import write_text
+from dynamask.files import system_reason, write_text
 from dynamask.structures import DynaMaskError
 
 CLASS_NAMES: tuple[str, ...] = ("__background__", *CLASSES)
@@ -158,17 +159,27 @@ def export(
         The COCO dict.
 
     Raises:
-        DynaMaskError: `out` is a file or holds something.
+        DynaMaskError: `out` is a file or holds something, or the scenes cannot be written. Whatever ends the export
+            before its end, nothing of it is left behind.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DynaMaskError(f"{out} is a file or holds something already; give a new or empty folder")
     dataset = ShapesDataset(count, seed, size)
     dataset.scene(0)  # refuses bad numbers before anything is written
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    records = coco_records(count, size)
-    for index in progress(range(count)):
-        scene, image = dataset.scene(index), records["images"][index]
-        Image.fromarray(scene.image).save(out / "images" / image["file_name"])
-        records["annotations"].extend(_annotations(scene, image["id"], len(records["annotations"])))
-    write_text(out / "annotations.json", json.dumps(records) + "\n")
+    records, new = coco_records(count, size), not out.exists()
+    try:
+        (out / "images").mkdir(parents=True, exist_ok=True)
+        for index in progress(range(count)):
+            scene, image = dataset.scene(index), records["images"][index]
+            Image.fromarray(scene.image).save(out / "images" / image["file_name"])
+            records["annotations"].extend(_annotations(scene, image["id"], len(records["annotations"])))
+        write_text(out / "annotations.json", json.dumps(records) + "\n")
+    except BaseException as error:
+        shutil.rmtree(out if new else out / "images", ignore_errors=True)
+        reason = system_reason(error)
+        if reason is None or isinstance(error, DynaMaskError):
+            raise
+        raise DynaMaskError(
+            f"scenes cannot be written to {out} ({reason}); make room or choose another folder"
+        ) from error
     return records

@@ -1,6 +1,8 @@
 """The mask branch's losses (Eq. 3–6): pure functions; weights are applied by the trainer alone (Eq. 7).
 
-Reductions: means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch.
+Reductions: means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch. Whose
+RoIs those are is handed in as ``means``: by default those of the arguments, in a step that is spread over processes or
+micro-batches those of all of them, so that E(C), f_k and every normaliser are the joint batch's.
 Without a positive RoI every loss is a zero that is connected to its inputs; that of the whole branch reaches every
 parameter (:func:`connected_zero`), so that processes that train together agree on which gradients there are.
 """
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from dynamask.config import LossConfig
 from dynamask.models.rcnn.mask_switch import straight_through_gumbel
+from dynamask.ops.means import AT_HAND, RegionMeans
 
 
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
@@ -48,36 +51,33 @@ def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Te
     )
 
 
-def _roi_mean(values: Tensor) -> Tensor:
-    """Mean over the first axis, a connected zero when it is empty."""
-    return values.sum() / max(len(values), 1)
-
-
-def mask_loss(per_resolution: Tensor, selection: Tensor | None) -> Tensor:
+def mask_loss(per_resolution: Tensor, selection: Tensor | None, means: RegionMeans = AT_HAND) -> Tensor:
     """L_mask (Eq. 3) from (N, K) cross-entropies.
 
     Args:
         per_resolution: (N, K) of :func:`resolution_losses` on masks.
         selection: (N, K) one-hot y for Eq. 3 read literally ("selected"); None supervises all resolutions with equal
             weight 1/K ("all").
+        means: over which RoIs.
     """
     weights = 1.0 / per_resolution.shape[1] if selection is None else selection
-    return _roi_mean((per_resolution * weights).sum(1))
+    return means.share((per_resolution * weights).sum(1))
 
 
-def edge_loss(per_resolution: Tensor, selection: Tensor | None) -> Tensor:
+def edge_loss(per_resolution: Tensor, selection: Tensor | None, means: RegionMeans = AT_HAND) -> Tensor:
     """L_edge (Eq. 4) from (N, K) cross-entropies on edges, weighted by y; None weighs all by 1/K (phase one)."""
-    return mask_loss(per_resolution, selection)
+    return mask_loss(per_resolution, selection, means)
 
 
-def selected_error(error: Tensor, selection: Tensor) -> Tensor:
+def selected_error(error: Tensor, selection: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
     """Mean error of the selected resolutions, Σ_k y_k · error_k: a signal to the switch alone.
 
     Args:
         error: (N, K) without gradient, lower is better.
         selection: (N, K) one-hot y, or p for the mean over every draw.
+        means: over which RoIs.
     """
-    return _roi_mean((error * selection).sum(1))
+    return means.share((error * selection).sum(1))
 
 
 def at_finest_grid(probs: Sequence[Tensor], size: int) -> Tensor:
@@ -92,33 +92,33 @@ def overlap_error(masks: Tensor, truth: Tensor) -> Tensor:
     return torch.where(either > 0, 1.0 - both / either.clamp_min(1), 0.0)
 
 
-def budget_loss(selection: Tensor, macs: Tensor, target: float) -> Tensor:
+def budget_loss(selection: Tensor, macs: Tensor, target: float, means: RegionMeans = AT_HAND) -> Tensor:
     """L_budget (Eq. 5): max(E(C)/C_t − 1, 0).
 
     Args:
         selection: (N, K) one-hot y, or p.
         macs: (K,) cumulative cost of each resolution, as a fraction of the full branch (or in the unit of target).
         target: C_t in the same unit.
+        means: over which RoIs.
     """
-    if len(selection) == 0:
-        return selection.sum()
-    expected = (selection * macs).sum(1).mean()
+    expected = means.mean("macs", (selection * macs).sum(1))
     return F.relu(expected / target - 1.0)
 
 
-def entropy_loss(probs: Tensor) -> Tensor:
+def entropy_loss(probs: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
     """L_entropy (Eq. 6): (1/K) Σ_k f_k log f_k with f_k the mean of p^k; least at the uniform distribution.
 
     Args:
         probs: (N, K) switch probabilities.
+        means: over which RoIs.
     """
-    if len(probs) == 0:
-        return probs.sum()
-    frequency = probs.mean(0) + 1e-7  # the slope at zero is infinite
-    return torch.special.entr(frequency).sum() / -probs.shape[1]
+    mean = means.mean("frequency", probs)
+    frequency = mean + 1e-7  # the slope at zero is infinite
+    some = mean.detach().sum() > 0  # without a RoI anywhere the loss is zero
+    return some * torch.special.entr(frequency).sum() / -probs.shape[1]
 
 
-def instance_entropy_loss(logits: Tensor) -> Tensor:
+def instance_entropy_loss(logits: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
     """Eq. 6 taken instance by instance: mean_i (1/K) Σ_k p_i^k log p_i^k, least where every p_i is uniform.
 
     With the expected error Σ_k p_k · e_k of weight w beside it (weight λ), the best p_i is the softmax of
@@ -126,8 +126,27 @@ def instance_entropy_loss(logits: Tensor) -> Tensor:
 
     Args:
         logits: (N, K) of the switch; p is their softmax, which may be zero without harm.
+        means: over which RoIs.
     """
-    return _roi_mean((F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(1)) / logits.shape[1]
+    return means.share((F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(1)) / logits.shape[1]
+
+
+def drawn_selection(logits: Tensor, config: LossConfig, noise: Tensor | None = None) -> Tensor:
+    """(N, K) that weighs the sizes in the losses: the one-hot y of Eq. 2 with (N, K) noise, or p under "expected"."""
+    if config.switch_selection == "drawn":
+        return straight_through_gumbel(logits, config.temperature, noise)
+    return F.softmax(logits, dim=1)
+
+
+def balance_losses(
+    logits: Tensor, selection: Tensor, fractions: Tensor, config: LossConfig, means: RegionMeans = AT_HAND
+) -> dict[str, Tensor]:
+    """``loss_budget`` and ``loss_entropy`` (Eq. 5, 6), arguments as of :func:`switch_losses`."""
+    if config.entropy_on == "instances":
+        entropy = instance_entropy_loss(logits, means)
+    else:
+        entropy = entropy_loss(selection if config.entropy_on == "selection" else F.softmax(logits, dim=1), means)
+    return {"loss_budget": budget_loss(selection, fractions, config.budget_target, means), "loss_entropy": entropy}
 
 
 def switch_losses(
@@ -138,6 +157,7 @@ def switch_losses(
     error: Tensor | None,
     config: LossConfig,
     noise: Tensor | None = None,
+    means: RegionMeans = AT_HAND,
 ) -> dict[str, Tensor]:
     """Every loss that the switch's selection takes part in (Eq. 2–6), unweighted.
 
@@ -149,25 +169,20 @@ def switch_losses(
         error: (N, K) without gradient, lower is better; the signal "boundary" alone reads it.
         config: how the sizes are weighed; the weights of Eq. 7 are not applied here.
         noise: (N, K) Gumbel noise, drawn when absent; "expected" needs none.
+        means: over which RoIs.
 
     Returns:
         ``loss_mask``, ``loss_edge``, ``loss_boundary`` under the signal "boundary", ``loss_budget``, ``loss_entropy``.
     """
-    probs = F.softmax(logits, dim=1)
-    drawn = config.switch_selection == "drawn"
-    selection = straight_through_gumbel(logits, config.temperature, noise) if drawn else probs
+    selection = drawn_selection(logits, config, noise)
     quality, named = scale_gradient(selection, config.switch_gradient), {}
     if config.switch_signal == "boundary":
         if error is None:
             raise ValueError("the signal 'boundary' needs the boundary error of every size")
-        named, quality = {"loss_boundary": selected_error(error, selection)}, selection.detach()
-    frequencies = selection if config.entropy_on == "selection" else probs
+        named, quality = {"loss_boundary": selected_error(error, selection, means)}, selection.detach()
     return {
-        "loss_mask": mask_loss(mask_losses, None if config.mask_supervision == "all" else quality),
-        "loss_edge": edge_loss(edge_losses, quality),
+        "loss_mask": mask_loss(mask_losses, None if config.mask_supervision == "all" else quality, means),
+        "loss_edge": edge_loss(edge_losses, quality, means),
         **named,
-        "loss_budget": budget_loss(selection, fractions, config.budget_target),
-        "loss_entropy": instance_entropy_loss(logits)
-        if config.entropy_on == "instances"
-        else entropy_loss(frequencies),
+        **balance_losses(logits, selection, fractions, config, means),
     }

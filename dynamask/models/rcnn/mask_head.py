@@ -102,15 +102,19 @@ class MaskHead(nn.Module):
         return [MASK_SIZES.index(size) for size in self.mask_sizes]
 
     def mask_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
-        """Loss (N, K) of each region at each of the head's K sizes; targets (N, S, S) in {0, 1} by size index."""
+        """Loss (N, K) of each region at each of the head's K sizes, float32; targets (N, S, S) in {0, 1} by index."""
         every = torch.arange(len(state), device=state.rois.device)
-        logits = [self.mask_logits(state, k, every) for k in self.size_indices]
+        if len(state) == 0:
+            return every.new_zeros((0, len(self.mask_sizes)), dtype=torch.float32)
+        logits = [self.mask_logits(state, k, every).float() for k in self.size_indices]
         return losses.resolution_losses(logits, [target_masks[k] for k in self.size_indices])
 
     def edge_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
         """Cross-entropy (N, K) of the edges, arguments as of :meth:`mask_losses`."""
         every = torch.arange(len(state), device=state.rois.device)
-        logits = [self.edge_logits(state, k, every) for k in self.size_indices]
+        if len(state) == 0:
+            return every.new_zeros((0, len(self.mask_sizes)), dtype=torch.float32)
+        logits = [self.edge_logits(state, k, every).float() for k in self.size_indices]
         return losses.resolution_losses(logits, [mask_edges(target_masks[k]) for k in self.size_indices])
 
 

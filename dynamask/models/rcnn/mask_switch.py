@@ -39,8 +39,6 @@ class MaskSwitchModule(nn.Module):
 
     def forward(self, region: Tensor) -> Tensor:
         """(R, C, 14, 14) → switch logits (R, 4)."""
-        if len(region) == 0:
-            return region.new_zeros((0, len(MASK_SIZES)))
         return self.fc(self.convs(self.squeeze(region)).flatten(1))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from dynamask.models.rcnn.policies import learned
 from dynamask.models.rcnn.roi_heads import DynaMaskRoIHeads
 from dynamask.ops.masks import paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES
+
+if TYPE_CHECKING:
+    from dynamask.models.hub import ModelCard
 
 
 @dataclass
@@ -88,7 +93,10 @@ class DynaMaskRCNN(nn.Module):
     def encode(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[EncodedImages, list[dict[str, Tensor]] | None]:
-        """Resize, normalise, pad and run backbone and FPN; boxes are resized, masks stay in the picture's pixels."""
+        """Resize, normalise, pad and run backbone and FPN; boxes are resized, masks stay in the picture's pixels.
+
+        The maps are float32 under autocast, too: anchors and boxes take the maps' type, and need it.
+        """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
         batch, resized = self.transform(images, plain)
@@ -96,7 +104,8 @@ class DynaMaskRCNN(nn.Module):
             for target, given, size, network in zip(resized, targets, sizes, batch.image_sizes):
                 target["masks"] = given["masks"]
                 target["mask_scale"] = target["boxes"].new_tensor([size[1] / network[1], size[0] / network[0]] * 2)
-        return EncodedImages(batch, self.backbone(batch.tensors), sizes), resized
+        features = {level: map_.float() for level, map_ in self.backbone(batch.tensors).items()}
+        return EncodedImages(batch, features, sizes), resized
 
     def detect(self, encoded: EncodedImages) -> list[dict[str, Tensor]]:
         """Boxes (R, 4) xyxy in network-input pixels, labels and scores of each image."""
@@ -108,6 +117,43 @@ class DynaMaskRCNN(nn.Module):
         index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
         rois = torch.cat([index, torch.cat(boxes)], dim=1)  # (R, 5)
         return self.mask_branch.begin(encoded.features, rois, torch.cat(labels))
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, device: str | torch.device = "cpu", local_files_only: bool = False
+    ) -> DynaMaskRCNN:
+        """A model in evaluation mode from a saved folder, a .safetensors file, a bundled name or the hub.
+
+        Args:
+            name_or_folder: what lies on the disk wins; otherwise "owner/name" or "owner/name@revision", with or without
+                "hf://", is a model on the Hugging Face hub, downloaded unless the cache has it.
+            local_files_only: never use the network.
+
+        Raises:
+            DynaMaskError: there is no such thing, or it is no model of ours.
+        """
+        from dynamask.models import hub, weights_file  # they know this class
+
+        name = str(name_or_folder)
+        remote = "/" in name and not Path(name).exists() and Path(name).suffix != ".safetensors"
+        prefix = hub.SCHEME if remote and not name.startswith(hub.SCHEME) else ""
+        path = hub.find_weights(prefix + name, local_files_only)
+        hub.check_folder_config(path)
+        return weights_file.load_model(path, device)
+
+    def save_pretrained(self, folder: str | Path, card: ModelCard | None = None) -> Path:
+        """Write config.json, model.safetensors and README.md, the model card, into a folder; returns it."""
+        from dynamask.models import hub
+
+        return hub.save_folder(self, folder, card)
+
+    def push_to_hub(
+        self, repo: str, card: ModelCard | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to "owner/name" on the Hugging Face hub; returns its address."""
+        from dynamask.models import hub
+
+        return hub.push(self, repo, card, private, token)
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:

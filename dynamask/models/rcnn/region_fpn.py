@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
@@ -19,6 +20,8 @@ LEVEL_STRIDES = (4, 8, 16, 32)
 STAGE_LEVELS = ("2", "1", "0")
 """FPN keys of P4, P3, P2: what the stages to 28, 56 and 112 are given."""
 STAGE_STRIDES = (16, 8, 4)
+CHECKPOINTED_ROIS = 16
+"""Regions whose stage is computed again at a time in the backward pass, where stages are checkpointed."""
 
 
 def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int) -> Tensor:
@@ -99,12 +102,23 @@ class RegionFPN(MaskHead):
         channels: C of the 14×14 feature; the stages have C/2, C/4, C/8.
         num_classes: foreground classes; 1 for a class-agnostic branch.
         offset_groups: of the three stages' deformable convolutions.
+        agnostic_last: one mask logit for all classes at the finest size, whatever the others have.
+
+    Attributes:
+        checkpoint_stages: keep only the stages' inputs and outputs for the backward pass, and compute the rest again.
     """
 
     NAME = "region_fpn"
     map_strides = STAGE_STRIDES
 
-    def __init__(self, fpn_channels: int, channels: int, num_classes: int, offset_groups: Sequence[int]) -> None:
+    def __init__(
+        self,
+        fpn_channels: int,
+        channels: int,
+        num_classes: int,
+        offset_groups: Sequence[int],
+        agnostic_last: bool = False,
+    ) -> None:
         super().__init__()
         widths = [channels // 2**k for k in range(len(MASK_SIZES))]
         self.base = nn.Sequential(
@@ -115,8 +129,10 @@ class RegionFPN(MaskHead):
         )
         self.projections = nn.ModuleList(nn.Conv2d(fpn_channels, width, 1) for width in widths[1:])
         self.stages = nn.ModuleList(RegionStage(w, g) for w, g in zip(widths[1:], offset_groups, strict=True))
-        self.mask_predictors = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths)
+        classes = [num_classes] * (len(widths) - 1) + [1 if agnostic_last else num_classes]
+        self.mask_predictors = nn.ModuleList(nn.Conv2d(width, count, 1) for width, count in zip(widths, classes))
         self.edge_predictors = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
+        self.checkpoint_stages = False
         self._initialise()
 
     def _initialise(self) -> None:
@@ -148,15 +164,16 @@ class RegionFPN(MaskHead):
 
     def stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
         """Stage to ``MASK_SIZES[size_index]``: (n, 2C, S/2, S/2) → (n, C, S, S), P cropped with its own stride."""
-        crop = roi_align(
-            projected_map,
-            rois,
-            MASK_SIZES[size_index],
-            1.0 / STAGE_STRIDES[size_index - 1],
-            sampling_ratio=1,
-            aligned=True,
-        )
-        return self.stages[size_index - 1](coarse, crop)
+        if not self.checkpoint_stages or not torch.is_grad_enabled():
+            return self._stage(size_index, coarse, projected_map, rois)
+        some = zip(coarse.split(CHECKPOINTED_ROIS), rois.split(CHECKPOINTED_ROIS))
+        options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a stage is random
+        return torch.cat([checkpoint(self._stage, size_index, c, projected_map, r, **options) for c, r in some])
+
+    def _stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
+        size, scale = MASK_SIZES[size_index], 1.0 / STAGE_STRIDES[size_index - 1]
+        crop = roi_align(projected_map.float(), rois, size, scale, sampling_ratio=1, aligned=True)
+        return self.stages[size_index - 1](coarse, crop.to(projected_map.dtype))
 
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
         """Mask logits (n, S, S) of the regions' own class; only that class's weights are used."""

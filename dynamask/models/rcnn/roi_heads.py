@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
@@ -14,6 +15,7 @@ from dynamask.models.rcnn.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.rcnn.mask_head import MaskHead, RegionState
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule
 from dynamask.ops.masks import crop_mask_pyramid, grid_boundary_iou
+from dynamask.ops.means import AT_HAND, RegionMeans
 from dynamask.structures import MASK_SIZES
 
 BOUNDARY_WIDTH_RATIO = 0.02
@@ -31,6 +33,12 @@ class MaskBranch(nn.Module):
         switch: the mask switch module, which reads the head's first feature; None gives every region the head's
             finest size.
         loss_config: weights are applied by the trainer; the branch reads all else.
+
+    Attributes:
+        switch_enabled: off in phase one, where every size is trained and none is chosen.
+        means: over whose regions the losses are means; the trainer replaces it where a step has several parts.
+        tally: (2 + K,) of the last :meth:`losses`, without gradient: regions, Σ_i Σ_k p_i^k C_k as a fraction of the
+            full branch, and regions by the size that the switch finds best.
     """
 
     def __init__(
@@ -42,6 +50,8 @@ class MaskBranch(nn.Module):
         self.switch = switch
         self.loss_config = loss_config or LossConfig()
         self.switch_enabled = True
+        self.means: RegionMeans = AT_HAND
+        self.tally = torch.zeros(2 + len(MASK_SIZES))
 
     @property
     def head(self) -> MaskHead:
@@ -102,44 +112,65 @@ class MaskBranch(nn.Module):
         noise: Tensor | None = None,
         boundary_width: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Named losses of N positive RoIs (Eq. 3–6), unweighted.
+        """Named losses of N positive RoIs (Eq. 3–6), unweighted, in float32 whatever the features' precision.
 
         Args:
             state: of :meth:`begin` on the positive RoIs.
             target_masks: K tensors (N, S_k, S_k) in {0, 1}.
             noise: (N, K) Gumbel noise, drawn when absent.
             boundary_width: (N,) in network-input pixels; needed for the switch signal "boundary".
+
+        Returns:
+            As :func:`dynamask.models.rcnn.losses.switch_losses`; nothing in a pass that only records means.
         """
-        if len(state) == 0:
-            return dict.fromkeys(self._loss_names(), losses.connected_zero(self.parameters()))
-        if self.switch is None or not self.switch_enabled:
-            return self._every_size(state, target_masks)
-        every = torch.arange(len(state), device=state.rois.device)
-        sizes = range(len(MASK_SIZES))
-        mask_logits = [self.head.mask_logits(state, k, every) for k in sizes]
-        mask_losses = losses.resolution_losses(mask_logits, target_masks)
-        edge_losses = self.head.edge_losses(state, target_masks)
+        logits = state.switch_logits.float()
+        fractions = logits.new_tensor(self.costs.fractions)
+        self.tally = _tally(logits.detach(), fractions)
+        chosen = self.switch is not None and self.switch_enabled
+        if self.means.recording:
+            self.means.add(logits)
+            if chosen:
+                selection = losses.drawn_selection(logits, self.loss_config, noise)
+                losses.balance_losses(logits, selection, fractions, self.loss_config, self.means)
+            return {}
+        if chosen:
+            named = self._of_choice(state, logits, fractions, target_masks, noise, boundary_width)
+        else:
+            named = self._of_every_size(state, target_masks)
+        if len(state):
+            return named
+        zero = losses.connected_zero(self.parameters())  # every process has a gradient for every parameter
+        return {name: loss + zero for name, loss in named.items()}
+
+    def _of_choice(
+        self,
+        state: RegionState,
+        logits: Tensor,
+        fractions: Tensor,
+        target_masks: list[Tensor],
+        noise: Tensor | None,
+        boundary_width: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Losses that the switch's selection takes part in."""
         config, error = self.loss_config, None
         if config.switch_signal == "boundary":
+            every = torch.arange(len(state), device=state.rois.device)
+            sizes = range(len(MASK_SIZES) if len(state) else 0)
+            mask_logits = [self.head.mask_logits(state, k, every).float() for k in sizes]
             error = self.size_error(state, mask_logits, target_masks[-1], boundary_width)
-        fractions = state.switch_logits.new_tensor(self.costs.fractions)
-        return losses.switch_losses(state.switch_logits, fractions, mask_losses, edge_losses, error, config, noise)
+        per_size = self.head.mask_losses(state, target_masks), self.head.edge_losses(state, target_masks)
+        return losses.switch_losses(logits, fractions, *per_size, error, config, noise, self.means)
 
-    def _loss_names(self) -> list[str]:
-        """The losses that :meth:`losses` gives: those of the switch only where there is one."""
-        names = ["loss_mask", *(["loss_edge"] if self.head.has_edges else [])]
+    def _of_every_size(self, state: RegionState, target_masks: list[Tensor]) -> dict[str, Tensor]:
+        """Losses without a choice (phase one): all sizes of the head, equally; those of an idle switch are 0."""
+        found = {"loss_mask": losses.mask_loss(self.head.mask_losses(state, target_masks), None, self.means)}
+        if self.head.has_edges:
+            found["loss_edge"] = losses.edge_loss(self.head.edge_losses(state, target_masks), None, self.means)
+        names = []
         if self.switch is not None:
             names += ["loss_boundary"] if self.loss_config.switch_signal == "boundary" else []
             names += ["loss_budget", "loss_entropy"]
-        return names
-
-    def _every_size(self, state: RegionState, target_masks: list[Tensor]) -> dict[str, Tensor]:
-        """Losses without a choice (phase one): all sizes of the head, equally; those of an idle switch are 0."""
-        found = {"loss_mask": losses.mask_loss(self.head.mask_losses(state, target_masks), None)}
-        if self.head.has_edges:
-            found["loss_edge"] = losses.edge_loss(self.head.edge_losses(state, target_masks), None)
-        idle = dict.fromkeys(self._loss_names()[len(found) :], state.switch_logits.sum() * 0)
-        return {**found, **idle}
+        return {**found, **dict.fromkeys(names, state.switch_logits.sum() * 0)}
 
     @torch.no_grad()
     def size_error(
@@ -172,6 +203,13 @@ class MaskBranch(nn.Module):
         masks = losses.at_finest_grid([x.sigmoid() for x in mask_logits], truth.shape[-1])  # (N, K, S, S)
         boundary = 1.0 - grid_boundary_iou(masks.to(truth.dtype), truth, state.rois[:, 1:], boundary_width)
         return boundary, losses.overlap_error(masks, truth)
+
+
+def _tally(logits: Tensor, fractions: Tensor) -> Tensor:
+    """(2 + K,): how many regions, the sum of their expected costs, and how many each size would be chosen for."""
+    chosen = F.one_hot(logits.argmax(dim=1), logits.shape[1]).sum(0)  # (K,)
+    expected = (logits.softmax(dim=1) * fractions).sum()
+    return torch.cat([expected.new_tensor([float(len(logits))]), expected[None], chosen.to(expected.dtype)])
 
 
 class DynaMaskRoIHeads(RoIHeads):
@@ -207,7 +245,8 @@ class DynaMaskRoIHeads(RoIHeads):
     def _boxes(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        return self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        return logits.float(), regression.float()  # boxes and losses are float32 under autocast too
 
     def detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]

@@ -107,6 +107,8 @@ class PointRendHead(MaskHead):
         Truth at the coarse side is the finest target's majority in each cell, at a point its bilinear value.
         """
         every, truth = torch.arange(len(state), device=state.rois.device), target_masks[-1]
+        if len(state) == 0:
+            return truth.new_zeros((0, 1))
         coarse = self.coarse_logits(state.gather(0, every))
         own = own_class(coarse, state.labels)
         rough_truth = (F.adaptive_avg_pool2d(truth, COARSE_SIDE) >= 0.5).to(truth.dtype)
@@ -115,7 +117,8 @@ class PointRendHead(MaskHead):
             fine_truth = sample_grid(truth[:, None], points)[:, 0]
         found = self.point_logits(state, every, coarse, points)
         pairs = ((own, rough_truth), (found, fine_truth))
-        entropies = [F.binary_cross_entropy_with_logits(x, t, reduction="none").flatten(1).mean(1) for x, t in pairs]
+        raw = [F.binary_cross_entropy_with_logits(x.float(), t, reduction="none") for x, t in pairs]
+        entropies = [values.flatten(1).mean(1) for values in raw]
         return torch.stack(entropies).sum(0)[:, None]
 
     def macs_per_instance(self) -> tuple[int, ...]:

@@ -1,0 +1,47 @@
+"""``dynamask runs``: the curves of several training runs on one page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dynamask.cli.common import say
+from dynamask.files import write_text
+from dynamask.reports.runs import read_runs
+from dynamask.structures import DynaMaskError
+from dynamask.viz.training import training_curves
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser(
+        "runs",
+        help="the curves of training runs on one page",
+        description="Losses, learning rate, size shares, cost and average precision of every run in a folder, on one "
+        "interactive page that needs no network.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a run, or a folder with runs in it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: DIR/runs.html)")
+    parser.add_argument(
+        "--half-life", type=float, default=5.0, metavar="ROWS", help="smoothing at first; 0 for none (default: 5)"
+    )
+    parser.set_defaults(run=_runs)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.half_life < float("inf"):
+        raise DynaMaskError(f"--half-life is {arguments.half_life}; give a number of rows, or 0 for no smoothing")
+    runs = read_runs(arguments.folder)
+    out = arguments.out or arguments.folder / "runs.html"
+    if out.is_dir():
+        raise DynaMaskError(f"--out {out} is a folder; give a file")
+    page = training_curves(runs, arguments.half_life).to_html(
+        include_plotlyjs=True, div_id="runs", config={"responsive": True, "displaylogo": False}
+    )
+    write_text(out, page.replace("<head>", "<head><title>Training runs</title>", 1))
+    for run in runs:
+        steps = run.log["step"]
+        final = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in run.final.items())
+        say(f"{run.name}: {int(steps[-1]) if steps else 0} steps  {final}".rstrip())
+    say(f"curves in {out}")

@@ -1,0 +1,161 @@
+"""What a run tells: tables of scalars as CSV, and the same with pictures for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from dynamask.files import replacing, system_reason
+from dynamask.structures import DynaMaskError
+
+
+class Table:
+    """A CSV file whose first column is the step, each step once; its header grows when there is more to tell.
+
+    Args:
+        path: of the file; it need not exist.
+        step: where the run stands; rows after it, torn rows and repeated ones are removed.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        if path.exists():
+            self._truncate(step)
+
+    def _truncate(self, step: int) -> None:
+        """Keep whole rows up to a step, each step once."""
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        header, *rows = text.splitlines(keepends=True) or [""]
+        kept, last = [header], 0
+        for row in rows:
+            cells = row.split(",")
+            whole = row.endswith("\n") and len(cells) == header.count(",") + 1 and cells[0].isdecimal()
+            if whole and last < int(cells[0]) <= step:
+                kept, last = [*kept, row], int(cells[0])
+        if len(kept) == 1:
+            self.path.unlink()
+            return
+        self.columns = header.rstrip("\n").split(",")[1:]
+        if "".join(kept) != text:
+            with replacing(self.path) as stream:
+                stream.write("".join(kept).encode())
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of a step; nine digits, so that a float32 is told exactly; what is not told stays empty."""
+        new = [name for name in values if name not in self.columns]
+        if new and self.columns:
+            self._widen(new)
+        first = not self.columns
+        self.columns += new
+        with self.path.open("a", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            if first:
+                rows.writerow(["step", *self.columns])
+            rows.writerow([step, *(f"{values[name]:.9g}" if name in values else "" for name in self.columns)])
+
+    def _widen(self, new: list[str]) -> None:
+        """Write the file again with more columns, which are empty in the rows so far."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        text = io.StringIO()
+        for row, cells in enumerate((new, *([""] * len(new) for _ in lines[1:]))):
+            text.write(",".join([lines[row], *cells]) + "\n")
+        with replacing(self.path) as stream:
+            stream.write(text.getvalue().encode())
+
+    def flush(self) -> None:
+        """Bring everything written so far to the disk."""
+        if self.path.exists():
+            with self.path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+
+class RunLog:
+    """Scalars of a run, as rows of ``log.csv`` and ``validation.csv`` and as TensorBoard points.
+
+    Args:
+        out: folder of the run.
+        step: where the run stands; what was written after it is removed.
+    """
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.out = out
+        self.table, self.validation = Table(out / "log.csv", step), Table(out / "validation.csv", step)
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of a step.
+
+        Raises:
+            DynaMaskError: the disk is full, or the file cannot be written for another reason.
+        """
+        self._append(self.table, "", step, values)
+
+    def write_validation(self, step: int, values: dict[str, float]) -> None:
+        """Append the figures of an evaluation after a step; raises as :meth:`write`."""
+        self._append(self.validation, "validation/", step, values)
+
+    def _append(self, table: Table, prefix: str, step: int, values: dict[str, float]) -> None:
+        try:
+            table.write(step, values)
+            for name, value in values.items():
+                self.writer.add_scalar(prefix + name, value, step)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Add a picture (H, W, 3) uint8 RGB of a step; raises as :meth:`write`."""
+        try:
+            self.writer.add_image(name, pixels, step, dataformats="HWC")
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def flush(self) -> None:
+        """Bring everything written so far to the disk; raises as :meth:`write`."""
+        try:
+            self.writer.flush()
+            self.table.flush()
+            self.validation.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def close(self) -> None:
+        """Close the TensorBoard file; what it cannot write any more is given up."""
+        try:
+            self.writer.close()
+        except OSError as error:
+            warnings.warn(f"the TensorBoard log could not be completed ({system_reason(error)})", stacklevel=2)
+
+    def _refused(self, error: OSError) -> DynaMaskError:
+        return DynaMaskError(
+            f"the log in {self.out} cannot be written ({system_reason(error)}), and the saved states are "
+            "intact; make room, then --resume goes on from the last one"
+        )
+
+
+class SilentLog(RunLog):
+    """The log of a process that leaves telling to another: it writes nothing."""
+
+    def __init__(self) -> None:
+        """Without a folder."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def write_validation(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

@@ -1,0 +1,69 @@
+"""The logs of several training runs, read for drawing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynamask.structures import DynaMaskError
+from dynamask.viz.training import RunCurves
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Folders with a ``log.csv``: the given one or any below it, by name.
+
+    Raises:
+        DynaMaskError: the folder does not exist, or there is no run in it.
+    """
+    if not folder.is_dir():
+        raise DynaMaskError(f"{folder} is no folder; give one that holds runs, as --out of dynamask train made them")
+    found = sorted(path.parent for path in folder.rglob("log.csv"))
+    if not found:
+        raise DynaMaskError(f"there is no run (log.csv) in {folder}; give the folder that --out of dynamask train made")
+    return found
+
+
+def read_table(path: Path) -> dict[str, list[float]]:
+    """Columns of a log by name; cells that are empty are NaN, and a torn last row is left out.
+
+    Raises:
+        DynaMaskError: a column "step" is missing, or a cell is no number.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            header, *rows = list(csv.reader(stream)) or [[]]
+        if not header or header[0] != "step":
+            raise DynaMaskError(f"{path} is no log of a run: its first column is not step; remove it from the folder")
+        whole = [row for row in rows if len(row) == len(header)]
+        return {name: [float(row[at]) if row[at] else math.nan for row in whole] for at, name in enumerate(header)}
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        if isinstance(error, DynaMaskError):
+            raise
+        raise DynaMaskError(f"{path} cannot be read as a run's log ({error}); remove it from the folder") from error
+
+
+def read_runs(folder: Path) -> list[RunCurves]:
+    """All runs of a folder with their logs and what their evaluations found."""
+    runs = []
+    for path in find_runs(folder):
+        validation = path / "validation.csv"
+        name = path.resolve().name if path == folder else str(path.relative_to(folder))
+        log = read_table(path / "log.csv")
+        found = read_table(validation) if validation.is_file() else {}
+        runs.append(RunCurves(name, log, found, _final(path / "evaluation.json")))
+    return runs
+
+
+def _final(path: Path) -> dict[str, float]:
+    """Average precisions of an ``evaluation.json``, named as the columns of ``validation.csv``; empty without one."""
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        kinds: Sequence[str] = [kind for kind in ("bbox", "segm", "boundary") if kind in summary]
+        return {f"{kind}_AP": float(summary[kind]["AP"]) for kind in kinds if summary[kind]["AP"] is not None}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DynaMaskError(f"{path} is no evaluation of a training ({error}); remove it from the folder") from error

@@ -1,0 +1,139 @@
+"""Plotly curves of training runs: losses, learning rate, sizes, cost and average precision against the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dynamask.structures import MASK_SIZES
+
+COLOURS = ("#0E7490", "#B91C1C", "#7C3AED", "#15803D", "#C2410C", "#1D4ED8", "#A16207", "#BE185D", "#334155", "#0D9488")
+"""Of the runs, in their order, again from the start where there are more."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of the runs whose colour is taken, and of the columns of one panel."""
+HALF_LIVES = (0, 5, 20, 80)
+"""Strengths of smoothing that can be chosen, in rows of the log."""
+_AP = ("bbox_AP", "segm_AP", "boundary_AP")
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """What a run has told.
+
+    Attributes:
+        name: of the run.
+        log: columns of its ``log.csv`` by name, "step" among them.
+        validation: columns of its ``validation.csv``; empty where there is none.
+        final: average precisions at the end ("bbox_AP", …); empty where it was not evaluated.
+    """
+
+    name: str
+    log: dict[str, list[float]]
+    validation: dict[str, list[float]]
+    final: dict[str, float]
+
+
+def smoothed(values: Sequence[float], half_life: float) -> list[float]:
+    """Exponential mean over the rows so far, a row's weight halving every ``half_life`` rows; 0 changes nothing.
+
+    NaN stays NaN and is left out of the mean. Without a bias towards the start: the weights always add up to one.
+    """
+    if half_life <= 0:
+        return list(values)
+    keep, total, weight, out = 0.5 ** (1.0 / half_life), 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            total, weight = total * keep + value, weight * keep + 1.0
+        out.append(total / weight if math.isfinite(value) else math.nan)
+    return out
+
+
+def panels_of(runs: Sequence[RunCurves]) -> list[tuple[str, list[str]]]:
+    """(title, columns) of every panel: one per loss, then rate, sizes, cost and average precision, as far as known."""
+    known = {column for run in runs for column in run.log}
+    losses = [c for run in runs for c in run.log if c == "loss" or c.startswith("loss_")]
+    titles: list[tuple[str, list[str]]] = [(name, [name]) for name in dict.fromkeys(losses)]
+    titles += [("learning rate", ["lr"]), ("gradient norm", ["gradient_norm"])]
+    titles += [(f"share of regions at {size}", [f"share_{size}"]) for size in MASK_SIZES]
+    titles += [("mean MACs per region, dotted: the target", ["mean_macs", "target_macs"])]
+    titles += [("expected MACs per region, dotted: the target", ["expected_macs", "target_macs"])]
+    panels = [(title, columns) for title, columns in titles if columns[0] in known]
+    judged = {column for run in runs for column in (*run.validation, *run.final)}
+    names = {"bbox_AP": "box AP", "segm_AP": "mask AP", "boundary_AP": "boundary AP"}
+    return panels + [(f"{names[column]} on validation pictures", [column]) for column in _AP if column in judged]
+
+
+def training_curves(runs: Sequence[RunCurves], half_life: float = 5) -> go.Figure:
+    """One panel for every figure, three side by side, every run in its own colour throughout.
+
+    A menu chooses how strongly curves are smoothed; a click on a run in the legend hides it everywhere. Average
+    precision and targets are never smoothed.
+
+    Args:
+        runs: at least one.
+        half_life: of the smoothing at first, in rows of the log.
+    """
+    panels = panels_of(runs)
+    across = 3
+    rows = math.ceil(len(panels) / across)
+    space = {"horizontal_spacing": 0.06, "vertical_spacing": min(0.4 / rows, 0.12)}
+    figure = make_subplots(rows=rows, cols=across, subplot_titles=[title for title, _ in panels], **space)
+    raw: list[tuple[list[float], bool]] = []
+    for number, run in enumerate(runs):
+        named = False
+        for at, (_, columns) in enumerate(panels):
+            for column in columns:
+                for trace, smooth in _traces(run, number, column):
+                    raw.append((list(trace.y), smooth))
+                    trace.update(legendgroup=str(number), showlegend=not named, name=run.name)
+                    trace.update(y=smoothed(trace.y, half_life) if smooth else trace.y)
+                    figure.add_trace(trace, row=at // across + 1, col=at % across + 1)
+                    named = True
+    half_lives = sorted({*HALF_LIVES, half_life})
+    buttons = [
+        {
+            "label": f"half-life {value:g} rows" if value else "not smoothed",
+            "method": "restyle",
+            "args": [{"y": [smoothed(values, value) if smooth else values for values, smooth in raw]}],
+        }
+        for value in half_lives
+    ]
+    menu = {"buttons": buttons, "active": half_lives.index(half_life), "x": 1, "xanchor": "right", "y": 1 + 0.3 / rows}
+    figure.update_xaxes(title="step")
+    figure.update_layout(
+        template="plotly_white",
+        title=f"{len(runs)} training run{'' if len(runs) == 1 else 's'}",
+        height=110 + 300 * rows,
+        margin={"l": 8, "r": 8, "t": 110, "b": 8},
+        updatemenus=[{**menu, "yanchor": "bottom"}],
+        legend={"orientation": "h", "y": 1 + 0.3 / rows, "yanchor": "bottom"},
+        hoverlabel={"namelength": -1},
+    )
+    return figure
+
+
+def _traces(run: RunCurves, number: int, column: str) -> list[tuple[go.Scatter, bool]]:
+    """What a run has of a column, each with whether it may be smoothed."""
+    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+    if column not in _AP:
+        if column not in run.log:
+            return []
+        target = column == "target_macs"
+        line = {"color": colour, "width": 1 if target else 1.5, "dash": "dot" if target else dash}
+        return [(_scatter(run.log["step"], run.log[column], "lines", line), not target)]
+    line, found = {"color": colour, "width": 1.5, "dash": dash}, []
+    if column in run.validation:
+        found.append((_scatter(run.validation["step"], run.validation[column], "lines+markers", line), False))
+    if column in run.final:
+        last = run.log["step"][-1:] or [0.0]
+        marker = {"symbol": "star", "size": 13, "color": colour, "line": {"color": "#333333", "width": 1}}
+        found.append((_scatter(last, [run.final[column]], "markers", line).update(marker=marker), False))
+    return found
+
+
+def _scatter(x: Sequence[float], y: Sequence[float], mode: str, line: dict[str, object]) -> go.Scatter:
+    return go.Scatter(x=list(x), y=list(y), mode=mode, line=line, hovertemplate="%{fullData.name}: %{y:.5g} at %{x}")

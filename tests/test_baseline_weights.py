@@ -1,0 +1,364 @@
+"""Baselines in the trainer, on the disk, in the predictor and on the command line."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import TINY, picture, target, tiny_model
+
+from app import weights as app_weights
+from dynamask import bundled, cli
+from dynamask.config import MASK_BRANCHES
+from dynamask.data.sources import open_data
+from dynamask.engine.initialise import initialise
+from dynamask.engine.train import DETECTOR_LOSSES, freeze
+from dynamask.models.weights_file import load_model, read_header, save_branch, save_model
+from dynamask.predictor import Predictor, load
+from dynamask.structures import MASK_SIZES, DynaMaskError
+
+BRANCH = "roi_heads.mask_branch."
+BASELINES = [name for name in MASK_BRANCHES if name != "region_fpn"]
+
+
+def changed(model, seed=9):
+    """The same model with other weights everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def detector_model():
+    return changed(tiny_model())
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch, detector_model):
+    """A folder of bundled weights with one detector, "toy"."""
+    folder = tmp_path / "checkpoints"
+    save_model(detector_model, folder / "toy.safetensors")
+    (folder / "manifest.json").write_text(json.dumps({"toy": {"file": "toy.safetensors"}}))
+    monkeypatch.setattr(bundled, "checkpoint_dir", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def baseline(shelf, tmp_path):
+    """A model "fcn:28" on the detector of "toy", its whole file, and its branch on the shelf as "toy-fcn-28"."""
+    model = tiny_model(seed=1, mask_branch="fcn:28")
+    initialise(model, shelf / "toy.safetensors")
+    whole, branch = tmp_path / "whole.safetensors", shelf / "baselines" / "toy-fcn-28.safetensors"
+    save_model(model.eval(), whole, training={"images_seen": 8})
+    save_branch(whole, branch, "toy")
+    (branch.parent / "manifest.json").write_text(json.dumps({"toy-fcn-28": {"file": branch.name}}))
+    return model, whole, branch
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def drawn_regions(name: str, shelf, steps: int = 3) -> list[torch.Tensor]:
+    """The RoIs that the mask branch is given in some training steps from one seed."""
+    model = tiny_model(seed=len(name), mask_branch=name).train()
+    initialise(model, shelf / "toy.safetensors", "detector")
+    freeze(model, "detector")
+    torch.manual_seed(0)
+    seen, begin = [], model.mask_branch.begin
+    model.mask_branch.begin = lambda features, rois, labels: seen.append(rois) or begin(features, rois, labels)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for step in range(steps):
+        images = [picture(seed=step), picture(seed=step + 10)]
+        losses = model(images, [target(objects=2), target(objects=1)])
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert all(len(rois) for rois in seen)
+    return seen
+
+
+def test_every_branch_draws_the_same_regions_on_a_frozen_detector(shelf):
+    ours = drawn_regions("region_fpn", shelf)
+    for name in ("fcn:28", "pointrend", "panet"):
+        for expected, found in zip(ours, drawn_regions(name, shelf), strict=True):
+            assert torch.equal(expected, found), name
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_whole_model_trains_and_predicts(name):
+    model = tiny_model(mask_branch=name)
+    losses = model.train()([picture(), picture(seed=1)], [target(), target(objects=0)])
+    assert "loss_mask" in losses and not {"loss_budget", "loss_entropy", "loss_boundary"} & set(losses)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    found = model.eval()([picture(48, 80)])[0]
+    assert found["masks"].shape == (5, 1, 48, 80)
+    assert found["mask_size"].tolist() == [model.mask_branch.mask_sizes[-1]] * 5
+
+
+def test_a_switch_that_is_not_there_cannot_be_all_that_trains():
+    with pytest.raises(DynaMaskError, match="--freeze all-but-switch leaves nothing to train"):
+        freeze(tiny_model(mask_branch="fcn:14"), "all-but-switch")
+
+
+# -- first weights ---------------------------------------------------------------------------------------------------
+
+
+def test_the_detector_is_taken_from_a_model_with_another_mask_branch(shelf, detector_model):
+    model = tiny_model(seed=1, mask_branch="panet")
+    before = {key: value.clone() for key, value in model.mask_branch.state_dict().items()}
+    said = initialise(model, shelf / "toy.safetensors")
+    assert "detector is that of" in said and "(region_fpn) is left" in said and "(panet) starts anew" in said
+    assert same(before, model.mask_branch.state_dict())
+    theirs = {k: v for k, v in detector_model.state_dict().items() if not k.startswith(BRANCH)}
+    assert same(theirs, {k: v for k, v in model.state_dict().items() if not k.startswith(BRANCH)})
+
+
+def test_equal_models_share_everything_unless_the_detector_alone_is_asked_for(shelf, detector_model):
+    model = tiny_model(seed=1)
+    before = {key: value.clone() for key, value in model.mask_branch.state_dict().items()}
+    initialise(model, shelf / "toy.safetensors", "detector")
+    assert same(before, model.mask_branch.state_dict())
+    assert "all weights" in initialise(model, shelf / "toy.safetensors")
+    assert same(detector_model.state_dict(), model.state_dict())
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_loaded(shelf):
+    other = tiny_model(seed=1, mask_branch="fcn:28", box_head_channels=16)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(DynaMaskError, match=r"the detector of .* does not fit the model: 6 tensors differ"):
+        initialise(other, shelf / "toy.safetensors")
+    assert same(before, other.state_dict())
+    with pytest.raises(DynaMaskError, match="do not fit the model"):
+        initialise(tiny_model(mask_branch="fcn:28"), shelf / "toy.safetensors", "all")
+    with pytest.raises(DynaMaskError, match="part 'head' is unknown; choose one of all, detector"):
+        initialise(other, shelf / "toy.safetensors", "head")
+
+
+# -- weights on the disk ---------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back(baseline):
+    model, whole, _ = baseline
+    again = load_model(whole)
+    assert again.config.mask_branch == "fcn:28" and same(model.state_dict(), again.state_dict())
+
+
+def test_a_branch_alone_is_joined_with_its_detector(baseline):
+    model, whole, branch = baseline
+    assert all(key.startswith(BRANCH) for key in load_file(branch))
+    assert branch.stat().st_size < whole.stat().st_size / 5
+    header = read_header(branch)
+    assert header["detector"]["name"] == "toy" and header["training"] == {"images_seen": 8}
+    for source in (branch, "toy-fcn-28"):
+        predictor = load(source)
+        assert same(model.state_dict(), predictor.model.state_dict())
+    assert list(bundled.list_baselines()) == ["toy-fcn-28"] and list(bundled.list_bundled()) == ["toy"]
+    with pytest.raises(DynaMaskError, match="choose from toy, toy-fcn-28"):
+        load("toy-fcn-29")
+
+
+def test_a_branch_can_be_gone_on_from(baseline):
+    model, _, branch = baseline
+    again = tiny_model(seed=4, mask_branch="fcn:28")
+    initialise(again, branch)
+    assert same(model.state_dict(), again.state_dict())
+
+
+def test_another_detector_is_refused(baseline, shelf, detector_model):
+    _, whole, branch = baseline
+    save_model(changed(tiny_model(seed=3)), shelf / "toy.safetensors")
+    with pytest.raises(DynaMaskError, match="another version of the detector 'toy'"):
+        load(branch)
+    with pytest.raises(DynaMaskError, match=r"the detector of .*whole.* is not that of 'toy': \d+ tensors differ"):
+        save_branch(whole, branch.with_name("new.safetensors"), "toy")
+    assert not branch.with_name("new.safetensors").exists()
+    (shelf / "toy.safetensors").unlink()
+    with pytest.raises(DynaMaskError, match=r"its detector is missing: the file toy\.safetensors"):
+        load(branch)
+    (shelf / "manifest.json").write_text("{}")
+    with pytest.raises(DynaMaskError, match="its detector is missing: no bundled weights are called 'toy'"):
+        load(branch)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"format": "dynamask-branch-1", "config": "{}", "training": "{}"},
+        {"format": "dynamask-branch-1", "config": "{}", "training": "{}", "detector": '"toy"'},
+        {"format": "dynamask-branch-1", "config": "{}", "training": "{}", "detector": '{"name": "toy"}'},
+        {"format": "dynamask-1", "config": "{", "training": "{}"},
+        {"format": "dynamask-1", "config": "{}"},
+    ],
+    ids=["no detector", "a name alone", "no digest", "no JSON", "no training"],
+)
+def test_a_damaged_header_is_said(tmp_path, header):
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata=header)
+    with pytest.raises(DynaMaskError, match=r"the header of .* is damaged"):
+        load(tmp_path / "w.safetensors")
+
+
+# -- prediction ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_size() -> Predictor:
+    return Predictor(changed(tiny_model(mask_branch="fcn:28")))
+
+
+@pytest.fixture(scope="module")
+def four_sizes() -> Predictor:
+    return Predictor(changed(tiny_model(mask_branch="bifpn")))
+
+
+def pixels() -> np.ndarray:
+    return (picture(64, 80).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+
+
+def test_a_branch_without_a_switch_takes_its_finest_size(one_size, four_sizes):
+    assert one_size.mask_sizes == (28,) and four_sizes.mask_sizes == MASK_SIZES
+    assert not one_size.has_switch and Predictor(tiny_model()).has_switch
+    for predictor, size in ((one_size, 28), (four_sizes, 112)):
+        p = predictor(pixels(), score=0.0, all_sizes=True)
+        assert len(p) == 5 and p.mask_size.tolist() == [size] * 5 and p.masks.shape == (5, 64, 80)
+        assert p.macs.tolist() == [predictor.costs.macs_per_instance[MASK_SIZES.index(size)]] * 5
+        assert p.image_macs["switch"] == 0 and p.mask_sizes == predictor.mask_sizes
+        probs = p.switch_probs
+        assert probs[:, MASK_SIZES.index(size)].tolist() == [1.0] * 5 and not torch.isnan(probs).any()
+        assert {result["mask_size"] for result in p.to_coco(1)} == {size}
+    assert four_sizes.select(p, "fixed:28").mask_size.tolist() == [28] * 5
+    nothing = one_size(pixels(), boxes=np.zeros((0, 4)), all_sizes=True)
+    assert len(nothing) == 0 and nothing.masks.shape == (0, 64, 80)
+
+
+def test_sizes_and_policies_that_a_branch_lacks_are_refused(one_size, four_sizes):
+    p = one_size(pixels(), score=0.0)
+    assert p.mask_at(0, 28).shape == (64, 80)
+    with pytest.raises(DynaMaskError, match="these weights give no masks of 112; choose 28"):
+        p.mask_at(0, 112)
+    with pytest.raises(DynaMaskError, match="mask size 20 does not exist"):
+        p.mask_at(0, 20)
+    with pytest.raises(DynaMaskError, match="cannot follow the policy 'fixed:56'; choose fixed:28"):
+        one_size(pixels(), policy="fixed:56")
+    for predictor, offered in ((one_size, "fixed:28"), (four_sizes, "fixed:14, fixed:28, fixed:56 or fixed:112")):
+        with pytest.raises(DynaMaskError, match=f"'size' needs a switch, and these weights have none.*{offered}"):
+            predictor(pixels(), policy="size")
+        with pytest.raises(DynaMaskError, match=f"a budget needs a switch.*ask for {offered}"):
+            predictor(pixels(), budget=1.0)
+        with pytest.raises(DynaMaskError, match="policy 'best' is unknown"):
+            predictor(pixels(), policy="best")
+
+
+# -- command line ----------------------------------------------------------------------------------------------------
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+def test_costs_of_a_baseline(capsys):
+    words = ("costs", "--model", "dynamask_mobilenetv2_fpn_small")
+    code, out, _ = run(capsys, *words, "--mask-branch", "fcn:28")
+    assert code == 0 and "28 x 28" in out and "14 x 14" not in out and "switch" not in out
+    _, out, _ = run(capsys, *words, "--mask-branch", "panet", "--json", "-")
+    costs = json.loads(out)
+    assert costs["mask_branch"] == "panet" and costs["sizes_given"] == costs["mask_sizes"] == [14, 28, 56, 112]
+    assert costs["switch_macs"] == 0 and len(costs["macs_per_instance"]) == 4
+    code, out, error = run(capsys, *words, "--mask-branch", "fcn:29")
+    assert code == 2 and error.startswith("dynamask: error: mask branch 'fcn:29' is unknown") and error.count("\n") == 1
+
+
+def small_flags() -> list[str]:
+    """The widths of the small models of these tests as flags of ``train``."""
+    flags = []
+    for name, value in TINY.items():
+        flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    return flags
+
+
+def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path, capsys):
+    scenes = tmp_path / "scenes"
+    assert cli.main(["shapes", "--images", "3", "--seed", "7", "--out", str(scenes)]) == 0
+    known = json.loads((scenes / "annotations.json").read_text())["categories"]
+    names = ("__background__", *(category["name"] for category in known))
+    save_model(changed(tiny_model(class_names=names)), shelf / "toy.safetensors")
+    capsys.readouterr()
+    out = tmp_path / "run"
+    words = ["train", "--data", scenes, "--model", "dynamask_mobilenetv2_fpn_small", "--mask-branch", "pointrend",
+             "--init", "toy", "--freeze", "detector", "--iterations", 2, "--batch-size", 1, "--out", out]  # fmt: skip
+    code, _, error = run(capsys, *words, *small_flags())
+    assert code == 0 and "(region_fpn) is left; the mask branch (pointrend) starts anew" in error
+    weights = out / "last.safetensors"
+    trained, start = load_file(weights), load_file(shelf / "toy.safetensors")
+    assert all(torch.equal(trained[key], start[key]) for key in start if not key.startswith(BRANCH))
+    save_branch(weights, tmp_path / "branch.safetensors", "toy")
+    code, text, _ = run(capsys, "evaluate", "--weights", tmp_path / "branch.safetensors", "--data", scenes,
+                        "--boxes", "gt", "--json", "-")  # fmt: skip
+    summary = json.loads(text)
+    assert code == 0 and summary["size_shares"] == {"14": 0.0, "28": 0.0, "56": 0.0, "112": 1.0}
+    assert math.isfinite(summary["mean_mask_iou"]) and summary["mean_macs_per_instance"] > 0
+    for policy in (["--policy", "oracle"], ["--policy", "random"], ["--budget", "1", "--budget-scope", "dataset"]):
+        code, _, error = run(capsys, "evaluate", "--weights", weights, "--data", scenes, *policy)
+        assert code == 2 and "over a data set needs a switch" in error and error.count("\n") == 1
+    image = next((scenes / "images").glob("*.png"))
+    words = ["predict", "--weights", weights, "--image", image, "--out", tmp_path / "out", "--score", 0]
+    code, text, _ = run(capsys, *words)
+    assert code == 0 and "mask 112" in text and (tmp_path / "out" / f"{image.stem}.png").is_file()
+    code, _, error = run(capsys, *words[:-4], "--out", tmp_path / "none", "--policy", "size")
+    assert code == 2 and "the policy 'size' needs a switch" in error and not (tmp_path / "none").exists()
+    words = ["report", "budget-curve", "--weights", weights, "--data", scenes, "--out", tmp_path / "r"]
+    code, _, error = run(capsys, *words)
+    assert code == 2 and "have no switch" in error and not (tmp_path / "r").exists()
+
+
+def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(shelf, tmp_path, detector_model):
+    """The detector's losses at every step tell: they depend on the pictures and on the regions that were drawn."""
+    names = ("__background__", *open_data("shapes:7:4", None, None).class_names[1:])
+    save_model(changed(tiny_model(class_names=names)), shelf / "toy.safetensors")
+    rows = []
+    for branch in ("region_fpn", "fcn:14"):
+        out = tmp_path / branch.replace(":", "-")
+        words = ["train", "--data", "shapes:7:4", "--model", "dynamask_mobilenetv2_fpn_small", "--mask-branch", branch,
+                 "--init", "toy", "--init-part", "detector", "--freeze", "detector", "--iterations", "3",
+                 "--batch-size", "1", "--log-every", "1", "--out", str(out)]  # fmt: skip
+        assert cli.main([*words, *small_flags()]) == 0
+        with (out / "log.csv").open(encoding="utf-8", newline="") as stream:
+            rows.append(list(csv.DictReader(stream)))
+    assert len(rows[0]) == len(rows[1]) == 3
+    for ours, theirs in zip(*rows):
+        assert {key: ours[key] for key in DETECTOR_LOSSES} == {key: theirs[key] for key in DETECTOR_LOSSES}
+
+
+def test_an_init_part_without_init_is_refused(tmp_path, capsys):
+    code, _, error = run(capsys, "train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small",
+                         "--init-part", "detector", "--out", tmp_path / "run")  # fmt: skip
+    assert code == 2 and "give --init as well" in error and not (tmp_path / "run").exists()
+
+
+# -- the app ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_app_offers_the_others_alone_and_needs_a_switch(baseline, monkeypatch):
+    _, _, branch = baseline
+    assert app_weights.open_shelf("toy", "cpu").names == ["toy"]
+    for weights in ("toy-fcn-28", str(branch)):
+        with pytest.raises(DynaMaskError, match=r"the page needs a switch, and these weights have none: .* fcn:28"):
+            app_weights.open_shelf(weights, "cpu")
+
+
+def test_the_bundled_baselines_are_whole_and_rest_on_the_bundled_detector():
+    own, found = bundled.list_bundled(), bundled.list_baselines()
+    assert not set(own) & set(found)
+    for name, entry in found.items():
+        header = read_header(bundled.bundled_path(name))
+        assert header["detector"] == entry["detector"] and header["config"]["mask_branch"] == entry["mask_branch"]
+        assert entry["detector"]["sha256"] == own[entry["detector"]["name"]]["sha256"]

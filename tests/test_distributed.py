@@ -1,0 +1,232 @@
+"""Several processes and micro-batches: gradients, losses and AP of one process with the joint batch."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import joint_problems
+import pytest
+import test_survival
+import torch
+from joint_problems import OPTIONS, REGIONS
+from test_survival import arguments, assert_equal_runs
+from test_training import toy_run
+
+from dynamask.engine.checkpoint import load_newest_run
+from dynamask.engine.distributed import ALONE, Ranks, joined
+from dynamask.structures import DynaMaskError
+
+ROOT = Path(__file__).resolve().parent.parent
+small_data = test_survival.data
+"""The fixture of small pictures."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, **{k: str(v) for k, v in told.items()}, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> list[dict]:
+    """What two gloo processes found, by rank."""
+    out, port = tmp_path_factory.mktemp("ranks"), free_port()
+    command = [sys.executable, str(ROOT / "tests" / "joint_problems.py"), str(out)]
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment(rank, 2, port)) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def assert_same_step(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    """Equal losses and shares, and gradients equal to 1e-5 of the largest."""
+    (values, gradients), (wanted, references) = found, expected
+    assert list(values) == list(wanted)
+    assert values == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    largest = max(float(reference.abs().max()) for reference in references.values())
+    for name, reference in references.items():
+        torch.testing.assert_close(gradients[name], reference, rtol=1e-5, atol=1e-5 * max(largest, 1e-3), msg=name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("regions", REGIONS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_processes_take_the_step_of_one_with_the_joint_batch(told, tmp_path, name, regions, accumulate):
+    expected = joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions])
+    for rank in range(2):
+        assert_same_step(told[rank]["steps"][name, regions, accumulate], expected)
+
+
+@pytest.mark.parametrize("regions", REGIONS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_micro_batches_take_the_step_of_the_joint_batch(tmp_path, name, regions):
+    expected = joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions])
+    for accumulate in (2, 4):
+        assert_same_step(
+            joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions], accumulate=accumulate), expected
+        )
+
+
+def test_the_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
+    """The test above would see it if the parts were normalised by their own counts."""
+    counts = REGIONS["uneven"]
+    _, whole = joint_problems.step(tmp_path, OPTIONS["paper"], counts)
+    images, targets = joint_problems.pictures(counts)
+    model = joint_problems.BranchModel(joint_problems.LossConfig(**OPTIONS["paper"]))
+    weights = joint_problems.loss_weights(model.mask_branch.loss_config)
+    for half in (targets[:2], targets[2:]):
+        losses = model(images, half)
+        (sum(loss * weights[name] for name, loss in losses.items()) / 2).backward()
+    worst = {name: float((p.grad - whole[name]).abs().max()) for name, p in model.named_parameters()}
+    assert max(worst.values()) > 1e-2 and worst["mask_branch.switch.fc.2.weight"] > 1e-3
+
+
+def test_phase_one_is_joint_too(told, tmp_path):
+    expected = joint_problems.step(tmp_path, OPTIONS["expected"], REGIONS["uneven"], switch=False)
+    assert_same_step(told[0]["steps"]["phase one"], expected)
+    found = joint_problems.step(tmp_path, OPTIONS["expected"], REGIONS["uneven"], switch=False, accumulate=2)
+    assert_same_step(found, expected)
+
+
+def test_the_budget_that_holds_jointly_costs_nothing_in_any_part(tmp_path):
+    values, _ = joint_problems.step(tmp_path, OPTIONS["slack"], REGIONS["uneven"], accumulate=2)
+    assert values["loss_budget"] == 0 and values["mean_macs"] < values["target_macs"]
+
+
+def test_evaluation_shared_by_two_processes_equals_that_of_one(told):
+    expected = joint_problems.evaluation()
+    assert expected[0]["segm"]["AP"] > 0.3
+    assert told[0]["evaluation"] == told[1]["evaluation"] == expected
+
+
+def test_what_goes_wrong_in_one_process_is_heard_in_all(told):
+    first, second = told[0]["failing"], told[1]["failing"]
+    assert first[:2] == ["ToldElsewhere: process 1 refuses", "DynaMaskError: process 0 refuses"]
+    assert second[:2] == ["DynaMaskError: process 1 refuses", "ToldElsewhere: process 0 refuses"]
+    assert first[2:] == second[2:] == ["True", "False"]
+    assert told[0]["sum"] == told[1]["sum"] == [2.0, 1.0]
+    assert told[0]["shares"] + told[1]["shares"] == [0, 1, 2, 3, 4]
+
+
+def test_without_torchrun_a_process_is_alone():
+    with joined("cpu", {}) as ranks:
+        assert ranks is ALONE and ranks.first and ranks.device("cuda") == "cuda"
+        assert ranks.sum(torch.ones(2)).tolist() == [1, 1] and ranks.gather("x") == ["x"]
+    with joined("cpu", {"WORLD_SIZE": "1", "RANK": "0"}) as ranks:
+        assert ranks is ALONE
+    assert Ranks(3, 8, 1).device("cuda") == "cuda:1" and Ranks(3, 8, 1).device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "changed", "message"),
+    [
+        ("cpu", {"MASTER_ADDR": None, "LOCAL_RANK": None}, "LOCAL_RANK, MASTER_ADDR is not set; start several"),
+        ("cuda:1", {}, "is one GPU for 2 processes; give --device cuda"),
+        ("cuda", {"LOCAL_RANK": "99"}, "has no GPU"),
+    ],
+)
+def test_an_environment_that_cannot_work_is_one_sentence(device, changed, message):
+    told = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+        **changed,
+    }
+    with pytest.raises(DynaMaskError, match=message), joined(device, {k: v for k, v in told.items() if v is not None}):
+        pass
+
+
+# The command
+
+
+def run_command(words: list[str], size: int = 2) -> list[subprocess.Popen]:
+    """Start a command in several processes, as torchrun does; stderr goes to pipes."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "dynamask", *words],
+            cwd=ROOT,
+            env=environment(rank, size, port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def ended(processes: list[subprocess.Popen]) -> tuple[list[int], list[list[str]]]:
+    """Exit codes and the lines on stderr that are neither a warning nor the bar, by process."""
+    try:
+        texts = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said = [[line for line in t.replace("\r", "\n").splitlines() if line.startswith("dynamask: ")] for t in texts]
+    lines = [[line for line in own if not line.startswith("dynamask: warning:")] for own in said]
+    return [process.returncode for process in processes], lines
+
+
+def stop_one(processes: list[subprocess.Popen], log: Path, step: int) -> None:
+    """Ask the second process alone to end once the log has a step."""
+    while processes[0].poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > step):
+        time.sleep(0.005)
+    processes[1].send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_bit_for_bit(small_data, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    changed = {"accumulate": 1, "iterations": 30, "save_every": 50, "batch_size": 2}
+    assert ended(run_command(arguments(small_data, whole, **changed)))[0] == [0, 0]
+    processes = run_command(arguments(small_data, out, **changed))
+    stop_one(processes, out / "log.csv", 3)
+    codes, lines = ended(processes)
+    assert codes == [0, 0] and len(lines[0]) == 1 and lines[1] == []
+    step = load_newest_run(out)["step"]
+    assert 3 <= step < 30, "the second process was asked too late"
+    assert lines[0][0].startswith(f"dynamask: SIGTERM at step {step}: the state is saved in {out}")
+    codes, lines = ended(run_command(arguments(small_data, out, "--resume", **changed)))
+    assert codes == [0, 0] and lines == [[], []]
+    assert_equal_runs(out, whole)
+    state = load_newest_run(out)
+    assert state["parts"] == [2, 1] and state["loader"]["position"] == 60
+    draws = [own["torch"] for own in state["random_of_ranks"]]
+    assert len(draws) == 2 and not torch.equal(*draws), "processes draw for themselves"
+    with pytest.warns(UserWarning, match="saved with 2 processes and 1 micro-batches and goes on with 1 and 1"):
+        one = toy_run(tmp_path / "other", batch_size=2)
+        one._resume_random(state)
+
+
+@pytest.mark.slow
+def test_what_a_process_cannot_do_is_said_once_and_nothing_is_lost(small_data, tmp_path):
+    odd = ended(run_command(arguments(small_data, tmp_path / "odd", batch_size=3)))
+    assert odd[0] == [2, 2] and odd[1][1] == [] and len(odd[1][0]) == 1
+    assert "a batch of 3 pictures cannot be shared by 2 processes; give a batch size that is a multiple" in odd[1][0][0]
+    assert not (tmp_path / "odd").exists()
+    unknown = ended(run_command(["train", "--no-such-flag"]))
+    assert unknown[0] == [2, 2] and len(unknown[1][0]) == 1 and unknown[1][1] == []
+    world = tmp_path / "data"
+    shutil.copytree(small_data, world)
+    (world / "images" / "4.png").write_bytes(b"no picture")
+    codes, lines = ended(run_command(arguments(world, tmp_path / "run", batch_size=2, save_every=50)))
+    assert codes == [2, 2] and sorted(map(len, lines)) == [0, 1]
+    step, line = load_newest_run(tmp_path / "run")["step"], (lines[0] + lines[1])[0]
+    assert "4.png" in line and f"the state of step {step} is saved" in line

@@ -1,0 +1,174 @@
+"""`dynamask weights`: the table, the checks that find each fault, and the forms in which weights leave."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import tiny_model
+
+from dynamask import bundled, cli
+from dynamask.bundled import checkpoint_dir, list_bundled
+from dynamask.cli import weights as weights_command
+from dynamask.models.rcnn.export import load_exported
+from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.verify import verify_bundled, verify_path
+from dynamask.models.weights_file import file_digest, save_model
+
+ORIGINAL = checkpoint_dir()
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and the lines of stderr."""
+    try:
+        code = cli.main(["weights", *map(str, arguments)])
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A copy of one bundled entry that a test may spoil."""
+    target = tmp_path / "checkpoints"
+    target.mkdir()
+    for name in ("people.safetensors", "people.md"):
+        shutil.copy(ORIGINAL / name, target)
+    (target / "manifest.json").write_text(json.dumps({"people": list_bundled()["people"]}))
+    monkeypatch.setattr(bundled, "checkpoint_dir", lambda: target)
+    monkeypatch.setattr("dynamask.models.verify.checkpoint_dir", lambda: target)
+    return target
+
+
+def change_entry(folder, **values) -> None:
+    entries = json.loads((folder / "manifest.json").read_text())
+    entries["people"].update(values)
+    (folder / "manifest.json").write_text(json.dumps(entries))
+
+
+def test_list_names_all_with_their_figures(capsys):
+    code, out, _ = run(capsys, "list", "--json", "-")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0 and list(rows) == list(list_bundled())
+    people = rows["people"]
+    assert people["mask_ap"] == list_bundled()["people"]["scores"]["learned"]["segm"]["AP"]
+    assert people["bytes"] == (ORIGINAL / "people.safetensors").stat().st_size
+    assert people["sha256"] == file_digest(ORIGINAL / "people.safetensors")
+    assert people["mean_gmacs_per_instance"] == pytest.approx(0.0472, abs=1e-4)
+    code, out, _ = run(capsys, "list")
+    assert code == 0 and all(name in out for name in rows) and max(map(len, out.splitlines())) <= 125
+
+
+def test_all_bundled_weights_are_sound(capsys):
+    code, out, err = run(capsys, "verify", "--json", "-")
+    assert code == 0
+    assert json.loads(out) == {name: {"sound": True, "problems": []} for name in list_bundled()}
+
+
+def test_a_changed_number_is_found_by_the_checksum(folder, capsys):
+    state = load_file(folder / "people.safetensors")
+    key = "rpn.head.cls_logits.bias"
+    state[key] = state[key] + 1
+    model = DynaMaskRCNN.from_pretrained(folder / "people.safetensors")
+    model.load_state_dict(state)
+    save_model(model, folder / "people.safetensors")
+    assert verify_bundled("people") == ["its SHA-256 is not the manifest's"]
+    code, out, err = run(capsys, "verify")
+    assert code == 2 and len(err) == 1
+    assert err[0].startswith("dynamask: error: 1 of 1 weights are not sound; first people: its SHA-256")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"licence": ""}, "the manifest gives no licence"),
+        (
+            {"model": "dynamask_resnet50_fpn"},
+            "it is a dynamask_mobilenetv2_fpn_small, and the manifest says dynamask_res",
+        ),
+        ({"macs_per_instance": [1, 2, 3, 4]}, "the manifest says [1, 2, 3, 4]"),
+    ],
+)
+def test_a_manifest_that_says_otherwise(folder, change, problem):
+    change_entry(folder, **change)
+    found = verify_bundled("people")
+    assert len(found) == 1 and problem in found[0]
+
+
+def test_missing_and_torn_files(folder):
+    (folder / "people.md").unlink()
+    assert verify_bundled("people") == ["the card people.md is missing"]
+    data = (folder / "people.safetensors").read_bytes()
+    (folder / "people.safetensors").write_bytes(data[: len(data) // 2])
+    found = verify_bundled("people")
+    assert found[1] == "its SHA-256 is not the manifest's" and found[2].startswith("it cannot be loaded: weights ")
+    (folder / "people.safetensors").unlink()
+    assert verify_bundled("people")[-1] == "the file people.safetensors is missing"
+
+
+def test_files_and_folders_are_verified_too(tmp_path, capsys):
+    model = tiny_model()
+    folder = model.save_pretrained(tmp_path / "mine")
+    assert verify_path(folder) == verify_path(folder / "model.safetensors") == []
+    with torch.no_grad():
+        model.rpn.head.cls_logits.bias[0] = float("nan")
+    save_model(model, folder / "model.safetensors")
+    assert verify_path(folder) == ["1 tensors hold numbers that are not finite, first rpn.head.cls_logits.bias"]
+    (folder / "README.md").write_text("nothing")
+    (folder / "config.json").unlink()
+    assert verify_path(folder)[:2] == ["config.json is missing", "README.md names no licence"]
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    code, out, err = run(capsys, "verify", folder, tmp_path / "foreign.safetensors", "people")
+    assert code == 2 and err[0].startswith("dynamask: error: 2 of 3 weights are not sound")
+    assert "were not written by dynamask" in out and out.splitlines()[-1].split() == ["people", "sound"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["verify", "dogs"], "no bundled weights are called 'dogs'"),
+        (["verify", "none.safetensors"], "first none.safetensors: it cannot be loaded"),
+        (["export", "--weights", "people", "--out", "branch.onnx"], "does not end in .pt2"),
+        (["export", "--weights", "dogs", "--out", "branch.pt2"], "no bundled weights are called"),
+        (["save", "--weights", "people", "--out", __file__], "is a file; give a folder"),
+        (["push", "--weights", "people", "--repo", "mine"], "'mine' is no name on the hub"),
+    ],
+)
+def test_refusals(capsys, arguments, match, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and len(err) == 1 and match in err[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_keeps_the_bundled_card(capsys, tmp_path):
+    code, out, _ = run(capsys, "save", "--weights", "people", "--out", tmp_path / "people")
+    assert code == 0 and "model.safetensors" in out
+    text = (tmp_path / "people" / "README.md").read_text(encoding="utf-8")
+    assert "\nlicense: apache-2.0\n" in text and "| learned | 0.318 | 0.298 |" in text
+    run(capsys, "save", "--weights", tmp_path / "people", "--licence", "mit", "--out", tmp_path / "again")
+    assert "\nlicense: mit\n" in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+
+
+def test_pushing_says_how_to_load(capsys, monkeypatch):
+    monkeypatch.setattr(DynaMaskRCNN, "push_to_hub", lambda self, repo, card, private: f"at {repo} {private}")
+    code, out, _ = run(capsys, "push", "--weights", "people", "--repo", "owner/mine", "--private")
+    assert code == 0 and out == 'at owner/mine True; dynamask.load("hf://owner/mine") loads it\n'
+
+
+def test_exporting_writes_a_program(capsys, tmp_path, monkeypatch):
+    save_model(tiny_model(), tmp_path / "tiny.safetensors")
+    code, out, _ = run(
+        capsys, "export", "--weights", tmp_path / "tiny.safetensors", "--size", 14, "--out", tmp_path / "tiny.pt2"
+    )
+    assert code == 0 and "every mask at 14" in out
+    assert load_exported(tmp_path / "tiny.pt2")[1]["size"] == 14
+
+
+def test_nothing_bundled_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(weights_command, "list_bundled", dict)
+    for part in ("list", "verify"):
+        code, _, err = run(capsys, part)
+        assert code == 2 and "no weights are bundled here" in err[0]
