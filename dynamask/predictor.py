@@ -174,7 +174,11 @@ def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu"
         torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise DynaMaskError(f"device {device!r} is not available here; use cpu") from error
-    model = load_model(path, target)
+    return predictor_of(load_model(path, target))
+
+
+def predictor_of(model: DynaMaskRCNN | SoloNet) -> Predictor | SoloPredictor:
+    """The predictor of a built model, by its family."""
     return SoloPredictor(model) if isinstance(model, SoloNet) else Predictor(model)
 
 

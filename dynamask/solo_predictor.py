@@ -91,6 +91,9 @@ class SoloPrediction:
         """(H, W) bool of one instance."""
         return self.masks[index]
 
+    def paste(self) -> None:
+        """Nothing: the masks are whole pictures already."""
+
     def to_coco(self, image_id: int) -> list[dict[str, object]]:
         """COCO results (xywh boxes, compressed RLE) with ``macs`` beside them."""
         return [
@@ -168,6 +171,11 @@ class SoloPredictor:
         """COCO category_id of label i at index i − 1."""
         return self.model.config.category_ids or tuple(range(1, len(self.class_names)))
 
+    def check_choice(self, policy: str, budget: float | None) -> None:
+        """Refuse a policy other than "learned" and every budget: :class:`DynaMaskError`."""
+        if policy != "learned" or budget is not None:
+            raise DynaMaskError("a one-stage model has one mask size; give neither a policy nor a budget")
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -188,10 +196,9 @@ class SoloPredictor:
         Raises:
             DynaMaskError: a picture that cannot be used, a score out of range, or a policy, budget or boxes.
         """
-        if policy != "learned" or budget is not None or any(value is not None for value in others.values()):
-            raise DynaMaskError(
-                "a one-stage model has one mask size and finds its own objects; give neither policy, budget nor boxes"
-            )
+        self.check_choice(policy, budget)
+        if any(value is not None for value in others.values()):
+            raise DynaMaskError(f"a one-stage model finds its own objects; leave {', '.join(others)} away")
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
         pixels = read_picture(image)

@@ -7,7 +7,9 @@ from typing import Any
 
 from dynamask.cli.common import add_json, say, write_json
 from dynamask.config import MASK_BRANCHES
-from dynamask.models.factory import create_model, list_models
+from dynamask.models.factory import create_model, list_models, preset
+from dynamask.models.solo.config import SoloConfig
+from dynamask.models.solo.costs import decoding_macs, network_macs, trainable_parameters
 from dynamask.structures import MASK_SIZES
 
 
@@ -27,6 +29,9 @@ def add(commands: Any) -> None:
 
 
 def _costs(arguments: argparse.Namespace) -> None:
+    if isinstance(preset(arguments.model), SoloConfig):
+        _one_stage_costs(arguments)
+        return
     branch = create_model(arguments.model, mask_branch=arguments.mask_branch).mask_branch
     costs = branch.costs
     say(f"{arguments.model}, {arguments.mask_branch}: MACs of one instance (1 MAC = 2 FLOPs)", arguments.json)
@@ -47,3 +52,22 @@ def _costs(arguments: argparse.Namespace) -> None:
         },
         arguments.json,
     )
+
+
+def _one_stage_costs(arguments: argparse.Namespace) -> None:
+    """Parameters and MACs of a one-stage model on a picture of 1280×800 pixels, by the two rules of counting."""
+    model = create_model(arguments.model)
+    parts = network_macs(model)
+    total = sum(network_macs(model, rule="table7").values())
+    channels = model.config.tower_channels if model.config.kind == "solo" else model.config.kernel_channels
+    decoding = decoding_macs(200, 320, channels, model.config.aggregation)
+    parameters = trainable_parameters(model)
+    say(f"{arguments.model}: 1280 x 800 pixels, {len(model.config.class_names) - 1} classes", arguments.json)
+    say(f"  {parameters / 1e6:.3f} M trainable parameters", arguments.json)
+    for part, macs in parts.items():
+        say(f"  {part:<12} {macs / 1e9:9.3f} GMACs", arguments.json)
+    say(f"  {'total':<12} {sum(parts.values()) / 1e9:9.3f} GMACs", arguments.json)
+    say(f"  {'table VII':<12} {total / 1e9:9.3f} G, as SODAR's Table VII counts", arguments.json)
+    say(f"  one mask     {decoding / 1e9:9.4f} GMACs at a quarter of the picture's sides", arguments.json)
+    values = {"parameters": parameters, "image_macs": parts, "table7": total, "macs_per_instance": decoding}
+    write_json({"model": arguments.model, **values}, arguments.json)

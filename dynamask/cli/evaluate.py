@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_choice, add_data, add_json, held_out, opened_data, print_summary, write_json
+from dynamask.cli.common import add_choice, add_data, add_json, held_out, judged, opened_data, print_summary, write_json
 from dynamask.data.coco import drop_degenerate, read_coco_json
 from dynamask.data.sources import Data
 from dynamask.engine.distributed import Ranks, joined
-from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
-from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
+from dynamask.engine.evaluate import EvaluationOptions
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.scoring import average_precision
 from dynamask.evaluation.average_precision import load_results
@@ -81,10 +80,4 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
 
     progress = sys.stderr.isatty() and ranks.first
     predictor, options, dataset, indices = ranks.together(opened)
-    if isinstance(predictor, SoloPredictor):
-        if (arguments.policy, arguments.budget, arguments.boxes) != (None, None, "detected"):
-            raise DynaMaskError(
-                "a one-stage model has one mask size and takes no boxes; leave --policy, --budget and --boxes away"
-            )
-        return run_one_stage_evaluation(predictor, dataset, indices, options.score, progress, ranks)
-    return run_evaluation(predictor, dataset, indices, options, progress, ranks)
+    return judged(predictor, dataset, indices, options, progress, ranks)

@@ -8,13 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from dynamask.cli.common import add_choice, check_folder, say, write_json
+from dynamask.cli.common import add_choice, check_folder, drawn, say, write_json
 from dynamask.data.pictures import read_picture
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import replacing
-from dynamask.predictor import Prediction, load
+from dynamask.predictor import Prediction, SoloPrediction, load
 from dynamask.structures import DynaMaskError
-from dynamask.viz.overlay import draw_overlay
 
 
 def add(commands: Any) -> None:
@@ -50,27 +49,32 @@ def _predict(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for number, (path, prediction) in enumerate(results, start=1):
         _print_table(path, prediction)
-        overlay = draw_overlay(
-            read_picture(path), prediction.masks.numpy(), prediction.mask_size.numpy(), boxes=prediction.boxes.numpy()
-        )
+        overlay = drawn(read_picture(path), prediction, named=False)
         with replacing(arguments.out / f"{path.stem}.png") as stream:
             Image.fromarray(overlay).save(stream, format="PNG")
         write_json(prediction.to_coco(number), str(arguments.out / f"{path.stem}.json"))
 
 
-def _print_table(path: Path, prediction: Prediction) -> None:
+def _print_table(path: Path, prediction: Prediction | SoloPrediction) -> None:
     macs = prediction.macs.double()
     mean = f", mean {macs.mean() / 1e9:.4f} GMACs an instance" if len(prediction) else ""
     say(f"{path}: {len(prediction)} instances{mean}")
     rows = zip(
         prediction.labels.tolist(),
         prediction.scores.tolist(),
-        prediction.mask_size.tolist(),
+        _origins(prediction),
         prediction.macs.tolist(),
         prediction.boxes.tolist(),
     )
-    for label, score, size, cost, box in rows:
+    for label, score, origin, cost, box in rows:
         say(
-            f"  {prediction.class_names[label]:<16} {score:.2f}  mask {size:>3}  {cost / 1e9:.4f} GMACs  "
+            f"  {prediction.class_names[label]:<16} {score:.2f}  {origin}  {cost / 1e9:.4f} GMACs  "
             f"box {' '.join(f'{v:.0f}' for v in box)}"
         )
+
+
+def _origins(prediction: Prediction | SoloPrediction) -> list[str]:
+    """Of each instance its mask size, or the level and cell of the grid that it comes from."""
+    if isinstance(prediction, SoloPrediction):
+        return [f"level {level} cell {cell:>4}" for level, cell in zip(prediction.level, prediction.cell)]
+    return [f"mask {size:>3}" for size in prediction.mask_size.tolist()]

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynamask.cli.common import held_out, print_summary, write_json
+from dynamask.cli.common import drawn, held_out, judged, print_summary, write_json
 from dynamask.data.sources import Data, open_data
-from dynamask.engine.evaluate import EvaluationOptions, category_map, run_evaluation
+from dynamask.engine.evaluate import EvaluationOptions, category_map
 from dynamask.engine.log import RunLog
 from dynamask.engine.run import Run
 from dynamask.engine.train import Periodic
-from dynamask.predictor import Predictor
+from dynamask.predictor import predictor_of
 from dynamask.structures import DynaMaskError
-from dynamask.viz.overlay import draw_overlay
 
 OVERLAYS = 4
 """Pictures of which overlays are drawn."""
@@ -40,9 +39,9 @@ class Validation:
     def evaluate(self, run: Run) -> dict[str, Any]:
         """The figures of :func:`dynamask.engine.evaluate.run_evaluation` for the weights to keep."""
         progress = sys.stderr.isatty() and run.ranks.first
-        predictor = Predictor(run.evaluation_model())
-        options = EvaluationOptions(score=predictor.model.config.score_threshold)
-        return run_evaluation(predictor, self.dataset, self.indices, options, progress, run.ranks)
+        predictor = predictor_of(run.evaluation_model())
+        options = EvaluationOptions(score=predictor.score_threshold)
+        return judged(predictor, self.dataset, self.indices, options, progress, run.ranks)
 
     def log_figures(self, run: Run, log: RunLog) -> None:
         """Write the average precision and the cost to the log; undefined figures are left out."""
@@ -55,14 +54,12 @@ class Validation:
         """Draw the first pictures with the masks that the weights to keep give them, in the first process."""
         if not run.ranks.first:
             return
-        predictor = Predictor(run.evaluation_model())
+        predictor = predictor_of(run.evaluation_model())
         for number, index in enumerate(self.indices[:OVERLAYS]):
             image, _ = self.dataset[index]
             pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
             found = predictor(pixels, score=OVERLAY_SCORE)
-            names = [found.class_names[label] for label in found.labels.tolist()]
-            drawn = draw_overlay(pixels, found.masks.numpy(), found.mask_size.numpy(), found.boxes.numpy(), names)
-            log.picture(run.step, f"overlay/{number}", drawn)
+            log.picture(run.step, f"overlay/{number}", drawn(pixels, found))
 
 
 def open_validation(arguments: argparse.Namespace, training: Data, overlays: bool) -> Validation | None:
