@@ -82,9 +82,19 @@ class Float32RPNHead(RPNHead):
         return [values.float() for values in scores], [values.float() for values in deltas]
 
 
-def list_models() -> list[str]:
-    """Names that :func:`create_model` knows: the two-stage family, then the one-stage family."""
-    return [*PRESETS, *one_stage.PRESETS]
+def list_models(family: str | None = None) -> list[str]:
+    """Names that :func:`create_model` knows.
+
+    Args:
+        family: "two-stage" (DynaMask), "one-stage" (SOLO, SOLOv2, SODAR), or None for both in this order; another
+            raises :class:`DynaMaskError`.
+    """
+    families = {"two-stage": list(PRESETS), "one-stage": list(one_stage.PRESETS)}
+    if family is None:
+        return [name for names in families.values() for name in names]
+    if family not in families:
+        raise DynaMaskError(f"family {family!r} is unknown; choose one of {', '.join(families)}")
+    return families[family]
 
 
 def preset(name: str, **overrides: object) -> ModelConfig | SoloConfig:
