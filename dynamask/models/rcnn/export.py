@@ -36,7 +36,7 @@ class _Traceable(nn.Module):
 
     def __init__(self, branch: MaskBranch) -> None:
         super().__init__()
-        if not isinstance(branch.region_fpn, RegionFPN):
+        if not isinstance(getattr(branch, "region_fpn", None), RegionFPN):
             raise DynaMaskError("only a model with DynaMask's own region pyramid can be exported")
         self.region_fpn = branch.region_fpn
         self.switch = branch.switch
