@@ -168,7 +168,7 @@ def test_table7_goes_on_without_a_switch_and_table8_does_not(shapes):
     without = World(shapes.dataset, range(2), source(), TableOptions(samples=10, ap_samples=5))
     without.add("fcn", one_size(28, "fcn:28"), checkpoint_facts("shapes"))
     for name in ("table5", "table8", "tableS1"):
-        with pytest.raises(DynaMaskError, match="fcn have no switch; give weights with the mask branch region_fpn"):
+        with pytest.raises(DynaMaskError, match="fcn have no trained switch; give weights with the mask branch"):
             make_table(name, without)
     assert [row["row"] for row in make_table("table3", without).data["rows"]] == ["fcn, all at 28"]
 
@@ -325,6 +325,16 @@ def test_the_papers_figures_are_those_of_the_paper():
 def test_weights_of_other_classes_do_not_share_a_table(shapes):
     with pytest.raises(DynaMaskError, match="people and shapes know different classes"):
         shapes.add("people", load("people"), checkpoint_facts("people"))
+
+
+def test_a_switch_that_was_never_trained_is_none(tmp_path, shapes):
+    path, model = tmp_path / "w.safetensors", tiny_model(class_names=ShapesDataset(1).class_names)
+    save_model(model, path, training={"images_seen": 4, "train": {"warm_start": 1.0, "seed": 3}})
+    facts = checkpoint_facts(str(path))
+    assert facts["switch_trained"] is False and facts["seed"] == 3 and checkpoint_facts("shapes")["switch_trained"]
+    world = World(shapes.dataset, [0], source(), TableOptions(samples=5, ap_samples=5))
+    ours, plain = world.add("shapes", load("shapes"), checkpoint_facts("shapes")), world.add("w", load(path), facts)
+    assert world.main is ours and world.switched == [ours] and world.plain is plain
 
 
 def test_the_digest_follows_the_content():

@@ -29,7 +29,8 @@ class Source:
 
 def checkpoint_facts(weights: str) -> dict[str, Any]:
     """What is known of a bundled name or a file: its ``sha256`` and ``model``, and, None where it does not say,
-    ``images_seen``, ``seed`` of the training, and ``budget_target`` of the switch.
+    ``images_seen``, ``seed`` of the training, and ``budget_target`` of the switch. ``switch_trained`` is false where
+    the training never left its phase without the switch.
 
     Raises:
         DynaMaskError: there are no such weights.
@@ -46,6 +47,7 @@ def checkpoint_facts(weights: str) -> dict[str, Any]:
         "images_seen": seen,
         "seed": seed,
         "budget_target": losses.get("budget_target"),
+        "switch_trained": "switch" in training or training.get("train", {}).get("warm_start", 0.0) < 1.0,
     }
 
 

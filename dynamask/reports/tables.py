@@ -288,12 +288,18 @@ def _blocks(
         blocks.append(Paragraph(_lacking(plan.lacking, world)))
     blocks.append(Paragraph(HOW))
     used = list(dict.fromkeys(line.evidence for line in plan.lines))
+    if len({evidence.checkpoint["images_seen"] for evidence in used}) > 1:
+        blocks.append(Paragraph(UNEQUAL))
     blocks += [Heading("Checkpoints"), provenance_table(world, used)]
     blocks += [Heading(f"The paper's {paper.number}"), Paragraph(_about(paper, kind)), paper_table(paper)]
     return blocks
 
 
 _UNJUDGED = ("macs", "saved", "six", "shares")
+UNEQUAL = (
+    "These weights have not seen the same number of pictures in training (see the checkpoints), so what stands between "
+    "them is training, too."
+)
 HOW = (
     "AP over all classes and areas, scores above 0.05, in 0–1. MACs are multiply–accumulates of the mask branch for "
     "an instance, counted from its layers (1 MAC = 2 FLOPs). Brackets are 95 % bootstrap intervals over pictures, "
@@ -309,9 +315,8 @@ def _about(paper: PaperTable, kind: TableKind) -> str:
 def _lacking(branches: list[str], world: World) -> str:
     """Sentences on rows that no given weights have."""
     start, model = world.evidences[0], world.evidences[0].checkpoint["model"]
-    words = ["dynamask", "train", "--data", "DATA", "--model", model]
-    words += ["--mask-branch", branches[0], "--init", start.name]
-    words += ["--freeze", "detector", "--out", f"runs/{branches[0].replace(':', '-')}"]
+    words = ["dynamask", "train", "--data", "DATA", "--model", model, "--mask-branch", branches[0]]
+    words += ["--init", start.name, "--freeze", "detector", "--out", f"runs/{branches[0].replace(':', '-')}"]
     others = "" if len(branches) == 1 else "; the others need their own name in its place"
     return (
         f"Rows are missing: no weights with the mask branch {', '.join(branches)} were given. "

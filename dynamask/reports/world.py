@@ -81,7 +81,8 @@ class Evidence:
     def __init__(self, name: str, predictor: Predictor, checkpoint: dict[str, Any], world: World) -> None:
         self.name, self.predictor, self.checkpoint, self.world = name, predictor, checkpoint, world
         self.macs = tuple(predictor.costs.macs_per_instance)
-        self.mask_sizes, self.has_switch = predictor.mask_sizes, predictor.has_switch
+        self.mask_sizes = predictor.mask_sizes
+        self.has_switch = predictor.has_switch and bool(checkpoint["switch_trained"])
         self.mask_branch = predictor.model.config.mask_branch
         self._six: dict[bytes, dict[str, float | None]] = {}
         self._curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -204,20 +205,23 @@ class World:
 
     @property
     def main(self) -> Evidence:
-        """The first weights with a switch; :class:`DynaMaskError` where none has one."""
+        """The first weights with a trained switch; :class:`DynaMaskError` where none has one."""
         if not self.switched:
             names = ", ".join(e.label for e in self.evidences)
-            raise DynaMaskError(f"{names} have no switch; give weights with the mask branch {REGION_FPN}")
+            raise DynaMaskError(
+                f"{names} have no trained switch; give weights with the mask branch {REGION_FPN} and a switch trained "
+                "for it"
+            )
         return self.switched[0]
 
     @property
     def switched(self) -> list[Evidence]:
-        """The weights with a switch."""
+        """The weights with a trained switch."""
         return [e for e in self.evidences if e.has_switch]
 
     @property
     def plain(self) -> Evidence:
-        """The r-FPN to hold against other mask branches: one trained like them, without a switch, if it is there."""
+        """The r-FPN to hold against other mask branches: one trained like them, its switch not, if it is there."""
         without = [e for e in self.evidences if e.mask_branch == REGION_FPN and not e.has_switch]
         return without[0] if without else self.main
 

@@ -31,7 +31,8 @@ figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; display: 
 figcaption { font-size: .85rem; color: #6b7280; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
 dt { color: #6b7280; } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 600px) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+@media (max-width: 600px) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
+       th:first-child, td:first-child { white-space: normal; min-width: 8.5rem; } }
 """
 
 
