@@ -142,8 +142,8 @@ def measure_time(models: dict[str, SoloNet], pictures: list[np.ndarray], count: 
     ]
 
 
-def main() -> None:
-    """Parse and run."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     inner = parts.add_parser("child")
@@ -160,7 +160,12 @@ def main() -> None:
     clock.add_argument("--candidates", type=int)
     for own in (memory, clock):
         own.add_argument("--json", metavar="FILE")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse and run."""
+    arguments = build_parser().parse_args()
     if arguments.part == "child":
         print(child(arguments.model, arguments.how, arguments.count))
         return

@@ -9,23 +9,29 @@ system saw of it (``getrusage``) less the one before the step, so it counts ever
 columns and gradients included. The time is the least of the steps after it, and the cases take turns.
 
 ``processes``: ``torchrun --nproc-per-node 2`` with one thread each against one process with two threads, at the same
-batch on the same scenes; pictures a second from the times between the rows of each run's log, the first ones left out.
+batch on the same scenes, in turns. Pictures a second come from the moments at which the first process's steps end (the
+wall times of its TensorBoard points), the first steps left out; the ratio is that of the medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from dynamask.config import ModelConfig
@@ -118,6 +124,62 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"part": "memory", "model": arguments.model, "regions": arguments.regions, "cases": best, "ratios": ratios}
 
 
+def command_of(processes: int, out: Path, arguments: argparse.Namespace) -> list[str]:
+    """A short training of the preset in so many processes."""
+    start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
+    flags = {
+        **{"model": arguments.model, "data": arguments.data, "out": out, "batch-size": arguments.batch_size},
+        **{"iterations": arguments.steps, "save-every": arguments.steps},
+        **{"workers": 0, "warm-start": 0.0, "log-every": 1},
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", *start, "dynamask", "train", *words]
+
+
+def images_a_second(out: Path, batch: int, left_out: int) -> float:
+    """Pictures a second of a run, from the median time between the ends of its steps."""
+    points = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0})
+    points.Reload()
+    moments = np.array([point.wall_time for point in points.Scalars("loss")])
+    return batch / float(np.median(np.diff(moments)[left_out:]))
+
+
+def processes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Two processes of one thread against one of two."""
+    rates: dict[str, list[float]] = {"one process, two threads": [], "two processes, one thread each": []}
+    for _ in range(arguments.rounds):
+        for number, found in enumerate(rates.values(), start=1):
+            with tempfile.TemporaryDirectory() as folder:
+                environment = {**os.environ, "OMP_NUM_THREADS": str(3 - number), "PYTHONPATH": str(ROOT)}
+                command = command_of(number, Path(folder) / "run", arguments)
+                subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+                found.append(images_a_second(Path(folder) / "run", arguments.batch_size, arguments.left_out))
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    one, two = medians.values()
+    given = {"model": arguments.model, "batch_size": arguments.batch_size, "steps": arguments.steps}
+    return {"part": "processes", **given, "images_a_second": rates, "medians": medians, "ratio": two / one}
+
+
+def machine() -> str:
+    """Processor and cores, for beside the figures."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
+
+
+def printed(found: dict[str, Any]) -> list[str]:
+    """The figures as lines; ratios are what carries over to other machines."""
+    if found["part"] == "memory":
+        lines = [f"{name}: peak {case['peak_bytes'] / 2**30:.2f} GiB" for name, case in found["cases"].items()]
+        ratios = ", ".join(f"{key.split('_')[0]} {ratio:.2f}" for key, ratio in found["ratios"].items())
+        return [*lines, f"checkpointed / as it is: {ratios}"]
+    lines = [f"{name}: {rate:.2f} images/s" for name, rate in found["medians"].items()]
+    return [*lines, f"two processes / one process: {found['ratio']:.2f}"]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The benchmark's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,15 +190,33 @@ def build_parser() -> argparse.ArgumentParser:
         part.add_argument("--regions", type=int, default=64, help="positive RoIs of the step")
         part.add_argument("--repeats", type=int, default=3, help="timed steps of a process")
         part.add_argument("--threads", type=int, default=2)
-        part.set_defaults(run=memory if name == "memory" else measure_memory)
         if name == "memory":
             part.add_argument("--rounds", type=int, default=3, help="processes of each case, which take turns")
-            part.add_argument("--json", metavar="FILE")
         else:
             part.add_argument("--checkpoint-stages", action="store_true")
+    part = parts.add_parser("processes")
+    part.add_argument("--model", default="dynamask_mobilenetv2_fpn_small")
+    part.add_argument("--data", default="shapes:1:4000")
+    part.add_argument("--batch-size", type=int, default=4)
+    part.add_argument("--steps", type=int, default=60)
+    part.add_argument("--left-out", type=int, default=10, help="steps at the start that are not timed")
+    part.add_argument("--rounds", type=int, default=3, help="runs of each case, which take turns")
+    for name in ("memory", "processes"):
+        parts.choices[name].add_argument("--json", metavar="FILE")
     return parser
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run a part, print its figures and write them."""
     arguments = build_parser().parse_args()
-    print(arguments.run(arguments))
+    if arguments.part == "measure-memory":
+        measure_memory(arguments)
+        return
+    found = {"machine": machine(), **(memory if arguments.part == "memory" else processes)(arguments)}
+    print("\n".join([found["machine"], *printed(found)]))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

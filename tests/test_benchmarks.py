@@ -16,12 +16,14 @@ from benchmarks import (
     fit_switch,
     loading,
     mask_rcnn,
+    one_stage,
     page,
     report,
     scenes,
     seeds,
     speed,
     switch,
+    training,
 )
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
@@ -180,9 +182,44 @@ def test_commands_of_the_readme_parse(command):
     if words[0] == "dynamask":
         cli.build_parser().parse_args(words[1:])
         return
-    known = (bundle_baselines, class_shares, fit_switch, loading, mask_rcnn, page, scenes, seeds, speed, switch)
+    known = (
+        bundle_baselines, class_shares, fit_switch, loading, mask_rcnn, one_stage, page, scenes, seeds, speed, switch,
+        training,
+    )  # fmt: skip
     modules = {f"benchmarks/{module.__name__.split('.')[-1]}.py": module for module in known}
     modules[words[1]].build_parser().parse_args(words[2:])
+
+
+def test_the_memory_of_a_small_branch_step_is_measured(capsys):
+    words = [
+        "memory",
+        "--model",
+        "dynamask_mobilenetv2_fpn_small",
+        "--regions",
+        "20",
+        "--repeats",
+        "0",
+        "--rounds",
+        "1",
+    ]
+    found = training.memory(training.build_parser().parse_args(words))
+    plain, checkpointed = found["cases"].values()
+    assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert set(found["ratios"]) == {"peak_bytes"} and 0.1 < found["ratios"]["peak_bytes"] < 0.8
+    assert training.printed(found)[-1] == f"checkpointed / as it is: peak {found['ratios']['peak_bytes']:.2f}"
+
+
+def test_the_command_of_several_processes_parses(tmp_path):
+    arguments = training.build_parser().parse_args(["processes"])
+    one, two = (training.command_of(number, tmp_path, arguments) for number in (1, 2))
+    assert one[1:3] == ["-m", "dynamask"] and two[2:6] == [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    given = cli.build_parser().parse_args(one[3:])
+    assert two[two.index("train") :] == one[3:] and given.batch_size == 4 and given.log_every == 1
 
 
 def test_a_mistake_is_one_line(capsys, tmp_path):

@@ -267,3 +267,32 @@ def test_one_pixel_picture_survives_every_transform():
     image, target = sample(0, size=(1, 1), objects=0)
     moved, found = TrainingTransforms(crop=1.0)(image, target)
     assert moved.shape == (3, 1, 1) and found["masks"].shape == (0, 1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_parts_of_several_processes_make_the_batch_of_one(workers):
+    whole = ids(take(training_loader(Pictures(), 4, seed=3), 5))
+    parts = [training_loader(Pictures(), 4, seed=3, num_workers=workers, part=(number, 2)) for number in range(2)]
+    first = [ids(take(part, 2)) for part in parts]
+    states = [part.state_dict() for part in parts]
+    assert states[0] == states[1] and states[0]["position"] == 8
+    resumed = [training_loader(Pictures(), 4, seed=3, part=(number, 4)) for number in range(4)]
+    for loader in resumed:  # by another number of processes
+        loader.load_state_dict(states[0])
+    rest = [ids(take(loader, 3)) for loader in resumed]
+    joint = [i for at in range(0, 4, 2) for part in first for i in part[at : at + 2]]
+    joint += [part[at] for at in range(3) for part in rest]
+    assert joint == whole
+
+
+def test_a_batch_that_is_given_back_comes_again():
+    loader = training_loader(Pictures(), 2, seed=0)
+    take(loader, 1)
+    second = ids(take(loader, 1))
+    loader.give_back()
+    assert loader.position == 2 and ids(take(loader, 1)) == second
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(DynaMaskError, match="a batch of 4 pictures cannot be shared by 3 processes"):
+        training_loader(Pictures(), 4, part=(0, 3))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from dynamask.structures import DynaMaskError
@@ -63,7 +62,7 @@ def _final(path: Path) -> dict[str, float]:
         return {}
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        kinds: Sequence[str] = [kind for kind in ("bbox", "segm", "boundary") if kind in summary]
-        return {f"{kind}_AP": float(summary[kind]["AP"]) for kind in kinds if summary[kind]["AP"] is not None}
+        figures = {f"{kind}_AP": summary[kind]["AP"] for kind in summary if kind in ("bbox", "segm", "boundary")}
+        return {name: float(value) for name, value in figures.items() if value is not None}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DynaMaskError(f"{path} is no evaluation of a training ({error}); remove it from the folder") from error
