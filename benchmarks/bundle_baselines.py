@@ -34,7 +34,7 @@ ABOUT = {
     "fcn": "Mask R-CNN's FCN head: four 3×3 convs at half the mask's side, a deconvolution, a 1×1 predictor.",
     "pointrend": "PointRend: coarse 7×7 mask, then the 28² least certain points of each step. Its subdivision ends at "
     "112, our finest side, instead of 224. MACs are those of all steps at test.",
-    "panet": "PANet on regions: top-down path, then bottom-up path augmentation, plain 3×3 convs.",
+    "panet": "PANet on regions: top-down path, then bottom-up path augmentation, two stacks, plain 3×3 convs.",
     "bifpn": "BiFPN on regions: three layers, fast normalised fusion, depthwise-separable 3×3 convs.",
     "nasfpn": "NAS-FPN on regions: its published cell of seven merges, two stacks, plain 3×3 convs.",
 }
