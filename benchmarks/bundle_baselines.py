@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import report
 from benchmarks.bundle import cell, measure, rule
 from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_baselines, list_bundled
-from dynamask.config import ModelConfig
+from dynamask.config import MASK_BRANCHES, ModelConfig
 from dynamask.engine.checkpoint import file_digest, read_header, save_branch
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
@@ -118,6 +118,7 @@ def bundle(options: argparse.Namespace) -> None:
         "validation_rule": rule(options), "macs_per_instance": list(branch.costs.macs_per_instance),
         "scores": measure(target, dataset, indices), "notes": options.notes}  # fmt: skip
     entries = {**list_baselines(), options.name: entry}
+    entries = dict(sorted(entries.items(), key=lambda item: MASK_BRANCHES.index(item[1]["mask_branch"])))
     write_text(folder / "manifest.json", json.dumps(entries, indent=1) + "\n")
     write_text(folder / "README.md", card(entries))
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, masks of {entry['mask_sizes']} of {len(MASK_SIZES)} sizes")
