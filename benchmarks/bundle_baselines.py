@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import report
 from benchmarks.bundle import cell, measure, rule
 from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_baselines, list_bundled
-from dynamask.config import ModelConfig
+from dynamask.config import MASK_BRANCHES, ModelConfig
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
 from dynamask.models.factory import build_model
@@ -34,7 +34,7 @@ ABOUT = {
     "fcn": "Mask R-CNN's FCN head: four 3×3 convs at half the mask's side, a deconvolution, a 1×1 predictor.",
     "pointrend": "PointRend: coarse 7×7 mask, then the 28² least certain points of each step. Its subdivision ends at "
     "112, our finest side, instead of 224. MACs are those of all steps at test.",
-    "panet": "PANet on regions: top-down path, then bottom-up path augmentation, plain 3×3 convs.",
+    "panet": "PANet on regions: top-down path, then bottom-up path augmentation, two stacks, plain 3×3 convs.",
     "bifpn": "BiFPN on regions: three layers, fast normalised fusion, depthwise-separable 3×3 convs.",
     "nasfpn": "NAS-FPN on regions: its published cell of seven merges, two stacks, plain 3×3 convs.",
 }
@@ -70,7 +70,10 @@ def card(entries: dict[str, dict[str, Any]]) -> str:
         "same order, the same regions drawn, the preset's recipe; a mask loss at every size that a branch gives, and "
         "an edge loss where it predicts edges, which FCN heads and PointRend do not. Each file holds a mask branch "
         "alone and names the bundled weights that its detector is part of; "
-        '`dynamask.load("shapes-fcn-28")` joins both. They are for tables, not for use: one run of one seed each.', "",
+        '`dynamask.load("shapes-fcn-28")` joins both. They are for tables, not for use.', "",
+        "What the figures do not say: each is one short run of one seed, without a setting tuned for any branch, so a "
+        "branch that learns slowly looks worse than it would in the end. The detector's feature pyramid was once trained "
+        "together with an r-FPN, which may suit that branch best.", "",
     ]  # fmt: skip
     for name, entry in entries.items():
         about = ABOUT[entry["mask_branch"].split(":")[0]]
@@ -118,6 +121,7 @@ def bundle(options: argparse.Namespace) -> None:
         "validation_rule": rule(options), "macs_per_instance": list(branch.costs.macs_per_instance),
         "scores": measure(target, dataset, indices), "notes": options.notes}  # fmt: skip
     entries = {**list_baselines(), options.name: entry}
+    entries = dict(sorted(entries.items(), key=lambda item: MASK_BRANCHES.index(item[1]["mask_branch"])))
     write_text(folder / "manifest.json", json.dumps(entries, indent=1) + "\n")
     write_text(folder / "README.md", card(entries))
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, masks of {entry['mask_sizes']} of {len(MASK_SIZES)} sizes")

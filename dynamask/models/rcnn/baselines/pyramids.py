@@ -99,37 +99,60 @@ class RegionPyramid(MaskHead):
         return tuple(conv_macs(projection, 1, 1) for projection in self.projections)
 
 
-class RegionPANet(RegionPyramid):
-    """PANet (Liu et al. 2018): FPN's top-down path, then its bottom-up path augmentation; plain 3×3 convs.
+class PANetStack(nn.Module):
+    """FPN's top-down path, then PANet's bottom-up path augmentation (Liu et al. 2018); plain 3×3 convs, each with ReLU.
 
-    Top-down: each level plus the nearest-upsampled coarser one, then a 3×3 conv. Bottom-up: a 3×3 conv of stride 2 on
-    the finer level, plus the level itself, then a 3×3 conv; ReLU behind the convs of this path.
+    Top-down: each level plus the nearest-upsampled coarser one, then a conv. Bottom-up: a conv of stride 2 on the finer
+    level, plus the level itself, then a conv.
     """
 
-    NAME = "panet"
-
-    def __init__(self, fpn_channels: int, channels: int, num_classes: int) -> None:
-        super().__init__(fpn_channels, channels, num_classes)
+    def __init__(self, channels: int) -> None:
+        super().__init__()
         count = len(MASK_SIZES)
-        self.smooth = nn.ModuleList(conv3(channels, 1 / (count - k)) for k in reversed(range(count)))
-        self.down = nn.ModuleList(conv3(channels, 1.0, stride=2) for _ in range(count - 1))
+        self.smooth = nn.ModuleList(conv3(channels, 2.0 / (k + 1)) for k in range(count))
+        self.down = nn.ModuleList(conv3(channels, 2.0, stride=2) for _ in range(count - 1))
         self.merge = nn.ModuleList(conv3(channels, 1.0) for _ in range(count - 1))
 
-    def fuse(self, levels: list[Tensor]) -> list[Tensor]:
-        """See :meth:`RegionPyramid.fuse`."""
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """Levels (n, C, S, S) at 14, 28, 56, 112 → the same shapes."""
         summed = [levels[0]]
         for level, size in zip(levels[1:], MASK_SIZES[1:]):
             summed.append(level + resized(summed[-1], size))
-        plain = [conv(level) for conv, level in zip(self.smooth, summed)]
+        plain = [F.relu(conv(level)) for conv, level in zip(self.smooth, summed)]
         out = [plain[-1]]
         for k in reversed(range(len(self.down))):
             out.insert(0, F.relu(self.merge[k](plain[k] + F.relu(self.down[k](out[0])))))
         return out
 
-    def fusion_macs(self) -> int:
-        """MACs of both paths for one region."""
+    def macs(self) -> int:
+        """MACs of one region."""
         below = zip([*self.down, *self.merge], MASK_SIZES[:-1] * 2)
         return sum(conv_macs(conv, size, size) for conv, size in [*zip(self.smooth, MASK_SIZES), *below])
+
+
+class RegionPANet(RegionPyramid):
+    """PANet's two paths, two stacks.
+
+    Behind one stack, masks at 112 would come from a single convolution of a sum of crops. EfficientDet repeats PANet to
+    compare it with the BiFPN; the number is that of our NAS-FPN.
+    """
+
+    NAME = "panet"
+    STACKS = 2
+
+    def __init__(self, fpn_channels: int, channels: int, num_classes: int) -> None:
+        super().__init__(fpn_channels, channels, num_classes)
+        self.stacks = nn.ModuleList(PANetStack(channels) for _ in range(self.STACKS))
+
+    def fuse(self, levels: list[Tensor]) -> list[Tensor]:
+        """See :meth:`RegionPyramid.fuse`."""
+        for stack in self.stacks:
+            levels = stack(levels)
+        return levels
+
+    def fusion_macs(self) -> int:
+        """MACs of all stacks for one region."""
+        return sum(stack.macs() for stack in self.stacks)
 
 
 class WeightedFusion(nn.Module):
