@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def kernel_variables(home: Path) -> dict[str, str]:
-    """Environment of a kernel: short runs, one thread, this checkout first, the kernel of this very Python."""
-    known = os.environ.get("PYTHONPATH", "")
-    return {
-        "FAST": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *([known] if known else [])]),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "JUPYTER_DATA_DIR": str(home),
-        "JUPYTER_CONFIG_DIR": str(home),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        "IPYTHONDIR": str(home / "ipython"),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
+from dynamask.lessons.kernels import kernel_variables
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """nbmake's items are no functions and take no fixtures, so their environment is set here."""
+    """Set the environment around each notebook: nbmake's items take no fixtures, and their kernels inherit it."""
     before = dict(os.environ)
     home = item.config._tmp_path_factory.getbasetemp() / "kernel"
     home.mkdir(exist_ok=True)
-    os.environ.update(kernel_variables(home))
+    os.environ.update(kernel_variables(home, short=True))
     try:
         return (yield)
     finally:

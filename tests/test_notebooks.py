@@ -1,7 +1,6 @@
 """Every notebook is built alike, holds no outputs and is what its source says; nbmake runs them (`notebooks/`)."""
 
 import ast
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -11,19 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
+sys.path.insert(0, str(FOLDER))
+
+import make  # noqa: E402
+import paired  # noqa: E402
+
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-
-
-def load_make():
-    """`notebooks/make.py` as a module."""
-    spec = importlib.util.spec_from_file_location("notebook_make", FOLDER / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-make = load_make()
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -41,7 +33,7 @@ def prose(notebook) -> list[str]:
 
 
 def test_notebooks_are_what_their_sources_say():
-    make.check()
+    paired.check()
 
 
 def test_head_names_goal_prerequisites_and_time(notebook, request):
@@ -109,32 +101,32 @@ def test_syllabus_lists_every_notebook_with_its_picture():
 
 def test_ids_depend_on_the_text_alone():
     text = "# %% [markdown]\n# # 99 · A\n\n# %%\n1\n\n# %%\n1\n"
-    first, again = make.notebook_of(text), make.notebook_of(text)
+    first, again = paired.notebook_of(text), paired.notebook_of(text)
     assert [cell.id for cell in first.cells] == [cell.id for cell in again.cells]
     assert len({cell.id for cell in first.cells}) == 3
-    assert make.text_of(first) == make.text_of(again)
+    assert paired.text_of(first) == paired.text_of(again)
 
 
 def test_check_sees_outputs_changes_and_missing_sources(tmp_path):
     source = tmp_path / "99_topic.py"
     source.write_text("# %% [markdown]\n# # 99 · A\n\n# %%\n1\n", encoding="utf-8")
-    with pytest.raises(make.NotebookError, match="make.py sync"):
-        make.check(tmp_path)
-    (written,) = make.sync([source])
-    make.check(tmp_path)
-    assert make.sync([source]) == []
+    with pytest.raises(paired.NotebookError, match="make.py sync"):
+        paired.check(tmp_path)
+    (written,) = paired.sync([source])
+    paired.check(tmp_path)
+    assert paired.sync([source]) == []
     changed = nbformat.read(written, as_version=4)
     changed.cells[1].outputs = [nbformat.v4.new_output("stream", text="1")]
     nbformat.write(changed, written)
-    with pytest.raises(make.NotebookError, match="holds outputs"):
-        make.check(tmp_path)
-    make.sync([source])
+    with pytest.raises(paired.NotebookError, match="holds outputs"):
+        paired.check(tmp_path)
+    paired.sync([source])
     source.write_text(source.read_text(encoding="utf-8") + "\n# %%\n2\n", encoding="utf-8")
-    with pytest.raises(make.NotebookError, match="99_topic.ipynb is not what 99_topic.py says"):
-        make.check(tmp_path)
+    with pytest.raises(paired.NotebookError, match="99_topic.ipynb is not what 99_topic.py says"):
+        paired.check(tmp_path)
     source.unlink()
-    with pytest.raises(make.NotebookError, match="has no source"):
-        make.check(tmp_path)
+    with pytest.raises(paired.NotebookError, match="has no source"):
+        paired.check(tmp_path)
 
 
 def test_an_unknown_number_is_one_line(capsys):
