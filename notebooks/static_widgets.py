@@ -36,12 +36,12 @@ def page_of(widget: widgets.Widget) -> str:
 
 def html_of(widget: widgets.Widget) -> str:
     """One widget with its children."""
+    if isinstance(widget, go.FigureWidget):  # its `layout` is plotly's
+        return f'<div style="width: 100%; min-width: 0">{figure_html(go.Figure(widget))}</div>'
     layout = getattr(widget, "layout", None)
     if layout is not None and (layout.display == "none" or layout.visibility == "hidden"):
         return ""
     style = _style(layout)
-    if isinstance(widget, go.FigureWidget):
-        return f'<div style="flex: 1 1 300px; min-width: 0; {style}">{figure_html(go.Figure(widget))}</div>'
     if isinstance(widget, widgets.Box):
         direction = "row" if isinstance(widget, widgets.HBox) else "column"
         grid = "display: grid" if isinstance(widget, widgets.GridBox) else f"display: flex; flex-direction: {direction}"
