@@ -63,7 +63,8 @@ def _leaf(widget: widgets.Widget) -> str:
     if isinstance(widget, widgets.Image) or hasattr(widget, "jpeg"):
         kind, data = (widget.format, widget.value) if isinstance(widget, widgets.Image) else ("jpeg", widget.jpeg)
         text = escape(getattr(widget, "alt", ""), quote=True)
-        return f'<img alt="{text}" style="max-width: 100%" src="data:image/{kind};base64,{_base64(data)}">'
+        wide = "max-width" if isinstance(widget, widgets.Image) else "width"
+        return f'<img alt="{text}" style="{wide}: 100%" src="data:image/{kind};base64,{_base64(data)}">'
     if isinstance(widget, widgets.Button):
         return f"<button disabled>{escape(widget.description)}</button>"
     if isinstance(widget, widgets.Output):

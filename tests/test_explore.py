@@ -13,7 +13,7 @@ from dynamask.models.rcnn import policies
 from dynamask.predictor import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import explore, why
-from dynamask.viz.explorer import LONGEST_SIDE, Explorer
+from dynamask.viz.explorer import SHOWN_SIDES, Explorer
 from dynamask.viz.overlay import RepeatedOverlay, draw_overlay
 from tests.small_models import tiny_model
 
@@ -50,7 +50,6 @@ def test_one_argument_is_enough_and_begins_with_the_switchs_choice(prediction, p
     assert np.array_equal(prediction.picture, pixels)
     assert explorer.policy.value == "learned" and explorer.selected == 0
     assert explorer.mask_size == prediction.mask_size.tolist()
-    assert picture_of(explorer).shape == pixels.shape
     assert [line.split(" ")[0] for line, _ in explorer.instances.options] == ["#1", "#2", "#3"]
     assert "3 instances" in explorer.summary.value and "3 instances" in explorer.picture.alt
 
@@ -158,7 +157,8 @@ def test_no_instance(predictor, pixels):
     explorer.picture._handle_custom_msg({"step": 1}, [])
     explorer.picture._handle_custom_msg({"x": 0.5, "y": 0.5}, [])
     assert explorer.selected is None and len(explorer.prediction) == 0
-    assert explorer.picture.jpeg == why.jpeg(pixels)
+    shown = cv2.resize(pixels, (160, 120), interpolation=cv2.INTER_CUBIC)
+    assert explorer.picture.jpeg == why.jpeg(shown)
 
 
 def test_one_instance_and_class_agnostic_weights(pixels):
@@ -179,11 +179,13 @@ def test_starting_policy_or_budget(prediction, predictor):
     assert explorer.mask_size == [MASK_SIZES[k] for k in expected.tolist()]
 
 
-def test_large_pictures_are_shown_smaller(predictor):
-    large = np.zeros((300, 2 * LONGEST_SIDE, 3), dtype=np.uint8)
-    explorer = explore(predictor(large, boxes=[[0, 0, 2 * LONGEST_SIDE, 300]]))
-    assert picture_of(explorer).shape == (150, LONGEST_SIDE, 3)
-    assert explorer.prediction.masks.shape == (1, 300, 2 * LONGEST_SIDE)
+def test_large_pictures_are_shown_smaller_and_small_ones_larger(predictor, prediction):
+    assert picture_of(explore(prediction)).shape == (120, 160, 3), "at most twice as large"
+    longest = SHOWN_SIDES[1]
+    large = np.zeros((300, 2 * longest, 3), dtype=np.uint8)
+    explorer = explore(predictor(large, boxes=[[0, 0, 2 * longest, 300]]))
+    assert picture_of(explorer).shape == (150, longest, 3)
+    assert explorer.prediction.masks.shape == (1, 300, 2 * longest)
 
 
 def test_bad_input_is_one_sentence(prediction, pixels):

@@ -22,8 +22,8 @@ from dynamask.viz import why
 from dynamask.viz.clickable import ClickablePicture
 from dynamask.viz.overlay import RepeatedOverlay
 
-LONGEST_SIDE = 960
-"""Pixels of the picture as it is shown, at most; a larger one is shown smaller."""
+SHOWN_SIDES = (640, 960)
+"""Longer side of the picture as it is shown, in pixels: smaller ones are enlarged (at most twice), larger shrunk."""
 POLICIES: dict[str, str] = {
     "learned": "the switch's own choice",
     "budget": "best within the budget",
@@ -303,11 +303,11 @@ def _shown(prediction: Prediction, image: Picture | None) -> tuple[np.ndarray, t
             f"the picture has {picture.shape[1]} x {picture.shape[0]} pixels and the prediction was made on "
             f"{width} x {height}; give the same picture"
         )
-    scale = min(1.0, LONGEST_SIDE / max(height, width))
-    shown = picture
-    if scale < 1:
+    scale = float(np.clip(1.0, *(side / max(height, width) for side in SHOWN_SIDES)))
+    scale, shown = min(scale, 2.0), picture
+    if scale != 1:
         side = (max(1, round(width * scale)), max(1, round(height * scale)))
-        shown = cv2.resize(picture, side, interpolation=cv2.INTER_AREA)
+        shown = cv2.resize(picture, side, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     factors = torch.tensor([shown.shape[1] / width, shown.shape[0] / height] * 2)
     return shown, prediction.boxes * factors
 

@@ -32,7 +32,7 @@ _AXIS = {
     "linecolor": INK,
     "tickcolor": INK,
     "tickfont": {"color": INK},
-    "title": {"font": {"color": INK}},
+    "title": {"font": {"color": INK, "size": 13}},
     "automargin": True,
 }
 

@@ -18,6 +18,7 @@ from dynamask.viz import theme
 from dynamask.viz.overlay import SIZE_COLOURS, UInt8Array, hex_to_rgb
 
 NAMES = [f"{size}×{size}" for size in MASK_SIZES]
+_TICKS = [str(size) for size in MASK_SIZES]
 CROP_HEIGHT = 112
 """Of the crops, in pixels of the page: a cell of the finest mask is one pixel."""
 
@@ -38,8 +39,9 @@ def choice_figure(gmacs: Sequence[float]) -> go.Figure:
         rows=1, cols=2, subplot_titles=["what the switch believes", "cost of a mask, GMACs"], horizontal_spacing=0.1
     )
     common = {"marker": _BARS, "textposition": "outside", "cliponaxis": False, "hoverinfo": "x+text"}
-    drawn.add_bar(x=NAMES, y=[0.0] * len(NAMES), text=[""] * len(NAMES), **common, row=1, col=1)
-    drawn.add_bar(x=NAMES, y=list(gmacs), text=[f"{value:.3g}" for value in gmacs], **common, row=1, col=2)
+    drawn.add_bar(x=_TICKS, y=[0.0] * len(NAMES), text=[""] * len(NAMES), **common, row=1, col=1)
+    drawn.add_bar(x=_TICKS, y=list(gmacs), text=[f"{value:.3g}" for value in gmacs], **common, row=1, col=2)
+    drawn.update_xaxes(type="category")
     drawn.update_yaxes(range=[0, 1.28], tickformat=".0%", tickvals=[0, 0.5, 1], row=1, col=1)
     drawn.update_yaxes(range=[0, max(gmacs) * 1.25], nticks=4, row=1, col=2)
     return _panels(drawn)
@@ -62,7 +64,7 @@ def totals_figure(gmacs: Sequence[float], instances: int) -> go.Figure:
     titles = ["instances of each size", "mean GMACs per instance"]
     drawn = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.1)
     common = {"textposition": "outside", "cliponaxis": False, "hoverinfo": "x+text"}
-    drawn.add_bar(x=NAMES, y=[0] * len(NAMES), text=[""] * len(NAMES), marker=_BARS, **common, row=1, col=1)
+    drawn.add_bar(x=_TICKS, y=[0] * len(NAMES), text=[""] * len(NAMES), marker=_BARS, **common, row=1, col=1)
     mean = {"color": theme.ACCENT, "line": {"color": theme.INK, "width": 1}}
     drawn.add_bar(x=[0.0], y=["now"], orientation="h", width=[0.5], marker=mean, hoverinfo="x", row=1, col=2)
     drawn.add_shape(
@@ -71,9 +73,10 @@ def totals_figure(gmacs: Sequence[float], instances: int) -> go.Figure:
     )  # fmt: skip
     for size, value in zip(MASK_SIZES, gmacs):
         drawn.add_vline(x=value, line={"color": SIZE_COLOURS[size], "width": 3}, layer="below", row=1, col=2)
+    drawn.update_xaxes(type="category", row=1, col=1)
     drawn.update_yaxes(range=[0, max(1, instances) * 1.25], nticks=4, row=1, col=1)
     drawn.update_yaxes(showticklabels=False, row=1, col=2)
-    names = [f"all {size}<br>{value:.3g}" for size, value in zip(MASK_SIZES, gmacs)]
+    names = [f"all {size}" for size in MASK_SIZES]
     drawn.update_xaxes(range=[0, max(gmacs) * 1.1], tickvals=list(gmacs), ticktext=names, tickangle=0, row=1, col=2)
     return _panels(drawn)
 
@@ -126,7 +129,7 @@ def crops_html(crops: Sequence[bytes], gmacs: Sequence[float], chosen: int, lear
         source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         alt = ", ".join([f"mask at {name}", *words])
         cells.append(
-            f'<figure style="margin: 0; text-align: center; line-height: 1.3">'
+            f'<figure style="margin: 0; min-width: 130px; text-align: center; line-height: 1.3">'
             f'<img style="border: {frame}; padding: 2px" alt="{alt}" src="{source}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
