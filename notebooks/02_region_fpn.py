@@ -12,9 +12,9 @@
 # ## From coarse to fine
 #
 # Notebook 01 ended with a puzzle: Mask R-CNN with more output cells gets *worse*, because a finer grid needs finer
-# information. The **region-level FPN** (r-FPN) supplies it. Here is what it does to one snowflake of the shapes world,
-# with the bundled `shapes` weights. First row: how strongly the region's feature varies. Second: the mask. Third: the
-# edges, which are predicted beside it in training.
+# information. The **region-level FPN** (r-FPN) supplies it. Here is what it does to one creature of the shapes world,
+# with the bundled `shapes` weights. First row: the region's feature, its three principal components shown as red,
+# green and blue. Second: the mask. Third: the edges, which are predicted beside it.
 
 # %% tags=["thumbnail"]
 import dynamask
@@ -22,14 +22,13 @@ from dynamask.data.shapes import make_scene
 from dynamask.lessons import pyramid
 
 predictor = dynamask.load("shapes")
-scene = make_scene(seed=1001, index=10)
+scene = make_scene(seed=1001, index=14)
 traced = pyramid.trace(predictor, scene.image, scene.boxes[0].tolist(), int(scene.labels[0]))
 pyramid.coarse_to_fine(traced)
 
 # %% [markdown]
-# Nothing was upsampled at the end. Each mask has its own feature, twice as fine as the last and half as deep. The
-# branches of the snowflake are a blob at 14 and drawn out at 112. How much is that worth? The boundary IoU with the
-# true mask:
+# Nothing was upsampled at the end. Each mask has its own feature, twice as fine as the last and half as deep. The legs
+# are one blob at 14 and drawn out at 112. How much is that worth? The boundary IoU with the true mask:
 
 # %%
 from dynamask.evaluation.mask_quality import boundary_iou
@@ -124,14 +123,15 @@ assert torch.allclose(small, by_library, atol=1e-5), "those lines are the whole 
 
 # %% [markdown]
 # The next two stages are the same with half the channels and twice the side. Each ends in a mask predictor, a 1×1
-# convolution. This is the inside of all three, for our snowflake (how strongly each feature varies):
+# convolution. This is the inside of all three, for our creature. Colours are principal components again; each picture
+# has its own.
 
 # %%
 pyramid.stage_pictures(traced)
 
 # %% [markdown]
-# Read the second column downwards: P of stride 16 hardly shows more than a glow, P of stride 4 shows every branch.
-# Read the rows from left to right: blurred L and sharp P become one feature.
+# Read the second column downwards: P of stride 16 is a few soft spots, P of stride 4 has the outline and the pattern
+# inside it. Read the rows from left to right: L and P become one feature.
 
 # %% [markdown]
 # ## Crops with their own stride
@@ -144,9 +144,9 @@ pyramid.stage_pictures(traced)
 pyramid.stride_pictures(predictor, scene.image, scene.boxes[0].tolist())
 
 # %% [markdown]
-# With the wrong stride the crop comes from another place, or from beyond the map. The last stage is unharmed, its
-# stride *is* 4. Nothing crashes and every shape is right; a network can even be trained with it, and learns to ignore
-# those crops. We shall measure the damage below.
+# With the wrong stride the crop comes from another place, or from beyond the map, where there are only zeros (grey).
+# The last stage is unharmed, its stride *is* 4. Nothing crashes and every shape is right; a network can even be
+# trained with it, and learns to ignore those crops. We shall measure the damage below.
 
 # %% [markdown]
 # ## What the offsets do
@@ -159,15 +159,17 @@ pyramid.stride_pictures(predictor, scene.image, scene.boxes[0].tolist())
 pyramid.offset_arrows(traced, size_index=1)
 
 # %% [markdown]
-# The arrows are no noise: neighbours agree, and the field changes where the object begins. The finest stage makes
-# smaller moves in cells, and cells are a quarter of the size.
+# Are the arrows more than noise? Compare neighbouring cells: for noise, the mean cosine between their arrows would be
+# about 0. How far do the arrows reach?
 
 # %%
 for stage_trace in traced.stages:
     for name, field in (("Deform Conv 1", stage_trace.align_offsets), ("Deform Conv 2", stage_trace.attend_offsets)):
         mean = pyramid.mean_offset(field)
-        print(f"{name} at {stage_trace.size:3}: mean move {torch.linalg.vector_norm(mean, dim=0).mean():.2f} cells,",
-              f"{torch.linalg.vector_norm(mean, dim=0).mean() / stage_trace.size:.1%} of the box")  # fmt: skip
+        reach = torch.linalg.vector_norm(mean, dim=0).mean()
+        print(f"{name} at {stage_trace.size:3}: {reach:.2f} cells or {reach / stage_trace.size:.1%} of the box,",
+              f"cosine between neighbours {pyramid.neighbour_agreement(field):+.2f}")  # fmt: skip
+        assert pyramid.neighbour_agreement(field) > 0.2
 
 # %%
 pyramid.offset_arrows(traced, size_index=3)
@@ -187,8 +189,8 @@ pyramid.reading_slider(traced, size_index=1, rows=range(2, 28, 3), column=14)
 pyramid.attention_pictures(traced)
 
 # %% [markdown]
-# This is attention without a softmax: places compete for being read. What the maps do not say is *why*; for that we
-# must interfere.
+# The number of readings is fixed, so places compete for them: an attention without a softmax. What the maps do not say
+# is *why* a place is read; for that we must interfere.
 
 # %% [markdown]
 # ## Take parts away
@@ -214,11 +216,13 @@ pyramid.ablation_bars(scores, "Without offsets")
 trained, without = scores["as trained"].mean(axis=0), scores["no offsets at all"].mean(axis=0)
 print("boundary IoU lost without offsets, by size:", (trained - without).round(3))
 assert abs(trained[0] - without[0]) < 1e-9, "the 14×14 mask is made before any deformable convolution"
-assert (trained[1:] > without[1:]).all()
+assert (without[1:] < trained[0]).all(), "every finer mask is now worse than the 14×14 one"
+first, second = (scores[f"no offsets in Deform Conv {i}"].mean(axis=0) for i in (1, 2))
+assert (first[1:] < second[1:]).all(), "Deform Conv 1 is missed more"
 
 # %% [markdown]
-# Without offsets, a finer mask is hardly worth more than the 14×14 one: 28, 56 and 112 lose what they had gained. The
-# model *relies* on its offsets, mostly on those of Deform Conv 1, which carry L to its place.
+# Without offsets, the finer masks fall *below* the 14×14 one. The model relies on its offsets, mostly on those of
+# Deform Conv 1, which carry L to its place.
 #
 # Mind what this does and does not show. A network that was *trained* without offsets would find other ways. A run-time
 # ablation tells what these weights use, not what the design is worth.
@@ -238,16 +242,18 @@ pyramid.ablation_bars(crops, "Other crops")
 # %%
 for name, values in crops.items():
     print(f"{name:30} at 28, 56, 112:", values.mean(axis=0)[1:].round(3))
-lost_half = (crops["as trained"] - crops["RoIAlign not aligned"]).mean(axis=0)
-assert lost_half[3] > 0, "half a cell of P2 is two pixels of the network's input"
+stride_4, half_off, alone = (values.mean(axis=0) for values in list(crops.values())[1:])
+assert half_off[2] < trained[1] and half_off[3] < trained[1], "half a cell off costs all that 56 and 112 gain over 28"
+assert trained[3] - stride_4[3] < trained[2] - stride_4[2], "the last stage repairs what wrong strides did before it"
+assert alone[3] < alone[1] < trained[1], "without P, cells beyond 28×28 gain nothing"
 
 # %% [markdown]
-# - **Half a cell hurts**, most where P is read most carefully. Half a cell of P2 is two pixels of the network's input;
-#   the rim that we measure is not much wider.
-# - **The wrong stride** spoils 28 and 56. At 112 the last stage, whose own stride is 4, repairs nearly everything.
-#   That explains how such a bug can live in code that always returns the largest mask.
-# - **Without P**, more cells bring no gain. This is Mask R-CNN with a larger output, and the answer to the puzzle of
-#   notebook 01.
+# - **Half a cell hurts**: it takes all that 56 and 112 gain over 28. Half a cell of P2 is two pixels of the network's
+#   input.
+# - **The wrong stride** costs 28 and 56. At 112 the last stage, whose own stride is 4, repairs most of it. That
+#   explains how such a bug can live in code that always returns the largest mask.
+# - **Without P**, cells beyond 28×28 gain nothing. This is Mask R-CNN with a larger output, and the answer to the
+#   puzzle of notebook 01.
 #
 # How good is the whole idea against other pyramids for the same job? The paper's Table S3 (COCO, mask AP): PANet 35.9,
 # BiFPN 36.4, NAS-FPN 36.0, DynaMask 37.6.
@@ -269,6 +275,25 @@ pyramid.coarse_to_fine(astronaut)
 
 # %% [markdown]
 # A small network, trained for minutes: the masks are soft and the edges timid. The order of events is the same.
+
+# %% [markdown]
+# ## Finer is not always better
+#
+# The snowflake below is so fine that even P of stride 4 cannot tell its branches apart. From 56 to 112 the mask gets
+# *worse*: the last stage breaks up what it cannot resolve.
+
+# %%
+other = make_scene(seed=1001, index=10)
+snowflake = pyramid.trace(predictor, other.image, other.boxes[0].tolist(), int(other.labels[0]))
+pasted = [paste_mask(probs, snowflake.box, other.masks[0].shape).numpy() for probs in snowflake.mask_probs]
+ious = [boundary_iou(other.masks[0], mask) for mask in pasted]
+print("boundary IoU", [round(iou, 3) for iou in ious])
+assert ious[3] < ious[2]
+pyramid.mask_pictures(other.image, other.masks[0], snowflake.box, pasted)
+
+# %% [markdown]
+# The full cost buys a loss here. A good choice of size is therefore no matter of thrift alone; notebooks 04 and 05 are
+# about who chooses.
 
 # %% [markdown]
 # ## Exercises
@@ -298,8 +323,8 @@ with torch.no_grad():
 assert torch.allclose(shifted[..., 1:-2], plain[..., 2:-1], atol=1e-4)
 
 # %% [markdown]
-# **3.** Do the edge predictors know where the mask ends? Take the cells at 112×112 where the snowflake's predicted
-# mask has its edge (`dynamask.ops.masks.mask_edges`), and compare the mean edge probability there and elsewhere.
+# **3.** Do the edge predictors know where the mask ends? Take the cells at 112×112 where the creature's predicted mask
+# has its edge (`dynamask.ops.masks.mask_edges`), and compare the mean edge probability there and elsewhere.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 from dynamask.ops.masks import mask_edges

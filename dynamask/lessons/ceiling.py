@@ -17,7 +17,7 @@ from dynamask.data.coco import clipped_box, drop_degenerate, read_coco_json
 from dynamask.data.shapes import CLASS_NAMES, SIDES, make_scene
 from dynamask.evaluation.analyze import BOUNDARY_WIDTH_RATIO, METRICS, IdealQuality, ideal_masks
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou, quality_by_size
-from dynamask.lessons.pictures import ADDED, KEPT, MISSED, error_picture, picture_grid, shade, with_slider
+from dynamask.lessons.pictures import LEGEND, error_picture, picture_grid, shade, with_slider
 from dynamask.ops.masks import crop_masks, paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.theme import INK, TEMPLATE, figure, size_dot, size_line
@@ -25,10 +25,6 @@ from dynamask.viz.theme import INK, TEMPLATE, figure, size_dot, size_line
 OUTLINES = Path(__file__).resolve().parents[2] / "notebooks" / "data" / "coco-outlines.json"
 """Outlines of five COCO classes, without photographs (see `notebooks/data/README.md`)."""
 METRIC_NAMES = {"mask_iou": "mask IoU", "boundary_iou": "boundary IoU"}
-LEGEND = (
-    f"<span style='color:{KEPT}'>■ kept</span>  <span style='color:{MISSED}'>■ missed</span>  "
-    f"<span style='color:{ADDED}'>■ added</span>"
-)
 TOP_LEGEND = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
 RoundTrip = Callable[[np.ndarray, Sequence[float], Sequence[int]], list[np.ndarray]]
 

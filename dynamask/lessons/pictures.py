@@ -16,6 +16,11 @@ from dynamask.viz.theme import INK, TEMPLATE
 
 KEPT, MISSED, ADDED = "#8A94A3", "#E4572E", "#2D9CDB"
 """Colours of a mask's pixels against the truth: in both, in the truth alone, in the mask alone."""
+LEGEND = (
+    f"<span style='color:{KEPT}'>■ kept</span>  <span style='color:{MISSED}'>■ missed</span>  "
+    f"<span style='color:{ADDED}'>■ added</span>"
+)
+"""What the three colours mean, as text of a figure."""
 
 
 def data_uri(picture: np.ndarray, zoom: int = 1) -> str:

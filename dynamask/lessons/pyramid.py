@@ -16,7 +16,7 @@ from torchvision.ops import roi_align
 
 from dynamask.data.shapes import Scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.lessons.pictures import data_uri, picture_grid, shade, with_slider
+from dynamask.lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
 from dynamask.models.rcnn.region_fpn import LEVEL_STRIDES, STAGE_STRIDES, RegionFPN, RegionState
 from dynamask.ops.masks import paste_mask
 from dynamask.predictor import Predictor
@@ -139,17 +139,28 @@ def trace(predictor: Predictor, picture: np.ndarray, box: Sequence[float], label
     return Trace(picture, tuple(float(v) for v in box), [f[0] for f in state.features], masks, edges, stages)
 
 
-def energy(feature: Tensor) -> np.ndarray:
-    """(S, S) float: how much a (C, S, S) feature departs from its mean over the crop, as a root mean square."""
-    centred = feature - feature.mean(dim=(1, 2), keepdim=True)
-    return centred.square().mean(dim=0).sqrt().numpy()
+def components(feature: Tensor) -> np.ndarray:
+    """A (C, S, S) feature as (S, S, 3) uint8: its three principal components over the crop as red, green and blue.
+
+    Colours mean nothing by themselves; places of one colour have similar features. A constant feature is grey.
+    """
+    channels, side = feature.shape[0], feature.shape[-1]
+    flat = feature.reshape(channels, -1).double()
+    flat = flat - flat.mean(dim=1, keepdim=True)
+    bases, _, _ = torch.linalg.svd(flat @ flat.T)
+    axes = bases[:, :3] * bases[:, :3].gather(0, bases[:, :3].abs().argmax(dim=0, keepdim=True)).sign()
+    values = (axes.T @ flat).reshape(-1, side, side)  # (3, S, S)
+    low, high = (torch.quantile(values.flatten(1), q, dim=1)[:, None, None] for q in (0.02, 0.98))
+    flat_parts = (high - low) < 1e-9
+    share = torch.where(flat_parts, torch.full_like(values, 0.5), (values - low) / (high - low).clamp_min(1e-9))
+    return (share.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def coarse_to_fine(traced: Trace, cell: int = 200) -> go.Figure:
     """Region features, mask and edge probabilities at every size, beside the picture in the box."""
     crop = traced.crop()
     rows = [
-        [crop, *(shade(energy(feature)) for feature in traced.features)],
+        [crop, *(components(feature) for feature in traced.features)],
         [None, *(shade(probs.numpy(), 0, 1) for probs in traced.mask_probs)],
         [None, *(shade(probs.numpy(), 0, 1) for probs in traced.edge_probs)],
     ]
@@ -161,9 +172,19 @@ def coarse_to_fine(traced: Trace, cell: int = 200) -> go.Figure:
     return picture_grid(rows, texts, cell=cell)
 
 
+def mask_pictures(
+    picture: np.ndarray, truth: np.ndarray, box: Sequence[float], masks: Sequence[np.ndarray], cell: int = 210
+) -> go.Figure:
+    """The picture in a box and its masks of every size, wrong pixels in colour; all arrays are of the whole picture."""
+    x0, y0, x1, y1 = (max(0, round(v)) for v in box)
+    view = slice(y0, y1), slice(x0, x1)
+    texts = ["the box", *(f"{size}×{size}" for size in MASK_SIZES)]
+    return picture_grid([[picture[view], *(error_picture(truth, mask)[view] for mask in masks)]], [texts], LEGEND, cell)
+
+
 def stage_pictures(traced: Trace, cell: int = 190) -> go.Figure:
     """The inside of each stage: L as it comes up, P as it is cropped, L aligned, both fused."""
-    rows = [[shade(energy(f)) for f in (s.region, s.image, s.aligned, s.fused)] for s in traced.stages]
+    rows = [[components(f) for f in (s.region, s.image, s.aligned, s.fused)] for s in traced.stages]
     texts = [
         [f"L, upsampled to {s.size}", f"P, stride {stride}", "L after Deform Conv 1", "after Deform Conv 2"]
         for s, stride in zip(traced.stages, STAGE_STRIDES)
@@ -179,7 +200,7 @@ def stride_pictures(predictor: Predictor, picture: np.ndarray, box: Sequence[flo
     for map_, size, stride in zip(state.maps, MASK_SIZES[1:], STAGE_STRIDES, strict=True):
         for crops, used, row in ((own, stride, 0), (wrong, LEVEL_STRIDES[0], 1)):
             crop = roi_align(map_, state.rois, size, 1.0 / used, sampling_ratio=1, aligned=True)[0]
-            crops.append(shade(energy(crop)))
+            crops.append(components(crop))
             texts[row].append(f"P of stride {stride}, cropped with {used}")
     return picture_grid([own, wrong], texts, cell=cell)
 
@@ -194,13 +215,23 @@ def attention_pictures(traced: Trace, cell: int = 210) -> go.Figure:
             ["the box", *(f"{name} at {stage.size}, up to {m.max():.0f}×" for stage, m in zip(traced.stages, maps))]
         )
     return picture_grid(
-        rows, texts, "How often a place is read: dark never, green as usual, pale three times or more", cell
+        rows,
+        texts,
+        "How often a place is read: darkest never, blue as by a plain convolution, pale three times or more",
+        cell,
     )
 
 
 def mean_offset(offsets: Tensor) -> Tensor:
     """(2, S, S) mean (Δy, Δx) over taps and groups, in cells, of an offset field (2·g·9, S, S)."""
     return offsets.reshape(-1, 2, *offsets.shape[-2:]).mean(dim=0)
+
+
+def neighbour_agreement(offsets: Tensor) -> float:
+    """Mean cosine, in −1–1, between the mean offsets of cells that lie side by side: near 0 for noise."""
+    field = F.normalize(mean_offset(offsets), dim=0)
+    across, down = (field[:, :, 1:] * field[:, :, :-1]).sum(0), (field[:, 1:] * field[:, :-1]).sum(0)
+    return float((across.sum() + down.sum()) / (across.numel() + down.numel()))
 
 
 def sampling_places(offsets: Tensor) -> Tensor:
@@ -244,13 +275,13 @@ def offset_arrows(traced: Trace, size_index: int, every: int | None = None, atte
 
     Args:
         size_index: 1–3, the stage to 28, 56 or 112.
-        every: cells from arrow to arrow; about 28 arrows across by default.
+        every: cells from arrow to arrow; about 20 arrows across by default.
         attend: of Deform Conv 2 instead of 1.
     """
     stage = traced.stages[size_index - 1]
     field = mean_offset(stage.attend_offsets if attend else stage.align_offsets).numpy()
     crop, size = traced.crop(), stage.size
-    every = every or max(1, size // 28)
+    every = every or max(1, round(size / 20))
     height, width = crop.shape[:2]
     steps = np.arange(every // 2, size, every)
     columns, rows = np.meshgrid(steps, steps)
@@ -265,7 +296,13 @@ def offset_arrows(traced: Trace, size_index: int, every: int | None = None, atte
         y=np.stack([from_y.ravel(), to_y.ravel(), gaps], axis=1).ravel().tolist(),
         mode="lines+markers",
         line={"color": ARROW, "width": 1.6},
-        marker={"symbol": "arrow", "size": [0, 7, 0] * from_x.size, "angleref": "previous", "color": ARROW},
+        marker={
+            "symbol": "arrow",
+            "size": [0, 9, 0] * from_x.size,
+            "angleref": "previous",
+            "color": ARROW,
+            "line": {"width": 0},
+        },
         hoverinfo="skip",
     )
     drawn.update_xaxes(visible=False, range=[0, width], constrain="domain")
@@ -287,7 +324,7 @@ def reading_slider(traced: Trace, size_index: int, rows: Sequence[int], column: 
         column: of all of them.
     """
     stage = traced.stages[size_index - 1]
-    side, background = stage.size, shade(energy(stage.region))
+    side, background = stage.size, components(stage.region)
     places = sampling_places(stage.align_offsets).numpy()
     plain = sampling_places(torch.zeros(18, side, side)).numpy()
     steps = {}
