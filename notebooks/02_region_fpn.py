@@ -144,16 +144,16 @@ pyramid.stage_pictures(traced)
 pyramid.stride_pictures(predictor, scene.image, scene.boxes[0].tolist())
 
 # %% [markdown]
-# With the wrong stride the crop comes from another place, or from beyond the map, where there are only zeros (grey).
-# The last stage is unharmed, its stride *is* 4. Nothing crashes and every shape is right; a network can even be
-# trained with it, and learns to ignore those crops. We shall measure the damage below.
+# With the wrong stride the crop comes from another place, or from beyond the map, where there are only zeros (one flat
+# colour). The last stage is unharmed, its stride *is* 4. Nothing crashes and every shape is right; a network can even
+# be trained with it, and learns to ignore those crops. We shall measure the damage below.
 
 # %% [markdown]
 # ## What the offsets do
 #
 # A 3×3 convolution reads nine neighbours. A deformable one reads nine places of its own choice, between cells if need
 # be. The mean of the nine offsets says where a cell gets its content from. Here it is for Deform Conv 1 at 28×28, as
-# arrows over the picture in the box, at true length.
+# arrows over the picture in the box, at true length, for every other cell.
 
 # %%
 pyramid.offset_arrows(traced, size_index=1)
@@ -172,7 +172,7 @@ for stage_trace in traced.stages:
         assert pyramid.neighbour_agreement(field) > 0.2
 
 # %%
-pyramid.offset_arrows(traced, size_index=3)
+pyramid.offset_arrows(traced, size_index=3, stretch=4)
 
 # %% [markdown]
 # The mean hides the nine single taps. Move the slider: circles are what a plain convolution would read for this cell,
@@ -201,7 +201,7 @@ pyramid.attention_pictures(traced)
 # %%
 from dynamask.lessons import fast
 
-scenes = [make_scene(seed=1001, index=index) for index in range(fast(4, 60))]
+scenes = [make_scene(seed=1001, index=index) for index in range(fast(4, 40))]
 scores = {"as trained": pyramid.scene_scores(predictor, scenes)[1]}
 with pyramid.zero_offsets(fpn, align=False, attend=True):
     scores["no offsets in Deform Conv 2"] = pyramid.scene_scores(predictor, scenes)[1]
@@ -252,8 +252,8 @@ assert alone[3] < alone[1] < trained[1], "without P, cells beyond 28×28 gain no
 #   input.
 # - **The wrong stride** costs 28 and 56. At 112 the last stage, whose own stride is 4, repairs most of it. That
 #   explains how such a bug can live in code that always returns the largest mask.
-# - **Without P**, cells beyond 28×28 gain nothing. This is Mask R-CNN with a larger output, and the answer to the
-#   puzzle of notebook 01.
+# - **Without P**, cells beyond 28×28 gain nothing. Mask R-CNN with a larger output has no P either: that is the answer
+#   to the puzzle of notebook 01.
 #
 # How good is the whole idea against other pyramids for the same job? The paper's Table S3 (COCO, mask AP): PANet 35.9,
 # BiFPN 36.4, NAS-FPN 36.0, DynaMask 37.6.
@@ -279,8 +279,7 @@ pyramid.coarse_to_fine(astronaut)
 # %% [markdown]
 # ## Finer is not always better
 #
-# The snowflake below is so fine that even P of stride 4 cannot tell its branches apart. From 56 to 112 the mask gets
-# *worse*: the last stage breaks up what it cannot resolve.
+# From 56 to 112 the mask of this snowflake gets *worse*: parts of its arms that were there go missing.
 
 # %%
 other = make_scene(seed=1001, index=10)

@@ -21,13 +21,7 @@ from dynamask.structures import MASK_SIZES
 
 branch = counting.branch_of_preset("dynamask_resnet50_fpn")
 costs = branch.costs
-steps = {f"stage to {size}": sum(row.macs for row in counting.stage_rows(branch, k)) / 1e9
-         for k, size in enumerate(MASK_SIZES) if k}  # fmt: skip
-base = {"base": sum(row.macs for row in counting.base_rows(branch)) / 1e9}
-counting.cost_bars(
-    "What an instance pays for its mask",
-    {f"{size}×{size}": {**base, **dict(list(steps.items())[:k])} for k, size in enumerate(MASK_SIZES)},
-)
+counting.cost_bars("What an instance pays for its mask", counting.price_parts(branch))
 
 # %%
 for size, macs, paper in zip(MASK_SIZES, costs.macs_per_instance, counting.PAPER_GMACS):
@@ -206,26 +200,14 @@ assert difference < 1e-4
 # %% [markdown]
 # ## What stopping early does not save
 #
-# Two costs do not depend on the choice. The **projections** run on whole maps, once a picture: with one instance they
+# Two costs do not depend on the choice. The **projections** run on whole maps, once a picture: with two instances they
 # weigh a lot, with fifty they vanish. The **switch** runs for every instance, to decide. Here is a picture of 800×1333
 # pixels with a few and with many instances.
 
 # %%
-features_sizes = [(50, 84), (100, 167), (200, 334)]  # P4, P3, P2 of an 800×1333 picture
-cases = {}
-for instances in (1, 10, 50):
-    picked = counting.mixed_choice(instances)
-    rows = costs.image_macs(features_sizes, instances)
-    projections = sum(value for name, value in rows.items() if name.startswith("projection"))
-    for name, own in (("mixed", picked), ("all 112", torch.full((instances,), 3))):
-        masks = sum(costs.macs_per_instance[k] for k in own.tolist())
-        shares = {
-            "masks": masks / instances,
-            "switch": rows["switch"] / instances,
-            "projections": projections / instances,
-        }
-        cases[f"{instances} instances, {name}"] = {key: value / 1e9 for key, value in shares.items()}
-counting.cost_bars("GMACs per instance, with the picture's share", cases)
+map_sizes = [(50, 84), (100, 167), (200, 334)]  # P4, P3, P2 of an 800×1333 picture
+parts = counting.picture_parts(costs, map_sizes, counts=(2, 10, 50))
+counting.cost_bars("GMACs per instance, with its share of the picture's costs", parts)
 
 # %% [markdown]
 # Memory is a third matter. Steps are equal in MACs, but not in bytes: four times the cells with half the channels are

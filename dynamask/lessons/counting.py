@@ -19,7 +19,7 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from torchvision.ops import roi_align
 
 from dynamask.models.factory import preset
-from dynamask.models.rcnn.costs import conv_macs, stage_macs
+from dynamask.models.rcnn.costs import MaskBranchCosts, conv_macs, stage_macs
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule
 from dynamask.models.rcnn.region_fpn import LEVEL_STRIDES, STAGE_LEVELS, STAGE_STRIDES, RegionFPN, RegionStage
 from dynamask.models.rcnn.roi_heads import MaskBranch
@@ -251,14 +251,14 @@ def mixed_choice(count: int, shares: Sequence[float] = PAPER_SHARES) -> Tensor:
 
 @torch.no_grad()
 def clock(run: Callable[[], object], repeats: int = 5) -> float:
-    """Milliseconds of a run: the median of ``repeats`` after one to warm up."""
+    """Milliseconds of a run: the least of ``repeats`` after one to warm up, the one that others disturbed least."""
     run()
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
         taken.append((time.perf_counter() - start) * 1e3)
-    return sorted(taken)[len(taken) // 2]
+    return min(taken)
 
 
 @dataclass(frozen=True)
@@ -365,15 +365,49 @@ def memory_rows(branch: MaskBranch) -> list[dict[str, float]]:
     return rows
 
 
+def price_parts(branch: MaskBranch) -> dict[str, dict[str, float]]:
+    """What an instance pays at each size, in GMACs: the base and the stages up to it (without the small predictors)."""
+    parts = {"base": sum(row.macs for row in base_rows(branch)) / 1e9}
+    prices = {f"{MASK_SIZES[0]}×{MASK_SIZES[0]}": dict(parts)}
+    for k, size in enumerate(MASK_SIZES[1:], start=1):
+        parts[f"stage to {size}"] = sum(row.macs for row in stage_rows(branch, k)) / 1e9
+        prices[f"{size}×{size}"] = dict(parts)
+    return prices
+
+
+def picture_parts(
+    costs: MaskBranchCosts, map_sizes: Sequence[tuple[int, int]], counts: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """GMACs per instance of pictures with these numbers of instances, sizes mixed (the paper's shares) and all at 112.
+
+    Args:
+        costs: of a branch.
+        map_sizes: (h, w) of the maps at strides 16, 8 and 4.
+        counts: numbers of instances.
+    """
+    cases: dict[str, dict[str, float]] = {}
+    for count in counts:
+        rows = costs.image_macs(list(map_sizes), count)
+        projections = sum(value for name, value in rows.items() if name.startswith("projection"))
+        everyone = torch.full((count,), len(MASK_SIZES) - 1)
+        for name, choice in (("mixed", mixed_choice(count)), ("all at 112", everyone)):
+            masks = sum(costs.macs_per_instance[k] for k in choice.tolist())
+            parts = {"masks": masks, "switch": rows["switch"], "projections": projections}
+            cases[f"{count} instances, {name}"] = {part: macs / count / 1e9 for part, macs in parts.items()}
+    return cases
+
+
 def cost_bars(title: str, parts: dict[str, dict[str, float]]) -> go.Figure:
-    """Stacked horizontal bars in GMACs: one for each case, split into named parts."""
+    """Stacked horizontal bars in GMACs: one for each case, split into named parts; stages have their sizes' colours."""
     looks = (*PART_COLOURS.values(), ("#0F9D6E", "-"))
     names = list(dict.fromkeys(name for case in parts.values() for name in case))
     drawn = go.Figure()
+    sized = {"base": 14, **{f"stage to {size}": size for size in MASK_SIZES}}
     for name, (colour, pattern) in zip(names, looks, strict=False):
+        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": INK, "width": 1}}
         drawn.add_bar(
             y=list(parts), x=[case.get(name, 0.0) for case in parts.values()], orientation="h", name=name,
-            marker={"color": colour, "pattern": {"shape": pattern}, "line": {"color": INK, "width": 1}},
+            marker=size_bar(sized[name]) if name in sized else marker,
         )  # fmt: skip
     drawn.update_layout(template=TEMPLATE, title=title, barmode="stack", height=150 + 60 * len(parts), margin={"t": 96})
     drawn.update_layout(legend={"orientation": "h", "x": 0, "y": 1.03, "yanchor": "bottom", "traceorder": "normal"})

@@ -270,25 +270,25 @@ def _splat(places: Tensor, side: int) -> Tensor:
     return total.reshape(side, side)
 
 
-def offset_arrows(traced: Trace, size_index: int, every: int | None = None, attend: bool = False) -> go.Figure:
-    """The mean offset of a stage's deformable convolution as arrows over the picture in the box, at true length.
+def offset_arrows(traced: Trace, size_index: int, stretch: float = 1.0, attend: bool = False) -> go.Figure:
+    """The mean offset of a stage's deformable convolution as arrows over the picture in the box, 14 across.
 
     Args:
         size_index: 1–3, the stage to 28, 56 or 112.
-        every: cells from arrow to arrow; about 20 arrows across by default.
+        stretch: how many times their true length the arrows have.
         attend: of Deform Conv 2 instead of 1.
     """
     stage = traced.stages[size_index - 1]
     field = mean_offset(stage.attend_offsets if attend else stage.align_offsets).numpy()
     crop, size = traced.crop(), stage.size
-    every = every or max(1, round(size / 20))
+    every = size // 14
     height, width = crop.shape[:2]
     steps = np.arange(every // 2, size, every)
     columns, rows = np.meshgrid(steps, steps)
     dy, dx = field[0, rows, columns], field[1, rows, columns]
     scale = (width / size, height / size)
     from_x, from_y = (columns + 0.5) * scale[0], (rows + 0.5) * scale[1]
-    to_x, to_y = from_x + dx * scale[0], from_y + dy * scale[1]
+    to_x, to_y = from_x + stretch * dx * scale[0], from_y + stretch * dy * scale[1]
     gaps = np.full(from_x.size, None)
     drawn = go.Figure(go.Image(source=data_uri(crop, 4), dx=0.25, dy=0.25, opacity=0.75, hoverinfo="skip"))
     drawn.add_scatter(
@@ -308,10 +308,9 @@ def offset_arrows(traced: Trace, size_index: int, every: int | None = None, atte
     drawn.update_xaxes(visible=False, range=[0, width], constrain="domain")
     drawn.update_yaxes(visible=False, range=[height, 0], scaleanchor="x", constrain="domain")
     name = "Deform Conv 2" if attend else "Deform Conv 1"
-    length = float(np.hypot(field[0], field[1]).mean())
-    drawn.update_layout(
-        template=TEMPLATE, height=520, title=f"{name} at {size}×{size}: {length:.2f} cells on average", showlegend=False
-    )
+    title = f"{name} at {size}×{size}: {float(np.hypot(field[0], field[1]).mean()):.2f} cells on average"
+    title += f", drawn {stretch:g} times as long" if stretch != 1 else ""
+    drawn.update_layout(template=TEMPLATE, height=520, title=title, showlegend=False)
     return drawn
 
 
