@@ -173,7 +173,8 @@ ceiling.ceiling_curves(sizes, quality, "Ceiling by object size")
 
 # %% [markdown]
 # Size does matter, in a direction that may surprise you: *small* objects need *small* masks. A book of 20 pixels has
-# 20 pixels across, and 28 cells hold every one of them. Nothing is gained beyond. Large objects have detail to lose.
+# 20 pixels across, and 28 cells hold every one of them. Hardly anything is gained beyond. Large objects have detail to
+# lose.
 #
 # To separate the two causes, compare classes among large objects only.
 
@@ -185,7 +186,7 @@ ceiling.ceiling_curves(large, quality, "Ceiling by class, large objects only")
 for name in ("giraffe", "tv"):
     print(f"{name:8} large only, boundary IoU {quality.boundary_iou[large[name]].mean(axis=0).round(3)}")
 gap = quality.boundary_iou[large["tv"]].mean(axis=0) - quality.boundary_iou[large["giraffe"]].mean(axis=0)
-print("what the shape alone costs:", gap.round(3))
+print("the gap among large objects:", gap.round(3))
 assert (gap[:2] > 0).all()
 
 # %% [markdown]
@@ -251,7 +252,7 @@ print("torchvision's crop and paste:", stock.mask_iou.mean(axis=0).round(3))
 ceiling.ceiling_pictures([small[0]], "torchvision's crop and paste", round_trip=ceiling.stock_masks)
 
 # %% [markdown]
-# The error is the same at every size, so it hides exactly what finer masks gain. With this pair you would conclude
+# A finer mask does not shrink this error, so it hides exactly what finer masks gain. With this pair you would conclude
 # that 112×112 is not worth having, and you would have measured your own rounding. It is a line of defence in every
 # codebase: *one* convention, in one file (`dynamask/ops/masks.py`), with a test of the round trip.
 
