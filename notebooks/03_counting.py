@@ -175,7 +175,7 @@ print(f"that is {mean / full_price:.0%} of the full cost")
 # %%
 from dynamask.lessons import fast
 
-count = fast(8, 40)
+count = fast(8, 20)
 rois, choice = counting.random_rois(count), counting.mixed_choice(count)
 with counting.counted_rows(branch) as mixed_rows:
     mixed = counting.run_branch(branch, features, rois, choice)
