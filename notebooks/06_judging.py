@@ -74,12 +74,11 @@ print(f"{name}: {sum(map(len, detections.scores))} detections of {detections.pos
 # are found (recall)? Move the slider to ask for more overlap.
 
 # %%
-from dynamask.lessons.judging import precision_recall_figure
-from dynamask.lessons.pictures import with_slider
+from dynamask.lessons.judging import precision_recall_figure, slider_below
 
 thresholds = np.linspace(0.5, 0.95, 10)
 curves = {f"{t:.2f}": detections.curve(t) for t in thresholds}
-with_slider({t: precision_recall_figure(curve) for t, curve in curves.items()}, prefix="IoU ≥ ")
+slider_below({t: precision_recall_figure(curve) for t, curve in curves.items()}, prefix="IoU ≥ ")
 
 # %% [markdown]
 # The blue line is the *envelope*: the best precision at this recall or further right. COCO reads it at 101 recalls
@@ -160,9 +159,10 @@ Table(["all at", "mask AP, COCO (paper, Tab. 7), %"], [[size, f"{ap:.1f}"] for s
 # %%
 gains = [found[b]["segm"] - found[a]["segm"] for a, b in zip(FIXED[:-1], FIXED[1:])]
 theirs = np.diff(list(PAPER_TABLE_7.values()))
-Table(["step", "ours, mask AP", "paper's, AP in %"],
-      [[f"{a} → {b}", f"{g:+.3f}", f"{t:+.1f}"]
-       for a, b, g, t in zip(MASK_SIZES[:-1], MASK_SIZES[1:], gains, theirs)])  # fmt: skip
+Table(
+    ["step", "ours, mask AP", "paper's, AP in %"],
+    [[f"{a} → {b}", f"{g:+.3f}", f"{t:+.1f}"] for a, b, g, t in zip(MASK_SIZES[:-1], MASK_SIZES[1:], gains, theirs)],
+)
 
 # %% [markdown]
 # ## By size, at random, and by an oracle
@@ -204,8 +204,14 @@ fair = []
 for rival in ("size", *FIXED[1:3]):
     ours = at_budget(logits, macs, mean_macs(found[rival]["choice"], macs))
     ap = {k: float(judge.average_precision(judge.match(ours, k))[0]) for k in ("segm", "boundary")}
-    fair.append([rival, f"{mean_macs(ours, macs) / 1e9:.4f}", f"{found[rival]['gmacs']:.4f}",
-                 *(f"{ap[k] - found[rival][k]:+.3f}" for k in ("segm", "boundary"))])  # fmt: skip
+    fair.append(
+        [
+            rival,
+            f"{mean_macs(ours, macs) / 1e9:.4f}",
+            f"{found[rival]['gmacs']:.4f}",
+            *(f"{ap[k] - found[rival][k]:+.3f}" for k in ("segm", "boundary")),
+        ]
+    )
 Table(["learned minus …", "learned spends", "it spends", "mask AP", "boundary AP"], fair)
 
 # %% [markdown]
@@ -247,14 +253,14 @@ print(f"exact {exact:.5f}, mean of {len(thrown)} permutations {np.mean(thrown):.
 # %% [markdown]
 # ## How much of the possible?
 #
-# Random is the floor, the oracle the ceiling. Move the budget: where does choosing matter most? At the ends everyone
-# has the same sizes, so there nothing can be gained.
+# Dealing the same sizes at random is the floor, the oracle the ceiling. Move the budget: where does choosing matter
+# most? At the ends everyone has the same sizes, so there nothing can be gained.
 
 # %%
 from dynamask.lessons.judging import budget_figure
 
 steps = np.linspace(0.2, 0.55, fast(3, 8))
-with_slider(
+slider_below(
     {f"{s:.0%}": budget_figure(kept.given, macs, bootstrap, s) for s in steps},
     prefix="budget, share of the full MACs: ",
 )
@@ -314,17 +320,21 @@ by_budget = {
     f"{share:.0%}": classes_figure(kept.given, scenes, at_budget(given_logits, macs, share * macs[-1]))
     for share in np.linspace(0.2, 0.55, fast(3, 8))
 }
-with_slider(by_budget, prefix="budget, share of the full MACs: ", active=len(by_budget) - 1)
+slider_below(by_budget, prefix="budget, share of the full MACs: ", active=len(by_budget) - 1)
 
 # %% [markdown]
 # Does the switch look at the outline, or only at the size of the box? In this world the complexity of every outline
-# is known (0 a disc, 1 a fern), so we can ask. Spearman's correlation with the chosen size, at half the full cost:
+# is known, so we can ask. Spearman's correlation with the chosen size, at half the full cost:
 
 # %%
 known = result["known_complexity"]
-Table(["chosen size against", "Spearman", "95 % interval"],
-      [[what, f"{known[key]['mean']:.2f}", f"[{known[key]['low']:.2f}, {known[key]['high']:.2f}]"]
-       for what, key in (("known complexity", "complexity"), ("√ of the box area", "object_size"))])  # fmt: skip
+Table(
+    ["chosen size against", "Spearman", "95 % interval"],
+    [
+        [what, f"{known[key]['mean']:.2f}", f"[{known[key]['low']:.2f}, {known[key]['high']:.2f}]"]
+        for what, key in (("known complexity", "complexity"), ("√ of the box area", "object_size"))
+    ],
+)
 
 # %% [markdown]
 # The full reports, with more scenes and all tables, are one command each: `dynamask report budget-curve` and
@@ -366,8 +376,11 @@ from dynamask.ops.knapsack import best_under_budget
 
 choice = at_budget(given_logits, macs, macs[-1] / 2)
 oracle = best_under_budget(quality["boundary_iou"], macs, mean_macs(choice, macs))
-values = [at(quality["boundary_iou"], choice).mean(), permuted(quality["boundary_iou"], choice).mean(),
-          at(quality["boundary_iou"], oracle).mean()]  # fmt: skip
+values = [
+    at(quality["boundary_iou"], choice).mean(),
+    permuted(quality["boundary_iou"], choice).mean(),
+    at(quality["boundary_iou"], oracle).mean(),
+]
 share = share_of_oracle_gain(*values)
 assert values[2] >= max(values[:2]) and share <= 1
 assert np.isclose(share, (values[0] - values[1]) / (values[2] - values[1]))

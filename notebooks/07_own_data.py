@@ -34,9 +34,9 @@ from dynamask.lessons.own_data import Terminal
 
 MY_FOLDER = None  # put the path of your own folder here: one with images/ and annotations.json
 
-terminal = Terminal()
 folder = tempfile.TemporaryDirectory(prefix="dynamask-07-")
 work = Path(folder.name)
+terminal = Terminal(work)
 mine = work / "mine" if MY_FOLDER is None else Path(MY_FOLDER)
 
 # %% [markdown]
@@ -77,7 +77,7 @@ for i in shown:
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     drawn.append(draw_overlay(pixels, target["masks"].numpy().astype(bool), [112] * len(names), labels=names))
     titles.append(coco["images"][i]["file_name"])
-picture_grid([drawn], [titles], "The true masks of the first pictures", cell=240)
+picture_grid([drawn], [titles], "The true masks of the first pictures, drawn as a 112 is", cell=240)
 
 # %% [markdown]
 # ## Is it sound?
@@ -220,9 +220,7 @@ predictor = load(weights)
 judged = open_data(str(mine), class_names=predictor.class_names)
 kept_back = split_by_image_id(judged, True, 4)
 choices = {"learned": {}, "fixed:28": {"policy": "fixed:28"}, "fixed:112": {"policy": "fixed:112"}}
-choices["learned, as cheap as 28"] = {
-    "budget": predictor.costs.macs_per_instance[1] / 1e9, "budget_scope": "dataset"
-}  # fmt: skip
+choices["learned, as cheap as 28"] = {"budget": predictor.costs.macs_per_instance[1] / 1e9, "budget_scope": "dataset"}
 rows = []
 for name, choice in choices.items():
     one = run_evaluation(predictor, judged, kept_back, EvaluationOptions(**choice))
@@ -280,8 +278,10 @@ from dynamask.lessons.own_data import served
 with served("app", "--weights", str(weights)) as address:
     client = Client(address, verbose=False)
     reply = client.predict(image=handle_file(str(picture)), weights=weights.stem, api_name="/predict")
-print(f"{len(reply['instances'])} instances, {reply['mean_macs'] or 0:,.0f} MACs each; sizes",
-      [one["mask_size"] for one in reply["instances"]])  # fmt: skip
+print(
+    f"{len(reply['instances'])} instances, {reply['mean_macs'] or 0:,.0f} MACs each; sizes",
+    [one["mask_size"] for one in reply["instances"]],
+)
 
 # %% [markdown]
 # The app says what Python says, because both go through the same predictor:

@@ -17,6 +17,7 @@ from dynamask.engine.evaluate import Instances
 from dynamask.evaluation.ap_bootstrap import DetectionJudge
 from dynamask.evaluation.choices import PictureBootstrap, at, permuted, shares
 from dynamask.evaluation.mask_quality import boundary_width, mask_iou
+from dynamask.lessons.pictures import with_slider
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.reports.budget_curve import NAMES, TITLES, chosen
 from dynamask.reports.judging import Row, at_budget, choice_of, mean_macs
@@ -38,6 +39,11 @@ PAPER_TABLE_8 = {
     "DynaMask, 19 % saved": ((0.05, 0.13, 0.25, 0.56), 1.13, 37.6),
 }
 """Shares of the sizes 14 … 112, mean GMACs and mask AP on COCO val 2017, per cent: Tab. 8 of the paper."""
+
+
+CURVE_LOOKS = {"learned": "#DB2777", "budget": "#DB2777", "size": "#0891B2", "random": theme.INK, "mix": "#B45309",
+               "oracle": "#8B5CF6", "noise-aware oracle": "#EA580C"}  # fmt: skip
+"""Colours of the policies on pages of either kind; the fixed sizes keep those of their sizes."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,7 @@ def precision_recall_figure(curve: Curve, title: str = "") -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title="recall", range=[0, 1.02])
     figure.update_yaxes(title="precision", range=[0, 1.05])
-    figure.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"}, margin={"b": 90})
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin={"t": 56, "b": 48})
     return figure
 
 
@@ -232,7 +238,7 @@ def baselines(
 def budget_figure(
     given: Instances, macs: Sequence[int], bootstrap: PictureBootstrap, share: float, measure: str = "mask_iou"
 ) -> go.Figure:
-    """What the switch makes of a budget in true boxes: the sizes it gives, and what that is worth.
+    """What the switch makes of a budget in true boxes: the sizes it gives, and what that is worth, with intervals.
 
     Args:
         given: instances in true boxes, every size known.
@@ -242,37 +248,41 @@ def budget_figure(
     choice = at_budget(given.logits(), macs, share * macs[-1])
     quality, limit = given.quality(measure), mean_macs(choice, macs)
     rows = bootstrap.rows(np.array([result["image_id"] for result in given.results]))
-    chosen = {
-        "the same sizes<br>at random": permuted(quality, choice),
-        "learned": at(quality, choice),
-        "oracle": at(quality, best_under_budget(quality, macs, limit)),
-        f"all at<br>{MASK_SIZES[-1]}": quality[:, -1],
+    chosen_by = {
+        "at random": (permuted(quality, choice), CURVE_LOOKS["random"]),
+        "learned": (at(quality, choice), CURVE_LOOKS["learned"]),
+        "oracle": (at(quality, best_under_budget(quality, macs, limit)), CURVE_LOOKS["oracle"]),
+        f"all at {MASK_SIZES[-1]}": (quality[:, -1], theme.size_dot(MASK_SIZES[-1])["color"]),
     }
-    titles = [
-        f"sizes; {limit / macs[-1]:.0%} of the full MACs are spent",
-        "mean " + measure.replace("_", " ").replace("iou", "IoU"),
-    ]
+    titles = [f"sizes; {limit / macs[-1]:.0%} of the full MACs are spent", f"mean {TITLES[measure].split(' ', 1)[1]}"]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
     for size, part in zip(MASK_SIZES, shares(choice).tolist()):
         figure.add_bar(x=[f"{size}"], y=[part], marker=theme.size_bar(size), text=[f"{part:.0%}"],
                        textposition="outside", cliponaxis=False, row=1, col=1)  # fmt: skip
-    known = [bootstrap.estimate(values, rows) for values in chosen.values()]
-    means = np.array([one["mean"] for one in known])
-    reach = {"array": [one["high"] for one in known] - means, "arrayminus": means - [one["low"] for one in known]}
-    figure.add_bar(
-        x=list(chosen), y=means, text=[f"{mean:.3f}" for mean in means], textposition="inside",
-        insidetextanchor="start",
-        marker={"color": [theme.INK, theme.ACCENT, "#7C3AED", theme.size_bar(MASK_SIZES[-1])["color"]],
-                "line": {"color": theme.INK, "width": 1}},
-        error_y={"type": "data", "symmetric": False, "color": theme.INK, "thickness": 1.5, "width": 5, **reach},
-        textfont={"color": "#FFFFFF", "size": 13}, row=1, col=2,
-    )  # fmt: skip
-    figure.update_layout(template=theme.TEMPLATE, height=360, showlegend=False, margin={"t": 40, "b": 48})
+    for name, (values, colour) in chosen_by.items():
+        one = bootstrap.estimate(values, rows)
+        reach = {"array": [one["high"] - one["mean"]], "arrayminus": [one["mean"] - one["low"]]}
+        figure.add_scatter(
+            x=[f"{name}<br>{one['mean']:.3f}"], y=[one["mean"]], mode="markers",
+            marker={"size": 14, "color": colour, "line": {"color": theme.INK, "width": 1.5}},
+            error_y={"type": "data", "symmetric": False, "color": theme.INK, "thickness": 1.5, "width": 6, **reach},
+            row=1, col=2,
+        )  # fmt: skip
+    figure.update_layout(template=theme.TEMPLATE, height=380, showlegend=False, margin={"t": 40, "b": 48})
     figure.update_xaxes(type="category")
+    figure.update_xaxes(title="mask size", row=1, col=1)
     figure.update_yaxes(range=[0, 1.12], tickformat=".0%", row=1, col=1)
     figure.update_yaxes(range=[0.5, 1.0], row=1, col=2)
     figure.update_annotations(font={"color": theme.INK, "size": 13})
     return figure
+
+
+def slider_below(steps: dict[str, go.Figure], prefix: str = "", active: int = 0) -> go.Figure:
+    """:func:`dynamask.lessons.pictures.with_slider` for figures that have titles on their x axes: it keeps clear."""
+    drawn = with_slider(steps, prefix, active)
+    drawn.update_layout(height=drawn.layout.height + 36, margin={"b": drawn.layout.margin.b + 36})
+    drawn.layout.sliders[0].pad.t = 62
+    return drawn
 
 
 def classes_figure(given: Instances, dataset: ShapesDataset, choice: np.ndarray) -> go.Figure:
@@ -310,11 +320,6 @@ def iou_scatter(mask_iou: np.ndarray, boundary_iou: np.ndarray, sizes: Sequence[
     figure.update_yaxes(title="boundary IoU", range=[low, 1.01])
     figure.update_layout(legend={"orientation": "h", "y": -0.18, "yanchor": "top"})
     return figure
-
-
-CURVE_LOOKS = {"learned": "#DB2777", "budget": "#DB2777", "size": "#0891B2", "random": theme.INK, "mix": "#B45309",
-               "oracle": "#8B5CF6", "noise-aware oracle": "#EA580C"}  # fmt: skip
-"""Colours of the policies on pages of either kind; the fixed sizes keep those of their sizes."""
 
 
 def curves_figure(rows: Sequence[Row], boxes: str, measures: Sequence[str], title: str) -> go.Figure:
@@ -355,10 +360,7 @@ def share_rows(rows: Sequence[Row]) -> list[list[str]]:
     """Cells of a table: what the switch spends, and which shares of the oracles' gains it reaches, by rising cost."""
     table = []
     columns = [("mask_iou", "oracle"), ("mask_iou", "noise-aware oracle"), ("boundary_iou", "noise-aware oracle")]
-    found = [
-        chosen(rows, "gt", m, "budget", f"share of {o}") + chosen(rows, "gt", m, "learned", f"share of {o}")
-        for m, o in columns
-    ]
+    found = [chosen(rows, "gt", m, "budget", f"share of {o}") for m, o in columns]
     for own in zip(*found):
         if all(one["mean"] is not None for one in own):
             table.append([f"{own[0]['mean_macs'] / 1e9:.4f} GMACs", *(with_interval(one, 2) for one in own)])

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 LOSS_LOOKS: dict[str, tuple[str, str, str]] = {
     "loss": ("total, weighted", theme.INK, "solid"),
     "loss_objectness": ("objectness", "#0891B2", "dot"),
-    "loss_rpn_box_reg": ("proposal boxes", "#0891B2", "dash"),
-    "loss_classifier": ("classes", "#0891B2", "solid"),
-    "loss_box_reg": ("boxes", "#0891B2", "dashdot"),
+    "loss_rpn_box_reg": ("proposal boxes", "#B45309", "dash"),
+    "loss_classifier": ("classes", "#16A34A", "solid"),
+    "loss_box_reg": ("boxes", "#8B5CF6", "dashdot"),
     "loss_mask": ("mask (Eq. 3)", theme.ACCENT, "solid"),
     "loss_edge": ("edge (Eq. 4)", "#0D9488", "dash"),
     "loss_boundary": ("error of the sizes", "#A855F7", "solid"),
@@ -60,20 +60,20 @@ def training_figure(history: History, names: Sequence[str], measured: str, stack
         title, colour, dash = LOSS_LOOKS[name]
         figure.add_scatter(
             x=list(history.steps), y=smoothed(history.values.get(name, [])), name=title, mode="lines",
-            line={"color": colour, "dash": dash, "width": 2.5}, legend="legend", row=1, col=1,
+            line={"color": colour, "dash": dash, "width": 2.5}, row=1, col=1,
         )  # fmt: skip
     rows = np.array(history.measured).reshape(-1, len(MASK_SIZES))
     for k, size in enumerate(MASK_SIZES):
         look = {"stackgroup": "sizes", "fillcolor": theme.size_line(size)["color"]} if stacked else {}
         line = {"color": theme.INK, "width": 1} if stacked else theme.size_line(size)
         figure.add_scatter(
-            x=list(history.measured_at), y=rows[:, k], name=f"{size}×{size}", line=line, legend="legend2",
+            x=list(history.measured_at), y=rows[:, k], name=f"{size}×{size}", line=line,
             mode="lines" if stacked else "lines+markers", marker=None if stacked else theme.size_dot(size, 7),
             row=1, col=2, **look,
         )  # fmt: skip
     figure.update_layout(template=theme.TEMPLATE, height=400, margin={"t": 40, "b": 110})
-    for name, left in (("legend", 0.0), ("legend2", 0.56)):
-        figure.update_layout({name: {"orientation": "h", "x": left, "y": -0.2, "yanchor": "top", "entrywidth": 118}})
+    figure.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top", "entrywidth": 130,
+                                 "traceorder": "normal"})  # fmt: skip
     figure.update_xaxes(title="step")
     if stacked:
         figure.update_yaxes(range=[0, 1], tickformat=".0%", row=1, col=2)
@@ -81,12 +81,12 @@ def training_figure(history: History, names: Sequence[str], measured: str, stack
     return figure
 
 
-def losses_figure(history: History, names: Sequence[str], title: str) -> go.Figure:
-    """Losses of a run against the step, unweighted, as they came."""
+def losses_figure(history: History, names: Sequence[str], title: str, window: int = 1) -> go.Figure:
+    """Losses of a run against the step, unweighted, each the mean of the last ``window`` steps."""
     figure = theme.figure(title, height=380, margin={"b": 120, "t": 48})
     for name in names:
         text, colour, dash = LOSS_LOOKS[name]
-        figure.add_scatter(x=list(history.steps), y=history.values[name], name=text, mode="lines",
+        figure.add_scatter(x=list(history.steps), y=smoothed(history.values[name], window), name=text, mode="lines",
                            line={"color": colour, "dash": dash, "width": 2.5})  # fmt: skip
     figure.update_xaxes(title="step")
     figure.update_layout(legend={"orientation": "h", "y": -0.22, "yanchor": "top"})

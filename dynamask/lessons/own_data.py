@@ -64,12 +64,20 @@ class Terminal:
     """Runs `dynamask …` commands, one after the other, in a process of its own.
 
     The process begins at once, loads PyTorch while the notebook does something else, and ends with the notebook.
+
+    Args:
+        folder: where the commands run; paths in it are given to them, and shown, relative to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        known = os.environ.get("PYTHONPATH", "")
+        package = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([package, *([known] if known else [])])
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            text=True, encoding="utf-8", cwd=self.folder,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": path},
         )  # fmt: skip
         weakref.finalize(self, _end, self._process)
 
@@ -79,17 +87,24 @@ class Terminal:
         Raises:
             DynaMaskError: the process ended; what it said is lost.
         """
-        words = [str(argument) for argument in arguments]
+        words = [self._word(argument) for argument in arguments]
         try:
             _pipe(self._process.stdin).write(json.dumps(words) + "\n")
             _pipe(self._process.stdin).flush()
             line = _pipe(self._process.stdout).readline()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: the pipe was closed here
             line = ""
         if not line:
-            raise DynaMaskError("the process that runs the commands has ended; make a new Terminal()")
+            raise DynaMaskError("the process that runs the commands has ended; make a new Terminal")
         code, text = json.loads(line)
-        return Answer(shlex.join(["dynamask", *words]), code, text)
+        shown = "\n".join(row.rpartition("\r")[2] for row in text.split("\n"))  # a bar as it stood at last
+        return Answer(shlex.join(["dynamask", *words]), code, shown)
+
+    def _word(self, argument: object) -> str:
+        """An argument as one types it."""
+        if isinstance(argument, Path) and argument.resolve().is_relative_to(self.folder):
+            return str(argument.resolve().relative_to(self.folder))
+        return str(argument)
 
     def close(self) -> None:
         """End the process."""

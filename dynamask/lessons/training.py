@@ -170,8 +170,8 @@ def fresh_mask_branch(weights: str, loss_config: LossConfig, seed: int = 0, **ov
         seed: of its first weights; no other random draw is touched.
         overrides: fields of :class:`dynamask.config.ModelConfig`, such as ``mask_rois``.
     """
-    stored = load_model(bundled_path(weights))
     with torch.random.fork_rng(devices=[]):
+        stored = load_model(bundled_path(weights))
         torch.manual_seed(seed)
         model = build_model(dataclasses.replace(stored.config, **overrides), loss_config=loss_config)
     kept = {key: value for key, value in stored.state_dict().items() if ".mask_branch." not in key}
