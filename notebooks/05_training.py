@@ -73,7 +73,8 @@ panel = LivePanel(training, branch_losses, measured="mean mask IoU of each size,
 panel.start()
 
 # %% [markdown]
-# What the buttons do, you can do as well. This cell lets the run work for a while, stops it, and shows what is left:
+# What the buttons do, you can do as well. (A cell that waits keeps the kernel busy, and clicks wait with it. So play
+# with the buttons before you run on.) This cell lets the run work for a while, stops it, and shows what is left:
 
 # %%
 training.wait(seconds=fast(1.0, 20.0))
@@ -88,7 +89,7 @@ print(f"step {run.step} of {config.iterations}; saved: {[p.name for p in run.out
 finished = training.start().wait()
 print(f"finished: {finished}; {training.seconds / max(run.step, 1):.1f} seconds a step")
 
-# %%
+# %% tags=["thumbnail"]
 panel.figure()
 
 # %% [markdown]
