@@ -146,7 +146,7 @@ pyramid.stride_pictures(predictor, scene.image, scene.boxes[0].tolist())
 # %% [markdown]
 # With the wrong stride the crop comes from another place, or from beyond the map, where there are only zeros (one flat
 # colour). The last stage is unharmed, its stride *is* 4. Nothing crashes and every shape is right; a network can even
-# be trained with it, and learns to ignore those crops. We shall measure the damage below.
+# be trained with it, and may learn to ignore those crops. We shall measure the damage below.
 
 # %% [markdown]
 # ## What the offsets do

@@ -267,7 +267,7 @@ print(f"ratio of their MACs: {float(prices[3] / prices[choice].mean()):.2f}")
 
 # %% [markdown]
 # Read the paper's Table 6 in this light (frames a second on a TITAN RTX): Mask R-CNN 12.4, DynaMask 8.3, with a switch
-# trained for C_t = 0.4 11.2. Fewer MACs give more frames, but not in proportion: most of a frame is spent elsewhere.
+# trained for C_t = 0.4 11.2. Fewer MACs give more frames, but not in proportion: much of a frame is spent elsewhere.
 
 # %% [markdown]
 # ## A real picture
