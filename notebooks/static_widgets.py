@@ -36,6 +36,8 @@ def page_of(widget: widgets.Widget) -> str:
 
 def html_of(widget: widgets.Widget) -> str:
     """One widget with its children."""
+    if type(widget).__name__ == "KeyKeeper":
+        return ""
     if isinstance(widget, go.FigureWidget):  # its `layout` is plotly's
         return f'<div style="width: 100%; min-width: 0">{figure_html(go.Figure(widget))}</div>'
     layout = getattr(widget, "layout", None)

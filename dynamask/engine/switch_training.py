@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,7 @@ def train_switch(
     schedule: TrainConfig,
     seed: int,
     on_step: Callable[[int, MaskSwitchModule], None] | None = None,
+    without: Sequence[str] = (),
 ) -> MaskSwitchModule:
     """Train a switch on cached features with the losses that ``dynamask train`` has.
 
@@ -81,6 +82,7 @@ def train_switch(
         config: of the losses; weights are applied as :func:`dynamask.engine.train.loss_weights` has them.
         schedule: its batch is counted in regions.
         seed: of the order of the regions and of the Gumbel noise.
+        without: names of losses that are left out, such as "loss_entropy", to see what they are for.
         on_step: called with the number of steps taken and the switch as it is then, without the average.
 
     Returns:
@@ -88,7 +90,7 @@ def train_switch(
     """
     check_config(config)
     torch.manual_seed(seed)
-    weights, optimizer = loss_weights(config), build_optimizer(switch, schedule)
+    weights, optimizer = loss_weights(config) | dict.fromkeys(without, 0.0), build_optimizer(switch, schedule)
     average = WeightAverage(switch, schedule.ema_decay) if schedule.ema_decay else None
     error, order = signals.error(config), torch.empty(0, dtype=torch.int64)
     for step in range(schedule.iterations):

@@ -19,7 +19,7 @@ from dynamask.ops.masks import paste_mask
 from dynamask.predictor import Picture, Prediction, check_choice, choose
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import why
-from dynamask.viz.clickable import ClickablePicture
+from dynamask.viz.clickable import ClickablePicture, KeyKeeper
 from dynamask.viz.overlay import RepeatedOverlay
 
 SHOWN_SIDES = (640, 960)
@@ -159,6 +159,7 @@ class Explorer(widgets.VBox):
             widgets.HBox([self.picture, side], layout=wrap),
             self.crops,
             widgets.HBox(panels, layout=wrap),
+            KeyKeeper(),
         ]
 
     def _watch(self) -> None:

@@ -125,7 +125,7 @@ def crops_html(crops: Sequence[bytes], gmacs: Sequence[float], chosen: int, lear
     for k, (name, data) in enumerate(zip(NAMES, crops)):
         words = [word for word, index in (("chosen", chosen), ("the switch's own", learned)) if k == index]
         frame = f"3px {'solid' if k == chosen else 'dotted'} {theme.INK if words else 'transparent'}"
-        caption = f"<b>{name}</b><br>{gmacs[k]:.3g} GMACs" + (f"<br><b>{', '.join(words)}</b>" if words else "")
+        caption = f"<b>{name}</b><br>{gmacs[k]:.3g} GMACs" + (f"<br><b>{'<br>'.join(words)}</b>" if words else "")
         source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         alt = ", ".join([f"mask at {name}", *words])
         cells.append(
