@@ -29,11 +29,12 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import decision_tables, report
-from benchmarks.cached_features import Cache, build_cache, load_cache, save_cache
-from benchmarks.switch_training import MEASURES, SCHEDULE, Judge, Signals, run_setting
+from benchmarks.switch_training import MEASURES, Judge, run_setting
 from dynamask.cli.common import add_data, opened_data
 from dynamask.config import LossConfig
+from dynamask.engine.cached_features import Cache, build_cache, load_cache, save_cache
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.engine.switch_training import SCHEDULE, Signals
 from dynamask.evaluation.choices import PictureBootstrap, interval
 from dynamask.files import replacing
 from dynamask.predictor import load

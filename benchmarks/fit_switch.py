@@ -22,11 +22,12 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import report
-from benchmarks.cached_features import Cache, build_cache, load_cache, save_cache
 from benchmarks.decisions import parse_values
-from benchmarks.switch_training import SCHEDULE, Signals, spend, train_switch
+from benchmarks.switch_training import spend
 from dynamask.config import LossConfig
+from dynamask.engine.cached_features import Cache, build_cache, load_cache, save_cache
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.engine.switch_training import SCHEDULE, Signals, train_switch
 from dynamask.models.weights_file import read_header, save_model
 from dynamask.predictor import Predictor, load
 from dynamask.structures import DynaMaskError

@@ -87,6 +87,7 @@ class Prediction:
         image_size: (H, W) in pixels.
         timings: milliseconds of the steps that ran: "detect", "regions", "masks".
         regions: what the mask branch knows; lives as long as the prediction.
+        picture: (H, W, 3) uint8 RGB, what was predicted on, for those who draw it.
     """
 
     boxes: Tensor
@@ -101,6 +102,7 @@ class Prediction:
     image_size: tuple[int, int]
     timings: dict[str, float]
     regions: Regions
+    picture: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -161,6 +163,37 @@ class Prediction:
                 }
             )
         return results
+
+
+def select(prediction: Prediction, policy: str, budget: float | None, macs: tuple[int, ...]) -> Prediction:
+    """The same instances under another policy or budget; only stages that were not computed yet are run.
+
+    Args:
+        policy: "learned", "size" (Eq. 8) or "fixed:S".
+        budget: mean GMACs per instance; not together with another policy than "learned".
+        macs: of an instance at each size.
+
+    Raises:
+        DynaMaskError: an unknown policy, or a budget that nothing can meet.
+    """
+    check_choice(policy, budget, macs)
+    start = time.perf_counter()
+    choice = choose(prediction, policy, budget, macs)
+    prediction.regions.ensure(choice)
+    sizes, spent = torch.tensor(MASK_SIZES)[choice], torch.tensor(macs)[choice]
+    timings = {**prediction.timings, "masks": (time.perf_counter() - start) * 1e3}
+    return dataclasses.replace(prediction, mask_size=sizes, macs=spent, timings=timings)
+
+
+def choose(prediction: Prediction, policy: str, budget: float | None, macs: tuple[int, ...]) -> Tensor:
+    """(R,) int64 indices into ``MASK_SIZES``, arguments as of :func:`select`; nothing is computed for them."""
+    if budget is not None:
+        return policies.budget(prediction.switch_logits, macs, budget)
+    if policy == "learned":
+        return policies.learned(prediction.switch_logits)
+    if policy == "size":
+        return policies.size_based(prediction.boxes, prediction.image_size)
+    return policies.fixed(len(prediction), int(policy.removeprefix("fixed:")))
 
 
 def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor | SoloPredictor:
@@ -284,22 +317,7 @@ class Predictor:
     def select(self, prediction: Prediction, policy: str = "learned", budget: float | None = None) -> Prediction:
         """The same instances under another policy or budget; only stages that were not computed yet are run."""
         self.check_choice(policy, budget)
-        start = time.perf_counter()
-        choice = self._choose(prediction, policy, budget)
-        prediction.regions.ensure(choice)
-        sizes, macs = torch.tensor(MASK_SIZES)[choice], torch.tensor(self.costs.macs_per_instance)[choice]
-        timings = {**prediction.timings, "masks": (time.perf_counter() - start) * 1e3}
-        return dataclasses.replace(prediction, mask_size=sizes, macs=macs, timings=timings)
-
-    def _choose(self, prediction: Prediction, policy: str, budget: float | None) -> Tensor:
-        """(R,) int64 indices into ``MASK_SIZES``."""
-        if budget is not None:
-            return policies.budget(prediction.switch_logits, self.costs.macs_per_instance, budget)
-        if policy == "learned":
-            return policies.learned(prediction.switch_logits)
-        if policy == "size":
-            return policies.size_based(prediction.boxes, prediction.image_size)
-        return policies.fixed(len(prediction), int(policy.removeprefix("fixed:")))
+        return select(prediction, policy, budget, self.costs.macs_per_instance)
 
     @torch.inference_mode()
     def _begin(
@@ -340,6 +358,7 @@ class Predictor:
             size,
             timings,
             Regions(self.model.mask_branch, state),
+            pixels,
         )
 
     def _labels_of(self, encoded: object, boxes: Tensor, labels: Sequence[int] | None) -> Tensor:

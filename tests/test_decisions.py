@@ -12,9 +12,10 @@ import torch
 from small_models import tiny_model
 
 from benchmarks import decision_tables, decisions, switch_training
-from benchmarks.cached_features import Cache, build_cache, jittered, load_cache, save_cache
 from dynamask.config import LossConfig
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
+from dynamask.engine import switch_training as fitting
+from dynamask.engine.cached_features import Cache, build_cache, jittered, load_cache, save_cache
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.models.rcnn.policies import at_price, learned, price_for_budget
 from dynamask.ops.knapsack import best_under_budget
@@ -22,7 +23,7 @@ from dynamask.predictor import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 DOC = Path(decisions.__file__).parents[1] / "docs" / "decisions.md"
-SCHEDULE = dataclasses.replace(switch_training.SCHEDULE, iterations=150, batch_size=32, lr=5e-3)
+SCHEDULE = dataclasses.replace(fitting.SCHEDULE, iterations=150, batch_size=32, lr=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_true_boxes_are_what_the_predictor_sees(world):
         assert own.complexity[rows].tolist() == pytest.approx(scene.complexity.tolist())
         assert own.box[rows].tolist() == boxes.tolist() and own.label[rows].tolist() == scene.labels.tolist()
     switch = predictor.model.mask_branch.switch
-    torch.testing.assert_close(switch_training.logits_of(switch, own), own.switch_logits, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(fitting.logits_of(switch, own), own.switch_logits, atol=1e-2, rtol=1e-2)
 
 
 def test_views_of_an_instance_share_its_number_and_its_truth(world):
@@ -117,13 +118,13 @@ def test_a_switch_learns_what_the_features_say():
     cache, unseen = synthetic(), synthetic(seed=1)
     judge = switch_training.Judge(unseen)
     config = LossConfig(**decisions.SLIDER)
-    row = switch_training.run_setting(cache, switch_training.Signals.of(cache), judge, config, SCHEDULE, [0, 1])
+    row = switch_training.run_setting(cache, fitting.Signals.of(cache), judge, config, SCHEDULE, [0, 1])
     assert row["losses"]["entropy_on"] == "instances" and [run["seed"] for run in row["runs"]] == [0, 1]
     for run in row["runs"]:
         half = run["budgets"]["0.5"]
         assert half["macs_fraction"] <= 0.5 and half["spearman_complexity"] > 0.7
         assert half["mask_iou"]["share_of_oracle"] > 0.8 and half["mask_iou"]["gain"]["low"] > 0
-    again = switch_training.run_setting(cache, switch_training.Signals.of(cache), judge, config, SCHEDULE, [0])
+    again = switch_training.run_setting(cache, fitting.Signals.of(cache), judge, config, SCHEDULE, [0])
     assert again["runs"][0] == row["runs"][0]
     assert "ρ complexity" in decision_tables.line("x", row)
 
@@ -131,12 +132,12 @@ def test_a_switch_learns_what_the_features_say():
 def test_a_price_in_the_bias_is_the_budget_of_the_switch_itself():
     cache = synthetic()
     torch.manual_seed(0)
-    switch = switch_training.train_switch(
-        switch_training.Signals.of(cache), cache.new_switch(), LossConfig(**decisions.SLIDER), SCHEDULE, 0
+    switch = fitting.train_switch(
+        fitting.Signals.of(cache), cache.new_switch(), LossConfig(**decisions.SLIDER), SCHEDULE, 0
     )
-    before = switch_training.logits_of(switch, cache.true_boxes())
+    before = fitting.logits_of(switch, cache.true_boxes())
     price = switch_training.spend(switch, cache, 0.4)
-    after = switch_training.logits_of(switch, cache.true_boxes())
+    after = fitting.logits_of(switch, cache.true_boxes())
     macs = tuple(cache.about["macs_per_instance"])
     assert price > 0 and cache.macs[learned(after)].mean() <= 0.4 * macs[-1]
     assert (learned(after) == at_price(before, macs, price)).float().mean() > 0.98
@@ -155,7 +156,7 @@ def test_the_frontier_is_the_exact_oracle_but_for_one_instance():
 
 def test_features_of_a_cache_take_no_gradients():
     with pytest.raises(DynaMaskError, match="no gradients"):
-        switch_training.check_config(LossConfig(detach_switch=False))
+        fitting.check_config(LossConfig(detach_switch=False))
 
 
 def test_the_premise_ranks_what_was_built_in():

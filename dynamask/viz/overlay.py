@@ -6,7 +6,7 @@ colour alone. The four colours stay apart for colour-blind eyes, and darker mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -99,12 +99,67 @@ def draw_overlay(
     if box_array is not None:
         for i in range(len(sizes) - 1, -1, -1):
             _draw_box(picture, box_array[i], SIZE_COLOURS[int(sizes[i])], scale)
-    taken: list[Rectangle] = []
-    for i, shape in enumerate(shapes):
-        if shape is not None:
-            text = str(int(sizes[i])) if labels is None else f"{labels[i]} {int(sizes[i])}"
-            _draw_plate(picture, text, shape, SIZE_COLOURS[int(sizes[i])], scale, taken)
+    _draw_plates(picture, shapes, sizes.tolist(), labels, scale)
     return picture
+
+
+class RepeatedOverlay:
+    """The overlay of one picture, drawn again and again while the sizes of its instances change.
+
+    What an instance looks like at a size is worked out once, the first time that it is drawn so.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; kept, not changed.
+        mask_at: the mask (H, W) bool of an instance (its index) at a size of ``MASK_SIZES``.
+        opacity: of the fill, 0-1.
+    """
+
+    def __init__(self, image: UInt8Array, mask_at: Callable[[int, int], npt.ArrayLike], opacity: float = 0.5) -> None:
+        self.image, self.mask_at, self.opacity = image, mask_at, opacity
+        self.scale = max(1, round(min(image.shape[:2]) / 480))
+        self._patches: dict[tuple[int, int], tuple[_Shape, UInt8Array] | None] = {}
+
+    def prepare(self, index: int, size: int) -> None:
+        """Work out one instance at one size now."""
+        if (index, size) not in self._patches:
+            shape = _shape(np.asarray(self.mask_at(index, size), dtype=bool))
+            self._patches[index, size] = None if shape is None else (shape, _line_codes(shape, size, self.scale))
+
+    def contains(self, index: int, size: int, x: int, y: int) -> bool:
+        """Whether the mask of an instance at a size covers a pixel."""
+        self.prepare(index, size)
+        patch = self._patches[index, size]
+        if patch is None:
+            return False
+        row, column = y - patch[0].top, x - patch[0].left
+        height, width = patch[0].inside.shape
+        return 0 <= row < height and 0 <= column < width and bool(patch[0].inside[row, column])
+
+    def draw(
+        self, mask_size: npt.ArrayLike, labels: Sequence[str] | None = None, frame: Sequence[float] | None = None
+    ) -> UInt8Array:
+        """What :func:`draw_overlay` draws without boxes; a frame (xyxy in pixels) marks an instance in black and white.
+
+        Args:
+            mask_size: (R,) int, each one of 14, 28, 56, 112.
+            labels: R names to print before the sizes, or None to print the sizes alone.
+        """
+        sizes = [int(size) for size in np.asarray(mask_size).reshape(-1)]
+        paint = _Paint(self.image.shape[:2], self.scale)
+        shapes: list[_Shape | None] = []
+        for i, size in enumerate(sizes):
+            self.prepare(i, size)
+            patch = self._patches[i, size]
+            shapes.append(None if patch is None else patch[0])
+        for i in range(len(sizes) - 1, -1, -1):
+            patch = self._patches[i, sizes[i]]
+            if patch is not None:
+                paint.lay(patch[0], sizes[i], patch[1])
+        picture = paint.composite(self.image, self.opacity)
+        if frame is not None:
+            _draw_frame(picture, np.asarray(frame, dtype=np.float64), self.scale)
+        _draw_plates(picture, shapes, sizes, labels, self.scale)
+        return picture
 
 
 def _checked(
@@ -178,33 +233,13 @@ class _Paint:
 
     def add_instance(self, shape: _Shape | None, size: int) -> None:
         """Lay one instance over those that are there; its outline lies inside its mask."""
-        if shape is None:
-            return
-        k, style = MASK_SIZES.index(size), SIZE_OUTLINES[size]
-        inside, depth = shape.inside, shape.depth
-        self.fill[shape.window][inside] = k + 1
-        line = self.line[shape.window]
-        line[inside] = 0
-        width = max(1.0, min(style.width * self.scale, float(depth.max()) / 2))
-        line[inside & (depth <= width + self.scale + 0.5)] = 2 * k + 1
-        line[inside & (depth <= width + 0.5) & self._marks(inside, style, width)] = 2 * k + 2
-        if style.core:
-            line[inside & (np.abs(depth - width / 2 - 0.5) <= self.scale / 2)] = 2 * k + 1
+        if shape is not None:
+            self.lay(shape, size, _line_codes(shape, size, self.scale))
 
-    def _marks(self, inside: npt.NDArray[np.bool_], style: Outline, width: float) -> npt.NDArray[np.bool_]:
-        """Where the line of a mask crop (h, w) has a mark and no gap, (h, w) bool."""
-        if style.gap == 0:
-            return inside
-        marks = np.zeros((inside.shape[0] + 2, inside.shape[1] + 2), dtype=np.uint8)
-        contours, _ = cv2.findContours(np.pad(inside.astype(np.uint8), 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        reach = round(width)
-        length = max(1, style.dash * self.scale - 2 * (reach - 1))
-        for contour in contours:
-            points = contour.reshape(-1, 2)  # (P, 2) x, y; neighbours touch
-            points = points[np.arange(len(points)) % ((style.dash + style.gap) * self.scale) < length]
-            marks[points[:, 1], points[:, 0]] = 1
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach - 1, 2 * reach - 1))
-        return cv2.dilate(marks, kernel)[1:-1, 1:-1] > 0
+    def lay(self, shape: _Shape, size: int, codes: UInt8Array) -> None:
+        """The same with the line codes of its crop, (h, w), worked out before."""
+        self.fill[shape.window][shape.inside] = MASK_SIZES.index(size) + 1
+        self.line[shape.window][shape.inside] = codes[shape.inside]
 
     def composite(self, image: UInt8Array, opacity: float) -> UInt8Array:
         """The picture with fills and lines: one table look-up per pixel and channel."""
@@ -224,11 +259,63 @@ class _Paint:
         return picture
 
 
+def _line_codes(shape: _Shape, size: int, scale: int) -> UInt8Array:
+    """Line codes of a shape's crop (h, w), as :class:`_Paint` has them; 0 where no line crosses."""
+    k, style = MASK_SIZES.index(size), SIZE_OUTLINES[size]
+    inside, depth = shape.inside, shape.depth
+    codes = np.zeros(inside.shape, dtype=np.uint8)
+    width = max(1.0, min(style.width * scale, float(depth.max()) / 2))
+    codes[inside & (depth <= width + scale + 0.5)] = 2 * k + 1
+    codes[inside & (depth <= width + 0.5) & _marks(inside, style, width, scale)] = 2 * k + 2
+    if style.core:
+        codes[inside & (np.abs(depth - width / 2 - 0.5) <= scale / 2)] = 2 * k + 1
+    return codes
+
+
+def _marks(inside: npt.NDArray[np.bool_], style: Outline, width: float, scale: int) -> npt.NDArray[np.bool_]:
+    """Where the line of a mask crop (h, w) has a mark and no gap, (h, w) bool."""
+    if style.gap == 0:
+        return inside
+    marks = np.zeros((inside.shape[0] + 2, inside.shape[1] + 2), dtype=np.uint8)
+    contours, _ = cv2.findContours(np.pad(inside.astype(np.uint8), 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    reach = round(width)
+    length = max(1, style.dash * scale - 2 * (reach - 1))
+    for contour in contours:
+        points = contour.reshape(-1, 2)  # (P, 2) x, y; neighbours touch
+        points = points[np.arange(len(points)) % ((style.dash + style.gap) * scale) < length]
+        marks[points[:, 1], points[:, 0]] = 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach - 1, 2 * reach - 1))
+    return cv2.dilate(marks, kernel)[1:-1, 1:-1] > 0
+
+
 def _draw_box(picture: UInt8Array, box: npt.NDArray[np.float64], colour: str, scale: int) -> None:
     """Draw one xyxy box in place, clipped to the picture."""
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])))
     cv2.rectangle(picture, (x0, y0), (x1, y1), hex_to_rgb(colour), scale)
+
+
+def _draw_frame(picture: UInt8Array, box: npt.NDArray[np.float64], scale: int) -> None:
+    """Draw a box of a black line in a white one, in place: seen on any picture."""
+    height, width = picture.shape[:2]
+    x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])))
+    for colour, thickness in (((255, 255, 255), 5 * scale), ((0, 0, 0), 2 * scale)):
+        cv2.rectangle(picture, (x0, y0), (x1, y1), colour, thickness)
+
+
+def _draw_plates(
+    picture: UInt8Array,
+    shapes: Sequence[_Shape | None],
+    sizes: Sequence[int],
+    labels: Sequence[str] | None,
+    scale: int,
+) -> None:
+    """Print name and size on every instance that has a shape, in place."""
+    taken: list[Rectangle] = []
+    for i, shape in enumerate(shapes):
+        if shape is not None:
+            text = str(sizes[i]) if labels is None else f"{labels[i]} {sizes[i]}"
+            _draw_plate(picture, text, shape, SIZE_COLOURS[sizes[i]], scale, taken)
 
 
 def _draw_plate(

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,16 +29,25 @@ from dynamask.engine.train import as_float
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.files import replacing
 from dynamask.models.rcnn import losses
+from dynamask.models.rcnn.costs import MaskBranchCosts
 from dynamask.models.rcnn.mask_head import RegionState
 from dynamask.models.rcnn.mask_switch import MaskSwitchModule
+from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.roi_heads import BOUNDARY_WIDTH_RATIO
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges, paste_masks
-from dynamask.predictor import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 FORMAT = "dynamask-switch-cache-1"
 SHIFT, STRETCH = 0.05, 0.10
 """Largest shift of a box (of its sides) and stretch (of each side) in another view."""
+
+
+class HoldsModel(Protocol):
+    """What a cache needs of a predictor; see :class:`dynamask.predictor.Predictor`."""
+
+    model: DynaMaskRCNN
+    class_names: tuple[str, ...]
+    costs: MaskBranchCosts
 
 
 @dataclass
@@ -120,7 +129,7 @@ class Cache:
 
 @torch.inference_mode()
 def build_cache(
-    predictor: Predictor, dataset: Data, indices: Iterable[int], views: int, seed: int, about: dict[str, Any]
+    predictor: HoldsModel, dataset: Data, indices: Iterable[int], views: int, seed: int, about: dict[str, Any]
 ) -> Cache:
     """Run the frozen model over the pictures; each instance in its true box and in ``views`` other views.
 
@@ -172,7 +181,7 @@ def _complexities(dataset: Data) -> dict[int, list[float]]:
 
 
 def _picture(
-    predictor: Predictor,
+    predictor: HoldsModel,
     image: Tensor,
     boxes: Tensor,
     masks: Tensor,
@@ -216,14 +225,16 @@ def jittered(boxes: Tensor, size: tuple[int, int], generator: torch.Generator) -
     return torch.where(usable[:, None], moved, boxes)
 
 
-def _columns(predictor: Predictor, image: Tensor, boxes: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _columns(predictor: HoldsModel, image: Tensor, boxes: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The columns of boxes (R, 4) in one picture; masks (G, H, W) are repeated along the boxes."""
     model, size = predictor.model, (int(image.shape[1]), int(image.shape[2]))
     encoded, _ = model.encode([as_float(image)])
     network = encoded.images.image_sizes[0]
     state = model.regions(encoded, [resize_boxes(boxes, size, network)], [labels])
     index = torch.arange(len(masks)).repeat(len(boxes) // len(masks))
-    errors, mask_logits = _losses(predictor, state, masks, boxes, index, BOUNDARY_WIDTH_RATIO * math.hypot(*network))
+    errors, mask_logits = errors_by_size(
+        predictor.model, state, masks, boxes, index, BOUNDARY_WIDTH_RATIO * math.hypot(*network)
+    )
     truth = masks[index].numpy().astype(bool)
     pasted = [paste_masks(logits.sigmoid(), boxes, size).numpy() for logits in mask_logits]
     mask_iou, boundary_iou = quality_by_size(truth, pasted)
@@ -239,11 +250,24 @@ def _columns(predictor: Predictor, image: Tensor, boxes: Tensor, masks: Tensor, 
     }
 
 
-def _losses(
-    predictor: Predictor, state: RegionState, masks: Tensor, boxes: Tensor, index: Tensor, width: float
+def errors_by_size(
+    model: DynaMaskRCNN, state: RegionState, masks: Tensor, boxes: Tensor, index: Tensor, width: float
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The per-size errors that can guide a switch, as training has them, and the mask logits of the sizes."""
-    branch, every = predictor.model.mask_branch, torch.arange(len(state))
+    """The errors of each size that can guide a switch, as training has them, and the mask logits of the sizes.
+
+    Args:
+        model: that the regions are of.
+        state: of R regions.
+        masks: (G, H, W) true masks in picture pixels, values 0 or 1.
+        boxes: (R, 4) xyxy in picture pixels.
+        index: (R,) int64, which mask is each region's.
+        width: of the boundary, in network-input pixels.
+
+    Returns:
+        ``mask_loss``, ``edge_loss``, ``boundary_error`` and ``overlap_error`` as :class:`Cache` has them, and four
+        tensors (R, S, S).
+    """
+    branch, every = model.mask_branch, torch.arange(len(state))
     mask_logits = [branch.region_fpn.mask_logits(state, k, every) for k in range(len(MASK_SIZES))]
     edge_logits = [branch.region_fpn.edge_logits(state, k, every) for k in range(len(MASK_SIZES))]
     targets = [(crop >= 0.5).float() for crop in crop_mask_pyramid(masks, boxes, MASK_SIZES, index)]

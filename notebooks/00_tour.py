@@ -1,0 +1,206 @@
+# %% [markdown]
+# # 00 · Tour
+#
+# **Goal**: see what DynaMask does to a photograph, spend a budget of your own on it, and ask every instance why it got
+# its mask size.
+#
+# **You need**: to know what instance segmentation is. No GPU, no network: weights and photographs are in the package.
+#
+# **Running time**: half a minute on two CPU cores.
+
+# %% [markdown]
+# ## The result
+#
+# Mask R-CNN draws every mask on a grid of one size. DynaMask lets every object have its own: 14×14, 28×28, 56×56 or
+# 112×112 cells, and computes nothing beyond it. Run the cell, **then pull the slider**. Each object's size is printed
+# on it, and its outline tells it, too: dotted is 14, dashed 28, full 56, double 112.
+
+# %% tags=["thumbnail"]
+import dynamask
+from dynamask.lessons import photograph
+from dynamask.viz import explore
+
+predictor = dynamask.load("people")
+prediction = predictor(photograph("000000000790"), score=0.3, all_sizes=True)
+widget = explore(prediction)
+widget
+
+# %% [markdown]
+# What you can do with it:
+#
+# - **slider**: the mean cost that the masks may have. The sizes on the picture are the best that fit, by what the
+#   switch believes; nothing is trained again.
+# - **policy**: whose decision it is. The switch's own, yours by the budget, one size for all, or the old rule of thumb
+#   by box area.
+# - **pick an instance**: click it, choose it in the list, or walk through all with the arrow keys. You see the switch's
+#   belief, the price of each size, the four masks, and what the budget changed.
+#
+# Everything that the widget shows can be had in Python. The rest of this notebook does it step by step.
+
+# %%
+from dynamask.lessons import tour
+
+print(f"{len(prediction)} people, mask sizes {prediction.mask_size.tolist()}")
+tour.instances(prediction)
+
+# %% [markdown]
+# ## A resolution, up close
+#
+# Here is the first person at all four sizes. Above, the cells as the network gives them; below, the mask pasted onto
+# the photograph. **Predict before you look**: where will 14×14 go wrong, on the trunk or on the fingers?
+
+# %%
+tour.grids(prediction, 0)
+
+# %% [markdown]
+# The trunk is right at every size. Thin and jagged parts (fingers, hair, gaps between arm and body) appear only with
+# finer cells. So a ball needs few cells and a bicycle many, and that is all the idea there is.
+#
+# How different are the four masks really? We compare each with the finest one of the same instance. A line that stays
+# high belongs to an instance whose fine mask is a waste.
+
+# %%
+tour.overlap_figure(prediction)
+
+# %% [markdown]
+# ## What it costs
+#
+# Costs are multiply-accumulates (MACs) of the mask branch for one instance, counted from the layers. The stages beyond
+# the chosen size never run. The switch that decides is so cheap that its bar is hard to see.
+
+# %%
+macs = predictor.costs.macs_per_instance
+print(f"112×112 costs {macs[3] / macs[0]:.1f} times as much as 14×14")
+print(f"the switch costs {predictor.costs.switch_macs / macs[3]:.2%} of a 112×112 mask")
+tour.costs(predictor)
+
+# %% [markdown]
+# So what did the switch save on this photograph? Against one fine mask for everybody:
+
+# %%
+spent, fine = float(prediction.macs.double().mean()), float(macs[3])
+print(f"mean {spent / 1e9:.4f} GMACs per instance instead of {fine / 1e9:.4f}: {1 - spent / fine:.0%} less")
+
+# %% [markdown]
+# ## The budget
+#
+# A budget is a mean over the instances of a picture, in GMACs. Within it, the sizes with the highest total
+# log-probability win: a knapsack, solved exactly. `select` does not run the backbone again.
+
+# %%
+cheaper = predictor.select(prediction, budget=0.03)
+print("the switch's own", prediction.mask_size.tolist(), f"mean {prediction.macs.double().mean() / 1e9:.4f} GMACs")
+print("within 0.03     ", cheaper.mask_size.tolist(), f"mean {cheaper.macs.double().mean() / 1e9:.4f} GMACs")
+assert cheaper.macs.double().mean() <= 0.03e9
+
+# %% [markdown]
+# That is the slider, once. Here it is at every place. A rich budget does not take everybody to 112: nobody is given
+# more than the switch believes in, so the bands end in the switch's own choice.
+
+# %%
+gmacs = tour.budgets(predictor)
+sizes = tour.sweep(predictor, prediction, gmacs)
+tour.sweep_figure(gmacs, sizes)
+
+# %% [markdown]
+# Why is the slider quick? Because the picture goes through the backbone once, and a new budget only chooses again:
+
+# %%
+whole = tour.milliseconds(lambda: predictor(photograph("000000000790"), score=0.3), times=3)
+again = tour.milliseconds(lambda: predictor.select(prediction, budget=0.03))
+print(f"a whole prediction {whole:.0f} ms, another budget {again:.1f} ms on this machine")
+
+# %% [markdown]
+# ## Why this size?
+#
+# The switch gives every instance four probabilities. By itself it takes the largest. Under a budget, probability is
+# given up where a MAC saved costs the least of it. Being undecided is one reason to give way, being costly another.
+
+# %%
+sure = prediction.switch_probs.max(dim=1).values
+order = sure.argsort().tolist()
+print("least decided first:", [f"#{i + 1} ({sure[i]:.0%})" for i in order])
+print(
+    "given another size within 0.03:", [f"#{i + 1}" for i in order if cheaper.mask_size[i] != prediction.mask_size[i]]
+)
+
+# %% [markdown]
+# The widget is an object, too: set its budget, pick an instance, read what it says.
+
+# %%
+widget.slider.value = 0.03
+widget.selected = order[0]
+print(widget.mask_size)
+widget.reason
+
+# %% [markdown]
+# ## Anything, not only people
+#
+# The weights `objects` find things without naming them, at a low confidence. More instances make a better game: with
+# this many, a budget has something to decide.
+
+# %%
+objects = dynamask.load("objects")
+things = objects(photograph("000000000790"), score=0.2, all_sizes=True)
+print(f"{len(things)} things")
+crowd = explore(things, budget=0.02)
+crowd
+
+# %% [markdown]
+# And if the thing that you care about was not found, draw a box around it. Masks for given boxes need no detection.
+
+# %%
+drawn = objects(photograph("astronaut"), boxes=[[12, 8, 420, 505], [330, 20, 500, 330]], all_sizes=True)
+explore(drawn)
+
+# %% [markdown]
+# Use a photograph of your own: `predictor("path/to/picture.jpg")` takes a path, a PIL image or an array.
+
+# %% [markdown]
+# ## Exercises
+#
+# Try each before you open the solution below it (click the three dots).
+#
+# **1.** By how much does the switch's own choice save on *all* photographs of the package, against 28×28 for everybody,
+# or does it spend more? Compute the mean MACs of both over all people found with a score of at least 0.5.
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+from dynamask.lessons import EXAMPLES
+
+found = [predictor(path, score=0.5) for path in sorted(EXAMPLES.glob("*.jpg"))]
+each = [float(value) for one in found for value in one.macs]
+mean = sum(each) / len(each)
+print(f"{len(each)} people: mean {mean / 1e9:.4f} GMACs, all at 28×28 {macs[1] / 1e9:.4f}: {mean / macs[1] - 1:+.0%}")
+assert macs[0] <= mean <= macs[3]
+
+# %% [markdown]
+# **2.** What is the smallest budget under which *every* person keeps the size that the switch chose? Find it first with
+# `select`, then say why you could have known it without trying.
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+enough = next(g for g, row in zip(gmacs, sizes) if (row == prediction.mask_size.numpy()).all())
+known = float(prediction.macs.double().mean()) / 1e9
+print(f"first budget of the sweep: {enough:.4f}; mean cost of the switch's own choice: {known:.4f}")
+assert gmacs[gmacs >= known - 1e-12][0] == enough
+assert (predictor.select(prediction, budget=known).mask_size == prediction.mask_size).all()
+
+# %% [markdown]
+# **3.** For which person is the fine mask the greatest waste? Rank the people by the IoU of their 14×14 and 112×112
+# masks. Does the switch know? (Look at its probability for 14 and 28.)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+kept = tour.overlaps(prediction)[:, 0]
+coarse = prediction.switch_probs[:, :2].sum(dim=1)
+for i in kept.argsort()[::-1]:
+    print(f"#{i + 1}: IoU of 14 with 112 {kept[i]:.3f}, the switch's belief in 14 or 28: {coarse[i]:.0%}")
+assert kept.min() >= 0 and kept.max() <= 1
+
+# %% [markdown]
+# ## Recap
+#
+# - Every instance has its own mask size out of 14, 28, 56 and 112; stages beyond it do not run, so it costs less.
+# - `predictor(image)` finds and decides, `predictor.select(prediction, budget=…)` decides again in milliseconds.
+# - `explore(prediction)` shows it all, with the reason for every instance. Use it in notebooks of your own.
+# - A budget is spent on what the switch *believes*. Whether it believes the right things is judged in 06.
+#
+# Next: [01](01_why_28_hurts.ipynb) shows what a grid of cells can hold of an outline at all.

@@ -1,0 +1,24 @@
+"""How the tests run the notebooks: short, on one thread, with this checkout's code and nobody's personal settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from dynamask.lessons.kernels import kernel_variables
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Set the environment around each notebook: nbmake's items take no fixtures, and their kernels inherit it."""
+    before = dict(os.environ)
+    home = item.config._tmp_path_factory.getbasetemp() / "kernel"
+    home.mkdir(exist_ok=True)
+    os.environ.update(kernel_variables(home, short=True))
+    try:
+        return (yield)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,154 @@
+"""The helpers of notebooks 00 and 04: what they show is what was computed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dynamask.config import LossConfig
+from dynamask.data.shapes import CLASS_NAMES
+from dynamask.lessons import switch, tour
+from dynamask.models.rcnn.mask_switch import straight_through_gumbel
+from dynamask.predictor import Predictor
+from dynamask.structures import MASK_SIZES
+from tests.small_models import tiny_model
+
+FOUR = torch.tensor([0.0, 1.0, 1.6, 0.4])
+ERRORS = torch.tensor([0.30, 0.20, 0.15, 0.12])
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(tiny_model(class_names=CLASS_NAMES))
+
+
+@pytest.fixture(scope="module")
+def cache(predictor):
+    return switch.regions(predictor, scenes=4, seed=3)
+
+
+@pytest.fixture(scope="module")
+def prediction(predictor):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    return predictor(pixels, boxes=[[2, 2, 40, 50], [30, 10, 78, 58]], labels=[1, 2], all_sizes=True)
+
+
+def test_gradient_quality_agrees_with_autograd():
+    noise = switch.gumbel_noise(500, 5)
+    logits = FOUR.expand(500, 4).clone().requires_grad_()
+    (straight_through_gumbel(logits, 0.5, noise) * ERRORS).sum().backward()
+    expected = FOUR.clone().requires_grad_()
+    (torch.softmax(expected, 0) * ERRORS).sum().backward()
+    truth = switch.true_gradient(FOUR, ERRORS)
+    torch.testing.assert_close(truth, expected.grad)
+    mean = logits.grad.mean(0)
+    found = switch.gradient_quality(FOUR, ERRORS, [0.5], 500, seed=5)
+    assert found.bias[0] == pytest.approx(float((mean - truth).norm() / truth.norm()), rel=1e-3)
+    spread = (logits.grad - mean).pow(2).sum(1).mean().sqrt() / truth.norm()
+    assert found.noise[0] == pytest.approx(float(spread), rel=1e-3)
+
+
+def test_hot_gradients_are_biased_and_cold_ones_noisy():
+    found = switch.gradient_quality(FOUR, ERRORS, [0.1, 5.0], 4000)
+    assert found.bias[1] > 3 * found.bias[0] and found.noise[0] > 10 * found.noise[1]
+    drawn = switch.gradient_figure(found)
+    assert list(drawn.data[0].y) == found.bias.tolist()
+
+
+def test_noise_number_zero_is_none_and_numbers_repeat():
+    assert not switch.gumbel_noise(2, 0).any()
+    assert torch.equal(switch.gumbel_noise(2, 4), switch.gumbel_noise(2, 4))
+    assert not torch.equal(switch.gumbel_noise(2, 4), switch.gumbel_noise(2, 5))
+
+
+def test_temperature_panel_computes_eq_2():
+    panel = switch.TemperaturePanel(FOUR.tolist(), temperature=0.5, draw=3)
+    probs, soft, hard = panel.values()
+    torch.testing.assert_close(probs, torch.softmax(FOUR, 0))
+    torch.testing.assert_close(
+        soft, torch.softmax((torch.log_softmax(FOUR, 0) + switch.gumbel_noise(1, 3)[0]) / 0.5, 0)
+    )
+    assert list(panel.figure.data[1].y) == pytest.approx(soft.tolist()) and sorted(hard.tolist()) == [0, 0, 0, 1]
+    panel.temperature.value = 10.0
+    assert torch.equal(panel.values()[2], hard), "the temperature changes no draw"
+    assert float(panel.values()[1].max()) < float(soft.max())
+    panel.draw.value = 0
+    panel.logits[3].value = 4.0
+    assert "112×112" in panel.said.value and list(panel.figure.data[2].y) == [0, 0, 0, 1]
+
+
+def test_run_tells_what_the_switch_chooses(cache):
+    run = switch.run_switch(cache, "quality alone", steps=12)
+    assert run.steps[0] == 1 and run.steps[-1] == 12 and run.shares.sum(1) == pytest.approx(1.0)
+    fractions = cache.macs / cache.macs[-1]
+    assert run.cost == pytest.approx(run.shares @ fractions)
+    again = switch.run_switch(cache, "quality alone", steps=12)
+    assert np.array_equal(run.mean_probs, again.mean_probs)
+    other = switch.run_switch(cache, "quality + budget", steps=12)
+    assert not np.array_equal(run.mean_probs, other.mean_probs)
+    player = switch.StepPlayer([run, other])
+    player.slider.value = int(run.steps[0])
+    assert list(player.figure.data[0].y) == run.shares[0].tolist()
+    assert f"{other.cost[0]:.0%}" in player.figure.layout.annotations[1].text
+    assert len(switch.runs_figure([run, other], target=0.35).data) == 2 * (4 + 4)
+
+
+def test_left_out_losses_are_left_out(cache):
+    config = dataclasses.replace(switch.SIGNAL, switch_weight=0.0)
+    none = switch.run_switch(cache, "none", config, steps=3, without=())
+    left = switch.run_switch(cache, "quality alone", steps=3)
+    assert np.allclose(none.mean_probs, left.mean_probs)
+
+
+def test_tables_and_figures_of_the_losses(cache):
+    table = switch.rank_table(cache, samples=20)
+    assert len(table.rows) == 4 and all("[" in cell for row in table.rows for cell in row[1:])
+    baseline = switch.baseline_table(cache, scenes=3, seed=3)
+    ones = [float(cell.rstrip("%")) / 100 for cell in baseline.rows[3][1:]]
+    assert ones == sorted(ones, reverse=True), "edges are rarer the finer the grid"
+    blind = -ones[0] * np.log(ones[0]) - (1 - ones[0]) * np.log(1 - ones[0])
+    assert float(baseline.rows[4][1]) == pytest.approx(blind, abs=0.01)
+    drawn = switch.losses_figure(cache)
+    assert [bar.y[0] for bar in drawn.data[:4]] == pytest.approx(cache.mask_loss.double().mean(0).tolist())
+
+
+def test_probabilities_and_frequencies_figures():
+    probs = torch.softmax(torch.stack([FOUR, -FOUR]), 1)
+    drawn = switch.probabilities_figure(probs, ["a", "b"])
+    assert list(drawn.data[0].y) == ["a → 56", "b → 14"]
+    assert [bar.x[1] for bar in drawn.data] == pytest.approx(probs[1].tolist())
+    bars = switch.frequencies_figure(probs[0], {"τ = 1": probs[1]})
+    assert list(bars.data[2].y) == pytest.approx([float(probs[0][2]), float(probs[1][2])])
+
+
+def test_tour_tables_and_sweeps(predictor, prediction):
+    table = tour.instances(prediction)
+    assert len(table.rows) == 2 and table.rows[0][3] == f"{int(prediction.mask_size[0])}×{int(prediction.mask_size[0])}"
+    gmacs = tour.budgets(predictor, 9)
+    sizes = tour.sweep(predictor, prediction, gmacs)
+    assert sizes.shape == (9, 2) and (sizes[0] == 14).all()
+    assert (sizes[-1] == prediction.mask_size.numpy()).all()
+    drawn = tour.sweep_figure(gmacs, sizes)
+    assert np.sum([trace.y for trace in drawn.data], axis=0) == pytest.approx(np.ones(9))
+    assert [bar.y[0] * 1e9 for bar in tour.costs(predictor).data[:4]] == pytest.approx(
+        list(predictor.costs.macs_per_instance)
+    )
+
+
+def test_tour_overlaps_are_ious(prediction):
+    found = tour.overlaps(prediction)
+    masks = [prediction.mask_at(1, size) for size in (28, 112)]
+    either = int((masks[0] | masks[1]).sum())
+    expected = int((masks[0] & masks[1]).sum()) / either if either else 1.0
+    assert found[1, 1] == pytest.approx(expected) and (found[:, 3] == 1).all()
+    drawn = tour.overlap_figure(prediction)
+    rings = [sum(size == 16 for size in trace.marker.size) for trace in drawn.data[1:]]
+    assert rings == [int((prediction.mask_size == size).sum()) for size in MASK_SIZES]
+    assert len(tour.grids(prediction, 0).data) == 8
+    assert tour.milliseconds(lambda: None, times=3) >= 0
+
+
+def test_lesson_losses_are_the_papers_terms_with_the_common_grid():
+    assert switch.SIGNAL.switch_selection == LossConfig().switch_selection == "drawn"
+    assert switch.SIGNAL.entropy_on == "probs" and switch.SIGNAL.switch_signal == "boundary"

@@ -1,0 +1,268 @@
+"""Lesson 05's pieces: a run in a thread, fresh branches, a switch on cached regions, and the figures of a run."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dynamask.bundled import bundled_path
+from dynamask.config import LossConfig, TrainConfig, recipe
+from dynamask.data.loaders import training_loader
+from dynamask.data.shapes import ShapesDataset
+from dynamask.engine.cached_features import Cache
+from dynamask.engine.checkpoint import checkpoints
+from dynamask.engine.optimizer import lr_factor
+from dynamask.engine.run import Run
+from dynamask.engine.train import train
+from dynamask.evaluation.mask_quality import mask_iou
+from dynamask.lessons import live
+from dynamask.lessons.show import Table
+from dynamask.lessons.training import (
+    BackgroundTraining,
+    CachedRegions,
+    History,
+    SwitchOnly,
+    fresh_mask_branch,
+    iou_by_size,
+    masks_by_size,
+    small_run,
+    spent,
+    switch_run,
+)
+from dynamask.models.factory import preset
+from dynamask.models.rcnn import losses
+from dynamask.models.weights_file import load_model
+from dynamask.structures import DynaMaskError
+
+
+class Slope(nn.Module):
+    """A model of one number that wants to be zero; it may break at a step."""
+
+    def __init__(self, breaks_at: int = 0) -> None:
+        super().__init__()
+        self.number, self.calls, self.breaks_at = nn.Parameter(torch.tensor(4.0)), 0, breaks_at
+
+    def forward(self, images, targets):
+        self.calls += 1
+        return {"loss_mask": self.number**2 * (float("nan") if self.calls == self.breaks_at else 1.0)}
+
+
+class Blanks(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 2, 2), {"image_id": index}
+
+
+def slope_run(out, steps=8, **kwargs):
+    config = TrainConfig(batch_size=2, iterations=steps, optimizer="adamw", lr=0.1, warmup=0, workers=0, save_every=100)
+    return Run(Slope(**kwargs), training_loader(Blanks(), 2), config, {"loss_mask": 1.0}, out)
+
+
+def random_cache(count: int = 12, seed: int = 0) -> Cache:
+    """A cache of noise, as wide as the small preset's features."""
+    generator = torch.Generator().manual_seed(seed)
+    config = preset("dynamask_mobilenetv2_fpn_small")
+    tables = [torch.rand(count, 4, generator=generator) for _ in range(7)]
+    whole = torch.zeros(count, dtype=torch.int64)
+    feature = torch.randn(count, config.region_channels, 14, 14, generator=generator).half()
+    about = {"config": config.to_dict(), "macs_per_instance": [10, 20, 40, 80]}
+    return Cache(feature, *tables, torch.zeros(count, 4), torch.zeros(count, 2), whole, torch.arange(count), whole,
+                 whole, torch.zeros(count), about)  # fmt: skip
+
+
+def test_a_run_in_a_thread_notes_what_a_run_notes(tmp_path):
+    alone = History()
+    train(slope_run(tmp_path / "a"), on_step=alone, progress=False)
+    training = BackgroundTraining(slope_run(tmp_path / "b"), measure=lambda: np.arange(4), every=3)
+    assert training.start().wait() and training.finished and not training.running
+    assert training.history.steps == alone.steps == list(range(1, 9))
+    assert training.history.values["loss"] == alone.values["loss"]
+    assert training.history.measured_at == [0, 3, 6, 8]
+    assert training.seconds > 0
+
+
+def test_stop_saves_the_state_and_start_goes_on(tmp_path):
+    run = slope_run(tmp_path)
+    training = BackgroundTraining(run)
+    training.on_change = lambda: training.stop() if run.step == 3 else None
+    assert training.start().wait() is False
+    assert run.step == 3 and training.stopping
+    assert [path.name for path in checkpoints(tmp_path)] == ["run-000003.pt"]
+    assert training.start().wait() and run.step == 8
+    straight = History()
+    train(slope_run(tmp_path / "straight"), on_step=straight, progress=False)
+    assert training.history.values["loss"] == straight.values["loss"]
+
+
+def test_it_trains_beside_whoever_started_it(tmp_path):
+    gate, training = threading.Event(), None
+    training = BackgroundTraining(slope_run(tmp_path), on_change=lambda: gate.wait(20))
+    training.start()
+    assert training.wait(0.05) is False and training.running
+    training.start()  # a second press changes nothing
+    gate.set()
+    assert training.wait(20)
+
+
+def test_what_ends_a_run_is_told_to_whoever_waits(tmp_path):
+    training = BackgroundTraining(slope_run(tmp_path, breaks_at=3)).start()
+    with pytest.raises(DynaMaskError, match="loss_mask is not finite at step 2"):
+        training.wait()
+    assert not training.finished
+
+
+def test_a_fresh_branch_keeps_the_detector_and_nothing_else():
+    losses_of_recipe = recipe("dynamask_mobilenetv2_fpn_small")[1]
+    state = torch.get_rng_state()
+    model, again = (fresh_mask_branch("shapes", losses_of_recipe, seed=1, mask_rois=2) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.roi_heads.mask_rois == 2 and model.mask_branch.loss_config == losses_of_recipe
+    stored, ours, theirs = load_model(bundled_path("shapes")).state_dict(), model.state_dict(), again.state_dict()
+    differing = {key for key in stored if not torch.equal(stored[key], ours[key])}
+    assert differing and all(".mask_branch." in key for key in differing)
+    assert "roi_heads.mask_branch.switch.fc.2.weight" in differing
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_quality_in_true_boxes_is_that_of_the_masks():
+    model, scenes = load_model(bundled_path("shapes")).train(), ShapesDataset(1, 77)
+    count = len(scenes.target(0)["boxes"])
+    assert count
+    whole = [masks_by_size(model, scenes, 0, row) for row in range(count)]
+    by_hand = np.mean([[mask_iou(mask, truth) for mask in masks] for _, truth, masks in whole], axis=0)
+    assert iou_by_size(model, scenes, [0]) == pytest.approx(by_hand)
+    assert model.training
+    pixels, truth, _ = whole[0]
+    assert pixels.shape == (*truth.shape, 3) and truth.sum() == scenes.target(0)["area"][0]
+
+
+def test_a_small_run_is_the_same_each_time_and_resumes_with_its_settings_only(tmp_path):
+    run, other = small_run(tmp_path / "a", 2), small_run(tmp_path / "b", 2)
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), other.model.parameters()))
+    history = History()
+    train(run, on_step=history, should_stop=lambda: len(history) == 1, progress=False)
+    with pytest.raises(DynaMaskError, match=r"train\.lr 0\.0006, now 0\.01"):
+        small_run(tmp_path / "a", 2, lr=0.01).resume()
+    again = small_run(tmp_path / "a", 2)
+    again.resume()
+    assert again.step == 1
+
+
+def test_items_of_a_cache_are_its_rows():
+    cache = random_cache()
+    items = CachedRegions(cache)
+    assert len(items) == 12
+    _, target = items[5]
+    assert target["image_id"] == 5 and target["feature"].dtype == torch.float32
+    for name in CachedRegions.COLUMNS:
+        assert torch.equal(target[name], getattr(cache, name)[5:6].float())
+    with pytest.raises(IndexError, match="region 12 of 12"):
+        items[12]
+
+
+@pytest.mark.parametrize("signal", ["boundary", "edge"])
+def test_the_switch_alone_has_the_losses_of_the_branch(signal):
+    cache = random_cache()
+    config = LossConfig(switch_signal=signal, switch_selection="expected", overlap_share=0.25, budget_target=0.4)
+    switch = SwitchOnly(cache, config, seed=3)
+    named = switch([], [CachedRegions(cache)[i][1] for i in range(len(cache))])
+    error = 0.75 * cache.boundary_error + 0.25 * cache.overlap_error
+    expected = losses.switch_losses(
+        switch.switch(cache.feature.float()), torch.tensor([10, 20, 40, 80]) / 80.0, cache.mask_loss, cache.edge_loss,
+        error, config,
+    )  # fmt: skip
+    assert named.keys() == expected.keys()
+    assert all(torch.allclose(named[name], expected[name]) for name in named)
+
+
+def test_a_switch_learns_to_keep_its_budget(tmp_path):
+    cache = random_cache(24)
+    cheap = LossConfig(switch_signal="boundary", switch_selection="expected", switch_weight=4.0, budget_target=0.15)
+    switch = SwitchOnly(cache, cheap)
+    history = History()
+    train(switch_run(switch, cache, 40, tmp_path), on_step=history, progress=False)
+    assert history.values["loss_budget"][-1] < 0.5 * history.values["loss_budget"][0]
+    assert switch.size_shares(cache)[0] > 0.5
+    assert switch.size_shares(cache).sum() == pytest.approx(1)
+    assert spent(switch.choose(cache), cache.macs) == pytest.approx(float(cache.macs[switch.choose(cache)].mean()) / 80)
+
+
+def test_smoothing_is_a_mean_of_the_last_values():
+    assert live.smoothed([]).tolist() == []
+    assert live.smoothed([4, 0, 2, 6], window=2).tolist() == [4, 2, 1, 4]
+
+
+def finished_history() -> History:
+    history = History()
+    history.steps, history.values = [1, 2], {"loss_mask": [3.0, 1.0], "loss": [5.0, 4.0]}
+    history.note(0, np.array([0.1, 0.2, 0.3, 0.4]))
+    history.note(2, np.array([0.4, 0.3, 0.2, 0.1]))
+    return history
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_figure_shows_losses_and_what_was_measured(stacked):
+    figure = live.training_figure(finished_history(), ("loss_mask", "loss_edge"), "measured", stacked)
+    mask, edge, *sizes = figure.data
+    assert list(mask.y) == [3.0, 2.0] and len(edge.y) == 0
+    assert [trace.name for trace in sizes] == ["14×14", "28×28", "56×56", "112×112"]
+    assert [list(trace.y) for trace in sizes] == [[0.1, 0.4], [0.2, 0.3], [0.3, 0.2], [0.4, 0.1]]
+    assert all((trace.stackgroup is not None) == stacked for trace in sizes)
+
+
+def test_a_run_without_steps_has_a_figure():
+    assert len(live.training_figure(History(), ("loss",), "measured").data) == 5
+
+
+def test_schedules_are_those_of_the_engine():
+    paper, small = recipe("dynamask_resnet50_fpn")[0], recipe("dynamask_resnet18_fpn_small")[0]
+    figure = live.schedules_figure({"paper": paper, "small": small})
+    for trace, config in zip(figure.data, (paper, small)):
+        assert list(trace.y)[-1] == pytest.approx(lr_factor(config.iterations - 1, config))
+        assert max(trace.y) == pytest.approx(1, abs=0.01)
+
+
+def test_losses_and_shares_are_drawn_as_they_are():
+    drawn = live.losses_figure(finished_history(), ("loss", "loss_mask"), "title")
+    assert [list(trace.y) for trace in drawn.data] == [[5.0, 4.0], [3.0, 1.0]]
+    bars = live.shares_figure({"a": np.array([0.1, 0.2, 0.3, 0.4]), "b": np.array([1.0, 0, 0, 0])}, "title").data
+    assert [list(bar.y) for bar in bars] == [[0.1, 1.0], [0.2, 0], [0.3, 0], [0.4, 0]]
+
+
+def test_the_panel_moves_with_the_run_and_its_controls_reach_it(tmp_path):
+    cache = random_cache()
+    switch = SwitchOnly(cache, LossConfig(switch_signal="boundary", budget_target=0.5))
+    run = switch_run(switch, cache, 6, tmp_path)
+    run.config = dataclasses.replace(run.config, stop_at=3)
+    training = BackgroundTraining(run, measure=lambda: switch.size_shares(cache), every=2)
+    panel = live.LivePanel(training, ("loss_budget",), "shares", True, switch)
+    assert "step 0 of 6" in panel.status.value
+    panel.start()
+    assert training.wait() is False and run.step == 3
+    panel.slider.value = 0.25
+    assert switch.config.budget_target == 0.25
+    run.config = dataclasses.replace(run.config, stop_at=0)
+    panel.go_on_button.click()
+    assert training.wait()
+    assert list(panel.widget.data[0].x) == [1, 2, 3, 4, 5, 6]
+    assert [list(a.y) for a in panel.widget.data] == [list(b.y) for b in panel.figure().data]
+    assert "step 6 of 6, done" in panel.status.value
+
+
+def test_the_stop_button_stops(tmp_path):
+    training = BackgroundTraining(slope_run(tmp_path, steps=2000))
+    panel = live.LivePanel(training, ("loss_mask",), "nothing")
+    panel.start()
+    panel.stop_button.click()
+    assert training.wait() is False
+    assert training.run.step < 2000 and "stopped" in panel.status.value
+
+
+def test_tables_are_markdown():
+    table = Table(["a|b", "c"], [["x", 0.12345], [None, 3]])
+    assert repr(table) == table._repr_markdown_() == "| a\\|b | c |\n| --- | --: |\n| x | 0.123 |\n| – | 3 |"
