@@ -75,14 +75,13 @@ Markdown(counting.check_answers(answers, counting.stage_rows(branch, 1)))
 # %% [markdown]
 # ## By formula
 #
-# `dynamask/models/rcnn/costs.py` does the same for any built model. It asks the layers for their shapes, so it cannot
+# Every layer of the library counts itself: `stage.macs(size)` asks its convolutions for their shapes, so it cannot
 # disagree with the network. (No peeking before you have tried.)
 
 # %%
 Markdown(counting.rows_table(counting.stage_rows(branch, 1)))
 
 # %%
-
 by_formula = [stage.macs(size) for stage, size in zip(branch.region_fpn.stages, MASK_SIZES[1:])]
 by_rows = [sum(row.macs for row in counting.stage_rows(branch, k)) for k in (1, 2, 3)]
 print("stages to 28, 56, 112:", by_formula)

@@ -32,11 +32,11 @@ print(f"{len(scenes)} scenes, {len(kept.given.results)} objects in true boxes, {
 # seconds.
 
 # %%
-from dynamask.lessons.judging import curves_figure
-from dynamask.reports.budget_curve import CurveOptions, judge_curves
+from dynamask.lessons.judging import curves, curves_figure
+from dynamask.reports.budget_curve import CurveOptions
 
-options = CurveOptions(budgets=fast(4, 9), views=fast(1, 3), samples=fast(100, 500), ap_samples=fast(20, 100))
-result = judge_curves(kept, macs, scenes, everything, options)
+options = CurveOptions(budgets=fast(4, 9), views=fast(1, 3))
+result = curves(kept, macs, scenes, options, samples=fast(100, 500), ap_samples=fast(20, 100))
 curves_figure(result["rows"], "gt", ("mask_iou", "boundary_iou"), "In true boxes: quality against cost")
 
 # %% [markdown]

@@ -12,7 +12,7 @@ from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.evaluation.choices import PictureBootstrap
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.lessons import judging
-from dynamask.reports.budget_curve import CurveOptions, judge_curves
+from dynamask.reports.budget_curve import CurveOptions
 from dynamask.reports.collecting import Collected
 from dynamask.structures import MASK_SIZES
 
@@ -149,9 +149,9 @@ def test_a_budget_is_drawn_with_what_it_spends(scenes):
 
 def test_curves_tables_and_points_come_from_the_rows(scenes):
     given = instances(scenes, spurious=0)
-    options = CurveOptions(budgets=3, views=0, samples=20, ap_samples=5, permutations=1)
+    options = CurveOptions(budgets=3, views=0, permutations=1)
     kept = Collected(given, instances(scenes, spurious=1))
-    result = judge_curves(kept, MACS, scenes, list(range(len(scenes))), options)
+    result = judging.curves(kept, MACS, scenes, options, samples=20, ap_samples=5)
     figure = judging.curves_figure(result["rows"], "gt", ("mask_iou",), "title")
     drawn = {trace.name: trace for trace in figure.data if trace.name}
     finest = drawn["all at 112"]

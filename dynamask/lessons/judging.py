@@ -19,8 +19,9 @@ from dynamask.evaluation.choices import PictureBootstrap, at, permuted, shares
 from dynamask.evaluation.mask_quality import boundary_width, mask_iou
 from dynamask.lessons.pictures import with_slider
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.reports.budget_curve import NAMES, TITLES, chosen
-from dynamask.reports.judging import Row, at_budget, choice_of, mean_macs
+from dynamask.reports.budget_curve import NAMES, TITLES, CurveOptions, chosen, judge_collected
+from dynamask.reports.collecting import Collected
+from dynamask.reports.judging import DrawnPrecision, Row, at_budget, choice_of, mean_macs
 from dynamask.reports.writer import with_interval
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import theme
@@ -320,6 +321,21 @@ def iou_scatter(mask_iou: np.ndarray, boundary_iou: np.ndarray, sizes: Sequence[
     figure.update_yaxes(title="boundary IoU", range=[low, 1.01])
     figure.update_layout(legend={"orientation": "h", "y": -0.18, "yanchor": "top"})
     return figure
+
+
+def curves(
+    kept: Collected, macs: Sequence[int], dataset: ShapesDataset, options: CurveOptions, samples: int, ap_samples: int
+) -> dict[str, Any]:
+    """Judge what was predicted on all pictures of a data set, see :func:`judge_collected`.
+
+    Args:
+        samples: resampled sets of pictures for means over instances.
+        ap_samples: the same for AP, at most ``samples``.
+    """
+    bootstrap = PictureBootstrap(dataset.image_ids, samples, 0)
+    weights = bootstrap.weights[:ap_samples]
+    drawn = None if kept.found is None else DrawnPrecision.of(kept.found, dataset, dataset.image_ids, weights, macs)
+    return judge_collected(kept, macs, dataset, bootstrap, drawn, options)
 
 
 def curves_figure(rows: Sequence[Row], boxes: str, measures: Sequence[str], title: str) -> go.Figure:

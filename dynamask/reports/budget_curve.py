@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynamask.reports.collecting import annotations_of
+from dynamask.data.sources import Data
+from dynamask.evaluation.choices import PictureBootstrap
+from dynamask.reports.collecting import Collected, annotations_of
 from dynamask.reports.facts import fact_lines
-from dynamask.reports.judging import DetectionCurveJudge, Row, TrueBoxJudge
+from dynamask.reports.judging import DetectionCurveJudge, DrawnPrecision, Row, TrueBoxJudge
 from dynamask.reports.world import World
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -65,18 +67,39 @@ def judge_curves(world: World, options: CurveOptions) -> dict[str, Any]:
     Raises:
         DynaMaskError: there is no instance, or nothing was detected.
     """
-    evidence, dataset = world.main, world.dataset
-    kept, macs = evidence.kept, evidence.macs
-    true_boxes = TrueBoxJudge(kept.given, macs, dataset, options.budgets, kept.views, world.bootstrap)
+    evidence = world.main
+    drawn = None if evidence.kept.found is None else evidence.drawn
+    shared = (world.dataset, world.bootstrap, drawn, options, world.options.seed)
+    return judge_collected(evidence.kept, evidence.macs, *shared)
+
+
+def judge_collected(
+    kept: Collected,
+    macs: Sequence[int],
+    dataset: Data,
+    bootstrap: PictureBootstrap,
+    drawn: DrawnPrecision | None,
+    options: CurveOptions,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """:func:`judge_curves` of what was predicted before.
+
+    Args:
+        kept: of one weights file, with ``options.views`` other views.
+        macs: MACs of an instance at each size.
+        dataset: that it was predicted on.
+        bootstrap: draws of its pictures.
+        drawn: AP of the detections in these draws; None leaves them out.
+        seed: of the permutations.
+    """
+    true_boxes = TrueBoxJudge(kept.given, macs, dataset, options.budgets, kept.views, bootstrap)
     result: dict[str, Any] = {
         "rows": true_boxes.rows(),
         "known_complexity": true_boxes.known_complexity(annotations_of(kept.given, dataset)),
         "operating_points": None,
     }
-    if kept.found is not None:
-        found = DetectionCurveJudge(
-            evidence.found, macs, dataset, options.budgets, evidence.drawn, options.permutations, world.options.seed
-        )
+    if kept.found is not None and drawn is not None:
+        found = DetectionCurveJudge(kept.found, macs, dataset, options.budgets, drawn, options.permutations, seed)
         result["rows"] += found.rows()
         result["operating_points"] = found.operating_points()
     return result

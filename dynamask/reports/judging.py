@@ -281,6 +281,15 @@ class DrawnPrecision:
         self.pictures = np.searchsorted(judge.image_ids, image_ids)
         self._known: dict[tuple[str, bytes], np.ndarray] = {}
 
+    @classmethod
+    def of(
+        cls, found: Instances, dataset: Data, image_ids: Sequence[int], weights: np.ndarray, macs: Sequence[int]
+    ) -> DrawnPrecision:
+        """Of detections on the pictures ``image_ids`` of a data set, weights (B, P) as above."""
+        judge = DetectionJudge(dataset.coco, found.results, found.rles, image_ids)
+        own = np.array([result["image_id"] for result in found.results], dtype=np.int64)
+        return cls(judge, weights, own, macs)
+
     def precision(self, choice: np.ndarray, iou_type: str) -> np.ndarray:
         """(1 + B,) AP of a choice (N,)."""
         key = (iou_type, choice.tobytes())

@@ -12,7 +12,6 @@ import numpy as np
 
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.ap_bootstrap import DetectionJudge
 from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.evaluation.choices import PictureBootstrap, at
 from dynamask.predictor import Predictor
@@ -107,9 +106,8 @@ class Evidence:
     @cached_property
     def drawn(self) -> DrawnPrecision:
         """AP of choices over all pictures and in every draw."""
-        judge = DetectionJudge(self.world.dataset.coco, self.found.results, self.found.rles, self.world.image_ids)
         weights = self.world.bootstrap.weights[: self.world.options.ap_samples]
-        return DrawnPrecision(judge, weights, _image_ids(self.found), self.macs)
+        return DrawnPrecision.of(self.found, self.world.dataset, self.world.image_ids, weights, self.macs)
 
     def choice(self, policy: str, limit: float | None = None, given: bool = False) -> np.ndarray:
         """(N,) size indices on the detections, or in true boxes.
