@@ -171,6 +171,15 @@ class SoloPredictor:
         """COCO category_id of label i at index i − 1."""
         return self.model.config.category_ids or tuple(range(1, len(self.class_names)))
 
+    @property
+    def has_switch(self) -> bool:
+        """Never: a one-stage model has one mask size."""
+        return False
+
+    def check_switch(self, what: str) -> None:
+        """Refuse what needs a switch, named as a sentence's subject: :class:`DynaMaskError`."""
+        raise DynaMaskError(f"{what} needs a switch, and one-stage models have none; give DynaMask's weights")
+
     def check_choice(self, policy: str, budget: float | None) -> None:
         """Refuse a policy other than "learned" and every budget: :class:`DynaMaskError`."""
         if policy != "learned" or budget is not None:

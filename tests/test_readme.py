@@ -33,6 +33,10 @@ def check_command(command: str) -> None:
     words = shlex.split(command, comments=True)
     if words[0] == "dynamask":
         cli.build_parser().parse_args(words[1:])
+    elif words[0] == "torchrun":
+        start = words.index("dynamask")
+        assert words[start - 1] == "-m" and re.fullmatch(r"--nproc-per-node \d+", " ".join(words[1 : start - 1]))
+        cli.build_parser().parse_args(words[start + 1 :])
     elif words[:3] == ["python", "-m", "app"]:
         parse_app_arguments(words[3:])
     elif words[:2] == ["pip", "install"]:
