@@ -72,8 +72,8 @@ def card(entries: dict[str, dict[str, Any]]) -> str:
         "alone and names the bundled weights that its detector is part of; "
         '`dynamask.load("shapes-fcn-28")` joins both. They are for tables, not for use.', "",
         "What the figures do not say: each is one short run of one seed, without a setting tuned for any branch, so a "
-        "branch that learns slowly looks worse than it would in the end. The detector's feature pyramid was once trained "
-        "together with an r-FPN, which may suit that branch best.", "",
+        "branch that learns slowly looks worse than it would in the end. The detector's feature pyramid was once "
+        "trained together with an r-FPN, which may suit that branch best.", "",
     ]  # fmt: skip
     for name, entry in entries.items():
         about = ABOUT[entry["mask_branch"].split(":")[0]]
