@@ -7,10 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from dynamask.bundled import bundled_path, list_bundled
+from dynamask.bundled import bundled_path, list_baselines, list_bundled
 from dynamask.cli.common import add_json, check_folder, say, write_json
 from dynamask.models.hub import SCHEME, ModelCard, find_weights
 from dynamask.models.rcnn.export import export_mask_branch, save_exported
+from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.verify import verify_bundled, verify_path
 from dynamask.models.weights_file import load_model
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -107,7 +108,7 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    bundled = list_bundled()
+    bundled = {**list_bundled(), **list_baselines()}
     names = arguments.weights or list(bundled)
     if not names:
         raise DynaMaskError("no weights are bundled here; name a file or a folder")
@@ -129,10 +130,18 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != ".pt2":
         raise DynaMaskError(f"--out {arguments.out} does not end in .pt2; other formats cannot hold the mask branch")
-    model = load_model(find_weights(arguments.weights))
+    model = _model(arguments.weights)
     path = save_exported(export_mask_branch(model, arguments.size), arguments.out, model, arguments.size)
     what = "a size for every instance" if arguments.size is None else f"every mask at {arguments.size}"
     say(f"{path}: the mask branch of {arguments.weights}, {what}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _model(weights: str) -> DynaMaskRCNN:
+    """The model of weights; those of one-stage models are refused."""
+    model = load_model(find_weights(weights))
+    if not isinstance(model, DynaMaskRCNN):
+        raise DynaMaskError(f"{weights} is a one-stage model, which travels as its .safetensors file; copy that")
+    return model
 
 
 def _card(arguments: argparse.Namespace) -> ModelCard:
@@ -147,11 +156,11 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
 def _save(arguments: argparse.Namespace) -> None:
     check_folder(arguments.out)
     card = _card(arguments)
-    folder = load_model(find_weights(arguments.weights)).save_pretrained(arguments.out, card)
+    folder = _model(arguments.weights).save_pretrained(arguments.out, card)
     say(f"{folder}: config.json, model.safetensors and README.md of {arguments.weights}")
 
 
 def _push(arguments: argparse.Namespace) -> None:
     card = _card(arguments)
-    address = load_model(find_weights(arguments.weights)).push_to_hub(arguments.repo, card, arguments.private)
+    address = _model(arguments.weights).push_to_hub(arguments.repo, card, arguments.private)
     say(f'{address}; dynamask.load("{SCHEME}{arguments.repo.removeprefix(SCHEME)}") loads it')

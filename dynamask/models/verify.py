@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from dynamask.bundled import checkpoint_dir, list_bundled
+from dynamask.bundled import BASELINES, checkpoint_dir, list_baselines, list_bundled
 from dynamask.models.hub import CARD, CONFIG, WEIGHTS, check_folder_config
+from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.weights_file import file_digest, load_model
 from dynamask.structures import DynaMaskError
 
@@ -22,13 +23,16 @@ def verify_bundled(name: str) -> list[str]:
     Raises:
         DynaMaskError: the manifest has no such name, or cannot be read.
     """
-    entries = list_bundled()
-    if name not in entries:
+    entries, baselines = list_bundled(), list_baselines()
+    if name not in entries and name not in baselines:
         raise DynaMaskError(f"no bundled weights are called {name!r}; choose from {', '.join(entries) or 'none'}")
-    entry, path = entries[name], checkpoint_dir() / entries[name]["file"]
+    entry = entries.get(name) or baselines[name]
+    folder = checkpoint_dir() if name in entries else checkpoint_dir() / BASELINES
+    path = folder / entry["file"]
+    card = path.with_suffix(".md") if name in entries else folder / "README.md"
     problems = [f"the manifest gives no {key}" for key in ("sha256", "licence", "model", "data") if not entry.get(key)]
-    if not path.with_suffix(".md").is_file():
-        problems.append(f"the card {path.stem}.md is missing")
+    if not card.is_file():
+        problems.append(f"the card {card.name} is missing")
     if not path.is_file():
         return [*problems, f"the file {path.name} is missing"]
     if entry.get("sha256") and file_digest(path) != entry["sha256"]:
@@ -64,6 +68,8 @@ def _problems_of_file(path: Path, entry: dict[str, Any]) -> list[str]:
         problems.append(f"{len(broken)} tensors hold numbers that are not finite, first {broken[0]}")
     if entry.get("model", model.config.name) != model.config.name:
         problems.append(f"it is a {model.config.name}, and the manifest says {entry['model']}")
+    if not isinstance(model, DynaMaskRCNN):
+        return problems
     macs = list(model.mask_branch.costs.macs_per_instance)
     if entry.get("macs_per_instance", macs) != macs:
         problems.append(f"its masks cost {macs} MACs, and the manifest says {entry['macs_per_instance']}")

@@ -192,8 +192,10 @@ class World:
         """Add weights; they must know the same classes as the others.
 
         Raises:
-            DynaMaskError: they know others, so that their AP cannot stand in one table.
+            DynaMaskError: they know others, so that their AP cannot stand in one table, or they are no mask branch's.
         """
+        if not isinstance(predictor, Predictor):
+            raise DynaMaskError(f"{name} is a one-stage model, and reports judge mask branches; give other weights")
         if self.evidences and predictor.class_names != self.evidences[0].predictor.class_names:
             raise DynaMaskError(
                 f"{name} and {self.evidences[0].name} know different classes; judge them in separate reports"
