@@ -30,7 +30,7 @@ class Source:
 def checkpoint_facts(weights: str) -> dict[str, Any]:
     """What is known of a bundled name or a file: its ``sha256`` and ``model``, and, None where it does not say,
     ``images_seen``, ``seed`` of the training, and ``budget_target`` of the switch. ``switch_trained`` is false where
-    the training never left its phase without the switch.
+    the training never left its phase without the switch; ``baseline`` says whether it is bundled to compare with.
 
     Raises:
         DynaMaskError: there are no such weights.
@@ -47,6 +47,7 @@ def checkpoint_facts(weights: str) -> dict[str, Any]:
         "images_seen": seen,
         "seed": seed,
         "budget_target": losses.get("budget_target"),
+        "baseline": weights in list_baselines(),
         "switch_trained": "switch" in training or training.get("train", {}).get("warm_start", 0.0) < 1.0,
     }
 

@@ -81,7 +81,8 @@ class Evidence:
         self.name, self.predictor, self.checkpoint, self.world = name, predictor, checkpoint, world
         self.macs = tuple(predictor.costs.macs_per_instance)
         self.mask_sizes = predictor.mask_sizes
-        self.has_switch = predictor.has_switch and bool(checkpoint["switch_trained"])
+        trained = checkpoint["switch_trained"] and not checkpoint["baseline"]  # those of baselines are not compared
+        self.has_switch = predictor.has_switch and bool(trained)
         self.mask_branch = predictor.model.config.mask_branch
         self._six: dict[bytes, dict[str, float | None]] = {}
         self._curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
