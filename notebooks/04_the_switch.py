@@ -160,8 +160,8 @@ assert dead.shares[-1][3] > 0.9
 
 # %% [markdown]
 # **The budget** pulls the mean cost (line) towards its target (dotted). But a mean is met as well by one or two sizes
-# as by four, so some sizes die anyway. **The entropy** term keeps all four alive; which object gets which is then decided
-# by quality. Step through the training:
+# as by four, so some sizes die anyway. **The entropy** term keeps all four alive; which object gets which is then
+# decided by quality. Step through the training:
 
 # %%
 player = switch.StepPlayer(runs)
