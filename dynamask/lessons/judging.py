@@ -289,8 +289,8 @@ def classes_figure(given: Instances, dataset: ShapesDataset, choice: np.ndarray)
     """Shares of the sizes by class for chosen sizes (N,), as Fig. 8 of the paper has them, in the notebooks' look."""
     labels = [result["category_id"] for result in given.results]
     drawn = theme.dress(class_distribution(labels, np.array(MASK_SIZES)[choice], dataset.class_names))
-    drawn.update_layout(margin={"t": 56, "b": 56, "r": 36}, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.35,
-                                                           "traceorder": "normal"})  # fmt: skip
+    legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.35, "traceorder": "normal"}
+    drawn.update_layout(margin={"t": 56, "b": 56, "r": 36}, legend=legend)
     return drawn
 
 
