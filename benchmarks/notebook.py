@@ -55,7 +55,13 @@ index => {
   document.addEventListener('pointermove', () => { step.start = performance.now(); step.last = null; }, true);
 }
 """
-IDLE = "() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+CELLS = "window.jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model).filter(m => m.type === 'code')"
+FAILED = f"""() => {{
+  for (const model of {CELLS}) for (const output of model.outputs.toJSON())
+    if (output.output_type === 'error') return `${{output.ename}}: ${{output.evalue}}`;
+  return null;
+}}"""
+RAN = f"() => ({FAILED})() !== null || {CELLS}.every(m => m.executionCount !== null && m.executionState !== 'running')"
 OVER = "quiet => { const s = window.sliderStep; return s.last !== null && performance.now() - s.last > quiet; }"
 
 
@@ -106,12 +112,13 @@ def open_notebook(page: Any, address: str, path: Path, timeout: float) -> float:
     """Open a notebook by itself, run all its cells and wait for the last; seconds that they took."""
     page.goto(f"{address}/lab/tree/{path.name}?reset")
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=timeout * 1e3)
-    page.wait_for_function(IDLE, timeout=timeout * 1e3)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.ready")
     start = time.perf_counter()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_timeout(1500)
-    page.wait_for_function(IDLE, timeout=timeout * 1e3)
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    page.wait_for_function(RAN, timeout=timeout * 1e3, polling=200)
+    failed = page.evaluate(FAILED)
+    if failed:
+        raise DynaMaskError(f"{path.name} failed in JupyterLab: {failed}")
     return time.perf_counter() - start
 
 

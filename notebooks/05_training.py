@@ -450,7 +450,7 @@ print(middle, last)
 # - With a detector given, a mask branch learns in minutes; the coarse sizes are good first.
 # - A run is a model, a loader, a schedule, weights of losses and a folder. Its state holds all that the next step
 #   depends on, and a resumed run is the same run to the last bit.
-# - From nothing, minutes buy falling losses and no masks. The bundled runs are longer, and the manifest says how to
-#   make them again.
+# - From nothing, minutes buy falling losses and hardly a mask. The bundled runs are longer, and the manifest says how
+#   to make them again.
 # - Eq. 3–7 are fields of `LossConfig`. C_t moves the sizes; a price on one switch's probabilities moves them as well,
 #   without training.

@@ -51,9 +51,8 @@ curves_figure(result["rows"], "gt", ("mask_iou", "boundary_iou"), "In true boxes
 # %% [markdown]
 # ## Average precision by hand
 #
-# Take one class, all at the finest size, and one IoU threshold. Sort the detections by score. Each takes the true
-# object that it overlaps most, if the IoU reaches the threshold and nobody took it before. That is a hit; all else
-# are misses.
+# Take one class, all at 28×28, and one IoU threshold. Sort the detections by score. Each takes the true object that
+# it overlaps most, if the IoU reaches the threshold and nobody took it before. That is a hit; all else are misses.
 
 # %%
 from collections import Counter
@@ -63,10 +62,10 @@ import numpy as np
 from dynamask.lessons.judging import detections_of_class
 from dynamask.structures import MASK_SIZES
 
-finest = np.full(len(kept.found.results), len(MASK_SIZES) - 1)
+at_28 = np.full(len(kept.found.results), MASK_SIZES.index(28))
 names = Counter(scenes.class_names[r["category_id"]] for r in kept.given.results)
 name = names.most_common(1)[0][0]
-detections = detections_of_class(kept.found, finest, scenes, name)
+detections = detections_of_class(kept.found, at_28, scenes, name)
 print(f"{name}: {sum(map(len, detections.scores))} detections of {detections.positives} objects")
 
 # %% [markdown]
@@ -90,7 +89,7 @@ from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.lessons.judging import coco_of_class
 
 by_hand = [curve.ap for curve in curves.values()]
-coco, results = coco_of_class(kept.found, finest, scenes, name)
+coco, results = coco_of_class(kept.found, at_28, scenes, name)
 theirs = evaluate_coco(coco, results, ("segm",))["segm"]
 print(f"AP50 by hand {by_hand[0]:.6f}, evaluator {theirs['AP50']:.6f}")
 print(f"AP   by hand {np.mean(by_hand):.6f}, evaluator {theirs['AP']:.6f}")

@@ -36,7 +36,7 @@ def page_of(widget: widgets.Widget) -> str:
 
 def html_of(widget: widgets.Widget) -> str:
     """One widget with its children."""
-    if type(widget).__name__ == "KeyKeeper":
+    if type(widget).__name__ == "PageManners":
         return ""
     if isinstance(widget, go.FigureWidget):  # its `layout` is plotly's
         return f'<div style="width: 100%; min-width: 0">{figure_html(go.Figure(widget))}</div>'

@@ -63,8 +63,8 @@ def test_slider_is_the_exact_budget(prediction, predictor):
         assert explorer.mask_size == [MASK_SIZES[k] for k in expected.tolist()]
         mean = float(explorer.prediction.macs.double().mean()) / 1e9
         assert mean <= explorer.slider.value + 1e-9 or share == 0.0
-        assert explorer.bars.data[1].x[0] == pytest.approx(mean)
-        assert explorer.bars.layout.shapes[0].visible and explorer.bars.layout.shapes[0].x0 == pytest.approx(
+        assert explorer.bars.data[1].y[0] == pytest.approx(mean)
+        assert explorer.bars.layout.shapes[0].visible and explorer.bars.layout.shapes[0].y0 == pytest.approx(
             max(explorer.slider.value, macs[0] / 1e9)
         )
     explorer.slider.value = explorer.slider.min

@@ -138,8 +138,10 @@ class LivePanel:
     ) -> None:
         import ipywidgets
 
+        from dynamask.viz.living import PageManners, living
+
         self.training, self.look = training, {"names": names, "measured": measured, "stacked": stacked}
-        self.widget = go.FigureWidget(self.figure())
+        self.widget = living(self.figure())
         self.status = ipywidgets.HTML()
         self.stop_button = ipywidgets.Button(
             description="Stop", icon="stop", tooltip="after this step; saves the state"
@@ -151,7 +153,7 @@ class LivePanel:
         if switch is not None:
             self.slider = _budget_slider(switch)
             controls.insert(2, self.slider)
-        self.box = ipywidgets.VBox([ipywidgets.HBox(controls), self.widget])
+        self.box = ipywidgets.VBox([ipywidgets.HBox(controls), self.widget, PageManners()])
         self._drawn = 0.0
         training.on_change = self._changed
         self._say()

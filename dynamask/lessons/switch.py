@@ -26,7 +26,7 @@ from dynamask.ops.masks import crop_mask_pyramid, mask_edges
 from dynamask.predictor import Predictor
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import theme
-from dynamask.viz.clickable import KeyKeeper
+from dynamask.viz.living import PageManners, living
 
 NAMES = [f"{size}×{size}" for size in MASK_SIZES]
 SIGNAL = LossConfig(
@@ -91,12 +91,12 @@ class TemperaturePanel(widgets.VBox):
         self.draw = widgets.IntSlider(value=draw, min=0, max=200, description="noise no.", style=wide,
                                       tooltip="0: no noise", layout={"width": "330px"})  # fmt: skip
         self.said = widgets.HTML()
-        self.figure = go.FigureWidget(_panels())
+        self.figure = living(_panels())
         wrap, controls = {"flex_flow": "row wrap", "overflow": "hidden"}, [self.temperature, self.draw, self.said]
         super().__init__([
             widgets.HBox([widgets.VBox(self.logits), widgets.VBox(controls)], layout=wrap),
             widgets.VBox([self.figure], layout={"overflow": "hidden"}),
-            KeyKeeper(),
+            PageManners(),
         ])  # fmt: skip
         for slider in (*self.logits, self.temperature, self.draw):
             slider.observe(lambda _: self._update(), "value")
@@ -353,8 +353,8 @@ class StepPlayer(widgets.VBox):
             options=steps, value=steps[-1], description="training step", style={"description_width": "110px"},
             layout={"width": "560px", "max_width": "100%"},
         )  # fmt: skip
-        self.figure = go.FigureWidget(self._empty())
-        super().__init__([self.slider, widgets.VBox([self.figure], layout={"overflow": "hidden"}), KeyKeeper()])
+        self.figure = living(self._empty())
+        super().__init__([self.slider, widgets.VBox([self.figure], layout={"overflow": "hidden"}), PageManners()])
         self.slider.observe(lambda _: self._update(), "value")
         self._update()
 

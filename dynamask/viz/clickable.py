@@ -1,4 +1,4 @@
-"""A picture in a notebook that is redrawn quickly and says where it was clicked, and keys that reach the sliders."""
+"""A picture in a notebook that is redrawn quickly and says where it was clicked."""
 
 from __future__ import annotations
 
@@ -50,29 +50,6 @@ _STYLE = """
 .dynamask-picture { display: block; width: 100%; height: auto; cursor: pointer; }
 .dynamask-picture:focus-visible { outline: 3px solid #3b82f6; outline-offset: 2px; }
 """
-
-
-_KEEPER = """
-function render({ el }) {
-  el.style.display = "none";
-  const keep = (left) => {
-    const box = el.parentElement?.closest(".widget-box, .jupyter-widgets");
-    if (box) box.dataset.lmSuppressShortcuts = "true";
-    else if (left) setTimeout(keep, 100, left - 1);
-  };
-  keep(50);
-}
-export default { render };
-"""
-
-
-class KeyKeeper(anywidget.AnyWidget):
-    """Shows nothing; inside the box that holds it, keys belong to the focused control.
-
-    Without it JupyterLab takes the arrow keys of a focused slider for its own, to fold headings and change cells.
-    """
-
-    _esm = _KEEPER
 
 
 class ClickablePicture(anywidget.AnyWidget):

@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import ipywidgets as widgets
 import numpy as np
-import plotly.graph_objects as go
 import torch
 import traitlets
 from tqdm import tqdm
@@ -19,7 +18,8 @@ from dynamask.ops.masks import paste_mask
 from dynamask.predictor import Picture, Prediction, check_choice, choose
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import why
-from dynamask.viz.clickable import ClickablePicture, KeyKeeper
+from dynamask.viz.clickable import ClickablePicture
+from dynamask.viz.living import PageManners, living
 from dynamask.viz.overlay import RepeatedOverlay
 
 SHOWN_SIDES = (640, 960)
@@ -78,6 +78,7 @@ class Explorer(widgets.VBox):
         self._choice = list(self._learned)
         self._crops: dict[int, list[bytes]] = {}
         self._drawn: tuple[list[int], int | None] | None = None
+        self._explained: tuple[int, int] | None = None
         self._busy = False
         self._compute_masks()
         self._make_parts("budget" if budget is not None else policy, budget)
@@ -141,8 +142,8 @@ class Explorer(widgets.VBox):
         )  # fmt: skip
         self.reason = widgets.HTML()
         self.crops = widgets.HTML()
-        self.bars = go.FigureWidget(why.totals_figure(self._gmacs, len(self._given)))
-        self.reasons = go.FigureWidget(why.choice_figure(self._gmacs))
+        self.bars = living(why.totals_figure(self._gmacs, len(self._given)))
+        self.reasons = living(why.choice_figure(self._gmacs))
         for control in (self.slider, self.policy, self.instances):
             control.disabled = not len(self._given)
 
@@ -159,7 +160,7 @@ class Explorer(widgets.VBox):
             widgets.HBox([self.picture, side], layout=wrap),
             self.crops,
             widgets.HBox(panels, layout=wrap),
-            KeyKeeper(),
+            PageManners(),
         ]
 
     def _watch(self) -> None:
@@ -251,11 +252,11 @@ class Explorer(widgets.VBox):
         counts, mean, budget = [self._choice.count(k) for k in range(len(MASK_SIZES))], self._mean(), self._budget()
         with self.bars.batch_update():
             self.bars.data[0].y, self.bars.data[0].text = counts, [str(count) for count in counts]
-            self.bars.data[1].x = [mean]
+            self.bars.data[1].y, self.bars.data[1].text = [mean], [f"{mean:.4g}"]
             line = self.bars.layout.shapes[0]
             line.visible = budget is not None
             if budget is not None:
-                line.x0 = line.x1 = budget
+                line.y0 = line.y1 = budget
         self.summary.value = f'<div role="status" aria-live="polite">{self._summary(mean, budget)}</div>'
 
     def _summary(self, mean: float, budget: float | None) -> str:
@@ -280,17 +281,20 @@ class Explorer(widgets.VBox):
             self.reason.value = self.crops.value = ""
             return
         probs, chosen, learned = self._given.switch_probs[i].tolist(), self._choice[i], self._learned[i]
-        with self.reasons.batch_update():
-            self.reasons.data[0].y, self.reasons.data[0].text = probs, why.choice_texts(probs, chosen)
-        if i not in self._crops:
-            masks = [self._given.mask_probs_at(i, size).numpy() for size in MASK_SIZES]
-            self._crops[i] = why.crop_jpegs(self._overlay.image, self._boxes[i].tolist(), masks)
-        self.crops.value = why.crops_html(self._crops[i], self._gmacs, chosen, learned)
+        if (i, chosen) != self._explained:
+            self._explained = (i, chosen)
+            with self.reasons.batch_update():
+                self.reasons.data[0].y, self.reasons.data[0].text = probs, why.choice_texts(probs, chosen)
+            if i not in self._crops:
+                masks = [self._given.mask_probs_at(i, size).numpy() for size in MASK_SIZES]
+                self._crops[i] = why.crop_jpegs(self._overlay.image, self._boxes[i].tolist(), masks)
+            self.crops.value = why.crops_html(self._crops[i], self._gmacs, chosen, learned)
         budget = self._budget()
         words = POLICIES[self.policy.value] if budget is None else f"under a mean of {budget:.4g} GMACs"
         kept = 1.0 if chosen == learned else _iou(*(self._mask(i, MASK_SIZES[k]) for k in (chosen, learned)))
         title = f"#{i + 1} {self._given.class_names[int(self._given.labels[i])]}"
-        self.reason.value = why.choice_sentence(title, probs, self._gmacs, chosen, learned, kept, words)
+        text = why.choice_sentence(title, probs, self._gmacs, chosen, learned, kept, words)
+        self.reason.value = f'<div style="line-height: 1.4">{text}</div>'
 
 
 def _shown(prediction: Prediction, image: Picture | None) -> tuple[np.ndarray, torch.Tensor]:

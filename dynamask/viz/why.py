@@ -66,18 +66,17 @@ def totals_figure(gmacs: Sequence[float], instances: int) -> go.Figure:
     common = {"textposition": "outside", "cliponaxis": False, "hoverinfo": "x+text"}
     drawn.add_bar(x=_TICKS, y=[0] * len(NAMES), text=[""] * len(NAMES), marker=_BARS, **common, row=1, col=1)
     mean = {"color": theme.ACCENT, "line": {"color": theme.INK, "width": 1}}
-    drawn.add_bar(x=[0.0], y=["now"], orientation="h", width=[0.5], marker=mean, hoverinfo="x", row=1, col=2)
+    drawn.add_bar(x=["now"], y=[0.0], text=[""], width=[0.5], marker=mean, **common, row=1, col=2)
     drawn.add_shape(
-        type="line", x0=gmacs[0], x1=gmacs[0], y0=0, y1=1, yref="y2 domain", xref="x2", visible=False,
+        type="line", y0=gmacs[0], y1=gmacs[0], x0=0, x1=1, xref="x2 domain", yref="y2", visible=False,
         line={"color": theme.INK, "width": 3, "dash": "dash"},
     )  # fmt: skip
     for size, value in zip(MASK_SIZES, gmacs):
-        drawn.add_vline(x=value, line={"color": SIZE_COLOURS[size], "width": 3}, layer="below", row=1, col=2)
-    drawn.update_xaxes(type="category", row=1, col=1)
+        drawn.add_hline(y=value, line={"color": SIZE_COLOURS[size], "width": 3}, layer="below", row=1, col=2)
+    drawn.update_xaxes(type="category")
     drawn.update_yaxes(range=[0, max(1, instances) * 1.25], nticks=4, row=1, col=1)
-    drawn.update_yaxes(showticklabels=False, row=1, col=2)
     names = [f"all {size}" for size in MASK_SIZES]
-    drawn.update_xaxes(range=[0, max(gmacs) * 1.1], tickvals=list(gmacs), ticktext=names, tickangle=0, row=1, col=2)
+    drawn.update_yaxes(range=[0, max(gmacs) * 1.2], tickvals=list(gmacs), ticktext=names, row=1, col=2)
     return _panels(drawn)
 
 
