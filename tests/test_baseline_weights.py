@@ -317,7 +317,7 @@ def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path
     assert code == 2 and "the policy 'size' needs a switch" in error and not (tmp_path / "none").exists()
     words = ["report", "budget-curve", "--weights", weights, "--data", scenes, "--out", tmp_path / "r"]
     code, _, error = run(capsys, *words)
-    assert code == 2 and "have no switch" in error and not (tmp_path / "r").exists()
+    assert code == 2 and "have no trained switch" in error and not (tmp_path / "r").exists()
 
 
 def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(shelf, tmp_path, detector_model):
