@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynamask.evaluation.lvis import evaluate_lvis, is_federated
 from dynamask.reports.comparing import Contrast, Line, Plan
 from dynamask.reports.world import Evidence, World, finest
 from dynamask.reports.writer import number
@@ -17,11 +18,21 @@ def categories_by_frequency(world: World) -> dict[str, list[int]]:
 
 
 def frequency_ap(evidence: Evidence, policy: str) -> dict[str, float | None]:
-    """Mask AP under "APr", "APc" and "APf"; None where no such class has a true instance."""
+    """Mask AP under "APr", "APc" and "APf"; None where no such class has a true instance.
+
+    On LVIS they are its own, by the federated rule, with "LVIS AP" before them; elsewhere COCO's AP of these classes.
+    """
+    world = evidence.world
+    if is_federated(world.dataset.coco):
+        found = evidence.found
+        chosen = zip(found.results, found.rles, evidence.choice(policy).tolist(), strict=True)
+        results = [{**result, "segmentation": rles[k]} for result, rles, k in chosen]
+        figures = evaluate_lvis(world.dataset.coco, results, ("segm",), world.image_ids)["segm"]
+        return {"LVIS AP": figures["AP"], **{name: figures[name] for name in FREQUENCIES.values()}}
     judge = evidence.drawn.judge
     matches = judge.match(evidence.choice(policy), "segm")
     found = {}
-    for key, categories in categories_by_frequency(evidence.world).items():
+    for key, categories in categories_by_frequency(world).items():
         value = float(judge.average_precision(matches, categories=categories)[0])
         found[FREQUENCIES[key]] = value if value == value else None
     return found

@@ -229,10 +229,10 @@ TABLES: dict[str, TableKind] = {
     ),
     "tableS2": TableKind(
         "AP by how frequent a class is (Tab. S2)", ("macs", "segm_ap", "boundary_ap"), rare_plan,
-        "APr, APc and APf are the mask AP of the classes whose `frequency` is r, c and f. It is COCO's AP, at most 100 "
-        "detections a picture and every picture searched for every class; LVIS's own, with 300 and its lists of absent "
-        "classes, is another measure.",
-        "R50 weights trained on LVIS, its val set, and LVIS's own AP.",
+        "APr, APc and APf are the mask AP of the classes whose `frequency` is r, c and f. On LVIS these and LVIS AP are "
+        "its own, by the federated rule; the other columns are COCO's AP, at most 100 detections a picture and every "
+        "picture searched for every class.",
+        "R50 weights trained on LVIS, and its val set.",
     ),
     "tableS3": TableKind(
         "the r-FPN against other pyramids at nearly equal MACs (Tab. S3)", _WHOLE, _table_s3,
