@@ -28,6 +28,7 @@ from torch import Tensor
 
 from benchmarks import report
 from dynamask.data.sources import open_data
+from dynamask.evaluation.efficiency import machine, machine_line, resident
 from dynamask.models.factory import create_model
 from dynamask.models.solo.aggregation import decode, dynamic_network
 from dynamask.models.solo.model import Candidates, EncodedGrids, SoloNet
@@ -82,12 +83,6 @@ def decode_dense(model: SoloNet, encoded: EncodedGrids, found: Candidates) -> Te
         logits = dynamic_network(chosen, grid.context, image, theta, config.widths, config.kernel)
         areas.append(logits.sigmoid().flatten(1).sum(1))
     return torch.cat(areas)
-
-
-def resident(field: str) -> int:
-    """Resident bytes of this process: "VmRSS" now, "VmHWM" at most since the mark was reset."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 @torch.inference_mode()
@@ -181,7 +176,7 @@ def main() -> None:
             dataset = open_data(arguments.data)
             pictures = [dataset[i][0].permute(1, 2, 0).contiguous().numpy() for i in range(len(dataset))]
         rows = measure_time(models, pictures, arguments.candidates)
-    print(report.machine_line(report.machine()))
+    print(machine_line(machine()))
     cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     print(report.table(list(rows[0]), cells))
     if arguments.json:

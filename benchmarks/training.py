@@ -5,7 +5,7 @@
 
 ``memory``: a training step of the mask branch alone (forward, losses, backward) on features that are given, once as it
 is and once with ``checkpoint_stages``. Each case is a process of its own; its peak is the highest resident set that the
-system saw of it (``getrusage``) less the one before the step, so it counts everything the step allocates, temporary
+system saw of it less the one before the step, so it counts everything the step allocates, temporary
 columns and gradients included. The time is the least of the steps after it, and the cases take turns.
 
 ``processes``: ``torchrun --nproc-per-node 2`` with one thread each against one process with two threads, at the same
@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from dynamask.config import ModelConfig
 from dynamask.engine.train import loss_weights, total_loss
+from dynamask.evaluation.efficiency import resident
 from dynamask.models.factory import build_mask_branch, preset
 from dynamask.models.rcnn.roi_heads import MaskBranch
 from dynamask.structures import MASK_SIZES
@@ -43,7 +43,6 @@ from dynamask.structures import MASK_SIZES
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES, SIDE = 2, (800, 1344)
 """Pictures of a step and their size in network-input pixels."""
-KIBI = 1024
 
 
 def problem(config: ModelConfig, regions: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor, list[Tensor]]:
@@ -74,11 +73,6 @@ def branch_step(branch: MaskBranch, features: dict[str, Tensor], rois: Tensor, l
     return float(total.detach())
 
 
-def peak_kib() -> int:
-    """The largest resident set of this process so far, in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def measure_memory(arguments: argparse.Namespace) -> None:
     """The child of ``memory``: one case, its figures as JSON on stdout."""
     torch.manual_seed(0)
@@ -88,14 +82,14 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     branch.region_fpn.checkpoint_stages = arguments.checkpoint_stages
     given = problem(config, arguments.regions)
     noise = torch.zeros(arguments.regions, len(MASK_SIZES))
-    before = peak_kib()
+    before = resident("VmHWM")
     loss = branch_step(branch, *given, noise)
-    peak, seconds = peak_kib() - before, []
+    peak, seconds = resident("VmHWM") - before, []
     for _ in range(arguments.repeats):
         start = time.perf_counter()
         branch_step(branch, *given, noise)
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"loss": loss, "peak_bytes": peak * KIBI, "seconds": min(seconds, default=None)}))
+    print(json.dumps({"loss": loss, "peak_bytes": peak, "seconds": min(seconds, default=None)}))
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -35,6 +35,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def resident(field: str) -> int:
+    """Resident bytes of this process (Linux): "VmRSS" now, "VmHWM" at most since it started or the mark was reset.
+
+    The system's count of a child's peak (``getrusage``) begins with its parent's, so it is of no use for one case of
+    several.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
 def machine() -> dict[str, Any]:
     """The machine and libraries that figures were measured on; ``load`` is its one-minute load average now."""
     return {
