@@ -230,8 +230,8 @@ TABLES: dict[str, TableKind] = {
     "tableS2": TableKind(
         "AP by how frequent a class is (Tab. S2)", ("macs", "segm_ap", "boundary_ap"), rare_plan,
         "APr, APc and APf are the mask AP of the classes whose `frequency` is r, c and f. On LVIS, these and LVIS AP "
-        "are its own, by the federated rule; the other columns are COCO's AP, at most 100 detections a picture and every "
-        "picture searched for every class.",
+        "are its own, by the federated rule; the other columns are COCO's AP, at most 100 detections a picture and "
+        "every picture searched for every class.",
         "R50 weights trained on LVIS, and its val set.",
     ),
     "tableS3": TableKind(
