@@ -143,10 +143,12 @@ def measure(page: Any, index: int, steps: int, patience: float = 20) -> list[flo
     """Milliseconds of the steps of a slider, all over it; one without any change in so many seconds is left out."""
     from playwright.sync_api import TimeoutError as NothingChanged
 
-    page.locator(".jp-Notebook .widget-slider").nth(index).scroll_into_view_if_needed()
-    page.wait_for_timeout(1000)
-    page.evaluate(WATCH, index)
     slider = page.locator(".jp-Notebook .widget-slider").nth(index)
+    place = None
+    while place != (place := slider.bounding_box()):  # what lies above may still be growing
+        slider.scroll_into_view_if_needed()
+        page.wait_for_timeout(1500)
+    page.evaluate(WATCH, index)
     track, handle = slider.locator(".noUi-base").bounding_box(), slider.locator(".noUi-handle").bounding_box()
     left, width = track["x"] + 0.15 * track["width"], 0.7 * track["width"]
     height, found = handle["y"] + handle["height"] / 2, []
@@ -177,11 +179,11 @@ def photograph(page: Any, folder: Path, number: str) -> None:
     for theme in ("Light", "Dark"):
         page.evaluate("name => window.jupyterapp?.commands.execute('apputils:change-theme', { theme: name })",
                       f"JupyterLab {theme}")  # fmt: skip
-        page.wait_for_timeout(2500)
+        page.wait_for_timeout(4000)
         outputs = page.locator(".jp-OutputArea-child:has(.widget-slider)")
         for k in range(outputs.count()):
             outputs.nth(k).scroll_into_view_if_needed()
-            page.wait_for_timeout(600)
+            page.wait_for_timeout(2500)
             outputs.nth(k).screenshot(path=str(folder / f"{number}-{theme.lower()}-{k}.png"))
         page.screenshot(path=str(folder / f"{number}-{theme.lower()}-page.png"))
 
@@ -202,7 +204,7 @@ def run(numbers: list[str], steps: int, short: bool, timeout: float, pictures: P
         with jupyter(folder, home, short) as address:
             for number in numbers:
                 path = next(iter(folder.glob(f"{number}_*.ipynb")))
-                page = browser.new_page(viewport={"width": 1440, "height": 1000})
+                page = browser.new_page(viewport={"width": 1440, "height": 1200})
                 seconds = open_notebook(page, address, path, timeout)
                 show_everything(page)
                 found[path.stem] = {"run_all_s": round(seconds, 1), **measured(page, number, steps)}

@@ -71,6 +71,17 @@ def test_slider_is_the_exact_budget(prediction, predictor):
     assert set(explorer.mask_size) == {14}
 
 
+def test_a_page_that_rounds_the_slider_moves_nothing(prediction):
+    explorer = explore(prediction)
+    explorer.slider.value += 0.4 * explorer.slider.step
+    assert explorer.policy.value == "learned"
+    explorer.slider.value += explorer.slider.step
+    assert explorer.policy.value == "budget"
+    for value in (explorer.slider.min, explorer.slider.max):
+        steps = value / explorer.slider.step
+        assert steps == pytest.approx(round(steps)), "the page counts steps from the smallest value"
+
+
 def test_policies_change_sizes_figures_and_picture(prediction):
     explorer = explore(prediction)
     pictures = []
@@ -218,3 +229,11 @@ def test_charts_do_without_widgets():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(ImportError):
         from dynamask.viz import nothing  # noqa: F401
+
+
+def test_a_reloaded_page_gets_the_figures_as_they_stand(prediction):
+    explorer = explore(prediction, policy="fixed:56")
+    state = explorer.bars.get_state()
+    assert list(state["_widget_data"][0]["y"]) == [0, 0, 3, 0]
+    explorer.policy.value = "fixed:14"
+    assert list(explorer.bars.get_state()["_widget_data"][0]["y"]) == [3, 0, 0, 0]

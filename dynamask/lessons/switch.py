@@ -137,7 +137,7 @@ def _empty_bars(drawn: go.Figure, columns: int, height: int, top: int) -> go.Fig
                       textposition="outside", cliponaxis=False, row=1, col=column)  # fmt: skip
     drawn.update_layout(template=theme.TEMPLATE, showlegend=False, height=height, margin={"t": top})
     drawn.update_annotations(font={"size": 13, "color": theme.INK})
-    drawn.update_xaxes(type="category")
+    drawn.update_xaxes(type="category", autotypenumbers="strict")
     drawn.update_yaxes(range=[0, 1.15], tickformat=".0%", tickvals=[0, 0.5, 1])
     return drawn
 

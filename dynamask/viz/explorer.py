@@ -115,9 +115,10 @@ class Explorer(widgets.VBox):
 
     def _make_parts(self, policy: str, budget: float | None) -> None:
         """The controls and the figures, not connected yet."""
-        low, high = (math.ceil(value / 1e5) / 1e4 for value in (self._macs[0], self._macs[-1]))
-        step = 10.0 ** math.floor(math.log10((high - low) / 50))
-        start = budget if budget is not None else self._mean() or high
+        span = self._gmacs[-1] - self._gmacs[0]
+        step = 5 * 10.0 ** math.floor(math.log10(span / 200))
+        low, high = (round(math.ceil(value / step - 1e-9) * step, 9) for value in (self._gmacs[0], self._gmacs[-1]))
+        start = budget if budget is not None else round(self._mean() / step) * step or high
         wide = {"description_width": "auto"}
         self.policy = widgets.Dropdown(
             options=[(words, name) for name, words in POLICIES.items()],
@@ -170,11 +171,11 @@ class Explorer(widgets.VBox):
         self.instances.observe(self._picked, "value")
         self.observe(self._reselected, "selected")
 
-    def _moved(self, _: Any) -> None:
-        """The slider moved: its budget counts from now on."""
+    def _moved(self, change: Any) -> None:
+        """The slider moved: its budget counts from now on. Less than a step is the page's rounding and no move."""
         if self.policy.value == "budget":
             self._update()
-        else:
+        elif abs(change["new"] - change["old"]) > 0.9 * self.slider.step:
             self.policy.value = "budget"
 
     def _picked(self, change: Any) -> None:

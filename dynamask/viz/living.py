@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import anywidget
 import plotly.graph_objects as go
 
@@ -11,7 +14,8 @@ function render({ el }) {
   const fit = (box) => {
     for (const plot of box.querySelectorAll(".js-plotly-plot")) {
       const drawn = plot.querySelector(".main-svg");
-      if (drawn && plot.clientWidth && Math.abs(drawn.clientWidth - plot.clientWidth) > 1) {
+      const wrong = drawn && plot.clientWidth && Math.abs(drawn.clientWidth - plot.clientWidth) > 1;
+      if (wrong && plot._context?.responsive) {
         window.dispatchEvent(new Event("resize"));
         return;
       }
@@ -47,12 +51,23 @@ class PageManners(anywidget.AnyWidget):
     _esm = _SCRIPT
 
 
-def living(drawn: go.Figure) -> go.FigureWidget:
+class LivingFigure(go.FigureWidget):
+    """A FigureWidget that a reloaded page gets as it stands, and that fits its place beside :class:`PageManners`."""
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """The state for the page; a whole one (no key) is brought up to date first, which plotly leaves out."""
+        if key is None and self.comm is not None:
+            self._trait_values["_widget_data"] = deepcopy(self._data)
+            self._trait_values["_widget_layout"] = deepcopy(self._layout_obj._props)
+        return super().get_state(key, drop_defaults)
+
+
+def living(drawn: go.Figure) -> LivingFigure:
     """The figure as a widget whose traces can be changed in place; put it in a box with :class:`PageManners`.
 
-    Within one ``batch_update`` set the same properties of every trace that is touched: plotly takes what only another
-    trace was given as a wish to unset it.
+    An axis of words that look like numbers (``"14"``) needs ``autotypenumbers="strict"``: at every change of the data
+    plotly guesses its type anew.
     """
-    widget = go.FigureWidget(drawn)
+    widget = LivingFigure(drawn)
     widget._config = {**widget._config, "responsive": True, "displaylogo": False}
     return widget

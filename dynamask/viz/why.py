@@ -41,7 +41,7 @@ def choice_figure(gmacs: Sequence[float]) -> go.Figure:
     common = {"marker": _BARS, "textposition": "outside", "cliponaxis": False, "hoverinfo": "x+text"}
     drawn.add_bar(x=_TICKS, y=[0.0] * len(NAMES), text=[""] * len(NAMES), **common, row=1, col=1)
     drawn.add_bar(x=_TICKS, y=list(gmacs), text=[f"{value:.3g}" for value in gmacs], **common, row=1, col=2)
-    drawn.update_xaxes(type="category")
+    drawn.update_xaxes(type="category", autotypenumbers="strict")
     drawn.update_yaxes(range=[0, 1.28], tickformat=".0%", tickvals=[0, 0.5, 1], row=1, col=1)
     drawn.update_yaxes(range=[0, max(gmacs) * 1.25], nticks=4, row=1, col=2)
     return _panels(drawn)
@@ -73,7 +73,7 @@ def totals_figure(gmacs: Sequence[float], instances: int) -> go.Figure:
     )  # fmt: skip
     for size, value in zip(MASK_SIZES, gmacs):
         drawn.add_hline(y=value, line={"color": SIZE_COLOURS[size], "width": 3}, layer="below", row=1, col=2)
-    drawn.update_xaxes(type="category")
+    drawn.update_xaxes(type="category", autotypenumbers="strict")
     drawn.update_yaxes(range=[0, max(1, instances) * 1.25], nticks=4, row=1, col=1)
     names = [f"all {size}" for size in MASK_SIZES]
     drawn.update_yaxes(range=[0, max(gmacs) * 1.2], tickvals=list(gmacs), ticktext=names, row=1, col=2)
