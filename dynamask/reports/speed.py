@@ -221,6 +221,7 @@ def make_table6(world: World, options: SpeedOptions) -> Report:
             "the data set where it is judged."
         ),
         Table(header, body),
+        Paragraph(f"Timed on {machine_line(facts_of_machine)}; device {where}; {timing}."),
         *(
             Paragraph(f"No weights with the mask branch {name} were given, so that it is not timed.")
             for name in lacking

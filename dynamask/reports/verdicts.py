@@ -29,9 +29,16 @@ def sizes_said(rows: Sequence[Row], differences: Sequence[Row]) -> list[str]:
             changes = " and ".join(f"{number(d['segm_ap'], 4, True)} ({told(d)})" for d in steps)
             said.append(f"{name}, mask AP from 28 to 56 and from 56 to 112: {changes}.")
     if len(found) == 2:
-        stops, goes_on = "higher" not in found["FCN head"], found["r-FPN"] == ["higher", "higher"]
-        verdict = "shown" if stops and goes_on else "refuted" if not stops and not goes_on else "shown in part only"
-        head = "stop gaining or lose" if stops else "go on gaining"
+        first, last = (step == "higher" for step in found["FCN head"])
+        goes_on = found["r-FPN"] == ["higher", "higher"]
+        shown, refuted = not first and not last and goes_on, first and last and not goes_on
+        verdict = "shown" if shown else "refuted" if refuted else "shown in part only"
+        head = {
+            (False, False): "stop gaining or lose beyond 28",
+            (True, False): "still gain at 56 and stop gaining or lose beyond it",
+            (False, True): "do not gain at 56 and gain at 112",
+            (True, True): "go on gaining",
+        }[first, last]
         fpn = "goes on gaining" if goes_on else "does not gain at every step"
         said.append(
             f"The paper's contrast, that FCN heads stop gaining or lose beyond 28 and the r-FPN does not, is {verdict} "
