@@ -31,8 +31,8 @@ def sizes_said(rows: Sequence[Row], differences: Sequence[Row]) -> list[str]:
     if len(found) == 2:
         first, last = (step == "higher" for step in found["FCN head"])
         goes_on = found["r-FPN"] == ["higher", "higher"]
-        shown, refuted = not first and not last and goes_on, first and last and not goes_on
-        verdict = "shown" if shown else "refuted" if refuted else "shown in part only"
+        stops = not first and not last
+        verdict = "shown" if stops and goes_on else "shown in part only" if stops or goes_on else "refuted"
         head = {
             (False, False): "stop gaining or lose beyond 28",
             (True, False): "still gain at 56 and stop gaining or lose beyond it",
