@@ -39,6 +39,7 @@ from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.train import as_float
+from dynamask.evaluation.efficiency import machine, machine_line
 from dynamask.models.transform import TwoSizeTransform
 from dynamask.structures import DynaMaskError
 
@@ -183,7 +184,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         else:
             source, name = generate(Path(folder)), "generated"
         found, indices = cases(*source, arguments.copy_paste)
-        facts = report.machine()
+        facts = machine()
         rows = measure(found, indices, arguments.pictures, arguments.rounds)
     settings = {
         "data": name,
@@ -191,7 +192,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         "rounds": arguments.rounds,
         "keep_freed_memory": kept,
     }
-    print(report.machine_line(facts))
+    print(machine_line(facts))
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()))
     cells = [[row["case"], *(f"{row[key]:.2f}" for key in list(row)[1:])] for row in rows]
     print(report.table(["one core", "images/s", "p10", "p90", "ratio", "p10", "p90"], cells))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_models import tiny_model
 
 from dynamask import bundled, cli
-from dynamask.bundled import checkpoint_dir, list_bundled
+from dynamask.bundled import checkpoint_dir, list_baselines, list_bundled
 from dynamask.cli import weights as weights_command
 from dynamask.models.rcnn.export import load_exported
 from dynamask.models.rcnn.model import DynaMaskRCNN
@@ -62,9 +62,11 @@ def test_list_names_all_with_their_figures(capsys):
 
 
 def test_all_bundled_weights_are_sound(capsys):
+    every = [*list_bundled(), *list_baselines()]
+    assert {"people", "shapes-fcn-28"} <= set(every)
     code, out, err = run(capsys, "verify", "--json", "-")
     assert code == 0
-    assert json.loads(out) == {name: {"sound": True, "problems": []} for name in list_bundled()}
+    assert json.loads(out) == dict.fromkeys(every, {"sound": True, "problems": []})
 
 
 def test_a_changed_number_is_found_by_the_checksum(folder, capsys):
@@ -169,6 +171,7 @@ def test_exporting_writes_a_program(capsys, tmp_path, monkeypatch):
 
 def test_nothing_bundled_is_said(monkeypatch, capsys):
     monkeypatch.setattr(weights_command, "list_bundled", dict)
+    monkeypatch.setattr(weights_command, "list_baselines", dict)
     for part in ("list", "verify"):
         code, _, err = run(capsys, part)
         assert code == 2 and "no weights are bundled here" in err[0]

@@ -29,6 +29,7 @@ from dynamask.engine.distributed import Ranks, check_device, joined
 from dynamask.engine.initialise import PARTS, initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
+from dynamask.engine.step import ONE_STAGE_LOSSES
 from dynamask.engine.train import freeze, loss_weights, train
 from dynamask.models.factory import build_model, list_models, preset
 from dynamask.models.hub import find_weights
@@ -148,7 +149,7 @@ def _train(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     with joined(arguments.device or recipe(arguments.model)[0].device) as ranks:
         plan = ranks.together(lambda: _plan(arguments, ranks))
-        weights = loss_weights(plan.loss_config)
+        weights = {**loss_weights(plan.loss_config), **ONE_STAGE_LOSSES}
         run = Run(plan.model, plan.loader, plan.config, weights, arguments.out, plan.settings, ranks=ranks)
         besides = ranks.together(lambda: periodic(run, plan.validation))
         if arguments.resume:

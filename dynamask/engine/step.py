@@ -34,7 +34,6 @@ def loss_weights(config: LossConfig) -> dict[str, float]:
         "loss_boundary": config.boundary_weight,
         "loss_budget": config.switch_weight,
         "loss_entropy": config.switch_weight,
-        **ONE_STAGE_LOSSES,
     }
 
 
