@@ -49,7 +49,9 @@ index => {
   const slider = document.querySelectorAll('.jp-Notebook .widget-slider')[index];
   const output = slider.closest('.jp-OutputArea-child');
   const step = window.sliderStep = { start: null, last: null };
-  const changed = () => requestAnimationFrame(() => requestAnimationFrame(() => { step.last = performance.now(); }));
+  const channel = new MessageChannel();  // a task that is queued in a frame runs after that frame is painted
+  channel.port1.onmessage = () => { step.last = performance.now(); };
+  const changed = () => requestAnimationFrame(() => channel.port2.postMessage(null));
   for (const picture of output.querySelectorAll('img.dynamask-picture')) picture.addEventListener('load', changed);
   for (const figure of output.querySelectorAll('.js-plotly-plot')) figure.on('plotly_afterplot', changed);
   document.addEventListener('pointermove', () => { step.start = performance.now(); step.last = null; }, true);

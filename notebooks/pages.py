@@ -38,6 +38,12 @@ TEMPLATE = """
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock codecell -%}
 """
+FIT = """<script>
+window.addEventListener("load", () => {
+  for (const figure of document.querySelectorAll(".plotly-graph-div")) Plotly.Plots.resize(figure);
+});
+</script>"""
+"""Figures beside each other are drawn while the page is read, when the first does not know of the second."""
 STYLE = """<style>
 .solution > summary { margin: .5rem 0 .5rem 5rem; cursor: pointer; }
 .static-widget { color: var(--jp-content-font-color1); font-family: var(--jp-content-font-family); }
@@ -99,6 +105,7 @@ def page(notebook: nbformat.NotebookNode, title: str, theme: str = "light") -> s
     text, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     text = re.sub(r"<script[^>]*\bsrc=\"[^\"]*\"[^>]*>\s*</script>", "", text)
     text = re.sub(r"<script type=\"module\">.*?</script>", "", text, flags=re.DOTALL)  # mermaid
+    text = text.replace("</body>", f"{FIT}</body>", 1)
     head = f"{STYLE}<script>{get_plotlyjs()}</script></head>"
     return text.replace("</head>", head, 1)
 

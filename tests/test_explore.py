@@ -73,9 +73,11 @@ def test_slider_is_the_exact_budget(prediction, predictor):
 
 def test_a_page_that_rounds_the_slider_moves_nothing(prediction):
     explorer = explore(prediction)
-    explorer.slider.value += 0.4 * explorer.slider.step
+    middle = (explorer.slider.min + explorer.slider.max) / 2
+    step = explorer.slider.step if explorer.slider.value < middle else -explorer.slider.step
+    explorer.slider.value += 0.4 * step
     assert explorer.policy.value == "learned"
-    explorer.slider.value += explorer.slider.step
+    explorer.slider.value += step
     assert explorer.policy.value == "budget"
     for value in (explorer.slider.min, explorer.slider.max):
         steps = value / explorer.slider.step
