@@ -122,6 +122,7 @@ def overlap_figure(prediction: Prediction) -> go.Figure:
     for k, size in enumerate(MASK_SIZES):
         chosen = [int(each) == size for each in prediction.mask_size]
         look = theme.size_dot(size)
+        look["opacity"] = 1.0
         look["size"] = [16 if ring else 10 for ring in chosen]
         look["line"] = {"color": theme.INK, "width": [3.5 if ring else 1.2 for ring in chosen]}
         drawn.add_scatter(

@@ -282,14 +282,15 @@ class Explorer(widgets.VBox):
             self.reason.value = self.crops.value = ""
             return
         probs, chosen, learned = self._given.switch_probs[i].tolist(), self._choice[i], self._learned[i]
-        if (i, chosen) != self._explained:
-            self._explained = (i, chosen)
+        if self._explained is None or self._explained[0] != i:  # a budget changes no belief: the figure stays as it is
             with self.reasons.batch_update():
-                self.reasons.data[0].y, self.reasons.data[0].text = probs, why.choice_texts(probs, chosen)
+                self.reasons.data[0].y, self.reasons.data[0].text = probs, [f"{value:.0%}" for value in probs]
+        if (i, chosen) != self._explained:
             if i not in self._crops:
                 masks = [self._given.mask_probs_at(i, size).numpy() for size in MASK_SIZES]
                 self._crops[i] = why.crop_jpegs(self._overlay.image, self._boxes[i].tolist(), masks)
             self.crops.value = why.crops_html(self._crops[i], self._gmacs, chosen, learned)
+            self._explained = (i, chosen)
         budget = self._budget()
         words = POLICIES[self.policy.value] if budget is None else f"under a mean of {budget:.4g} GMACs"
         kept = 1.0 if chosen == learned else _iou(*(self._mask(i, MASK_SIZES[k]) for k in (chosen, learned)))

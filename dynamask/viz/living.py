@@ -69,5 +69,5 @@ def living(drawn: go.Figure) -> LivingFigure:
     plotly guesses its type anew.
     """
     widget = LivingFigure(drawn)
-    widget._config = {**widget._config, "responsive": True, "displaylogo": False}
+    widget._config = {**widget._config, "responsive": True, "displayModeBar": False}
     return widget

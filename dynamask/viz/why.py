@@ -30,7 +30,7 @@ _BARS: dict[str, Any] = {
 
 
 def choice_figure(gmacs: Sequence[float]) -> go.Figure:
-    """Two panels of bars by mask size: the switch's probabilities (filled in by `choice_texts`) and the cost.
+    """Two panels of bars by mask size: the switch's probabilities (filled in later) and the cost.
 
     Args:
         gmacs: 4 GMACs of an instance at each size.
@@ -45,11 +45,6 @@ def choice_figure(gmacs: Sequence[float]) -> go.Figure:
     drawn.update_yaxes(range=[0, 1.28], tickformat=".0%", tickvals=[0, 0.5, 1], row=1, col=1)
     drawn.update_yaxes(range=[0, max(gmacs) * 1.25], nticks=4, row=1, col=2)
     return _panels(drawn)
-
-
-def choice_texts(probs: Sequence[float], chosen: int) -> list[str]:
-    """What stands on the bars of the probabilities; the chosen size is named in words."""
-    return [f"{value:.0%}<br>chosen" if k == chosen else f"{value:.0%}" for k, value in enumerate(probs)]
 
 
 def totals_figure(gmacs: Sequence[float], instances: int) -> go.Figure:
