@@ -45,7 +45,7 @@ mine = work / "mine" if MY_FOLDER is None else Path(MY_FOLDER)
 # Without one of your own, here is one: drawn scenes with ten classes, exported exactly as a labelling tool would.
 
 # %%
-made = None if MY_FOLDER else terminal("shapes", "--images", fast(16, 120), "--seed", 2007, "--out", mine)
+made = None if MY_FOLDER else terminal("shapes", "--images", fast(12, 120), "--seed", 2007, "--out", mine)
 made or f"your own folder: {mine}"
 
 # %% [markdown]
