@@ -173,7 +173,7 @@ terminal("evaluate", "--weights", "objects", "--data", mine, "--holdout", 4, "--
 # %%
 run = work / "run"
 flags = ["--data", mine, "--holdout", 4, "--merge-classes", "--model", "dynamask_mobilenetv2_fpn_small"]
-flags += ["--init", bundled_path("objects"), "--iterations", fast(3, 80), "--batch-size", fast(1, 4)]
+flags += ["--init", bundled_path("objects"), "--iterations", fast(2, 80), "--batch-size", fast(1, 4)]
 flags += ["--lr", 3e-4, "--warmup", fast(1, 8), "--warm-start", 0, "--ema-decay", 0.9, "--mask-rois", fast(1, 2)]
 flags += ["--log-every", 1]
 terminal("train", *flags, "--out", run)
@@ -325,7 +325,7 @@ print(neediest, worst["boundary_iou"])
 import torch
 
 alone = ["--data", mine, "--holdout", 4, "--merge-classes", "--model", "dynamask_mobilenetv2_fpn_small"]
-alone += ["--init", weights, "--freeze", "all-but-switch", "--warm-start", 0, "--iterations", fast(2, 30)]
+alone += ["--init", weights, "--freeze", "all-but-switch", "--warm-start", 0, "--iterations", fast(1, 30)]
 alone += ["--batch-size", fast(1, 4), "--lr", 1e-3, "--warmup", 1, "--ema-decay", 0, "--mask-rois", fast(1, 4)]
 answer = terminal("train", *alone, "--out", work / "switch")
 assert answer.code == 0, answer
