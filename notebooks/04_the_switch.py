@@ -230,8 +230,8 @@ switch.runs_figure([paper, ours])
 # %% [markdown]
 # Its mean p is spread over the sizes, as Eq. 6 demands, but every object gets nearly the *same* p: a third kind of
 # collapse, blind to the object, and the one that is easiest to overlook. The mean shares look healthy. Its quality
-# term is small beside the other two, and these are few steps: try `LossConfig(edge_weight=2.0)`. Look at the spread over
-# objects, not only at the shares.
+# term is small beside the other two, and these are few steps: try `LossConfig(edge_weight=2.0)`. Look at the spread
+# over objects, not only at the shares.
 
 # %% [markdown]
 # ## Exercises

@@ -29,7 +29,7 @@ from dynamask.engine.distributed import Ranks, check_device, joined
 from dynamask.engine.initialise import PARTS, initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
-from dynamask.engine.step import ONE_STAGE_LOSSES
+from dynamask.engine.step import one_stage_weights
 from dynamask.engine.train import freeze, loss_weights, train
 from dynamask.models.factory import build_model, list_models, preset
 from dynamask.models.hub import find_weights
@@ -149,7 +149,9 @@ def _train(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     with joined(arguments.device or recipe(arguments.model)[0].device) as ranks:
         plan = ranks.together(lambda: _plan(arguments, ranks))
-        weights = {**loss_weights(plan.loss_config), **ONE_STAGE_LOSSES}
+        aggregation = getattr(plan.model.config, "aggregation", None)
+        one_stage = one_stage_weights(aggregation.direct_weight if aggregation else 0.0)
+        weights = {**loss_weights(plan.loss_config), **one_stage}
         run = Run(plan.model, plan.loader, plan.config, weights, arguments.out, plan.settings, ranks=ranks)
         besides = ranks.together(lambda: periodic(run, plan.validation))
         if arguments.resume:

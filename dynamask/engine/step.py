@@ -19,8 +19,6 @@ from dynamask.structures import MASK_SIZES, DynaMaskError
 
 Target = dict[str, Any]
 DETECTOR_LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-ONE_STAGE_LOSSES = {"loss_category": 1.0, "loss_dice": 3.0, "loss_direct": 3.0, "loss_centerness": 1.0}
-"""Weights of SOLO's losses, SODAR's two-stage loss and FCOS's centerness."""
 LEAST_LOSS_SCALE = 2.0**-10
 """A gradient that overflows float16 even at this scale is none that more scaling mends."""
 
@@ -35,6 +33,11 @@ def loss_weights(config: LossConfig) -> dict[str, float]:
         "loss_budget": config.switch_weight,
         "loss_entropy": config.switch_weight,
     }
+
+
+def one_stage_weights(direct_weight: float = 0.0) -> dict[str, float]:
+    """Weights of SOLO's losses (1 and 3), of SODAR's two-stage loss, beside its dice loss, and of FCOS's centerness."""
+    return {"loss_category": 1.0, "loss_dice": 3.0, "loss_direct": 3.0 * direct_weight, "loss_centerness": 1.0}
 
 
 def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
