@@ -1,7 +1,8 @@
 """The weights that travel with the package, named in `checkpoints/manifest.json`.
 
-The manifest is a JSON object: name → entry. Every entry has `file`, the name of a file in the same folder; what else
-it holds (model, data, recipe, seed, sha256, scores) is provenance for people and is passed on unread.
+The manifest is a JSON object: name → entry. Every entry has `file`, the name of a file in the same folder, and those of
+another family than DynaMask's have `family`; what else it holds (model, data, recipe, seed, sha256, scores) is
+provenance for people and is passed on unread.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 from dynamask.structures import DynaMaskError
 
+TWO_STAGE = "two-stage"
+"""The family of an entry that names none."""
 BASELINES = "baselines"
 """Folder of the baselines within the bundled weights, with a manifest of its own."""
 
@@ -26,13 +29,17 @@ def checkpoint_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "checkpoints"
 
 
-def list_bundled() -> dict[str, dict[str, Any]]:
+def list_bundled(family: str | None = None) -> dict[str, dict[str, Any]]:
     """Manifest entries of the bundled weights by name, in the manifest's order; empty where none are bundled.
+
+    Args:
+        family: leave out those of another, "two-stage" or "one-stage"; None lists all.
 
     Raises:
         DynaMaskError: the manifest cannot be read as a JSON object of entries that each name a file.
     """
-    return _read_manifest(checkpoint_dir())
+    entries = _read_manifest(checkpoint_dir())
+    return {name: e for name, e in entries.items() if family in (None, e.get("family", TWO_STAGE))}
 
 
 def list_baselines() -> dict[str, dict[str, Any]]:

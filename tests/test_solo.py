@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynamask.engine.initialise import initialise
 from dynamask.engine.step import one_stage_weights
 from dynamask.models.solo.aggregation import (
     NeighbourAggregation,
@@ -25,6 +26,7 @@ from dynamask.models.solo.costs import network_macs, trainable_parameters
 from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
+from dynamask.models.weights_file import save_model
 from dynamask.structures import DynaMaskError
 
 torch.set_num_threads(1)
@@ -505,3 +507,22 @@ def test_configurations_survive_json():
         assert SoloConfig.from_dict(config.to_dict()) == config
     with pytest.raises(DynaMaskError, match="unknown keys"):
         SoloConfig.from_dict({**SMALL.to_dict(), "colour": 1})
+
+
+def test_a_base_is_taken_without_its_aggregation(tmp_path):
+    base, model = small(seed=1), small(AggregationConfig(layers=2), seed=2)
+    save_model(base, tmp_path / "base.safetensors")
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    assert "which starts anew" in initialise(model, tmp_path / "base.safetensors")
+    theirs, apart = base.state_dict(), set(model.state_dict()) - set(base.state_dict())
+    assert apart and all(torch.equal(model.state_dict()[key], value) for key, value in theirs.items())
+    assert all(torch.equal(model.state_dict()[key], fresh[key]) for key in apart)
+    save_model(model, tmp_path / "sodar.safetensors")
+    other = small(AggregationConfig(layers=1), seed=3)
+    assert "which starts anew" in initialise(other, tmp_path / "sodar.safetensors")
+    plain = small(seed=4)
+    assert "there is none here" in initialise(plain, tmp_path / "sodar.safetensors")
+    assert all(torch.equal(plain.state_dict()[key], value) for key, value in theirs.items())
+    assert "backbone and FPN" in initialise(small(kind="solo"), tmp_path / "sodar.safetensors")
+    with pytest.raises(DynaMaskError, match="do not fit"):
+        initialise(small(kind="solo"), tmp_path / "sodar.safetensors", "all")

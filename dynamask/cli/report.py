@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamask.bundled import list_baselines, list_bundled
+from dynamask.bundled import TWO_STAGE, list_baselines, list_bundled
 from dynamask.cli.common import add_data, add_json, check_folder, opened_data, say, write_json
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
@@ -260,7 +260,7 @@ def with_relatives(names: Sequence[str]) -> list[str]:
     """One bundled name with what is bundled on its detector (NAME-…); several names, or files, as they are."""
     if len(names) != 1 or names[0] not in list_bundled():
         return list(names)
-    switches = [name for name in list_bundled() if name.startswith(f"{names[0]}-")]
+    switches = [name for name in list_bundled(TWO_STAGE) if name.startswith(f"{names[0]}-")]
     baselines = [name for name, entry in list_baselines().items() if entry["detector"]["name"] == names[0]]
     return [names[0], *switches, *baselines]
 

@@ -75,8 +75,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--init-part",
         choices=PARTS,
-        help="what of them: all, or the detector without the mask branch (default: all where both mask branches are "
-        "of one kind)",
+        help="what of them: all, the detector without the mask branch (one-stage models: without the aggregation), or "
+        "backbone and FPN (default: the most that fits)",
     )
     parser.add_argument(
         "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"

@@ -71,7 +71,7 @@ def _list(arguments: argparse.Namespace) -> None:
     rows = [_row(name, entry) for name, entry in list_bundled().items()]
     if not rows:
         raise DynaMaskError("no weights are bundled here; reinstall dynamask")
-    say(f"{'name':<15}{'mask AP':>8}{'GMACs':>8}{'MB':>7}  {'model':<32}licence and data", arguments.json)
+    say(f"{'name':<19}{'mask AP':>8}{'GMACs':>8}{'MB':>7}  {'model':<36}licence and data", arguments.json)
     for row in rows:
         figures = "".join(
             f"{'–' if value is None else format(value, form):>{width}}"
@@ -81,23 +81,25 @@ def _list(arguments: argparse.Namespace) -> None:
                 (row["bytes"] / 1e6, ".1f", 7),
             )
         )
-        say(f"{row['name']:<15}{figures}  {row['model']:<32}{row['licence'].split(';')[0]}", arguments.json)
-        say(f"{'':<40}{textwrap.shorten(row['data'], 80, placeholder=' …')}", arguments.json)
-    say("mask AP and mean GMACs an instance with the learned sizes, each on its own kept-back pictures", arguments.json)
+        say(f"{row['name']:<19}{figures}  {row['model']:<36}{row['licence'].split(';')[0]}", arguments.json)
+        say(f"{'':<44}{textwrap.shorten(row['data'], 80, placeholder=' …')}", arguments.json)
+    say("mask AP and mean GMACs an instance with the learned sizes, or the only one; on pictures kept back",
+        arguments.json)  # fmt: skip
     write_json(rows, arguments.json)
 
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """What the list says of one entry of the manifest; None for what the entry does not have."""
-    learned = entry.get("scores", {}).get("learned", {})
-    macs = learned.get("mean_macs_per_instance")
+    scores = entry.get("scores", {})
+    main = scores.get("learned") or next(iter(scores.values()), {})
+    macs = main.get("mean_macs_per_instance")
     return {
         "name": name,
         "model": entry.get("model", "unknown"),
         "data": entry.get("data", "not said"),
         "licence": entry.get("licence", "not said"),
-        "mask_ap": learned.get("segm", {}).get("AP"),
-        "box_ap": learned.get("bbox", {}).get("AP"),
+        "mask_ap": main.get("segm", {}).get("AP"),
+        "box_ap": main.get("bbox", {}).get("AP"),
         "mean_gmacs_per_instance": None if macs is None else macs / 1e9,
         "macs_per_instance": entry.get("macs_per_instance"),
         "validation_images": entry.get("validation_images"),
@@ -119,7 +121,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         else:
             path = Path(name)
             results[name] = verify_path(path if path.is_dir() else find_weights(name))
-        say(f"{name:<15} {'; '.join(results[name]) or 'sound'}", arguments.json)
+        say(f"{name:<19} {'; '.join(results[name]) or 'sound'}", arguments.json)
     write_json({name: {"sound": not found, "problems": found} for name, found in results.items()}, arguments.json)
     wrong = {name: found for name, found in results.items() if found}
     if wrong:

@@ -20,9 +20,9 @@ def initialise(model: DynaMaskRCNN | SoloNet, path: Path, part: str | None = Non
 
     Args:
         path: of a weights file.
-        part: "all", "detector", which is all but the mask branch, or "backbone", with its FPN. None takes all from a
-            model of the same kind, the detector from a two-stage model with another mask branch, and the backbone
-            from a model of the other family, or a one-stage model of another kind.
+        part: "all", "detector", which is all but the mask branch or SODAR's aggregation, or "backbone", with its FPN.
+            None takes all from a model of the same kind, the detector from one with another mask branch or aggregation,
+            and the backbone from a model of the other family, or a one-stage model of another kind.
 
     Returns:
         What was taken, as a sentence.
@@ -32,17 +32,22 @@ def initialise(model: DynaMaskRCNN | SoloNet, path: Path, part: str | None = Non
     """
     if part is not None and part not in PARTS:
         raise DynaMaskError(f"part {part!r} is unknown; choose one of {', '.join(PARTS)}")
-    theirs, own = (kind_of(config) for config in (config_from_dict(read_header(path)["config"]), model.config))
-    if part == "all" or (part is None and theirs == own):
+    (base, theirs), (own_base, own) = map(parts_of, (config_from_dict(read_header(path)["config"]), model.config))
+    if part == "all" or (part is None and (base, theirs) == (own_base, own)):
         load_weights(model, path)
         return f"all weights are those of {path}"
-    if part == "backbone" or not isinstance(own, str) or not isinstance(theirs, str):
+    if part == "backbone" or (part is None and base != own_base):
         load_backbone(model, path)
         return f"backbone and FPN are those of {path}; all else starts anew"
     load_detector(model, path)
+    if isinstance(model.config, SoloConfig):
+        rest = "there is none here" if own is None else "which starts anew"
+        return f"all weights are those of {path} but the aggregation's, {rest}"
     return f"the detector is that of {path}, whose mask branch ({theirs}) is left; the mask branch ({own}) starts anew"
 
 
-def kind_of(config: ModelConfig | SoloConfig) -> object:
-    """What two models must share to take all weights from each other: the mask branch, or kind and aggregation."""
-    return config.mask_branch if isinstance(config, ModelConfig) else (config.kind, config.aggregation)
+def parts_of(config: ModelConfig | SoloConfig) -> tuple[str, object]:
+    """What two models must share to take the detector from each other, and what besides to take all weights."""
+    if isinstance(config, ModelConfig):
+        return "two-stage", config.mask_branch
+    return config.kind, config.aggregation

@@ -26,6 +26,8 @@ BACKBONE_PREFIX = "backbone."
 """Of the tensors of backbone and FPN, in either family."""
 BRANCH_PREFIX = "roi_heads.mask_branch."
 """Of the tensors of the mask branch; all others are the detector's."""
+AGGREGATION_PREFIXES = ("head.aggregation", "head.context.", "aggregation.")
+"""Of the tensors of SODAR's aggregation; all others are those of the one-stage model beneath it."""
 
 
 def save_model(
@@ -131,8 +133,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _detector_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All tensors but the mask branch's."""
-    return {key: value for key, value in tensors.items() if not key.startswith(BRANCH_PREFIX)}
+    """All tensors but the mask branch's and the aggregation's."""
+    apart = (BRANCH_PREFIX, *AGGREGATION_PREFIXES)
+    return {key: value for key, value in tensors.items() if not key.startswith(apart)}
 
 
 def _mismatch(stored: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:
@@ -160,7 +163,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_detector(model: nn.Module, path: Path) -> None:
-    """Load all but the mask branch of a weights file into a model, whose mask branch stays as it is.
+    """Load all but the mask branch, or the aggregation, of a weights file into a model, whose own stays as it is.
 
     Raises:
         DynaMaskError: the detectors differ; the first keys that do not fit are named, and nothing is loaded.
