@@ -19,9 +19,10 @@ from dynamask.models.solo.aggregation import (
     neighbour_positions,
     sample_vectors,
     split_theta,
+    starting_theta,
 )
 from dynamask.models.solo.assignment import assign, centre_cells, centres_of_mass
-from dynamask.models.solo.config import AggregationConfig, SoloConfig
+from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig, SoloConfig
 from dynamask.models.solo.costs import network_macs, trainable_parameters
 from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.losses import category_loss, dice_loss
@@ -262,6 +263,35 @@ def test_grouped_network_equals_a_loop_over_instances(samples, channels):
             x = x.relu() if layer < 2 else x
             start += size + fan_out
         assert torch.allclose(found[row], x[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AggregationConfig(neighbours="4"),
+        AggregationConfig(neighbours="8", layers=4, kernel=1, context="without"),
+        AggregationConfig(neighbours="none", layers=2),
+        AggregationConfig(neighbours="row", layers=1),
+    ],
+)
+def test_a_network_starts_by_passing_its_centre_on(config):
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.randn(2, config.samples, 6, 7, generator=generator)
+    context = None if config.context == "without" else torch.randn(1, config.context_channels, 6, 7)
+    theta, image = starting_theta(config).expand(2, -1), torch.zeros(2, dtype=torch.int64)
+    found = dynamic_network(maps, context, image, theta, config.widths, config.kernel)
+    centre = NEIGHBOURS[config.neighbours].index((0, 0))
+    torch.testing.assert_close(found, maps[:, centre])
+
+
+def test_a_network_starts_by_passing_the_mean_of_corners_on_and_from_noise_without_any():
+    config = AggregationConfig(neighbours="corners")
+    maps, context, image = torch.randn(2, 4, 6, 7), torch.randn(1, 16, 6, 7), torch.zeros(2, dtype=torch.int64)
+    found = dynamic_network(maps, context, image, starting_theta(config).expand(2, -1), config.widths, 3)
+    torch.testing.assert_close(found, maps.mean(1))
+    alone = AggregationConfig(context="only")
+    weights = [weight for weight, _ in split_theta(starting_theta(alone)[None], alone.widths, 3)]
+    assert all(weight.std() > 0 for weight in weights)
 
 
 @pytest.mark.parametrize("border", ["clamp", "zero"])

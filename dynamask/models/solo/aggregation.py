@@ -95,17 +95,17 @@ def decode(vectors: Tensor, image: Tensor, features: Tensor) -> Tensor:
         features: (B, C, h, w).
 
     Returns:
-        (N, S, h, w), without a sigmoid.
+        (N, S, h, w), without a sigmoid; the N · S values of a pixel lie side by side, as :func:`dynamic_network` wants.
     """
     channels, (height, width) = features.shape[1], features.shape[2:]
     parts = []
     for index, own in enumerate(torch.bincount(image, minlength=len(features)).tolist()):
         if own:
-            rows = vectors[image == index]  # (n, S, V)
-            maps = rows[..., :channels].flatten(0, 1) @ features[index].flatten(1)  # (n·S, h·w)
-            bias = rows[..., channels:].sum(-1).flatten()[:, None]
-            parts.append((maps + bias).reshape(own, -1, height, width))
-    return torch.cat(parts) if parts else features.new_zeros((0, vectors.shape[1], height, width))
+            rows = vectors[image == index].flatten(0, 1)  # (n·S, V)
+            maps = features[index].flatten(1).T @ rows[:, :channels].T  # (h·w, n·S)
+            parts.append(maps if rows.shape[1] == channels else maps + rows[:, channels:].sum(1))
+    joint = torch.cat(parts, dim=1) if parts else features.new_zeros((height * width, 0))
+    return joint.reshape(height, width, len(image), vectors.shape[1]).permute(2, 3, 0, 1)
 
 
 def split_theta(theta: Tensor, widths: Sequence[int], kernel: int) -> list[tuple[Tensor, Tensor]]:
@@ -119,13 +119,43 @@ def split_theta(theta: Tensor, widths: Sequence[int], kernel: int) -> list[tuple
     return layers
 
 
+def starting_theta(config: AggregationConfig) -> Tensor:
+    """θ (D,) of a network whose output is the centre representation, so that training starts from the plain model.
+
+    Two hidden units carry the representation and its negative through the ReLUs; the others are random, and the last
+    layer does not read them yet. Of corners every one counts a quarter. With the context alone, or a single hidden
+    unit, there is nothing to pass on, and all is random. The paper starts from N(0, 0.01) instead.
+    """
+    middle, parts = config.kernel // 2, []
+    for number, (fan_in, fan_out) in enumerate(zip(config.widths, config.widths[1:]), start=1):
+        weight = torch.randn(fan_out, fan_in, config.kernel, config.kernel) / math.sqrt(fan_in * config.kernel**2)
+        if config.samples and (config.hidden > 1 or config.layers == 1):
+            first, last = number == 1, number == config.layers
+            read = _carried(config)[None] if first else torch.eye(2, fan_in)
+            rows = read * torch.tensor([[1.0], [-1.0]]) if first else read
+            if last:
+                rows = rows[:1] if first else rows[:1] - rows[1:]
+            weight[: len(rows)] = 0
+            weight[: len(rows), : rows.shape[1], middle, middle] = rows
+        parts += [weight.flatten(), torch.zeros(fan_out)]
+    return torch.cat(parts)
+
+
+def _carried(config: AggregationConfig) -> Tensor:
+    """(S,) share of each representation in the one that is passed on."""
+    if config.neighbours == "corners":
+        return torch.full((config.samples,), 1 / config.samples)
+    return torch.tensor([float(offset == (0, 0)) for offset in NEIGHBOURS[config.neighbours]])
+
+
 def dynamic_network(
     representations: Tensor, context: Tensor | None, image: Tensor, theta: Tensor, widths: Sequence[int], kernel: int
 ) -> Tensor:
     """A small convolutional network with its own weights for every instance, all instances in grouped calls.
 
     The first layer is linear in its input, the representations followed by the context: its part on the context, which
-    the instances of a picture share, is one plain convolution a picture, and the context is never copied.
+    the instances of a picture share, is one plain convolution a picture, and the context is never copied. Everything is
+    channels-last, and the last layer, with its one output, a depthwise convolution that is summed: so they run fastest.
 
     Args:
         representations: (N, S, h, w); S may be 0.
@@ -146,14 +176,25 @@ def dynamic_network(
     x = bias.reshape(1, -1, 1, 1)
     if samples:
         own = weight[:, :, :samples].flatten(0, 1)  # (N·out, S, k, k)
-        x = x + F.conv2d(representations.reshape(1, -1, height, width), own, padding=padding, groups=count)
+        x = x + F.conv2d(_folded(representations), own, padding=padding, groups=count)
     if context is not None:
         shared = weight[:, :, samples:].flatten(0, 1).split((torch.bincount(image) * weight.shape[1]).tolist())
-        maps = [F.conv2d(context[i : i + 1], w, padding=padding) for i, w in enumerate(shared) if len(w)]
+        pixels = context.contiguous(memory_format=torch.channels_last)
+        maps = [F.conv2d(pixels[i : i + 1], w, padding=padding) for i, w in enumerate(shared) if len(w)]
         x = x + torch.cat(maps, dim=1)  # (1, N·out, h, w)
-    for weight, bias in layers[1:]:
+    for weight, bias in layers[1:-1]:
         x = F.conv2d(F.relu(x), weight.flatten(0, 1), bias.flatten(), padding=padding, groups=count)
+    if len(layers) > 1:
+        weight, bias = layers[-1]
+        single = weight.flatten(0, 2)[:, None]  # (N·in, 1, k, k)
+        x = F.conv2d(F.relu(x), single, padding=padding, groups=len(single))
+        x = x.reshape(count, -1, height, width).sum(1) + bias[:, :, None]
     return x.reshape(count, height, width)
+
+
+def _folded(x: Tensor) -> Tensor:
+    """(N, S, h, w) → (1, N·S, h, w), channels-last; maps of :func:`decode` are not copied."""
+    return x.permute(2, 3, 0, 1).flatten(2).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
 
 
 def linear_decoder(vectors: Tensor, features: Tensor, border: str) -> Decoder:
@@ -182,8 +223,8 @@ class MultiLevelContext(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l), finest first → (B, out_channels, H_0, W_0)."""
         size = levels[0].shape[-2:]
-        sized = [F.interpolate(x, size=size, mode="bilinear", align_corners=True) for x in levels]
-        joint = torch.cat(sized, dim=1) if self.fusion == "concat" else torch.stack(sized).sum(0)
+        smaller = [F.interpolate(x, size=size, mode="bilinear", align_corners=True) for x in levels[1:]]
+        joint = torch.cat([levels[0], *smaller], dim=1) if self.fusion == "concat" else sum(smaller, levels[0])
         return self.out(self.reduce(joint))
 
 
@@ -199,8 +240,7 @@ class NeighbourAggregation(nn.Module):
         self.config = config
         self.theta = None
         if config.weights == "static":
-            self.theta = nn.Parameter(torch.empty(config.parameters))
-            nn.init.normal_(self.theta, std=1 / math.sqrt(config.in_channels * config.kernel**2))
+            self.theta = nn.Parameter(starting_theta(config))
 
     def positions(self, cell: Tensor, grid: int, mask_grid: int, offsets: Tensor | None = None) -> Tensor:
         """(N, S, 2) positions on the grid of representations; offsets (N, 2·S) are (Δrow, Δcolumn) pairs."""

@@ -42,6 +42,8 @@ class AggregationConfig:
     hidden: int = 4
     theta_kernel: int = 1
     """Kernel of the convolution that predicts θ."""
+    tower_channels: int = 0
+    """Width of the tower that θ is predicted from on SOLOv2; 0 is that of the other towers."""
     deformable: bool = False
     """Learned (Δy, Δx) for every neighbour."""
     border: str = "clamp"

@@ -37,9 +37,13 @@ _FINER = (50, 40, 24, 16, 12)
 
 
 def _variants(base: SoloConfig, prefix: str) -> list[SoloConfig]:
-    """The plain model, and SODAR on it: as is, with a finer classification grid, with a coarser mask grid, moving."""
+    """The plain model, and SODAR on it: as is, with a finer classification grid, with a coarser mask grid, moving.
+
+    SOLOv2's towers are 512 wide; the one of the aggregation beside them has the 256 of SODAR's own.
+    """
     suffix = base.name.split("_", 1)[1]
-    agg, corners = AggregationConfig(), AggregationConfig(neighbours="corners")
+    agg = AggregationConfig(tower_channels=256 if base.tower_channels > 256 else 0)
+    corners = dataclasses.replace(agg, neighbours="corners")
     moving = dataclasses.replace(agg, deformable=True)
     replace = dataclasses.replace
     coarse = tuple(g // 2 for g in base.grids)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamask.models.solo.aggregation import MultiLevelContext
+from dynamask.models.solo.aggregation import MultiLevelContext, starting_theta
 from dynamask.models.solo.config import AggregationConfig
 
 PRIOR = math.log(0.01 / 0.99)
@@ -85,6 +85,8 @@ def initialise(module: nn.Module) -> None:
 class AggregationHead(nn.Module):
     """Per cell, the aggregation's parameters θ and the neighbours' offsets, from a tower's last feature.
 
+    At the start θ is all but :func:`starting_theta` everywhere, and the offsets are zero.
+
     Args:
         in_channels: of that feature.
         config: of the aggregation.
@@ -100,6 +102,10 @@ class AggregationHead(nn.Module):
         initialise(self)
         if self.offsets is not None:
             nn.init.zeros_(self.offsets.weight)
+        if self.theta is not None:
+            start = starting_theta(config)
+            nn.init.normal_(self.theta.weight, std=0.001)
+            self.theta.bias.data.copy_(start.clamp(-0.9, 0.9).atanh() if squash else start)
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(B, C, G, G) → θ (B, D, G, G) and offsets (B, 2·S, G, G), each None where there is none."""
@@ -237,9 +243,10 @@ class SoloV2Head(nn.Module):
         self.context = context_of(aggregation, in_channels, groups)
         self.aggregation = self.aggregation_tower = None
         if aggregation is not None:
-            self.aggregation_tower = tower(in_channels + 2, channels, depth, groups)
+            width = aggregation.tower_channels or channels
+            self.aggregation_tower = tower(in_channels + 2, width, depth, groups)
             initialise(self.aggregation_tower)
-            self.aggregation = AggregationHead(channels, aggregation, squash=False)
+            self.aggregation = AggregationHead(width, aggregation, squash=False)
 
     def forward(self, features: dict[str, Tensor]) -> list[CellGrid]:
         """{"0": P2, …, "pool": P6} → five grids that share one mask feature at P2's size."""
