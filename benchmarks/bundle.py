@@ -21,18 +21,28 @@ from benchmarks import report
 from dynamask.bundled import checkpoint_dir, list_bundled
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import EvaluationOptions, collect, summarise
+from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.models.solo.config import FAMILY
+from dynamask.models.solo.costs import network_macs
+from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights_file import read_header
 from dynamask.predictor import load
 from dynamask.reports.judging import choice_of
+from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES
 
 POLICIES = ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES))
 
 
 def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[str, Any]]:
-    """Every policy that the weights can follow on the kept-back pictures: AP with detections, quality in true boxes."""
+    """Every policy that the weights can follow on the kept-back pictures: AP with detections, quality in true boxes.
+
+    A one-stage model has no policies, and no boxes to be given: its one row is AP alone.
+    """
     predictor = load(weights)
+    if isinstance(predictor, SoloPredictor):
+        return {"one size": run_one_stage_evaluation(predictor, dataset, indices, progress=True)}
     macs = tuple(predictor.costs.macs_per_instance)
     found = collect(predictor, dataset, indices, EvaluationOptions(), every_size=True, progress=True)
     given = collect(predictor, dataset, indices, EvaluationOptions(boxes="gt"), every_size=True, progress=True)
@@ -52,7 +62,9 @@ def cell(value: float | None) -> str:
 
 
 def table(scores: dict[str, Any]) -> list[str]:
-    """The measured policies as lines of a Markdown table."""
+    """The measured policies, or the one row of a one-stage model, as lines of a Markdown table."""
+    if list(scores) == ["one size"]:
+        return one_stage_table(scores["one size"])
     columns = ("policy", "box AP", "mask AP", "AP50", "boundary AP", "mean GMACs", "mask IoU, true boxes",
                "boundary IoU, true boxes", "sizes 14 / 28 / 56 / 112")
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
@@ -63,6 +75,24 @@ def table(scores: dict[str, Any]) -> list[str]:
         cells = [policy, *map(cell, figures), f"{row['mean_macs_per_instance'] / 1e9:.4f}", *map(cell, true_boxes)]
         lines.append(f"| {' | '.join([*cells, shares])} |")
     return lines
+
+
+def one_stage_table(row: dict[str, Any]) -> list[str]:
+    """AP and the MACs that decode a mask, as lines of a Markdown table."""
+    columns = ("box AP", "mask AP", "AP50", "AP75", "boundary AP", "mean GMACs a decoded mask")
+    figures = [row["bbox"]["AP"], *(row["segm"][key] for key in ("AP", "AP50", "AP75")), row["boundary"]["AP"]]
+    cells = [*map(cell, figures), f"{row['mean_macs_per_instance'] / 1e9:.4f}"]
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), f"| {' | '.join(cells)} |"]
+
+
+def costs(weights: Path) -> dict[str, Any]:
+    """What the manifest says of the family and the MACs: an instance's at every size, or a one-stage network's."""
+    model = load(weights).model
+    if not isinstance(model, SoloNet):
+        return {"macs_per_instance": list(model.mask_branch.costs.macs_per_instance)}
+    side = -(-model.config.test_min_size // 32) * 32
+    parts = network_macs(model, side, side)
+    return {"family": FAMILY, "network_macs": {"picture": [side, side], **parts}}
 
 
 def card(name: str, entry: dict[str, Any]) -> str:
@@ -127,7 +157,7 @@ def main() -> None:
         "images_seen": options.images_seen or header["training"]["images_seen"],
         "validation_images": len(indices),
         "validation_rule": rule(options),
-        "macs_per_instance": list(load(target).costs.macs_per_instance), "scores": scores, "notes": options.notes}
+        **costs(target), "scores": scores, "notes": options.notes}
     manifest = {**list_bundled(), options.name: entry}
     (checkpoint_dir() / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (checkpoint_dir() / f"{options.name}.md").write_text(card(options.name, entry), encoding="utf-8")

@@ -224,7 +224,7 @@ print(f"{summary['detections']} detections, mask AP {summary['segm']['AP']:.3f}"
 from dynamask.bundled import list_bundled
 from dynamask.lessons.show import Table
 
-bundled = list_bundled()
+bundled = list_bundled("two-stage")
 Table(
     ["weights", "images seen", "times what the run above saw", "mask AP, learned sizes", "judged on pictures"],
     [
