@@ -160,7 +160,8 @@ class TrainingLoader:
     """Endless iterator of (images, targets) batches that can be stopped and resumed at any batch.
 
     The n-th sample of a run depends on the seed and n alone, whatever the batch size and the number of workers; under
-    copy-paste, whose objects come from the same batch, for batches of an even number of pictures. A batch may join the end of one epoch and the start of the next. Iterating again goes on where it stopped.
+    copy-paste, whose objects come from the same batch, for batches of an even number of pictures. A batch may join the
+    end of one epoch and the start of the next. Iterating again goes on where it stopped.
     Processes that share a run have loaders that differ in ``part`` alone: each hands out its run of every batch, and
     side by side these are the batch of one process.
     """
