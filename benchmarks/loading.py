@@ -224,7 +224,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         raise DynaMaskError("--rounds and --pictures must be at least 1; give whole numbers")
     torch.set_num_threads(1)
     kept = keep_freed_memory()
-    mini = Path(os.environ.get("DYNAMASK_DATA", "../shared/data")) / "coco-mini"
+    mini = Path(os.environ.get("DYNAMASK_DATA") or "../shared/data") / "coco-mini"
     with tempfile.TemporaryDirectory() as folder:
         if arguments.images is not None:
             source, name = (arguments.images, arguments.annotations), str(arguments.annotations)

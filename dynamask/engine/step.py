@@ -135,8 +135,9 @@ def _micro_batches(run: Run, images: list[Tensor], targets: list[Target]) -> lis
 
 
 def _recorded_means(run: Run, pieces: list[tuple[Any, list[Tensor], list[Any]]]) -> JointMeans:
-    """The joint means of all micro-batches, from a pass over each without gradients: of a mask branch without its region
-    stages, of SOLO's models without any layer.
+    """The joint means of all micro-batches, from a pass over each without gradients.
+
+    A mask branch leaves its region stages out in it, SOLO's models every layer.
 
     The random state before every piece is kept in it, so that the pass with gradients draws the same.
     """

@@ -13,7 +13,7 @@ class RegionMeans:
     """Means over the regions at hand: one process, one batch. ``dynamask.engine.joint`` has others to stand in for it.
 
     A loss of which the mean is the last operation takes :meth:`share`, or :meth:`per_positive` where what is summed are
-    not the positives themselves; a mean that goes on into something that is not linear (Eq. 5 and 6) takes :meth:`mean`.
+    not the positives themselves. A mean that goes on into something that is not linear (Eq. 5, 6) takes :meth:`mean`.
     At home all are the same; where a step is spread over several parts, the mean of the parts' losses and of their
     gradients is then that of the joint batch.
     """
