@@ -6,6 +6,10 @@ Both sides read the same COCO pictures, flip half of them, and resize pictures a
 long side of at most 1333. "torchvision" is its reference loader: CocoDetection, every polygon decoded by pycocotools
 over the whole picture, its transforms, then GeneralizedRCNNTransform. "dynamask" is this project's data set and input
 transform. Masks are the same on both sides, boxes and colours to within rounding of floats (a test compares them).
+
+With copy-paste both sides lay objects of another picture of the batch over half of the pictures. torchvision's
+references do so when they collate a batch; here that step is a few lines of plain torch with whole masks, and makes the
+same draws as ours, so that the results can be compared as well.
 """
 
 from __future__ import annotations
@@ -29,13 +33,14 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
 from benchmarks import report
 from benchmarks.speed import interleave
 from dynamask.config import IMAGENET_MEAN, IMAGENET_STD
 from dynamask.data.coco import CocoDataset
-from dynamask.data.copy_paste import CopyPaste
+from dynamask.data.copy_paste import KEPT_OBJECTS, MIN_VISIBLE, CopyPaste, partners
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.train import as_float
@@ -45,7 +50,10 @@ from dynamask.structures import DynaMaskError
 
 SHORT, LONG = 800, 1333
 """Sides of what is measured, pixels."""
-Item = Callable[[int], tuple[Tensor, dict[str, Any]]]
+BATCH = 4
+"""Pictures that can give each other objects."""
+Sample = tuple[Tensor, dict[str, Any]]
+Reader = Callable[[Sequence[int]], list[Sample]]
 
 
 class Reference:
@@ -57,7 +65,7 @@ class Reference:
             [v2.RandomHorizontalFlip(flip), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
         )
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+    def __getitem__(self, index: int) -> Sample:
         """Picture (3, H, W) in [0, 1] and target at an index."""
         picture, entries = self.data[index]
         width, height = picture.size
@@ -86,7 +94,32 @@ class Reference:
         return torch.stack(masks).to(torch.uint8) if masks else torch.zeros((0, height, width), dtype=torch.uint8)
 
 
-def resized(transform: GeneralizedRCNNTransform, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict]:
+def pasted(sample: Sample, source: Sample, probability: float) -> Sample:
+    """A picture, perhaps with about half of the objects of another one over it, on whole pictures and masks."""
+    image, target = sample
+    if torch.rand(()) >= probability:
+        return sample
+    other, objects = source
+    chosen = torch.rand(len(objects["masks"])) < KEPT_OBJECTS
+    spans = [_span(*sides, share) for *sides, share in zip(image.shape[1:], other.shape[1:], torch.rand(2).tolist())]
+    here, there = (tuple(slice(span[i], span[i] + span[2]) for span in spans) for i in (0, 1))
+    over, masks = torch.zeros_like(image), image.new_zeros((int(chosen.sum()), *image.shape[1:]), dtype=torch.uint8)
+    over[:, *here], masks[:, *here] = other[:, *there], objects["masks"][chosen][:, *there]
+    cover = masks.sum(0) > 0
+    old = target["masks"] * ~cover
+    before, after = target["masks"].sum((1, 2)), old.sum((1, 2))
+    keep, seen = (after > 0) & (after >= MIN_VISIBLE * before), masks.sum((1, 2)) > 0
+    found = [torch.cat([old[keep], masks[seen]]), torch.cat([target["labels"][keep], objects["labels"][chosen][seen]])]
+    boxes = masks_to_boxes(found[0]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    return torch.where(cover, over, image), {**target, "boxes": boxes, "labels": found[1], "masks": found[0]}
+
+
+def _span(side: int, other: int, share: float) -> tuple[int, int, int]:
+    """Along one side: where the other frame begins in the picture, where the picture in it, and the pixels shared."""
+    return int(share * (max(side - other, 0) + 1)), int(share * max(other - side, 0)), min(side, other)
+
+
+def resized(transform: GeneralizedRCNNTransform, image: Tensor, target: dict[str, Any]) -> Sample:
     """Normalised picture (3, h, w) and target at the size that the detector works at."""
     return transform.resize(transform.normalize(as_float(image)), target)
 
@@ -98,43 +131,59 @@ def transforms() -> tuple[GeneralizedRCNNTransform, GeneralizedRCNNTransform]:
     return theirs.train(), ours.train()
 
 
-def cases(images: Path, annotations: Path, copy_paste: float) -> tuple[dict[str, Item], list[int]]:
+def cases(images: Path, annotations: Path, copy_paste: float) -> tuple[dict[str, Reader], list[int]]:
     """What is timed, by name, and the indices that have objects in both data sets, in one order."""
     reference = Reference(images, annotations)
-    flipped = TrainingTransforms(photometric=False)
-    ours = CocoDataset(images, annotations, flipped)
+    ours = CocoDataset(images, annotations, TrainingTransforms(photometric=False))
     order = {image_id: index for index, image_id in enumerate(ours.image_ids)}
     places = [order[image_id] for image_id in reference.data.ids]
-    pasted = CopyPaste(ours, copy_paste)
+    mixing = CopyPaste(ours, copy_paste)
     theirs, own = transforms()
-    found: dict[str, Item] = {
-        "torchvision": lambda i: resized(theirs, *reference[i]),
-        "dynamask": lambda i: resized(own, *ours[places[i]]),
-        f"dynamask, copy-paste {copy_paste:g}": lambda i: resized(own, *pasted[places[i]]),
-        "torchvision, before the resize": lambda i: reference[i],
-        "dynamask, before the resize": lambda i: ours[places[i]],
+
+    def read_theirs(batch: Sequence[int]) -> list[Sample]:
+        return [reference[index] for index in batch]
+
+    def read_ours(batch: Sequence[int]) -> list[Sample]:
+        return [ours[places[index]] for index in batch]
+
+    def mix_theirs(samples: list[Sample]) -> list[Sample]:
+        others = partners(len(samples))
+        return [pasted(sample, samples[other], copy_paste) for sample, other in zip(samples, others)]
+
+    def all_resized(transform: GeneralizedRCNNTransform, samples: list[Sample]) -> list[Sample]:
+        return [resized(transform, *sample) for sample in samples]
+
+    mixed = f", copy-paste {copy_paste:g}"
+    found: dict[str, Reader] = {
+        "torchvision": lambda batch: all_resized(theirs, read_theirs(batch)),
+        "dynamask": lambda batch: all_resized(own, read_ours(batch)),
+        "torchvision" + mixed: lambda batch: all_resized(theirs, mix_theirs(read_theirs(batch))),
+        "dynamask" + mixed: lambda batch: all_resized(own, mixing.among(read_ours(batch))),
+        "torchvision, before the resize": read_theirs,
+        "dynamask, before the resize": read_ours,
     }
     return found, list(range(len(places)))
 
 
-def measure(found: dict[str, Item], indices: Sequence[int], pictures: int, rounds: int) -> list[dict[str, Any]]:
+def measure(found: dict[str, Reader], indices: Sequence[int], pictures: int, rounds: int) -> list[dict[str, Any]]:
     """Pictures a second of every case and the ratio to torchvision's in the same round, medians of the rounds.
 
-    Each round reads `pictures` pictures, the same ones in every case, the next ones in the next round.
+    Each round reads `pictures` pictures in batches, the same ones in every case, the next ones in the next round.
     """
 
-    def timed(item: Item) -> Callable[[int], None]:
+    def timed(reader: Reader) -> Callable[[int], None]:
         def read(number: int) -> None:
             torch.manual_seed(number + 1000)
-            for place in range(number * pictures, (number + 1) * pictures):
-                item(indices[place % len(indices)])
+            chosen = [indices[place % len(indices)] for place in range(number * pictures, (number + 1) * pictures)]
+            for start in range(0, pictures, BATCH):
+                reader(chosen[start : start + BATCH])
 
         return read
 
-    times = interleave({name: timed(item) for name, item in found.items()}, rounds, warmup=1)
+    times = interleave({name: timed(reader) for name, reader in found.items()}, rounds, warmup=1)
     rows = []
     for name, values in times.items():
-        reference = times["torchvision" if "before" not in name else "torchvision, before the resize"]
+        reference = times[name.replace("dynamask", "torchvision")]
         speed, ratio = 1e3 * pictures / values, reference / values
         rows.append({"case": name, **_quantiles("images_per_s", speed), **_quantiles("ratio", ratio)})
     return rows
@@ -175,7 +224,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         raise DynaMaskError("--rounds and --pictures must be at least 1; give whole numbers")
     torch.set_num_threads(1)
     kept = keep_freed_memory()
-    mini = Path(os.environ.get("DYNAMASK_DATA", "../shared/data")) / "coco-mini"
+    mini = Path(os.environ.get("DYNAMASK_DATA") or "../shared/data") / "coco-mini"
     with tempfile.TemporaryDirectory() as folder:
         if arguments.images is not None:
             source, name = (arguments.images, arguments.annotations), str(arguments.annotations)
@@ -189,6 +238,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     settings = {
         "data": name,
         "pictures_a_round": arguments.pictures,
+        "batch": BATCH,
         "rounds": arguments.rounds,
         "keep_freed_memory": kept,
     }

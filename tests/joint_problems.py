@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from small_models import tiny_branch
+from small_models import picture, target, tiny_branch, tiny_solo
 from torch import Tensor, nn
 
 from dynamask.config import LossConfig, TrainConfig
@@ -17,7 +17,8 @@ from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.distributed import ALONE, Ranks, ToldElsewhere, joined
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.run import Run
-from dynamask.engine.step import loss_weights, train_step
+from dynamask.engine.step import loss_weights, one_stage_weights, train_step
+from dynamask.models.solo.config import AggregationConfig
 from dynamask.predictor import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -34,6 +35,10 @@ OPTIONS = {
 """Losses that together use every mean there is; under "slack" the budget holds."""
 REGIONS = {"uneven": (5, 1, 3, 0), "one process has none": (4, 2, 0, 0), "none": (0, 0, 0, 0)}
 """Positive regions of every picture; the first half of the pictures is the first process's."""
+ONE_STAGE = {"solov2": None, "sodar": {"direct_weight": 1.0, "deformable": True}}
+"""Aggregations of one-stage models."""
+OBJECTS = {"uneven": (2, 1, 1, 0), "one process has none": (2, 1, 0, 0), "none": (0, 0, 0, 0)}
+"""Objects of every picture, of which each makes several cells positive."""
 
 
 class BranchModel(nn.Module):
@@ -90,6 +95,25 @@ def step(
     return values, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def one_stage_step(
+    out: Path,
+    aggregation: dict | None,
+    counts: tuple[int, ...],
+    ranks: Ranks = ALONE,
+    accumulate: int = 1,
+    precision: str = "fp32",
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """:func:`step` of a whole one-stage model, on pictures with so many objects."""
+    chosen = None if aggregation is None else AggregationConfig(**aggregation)
+    model = tiny_solo(chosen)
+    config = dataclasses.replace(CONFIG, accumulate=accumulate, precision=precision)
+    run = Run(model, None, config, one_stage_weights(chosen.direct_weight if chosen else 0.0), out, ranks=ranks)
+    images = [picture(64, 80, seed) for seed in range(len(counts))]
+    targets = [target(64, 80, count, number) for number, count in enumerate(counts)]
+    values = train_step(run, ranks.share(images), ranks.share(targets))
+    return values, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
 def evaluation(ranks: Ranks = ALONE) -> list[dict]:
     """Figures of bundled weights on a few scenes, chosen picture by picture and over all of them."""
     predictor, scenes = load("shapes"), ShapesDataset(5, 77)
@@ -126,8 +150,20 @@ def main(out: Path) -> None:
             for regions, counts in REGIONS.items()
             for accumulate in (1, 2)
         }
+        one_stage = {
+            (name, objects, accumulate): one_stage_step(out, options, counts, ranks, accumulate)
+            for name, options in ONE_STAGE.items()
+            for objects, counts in OBJECTS.items()
+            for accumulate in (1, 2)
+        }
         found["phase one"] = step(out, OPTIONS["expected"], REGIONS["uneven"], ranks, switch=False)
-        told = {"steps": found, "evaluation": evaluation(ranks), "failing": failing(ranks), "sum": None}
+        told = {
+            "steps": found,
+            "one stage": one_stage,
+            "evaluation": evaluation(ranks),
+            "failing": failing(ranks),
+            "sum": None,
+        }
         told["sum"] = ranks.sum(torch.tensor([1.0, ranks.rank])).tolist()
         told["shares"] = ranks.share(list(range(5)))
         torch.save(told, out / f"{ranks.rank}.pt")

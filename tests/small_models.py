@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from dynamask.config import LossConfig, ModelConfig
 from dynamask.models.factory import build_mask_branch, create_model
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.solo.config import AggregationConfig
+from dynamask.models.solo.factory import PRESETS, build_solo
+from dynamask.models.solo.model import SoloNet
 
 torch.set_num_threads(1)
 
@@ -40,12 +45,35 @@ TINY = {
     "mask_rois": 3,
     "detections_per_img": 5,
 }
+TINY_SOLO = dataclasses.replace(
+    PRESETS["solov2_mobilenetv2_fpn_small"],
+    fpn_channels=16,
+    tower_channels=16,
+    tower_depth=1,
+    mask_feature_channels=8,
+    kernel_channels=8,
+    groups=4,
+    grids=(8, 6, 4, 3, 2),
+    scale_ranges=((1, 24), (12, 48), (24, 96), (48, 192), (96, 1024)),
+    class_names=("__background__", "a", "b", "c"),
+    min_sizes=(64,),
+    test_min_size=64,
+    max_size=128,
+)
 
 
 def tiny_model(seed: int = 0, num_classes: int = 4, loss_config: LossConfig | None = None, **overrides) -> DynaMaskRCNN:
     """A whole model with random weights, on 64-px pictures; it detects five objects in anything."""
     torch.manual_seed(seed)
     return create_model("dynamask_mobilenetv2_fpn_small", num_classes, loss_config=loss_config, **{**TINY, **overrides})
+
+
+def tiny_solo(
+    aggregation: AggregationConfig | None = None, kind: str = "solov2", seed: int = 0, **overrides
+) -> SoloNet:
+    """A one-stage model with random weights, on 64-px pictures."""
+    torch.manual_seed(seed)
+    return build_solo(dataclasses.replace(TINY_SOLO, kind=kind, aggregation=aggregation, **overrides))
 
 
 def branch_of(config: ModelConfig, loss_config: LossConfig | None = None, seed: int = 0) -> MaskBranch:

@@ -26,7 +26,7 @@ from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.needs import class_needs, headline, needs_page
 
-COCO_MINI = Path(os.environ.get("DYNAMASK_DATA", "../shared/data")) / "coco-mini" / "annotations" / "instances.json"
+COCO_MINI = Path(os.environ.get("DYNAMASK_DATA") or "../shared/data") / "coco-mini" / "annotations" / "instances.json"
 
 
 def bilinear(grid, y, x):

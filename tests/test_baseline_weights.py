@@ -344,6 +344,29 @@ def test_an_init_part_without_init_is_refused(tmp_path, capsys):
     assert code == 2 and "give --init as well" in error and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--mask-branch", "fcn:28", "--switch-weight", "1"],
+            "branch fcn:28 has no switch, so --switch-weight",
+        ),
+        (
+            ["--mask-branch", "panet", "--edge-weight", "1", "--budget-target", "0.5"],
+            "has no switch, so --budget-target",
+        ),
+        (["--mask-branch", "pointrend", "--edge-weight", "1"], "pointrend predicts no edges, so --edge-weight"),
+        (["--model", "solov2_mobilenetv2_fpn_small", "--mask-weight", "2"], "has no mask branch, so --mask-weight"),
+        (["--model", "solov2_mobilenetv2_fpn_small", "--no-detach-switch"], "has no mask branch, so --detach-switch"),
+    ],
+)
+def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, said):
+    code, _, error = run(capsys, "train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small",
+                         "--out", tmp_path / "run", *words)  # fmt: skip
+    assert code == 2 and said in error and "would have no effect; leave it away or" in error
+    assert error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 # -- the app ---------------------------------------------------------------------------------------------------------
 
 

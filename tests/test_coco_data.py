@@ -252,7 +252,7 @@ def test_split_follows_the_published_rule(coco, write):
     assert validation == expected
 
 
-@pytest.mark.skipif("DYNAMASK_DATA" not in os.environ, reason="DYNAMASK_DATA is not set")
+@pytest.mark.skipif(not os.environ.get("DYNAMASK_DATA"), reason="DYNAMASK_DATA is not set")
 @pytest.mark.parametrize(
     "name, file, pictures, instances, classes",
     [("people-416", "instances_train.json", 1187, 1509, 1), ("coco-mini", "instances.json", 337, 2838, 80)],

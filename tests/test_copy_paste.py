@@ -1,5 +1,7 @@
 """Scale jitter and copy-paste: picture, boxes and masks stay consistent, and every draw is seeded and resumable."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dynamask.config import TrainConfig
-from dynamask.data.copy_paste import CopyPaste, paste
+from dynamask.data.copy_paste import CopyPaste, partners, paste
 from dynamask.data.loaders import training_loader
 from dynamask.data.transforms import GREY, TrainingTransforms
 from dynamask.structures import DynaMaskError
@@ -170,21 +172,108 @@ def test_crowds_are_not_pasted():
     assert all(same(pictures[i], pictures.dataset[i]) for i in range(7))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_is_the_same_resumed_and_whatever_the_workers(workers):
-    def loader(workers: int):
-        transforms = TrainingTransforms(scale_jitter=(0.5, 2.0), crop=0.3)
-        return training_loader(CopyPaste(Scenes(transforms), 0.7), 3, seed=1, num_workers=workers)
+class Counted(Scenes):
+    """Scenes that note which of them are read; number ``broken`` cannot be."""
 
-    def take(batches, count: int) -> list[tuple]:
-        return [pair for _ in range(count) for pair in zip(*next(batches))]
+    def __init__(self, *arguments, broken: int | None = None, **more) -> None:
+        super().__init__(*arguments, **more)
+        self.read, self.broken = [], broken
 
-    whole, part = take(loader(0), 6), loader(workers)
+    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        if index == self.broken:
+            raise DynaMaskError(f"picture {index} is truncated")
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_partners_are_pairs_and_three_at_an_odd_end():
+    assert [partners(n) for n in (1, 2, 3, 4, 5)] == [[0], [1, 0], [1, 2, 0], [1, 0, 3, 2], [1, 0, 3, 4, 2]]
+    for count in range(2, 12):
+        assert sorted(partners(count)) == list(range(count)) and all(a != b for a, b in enumerate(partners(count)))
+    assert partners(0) == []
+
+
+def test_a_batch_pastes_its_own_pictures_and_reads_no_other():
+    pictures = Counted()
+    loader = training_loader(CopyPaste(pictures, 1.0), 4, seed=3)
+    pairs = Counter()
+    for _ in range(12):
+        pictures.read.clear()
+        _, targets = next(loader)
+        ids = [target["image_id"] for target in targets]
+        assert pictures.read == ids
+        for target, other in zip(targets, partners(4)):
+            assert {(label - 1) // 20 for label in target["labels"].tolist()} <= {target["image_id"], ids[other]}
+            pairs[target["image_id"], ids[other]] += any(label > 20 * ids[other] for label in target["labels"].tolist())
+    assert len(pairs) > 20, "partners change"
+
+
+def test_pasting_in_a_batch_is_paste_of_the_partner_as_it_was():
+    plain = [scene(1, 2), scene(2, 3, (50, 90), first=50), scene(3, 0)]
+    torch.manual_seed(3)
+    found = CopyPaste(Scenes(), 1.0).among(plain)
+    torch.manual_seed(3)
+    for (image, target), own, other in zip(found, plain, (1, 2, 0)):
+        source, objects = plain[other]
+        torch.rand(())
+        chosen = torch.rand(len(objects["masks"])) < 0.5
+        picked = {key: value[chosen] if isinstance(value, Tensor) else value for key, value in objects.items()}
+        assert same((image, target), paste(*own, source, picked, torch.rand(2).tolist()))
+        consistent(image, target)
+    assert same(found[1], plain[1]), "its partner has no object"
+    assert not same(found[0], plain[0]) and not same(found[2], plain[2])
+    assert same(plain[0], scene(1, 2)) and same(plain[1], scene(2, 3, (50, 90), first=50)), "nothing given changes"
+
+
+def test_a_picture_alone_in_its_batch_reads_a_further_one_that_may_be_used():
+    pictures = Counted()
+    loader = training_loader(CopyPaste(pictures, 1.0, indices=[1, 4]), 1, seed=0, indices=[1, 4])
+    labels = set()
+    for _ in range(30):
+        pictures.read.clear()
+        _, (target,) = next(loader)
+        assert len(pictures.read) == 2 and set(pictures.read) <= {1, 4}
+        labels |= {(target["image_id"], (label - 1) // 20) for label in target["labels"].tolist()}
+    assert {(1, 4), (4, 1)} <= labels
+
+
+def test_crowds_and_broken_pictures_in_a_batch():
+    class Crowds(Scenes):
+        def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+            image, target = super().__getitem__(index)
+            return image, {**target, "iscrowd": torch.ones_like(target["iscrowd"])}
+
+    for images, targets in (next(training_loader(CopyPaste(Crowds(), 1.0), 7, seed=0)),):
+        assert all(same(pair, Crowds()[pair[1]["image_id"]]) for pair in zip(images, targets))
+    with pytest.raises(DynaMaskError, match="picture 2 is truncated"):
+        next(training_loader(CopyPaste(Counted(broken=2), 1.0), 7, seed=0))
+
+
+def loader_of(batch: int, workers: int = 0, part: tuple[int, int] = (0, 1)):
+    transforms = TrainingTransforms(scale_jitter=(0.5, 2.0), crop=0.3)
+    return training_loader(CopyPaste(Scenes(transforms), 0.7), batch, seed=1, num_workers=workers, part=part)
+
+
+def take(batches, count: int) -> list[tuple]:
+    return [pair for _ in range(count) for pair in zip(*next(batches))]
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(0, 1), (0, 3), (2, 3), (0, 4)])
+def test_a_run_is_the_same_resumed_and_whatever_the_workers(workers, batch):
+    whole, part = take(loader_of(batch), 8), loader_of(batch, workers)
     begun = take(part, 2)
-    resumed = loader(workers)
+    resumed = loader_of(batch, workers)
     resumed.load_state_dict(part.state_dict())
-    assert all(same(a, b) for a, b in zip(whole, [*begun, *take(resumed, 4)], strict=True))
-    assert any((target["labels"] // 20).unique().numel() > 1 for _, target in whole), "something was pasted"
+    assert all(same(a, b) for a, b in zip(whole, [*begun, *take(resumed, 6)], strict=True))
+    assert any((target["labels"] // 20 != target["image_id"]).any() for _, target in whole), "something was pasted"
+
+
+def test_processes_with_pairs_of_pictures_share_the_batch_of_one():
+    whole, parts = loader_of(8), [loader_of(8, part=(rank, 4)) for rank in range(4)]
+    for _ in range(3):
+        shared = [pair for loader in parts for pair in take(loader, 1)]
+        assert all(same(a, b) for a, b in zip(take(whole, 1), shared, strict=True))
+    assert all(same(a, b) for a, b in zip(take(loader_of(8), 2), take(loader_of(4), 4), strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"jitter_size": 50}, {"jitter_size": 90}])

@@ -13,7 +13,7 @@ import joint_problems
 import pytest
 import test_survival
 import torch
-from joint_problems import OPTIONS, REGIONS
+from joint_problems import OBJECTS, ONE_STAGE, OPTIONS, REGIONS
 from test_survival import arguments, assert_equal_runs
 from test_training import toy_run
 
@@ -94,6 +94,46 @@ def test_the_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
         (sum(loss * weights[name] for name, loss in losses.items()) / 2).backward()
     worst = {name: float((p.grad - whole[name]).abs().max()) for name, p in model.named_parameters()}
     assert max(worst.values()) > 1e-2 and worst["mask_branch.switch.fc.2.weight"] > 1e-3
+
+
+@pytest.mark.parametrize("objects", OBJECTS)
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_a_one_stage_model_takes_the_step_of_the_joint_batch(told, tmp_path, name, objects):
+    expected = joint_problems.one_stage_step(tmp_path, ONE_STAGE[name], OBJECTS[objects])
+    names = ["loss", "loss_category", "loss_dice", *(["loss_direct"] if name == "sodar" else [])]
+    assert [key for key in expected[0] if key.startswith("loss")] == names
+    assert (expected[0]["loss_dice"] > 0.1) == (objects != "none") and expected[0]["loss_category"] > 0
+    for accumulate in (1, 2):
+        for rank in range(2):
+            assert_same_step(told[rank]["one stage"][name, objects, accumulate], expected)
+    for accumulate in (2, 4):
+        found = joint_problems.one_stage_step(tmp_path, ONE_STAGE[name], OBJECTS[objects], accumulate=accumulate)
+        assert_same_step(found, expected)
+
+
+def test_the_one_stage_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
+    counts = OBJECTS["uneven"]
+    _, whole = joint_problems.one_stage_step(tmp_path, None, counts)
+    model, weights = joint_problems.tiny_solo(), joint_problems.one_stage_weights()
+    for number in range(2):
+        own = range(2 * number, 2 * number + 2)
+        images = [joint_problems.picture(64, 80, seed) for seed in own]
+        losses = model(images, [joint_problems.target(64, 80, counts[place], place) for place in own])
+        (sum(loss * weights[name] for name, loss in losses.items()) / 2).backward()
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    worst = max(float((p.grad - whole[name]).abs().max()) for name, p in model.named_parameters() if name in whole)
+    assert worst > 1e-2 * largest
+
+
+def test_a_one_stage_model_in_bf16_takes_nearly_the_same_step(tmp_path):
+    (exact, _), (values, gradients) = (
+        joint_problems.one_stage_step(
+            tmp_path, ONE_STAGE["sodar"], OBJECTS["uneven"], accumulate=2, precision=precision
+        )
+        for precision in ("fp32", "bf16")
+    )
+    assert values == pytest.approx(exact, rel=0.05)
+    assert all(gradient.isfinite().all() and gradient.dtype == torch.float32 for gradient in gradients.values())
 
 
 def test_phase_one_is_joint_too(told, tmp_path):

@@ -7,7 +7,9 @@ import torch
 
 from benchmarks import loading
 from dynamask.data.coco import CocoDataset
+from dynamask.data.copy_paste import CopyPaste, partners
 from dynamask.data.transforms import TrainingTransforms
+from dynamask.engine.train import as_float
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,25 @@ def test_both_sides_make_the_same_pictures_boxes_and_masks(files, flip):
         )
 
 
+def test_both_sides_paste_the_same_objects_over_the_same_pictures(files):
+    reference = loading.Reference(*files, flip=0.0)
+    ours = CocoDataset(*files, TrainingTransforms(flip=0.0, photometric=False))
+    changed = 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        samples = [reference[index] for index in range(3)]
+        expected = [loading.pasted(s, samples[o], 0.7) for s, o in zip(samples, partners(3))]
+        torch.manual_seed(seed)
+        plain = [ours[index] for index in range(3)]
+        found = CopyPaste(ours, 0.7).among(plain)
+        for (image, target), (wanted, truth), (before, _) in zip(found, expected, plain):
+            assert torch.allclose(as_float(image), wanted, atol=1e-6, rtol=0)
+            assert torch.equal(target["masks"], truth["masks"]) and torch.equal(target["labels"], truth["labels"])
+            assert (target["boxes"] - truth["boxes"]).abs().max() < 1.5  # polygons' boxes against those of masks
+            changed += not torch.equal(image, before)
+    assert 4 < changed < 12
+
+
 def test_without_objects_the_transform_is_torchvisions_too():
     theirs, own = loading.transforms()
     image, target = torch.rand(3, 40, 60), {"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 40, 60).byte()}
@@ -45,7 +66,7 @@ def test_the_command(files, tmp_path, capsys):
     words = ["--images", str(files[0]), "--annotations", str(files[1]), "--rounds", "1", "--pictures", "1"]
     assert loading.main([*words, "--json", str(tmp_path / "out.json")]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["case"].split(",")[0] for row in rows] == ["torchvision", *["dynamask"] * 2, "torchvision", "dynamask"]
+    assert [row["case"].split(",")[0] for row in rows] == ["torchvision", "dynamask"] * 3
     assert all(row["images_per_s"] > 0 for row in rows) and rows[0]["ratio"] == 1.0
     assert "one core" in capsys.readouterr().out
     assert loading.main(["--images", str(files[0])]) == 2

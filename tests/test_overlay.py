@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from dynamask.structures import MASK_SIZES
+from dynamask.viz.instances import class_colour, draw_instances
 from dynamask.viz.overlay import SIZE_COLOURS, SIZE_OUTLINES, contrast_colour, draw_overlay, hex_to_rgb
 
 GREY = 120
@@ -125,3 +127,39 @@ def test_what_does_not_fit_is_refused(arguments):
 def test_printed_text_contrasts_with_its_plate():
     assert contrast_colour("#FEE90C") == (0, 0, 0)
     assert contrast_colour("#8E0B2B") == (255, 255, 255)
+
+
+# --- instances in the colours of their classes -----------------------------------------------------------------------
+
+
+def test_instances_without_sizes_are_filled_outlined_and_named_inside_their_masks():
+    image = np.full((120, 160, 3), 90, dtype=np.uint8)
+    masks = torch.zeros(2, 120, 160, dtype=torch.bool)
+    masks[0, 20:100, 20:80], masks[1, 20:100, 60:140] = True, True
+    boxes = torch.tensor([[20.0, 20.0, 79.0, 99.0], [60.0, 20.0, 139.0, 99.0]])
+    drawn = draw_instances(image, masks, boxes, torch.tensor([1, 2]), ("background", "cup", "box"))
+    first, second = (np.array(hex_to_rgb(class_colour(label))) for label in (1, 2))
+    assert (image == 90).all() and (drawn[:15] == 90).all() and (drawn[105:] == 90).all()
+    assert (drawn[60, 21] == first).all() and (drawn[60, 138] == second).all(), "a line along the border"
+    assert (drawn[90, 30] == np.rint((90 + first) / 2)).all() and (drawn[90, 130] == np.rint((90 + second) / 2)).all()
+    assert (drawn[90, 70] == np.rint((90 + first) / 2)).all(), "the best hides what is below"
+    assert (drawn[60, 22] == contrast_colour(class_colour(1))).all(), "black or white along the line"
+
+
+def test_no_instance_and_an_empty_mask_leave_the_picture():
+    image = np.full((40, 50, 3), 7, dtype=np.uint8)
+    none = draw_instances(image, torch.zeros(0, 40, 50).bool(), torch.zeros(0, 4), torch.zeros(0).long(), ("b",))
+    assert (none == image).all() and none is not image
+    empty = draw_instances(image, torch.zeros(1, 40, 50).bool(), torch.zeros(1, 4), torch.tensor([1]), ("b", "cup"))
+    assert (empty[1:, 1:] == 7).all()
+
+
+@pytest.mark.parametrize("label", range(1, 40))
+def test_the_name_of_a_class_is_readable_on_its_colour(label):
+    def luminance(rgb):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(rgb) / 255]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    colour = class_colour(label)
+    low, high = sorted(luminance(rgb) for rgb in (hex_to_rgb(colour), contrast_colour(colour)))
+    assert (high + 0.05) / (low + 0.05) >= 4.5

@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
+from small_models import TINY_SOLO as SMALL
+from small_models import tiny_solo as small
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamask.engine.initialise import initialise
@@ -32,21 +34,6 @@ from dynamask.structures import DynaMaskError
 
 torch.set_num_threads(1)
 
-SMALL = dataclasses.replace(
-    PRESETS["solov2_mobilenetv2_fpn_small"],
-    fpn_channels=16,
-    tower_channels=16,
-    tower_depth=1,
-    mask_feature_channels=8,
-    kernel_channels=8,
-    groups=4,
-    grids=(8, 6, 4, 3, 2),
-    scale_ranges=((1, 24), (12, 48), (24, 96), (48, 192), (96, 1024)),
-    class_names=("__background__", "a", "b", "c"),
-    min_sizes=(64,),
-    test_min_size=64,
-    max_size=128,
-)
 AGGREGATIONS = [
     None,
     AggregationConfig(),
@@ -57,11 +44,6 @@ AGGREGATIONS = [
     AggregationConfig(context="only"),
     AggregationConfig(direct_weight=1.0),
 ]
-
-
-def small(aggregation=None, kind="solov2", seed=0, **overrides):
-    torch.manual_seed(seed)
-    return build_solo(dataclasses.replace(SMALL, kind=kind, aggregation=aggregation, **overrides))
 
 
 def scene(height=64, width=80, objects=2):

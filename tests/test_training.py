@@ -231,6 +231,24 @@ def stop_at(step: int):
     return stop
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_mask_branch_of_another_kind_trains_without_tally_and_means(tmp_path, accumulate):
+    run = toy_run(tmp_path, iterations=2, accumulate=accumulate, log_every=1)
+    run.model.mask_branch = nn.Identity()
+    assert run.normalising is None and train(run)
+    assert not any(name.startswith("share_") for name in log_of(run)[0])
+
+
+@pytest.mark.parametrize(("name", "shown"), [("loss_mask", "mask=5"), ("loss_dice", "dice=5"), ("loss_other", "")])
+def test_the_bar_shows_the_loss_of_the_masks_under_its_name(tmp_path, capsys, monkeypatch, name, shown):
+    run = toy_run(tmp_path, iterations=1, log_every=1, lr=0.0)
+    run.weights[name] = 1.0
+    monkeypatch.setattr(run.model, "forward", lambda images, targets: {name: (run.model.weight**2).sum()})
+    train(run)
+    told = capsys.readouterr().err
+    assert "loss=5.000" in told and shown in told and "nan" not in told
+
+
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path):
     torch.manual_seed(5)
     straight = real_run(tmp_path / "straight")

@@ -42,6 +42,8 @@ from dynamask.structures import DynaMaskError
 
 ECHO = 2.0
 """Seconds in which a second signal is torchrun passing on the first."""
+_OF_EVERY_BRANCH = ("mask_weight", "edge_weight")
+"""Fields of the losses that need no switch."""
 
 
 def add(commands: Any) -> None:
@@ -132,6 +134,22 @@ def _given_model(arguments: argparse.Namespace, config: ModelConfig | SoloConfig
     return {**values, "aggregation": dataclasses.replace(aggregation, **moved)} if moved else values
 
 
+def _refuse_idle_losses(model: DynaMaskRCNN | SoloNet, given: Sequence[str]) -> None:
+    """Refuse flags of losses that a model does not have: those of a switch, of edges, or of a mask branch at all."""
+    branch, name = getattr(model, "mask_branch", None), model.config.name
+    if branch is None:
+        lacks, idle = f"{name} has no mask branch", given
+    elif branch.switch is None:
+        lacks, idle = f"the mask branch {model.config.mask_branch} has no switch", set(given) - {*_OF_EVERY_BRANCH}
+        if not idle and not branch.head.has_edges:
+            lacks, idle = f"the mask branch {model.config.mask_branch} predicts no edges", {*given} & {"edge_weight"}
+    else:
+        return
+    if idle:
+        flag = "--" + min(idle).replace("_", "-")
+        raise DynaMaskError(f"{lacks}, so {flag} would have no effect; leave it away or choose another model")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """Everything of a training that a process makes by itself."""
@@ -145,10 +163,11 @@ class _Plan:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    losses = _given(arguments, LossConfig)  # on the command line; what a recipe says besides is no mistake of the user
     fill_in(arguments)
     keep_freed_memory()
     with joined(arguments.device or recipe(arguments.model)[0].device) as ranks:
-        plan = ranks.together(lambda: _plan(arguments, ranks))
+        plan = ranks.together(lambda: _plan(arguments, ranks, list(losses)))
         aggregation = getattr(plan.model.config, "aggregation", None)
         one_stage = one_stage_weights(aggregation.direct_weight if aggregation else 0.0)
         weights = {**loss_weights(plan.loss_config), **one_stage}
@@ -175,8 +194,8 @@ def _train(arguments: argparse.Namespace) -> None:
                 )
 
 
-def _plan(arguments: argparse.Namespace, ranks: Ranks) -> _Plan:
-    """Check what was given, open the data and build the model."""
+def _plan(arguments: argparse.Namespace, ranks: Ranks, losses: Sequence[str]) -> _Plan:
+    """Check what was given, the fields of the losses among it, open the data and build the model."""
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
     check_folder(arguments.out)
@@ -200,6 +219,7 @@ def _plan(arguments: argparse.Namespace, ranks: Ranks) -> _Plan:
         **_given_model(arguments, model_config),
     )
     model = build_model(model_config, arguments.backbone_weights, loss_config)
+    _refuse_idle_losses(model, losses)
     if arguments.init is not None:
         _initialise(model, arguments)
     torch.manual_seed(config.seed)  # what is drawn from here on does not depend on the layers that were built

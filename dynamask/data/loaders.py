@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dynamask.data.copy_paste import CopyPaste, Sample
 from dynamask.structures import DynaMaskError
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
-def collate(samples: Sequence[tuple[Tensor, dict[str, Any]] | DynaMaskError]) -> Batch | DynaMaskError:
+def collate(samples: Sequence[Sample | DynaMaskError]) -> Batch | DynaMaskError:
     """Turn samples into (images, targets) lists; pictures keep their own sizes. The first error wins over the batch."""
     for sample in samples:
         if isinstance(sample, DynaMaskError):
@@ -86,19 +87,33 @@ def _running(loader: DataLoader) -> Iterator[Batch]:
 
 
 class _SeededSamples(Dataset):
-    """Samples by (epoch, index), their random draws fixed by (seed, epoch, index) alone."""
+    """Batches by (epoch, index) keys, the random draws of each sample fixed by (seed, epoch, index) alone.
+
+    Under copy-paste the pictures of a batch give each other objects; one that is alone reads a further picture.
+    """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]] | DynaMaskError:
-        epoch, index = key
-        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
-        with _seeded(state):
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample | DynaMaskError]:
+        """The samples of a batch in order, or errors; torch's loader asks for whole batches where it can."""
+        shared = isinstance(self.dataset, CopyPaste) and len(keys) > 1
+        samples = [self._read(self.dataset.dataset if shared else self.dataset, key) for key in keys]
+        if not shared or any(isinstance(sample, DynaMaskError) for sample in samples):
+            return samples
+        return self.dataset.among(samples, [self._drawing(key, stage=1) for key in keys])
+
+    def _read(self, dataset: Dataset, key: tuple[int, int]) -> Sample | DynaMaskError:
+        with self._drawing(key):
             try:
-                return self.dataset[index]
+                return dataset[key[1]]
             except DynaMaskError as error:
                 return error
+
+    def _drawing(self, key: tuple[int, int], *, stage: int = 0) -> AbstractContextManager[None]:
+        """What draws are made in; those of another stage are others."""
+        words = (self.seed, *key, *([stage] if stage else []))
+        return _seeded(np.random.SeedSequence(words).generate_state(3, np.uint64))
 
 
 class _PlainSamples(Dataset):
@@ -107,7 +122,7 @@ class _PlainSamples(Dataset):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]] | DynaMaskError:
+    def __getitem__(self, index: int) -> Sample | DynaMaskError:
         try:
             return self.dataset[index]
         except DynaMaskError as error:
@@ -144,8 +159,9 @@ class _EndlessBatches:
 class TrainingLoader:
     """Endless iterator of (images, targets) batches that can be stopped and resumed at any batch.
 
-    The n-th sample of a run depends on the seed and n alone, whatever the batch size and the number of workers. A
-    batch may join the end of one epoch and the start of the next. Iterating again goes on where it stopped.
+    The n-th sample of a run depends on the seed and n alone, whatever the batch size and the number of workers; under
+    copy-paste, whose objects come from the same batch, for batches of an even number of pictures. A batch may join the
+    end of one epoch and the start of the next. Iterating again goes on where it stopped.
     Processes that share a run have loaders that differ in ``part`` alone: each hands out its run of every batch, and
     side by side these are the batch of one process.
     """

@@ -116,11 +116,23 @@ def keep_visible(target: dict[str, Any], before: Tensor, min_visible: float) -> 
         min_visible: share of the pixels that must be left, 0-1; one pixel always must.
     """
     after = pixels_of(target["masks"])
-    keep = (after > 0) & (after >= min_visible * before)
-    masks, before, after = target["masks"][keep], before[keep], after[keep]
-    kept = {key: target[key][keep] for key in ("labels", "iscrowd")}
-    boxes = _shrink_to_masks(target["boxes"][keep], masks, whole=after == before)
-    return {**target, **kept, "boxes": boxes, "masks": masks, "area": target["area"][keep] * (after / before)}
+    keep = is_visible(before, after, min_visible)
+    kept, before, after = kept_objects(target, keep), before[keep], after[keep]
+    boxes = shrink_to_masks(kept["boxes"], kept["masks"], whole=after == before)
+    return {**kept, "boxes": boxes, "area": kept["area"] * (after / before)}
+
+
+def is_visible(before: Tensor, after: Tensor, min_visible: float) -> Tensor:
+    """(N,) bool: which objects keep a pixel, and at least a share of those that they had; pixel counts (N,)."""
+    return (after > 0) & (after >= min_visible * before)
+
+
+def kept_objects(target: dict[str, Any], keep: Tensor) -> dict[str, Any]:
+    """A target with some of its objects, keep is (N,) bool; fields that it lacks stay away, all objects are no copy."""
+    if keep.all():
+        return dict(target)
+    fields = [key for key in ("boxes", "labels", "masks", "area", "iscrowd") if key in target]
+    return {**target, **{key: target[key][keep] for key in fields}}
 
 
 def pixels_of(masks: Tensor) -> Tensor:
@@ -140,13 +152,10 @@ def _resized(image: Tensor, target: dict[str, Any], size: list[int]) -> tuple[Te
     moved["area"] = target["area"] * factors.prod()
     vanished = pixels_of(masks) == 0
     image = functional.resize(image, size, antialias=True)
-    if vanished.any():
-        keep = ~vanished
-        moved = {**moved, **{key: moved[key][keep] for key in ("boxes", "labels", "masks", "area", "iscrowd")}}
-    return image, moved
+    return image, kept_objects(moved, ~vanished)
 
 
-def _shrink_to_masks(boxes: Tensor, masks: Tensor, whole: Tensor) -> Tensor:
+def shrink_to_masks(boxes: Tensor, masks: Tensor, whole: Tensor) -> Tensor:
     """Boxes (N, 4) clipped to the (N, H, W) masks' frame; those of cut objects become tight around what is left."""
     height, width = masks.shape[-2:]
     boxes = boxes.clone()

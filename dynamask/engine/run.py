@@ -115,6 +115,13 @@ class Run:
         """The model's mask branch; None for a model without one."""
         return getattr(self.model, "mask_branch", None)
 
+    @property
+    def normalising(self) -> Any:
+        """What divides its losses by how many positives a step has, and has ``means`` for that: the mask branch, or a
+        one-stage model itself; None for a model that leaves it to its losses."""
+        module = self.model if self.branch is None else self.branch
+        return module if hasattr(module, "means") else None
+
     def losses(self, pictures: list[Tensor], targets: list[dict[str, Any]], alone: bool = False) -> dict[str, Tensor]:
         """Named losses in the run's precision; ``alone`` calls the model without what makes processes meet."""
         dtype = PRECISIONS.get(self.config.precision)

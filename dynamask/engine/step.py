@@ -94,7 +94,7 @@ def train_step(run: Run, images: list[Tensor], targets: list[Target]) -> dict[st
 def _gradients(run: Run, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, float], dict[str, float]]:
     """Set the gradients of a step; returns its losses and what its regions were given."""
     pieces = _micro_batches(run, images, targets)
-    known = _recorded_means(run, pieces) if len(pieces) > 1 and run.branch is not None else None
+    known = _recorded_means(run, pieces) if len(pieces) > 1 and run.normalising is not None else None
     means = known or (JointMeans(run.ranks.size, run.ranks.sum) if run.ranks.size > 1 else AT_HAND)
     run.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
@@ -108,8 +108,7 @@ def _gradients(run: Run, images: list[Tensor], targets: list[Target]) -> tuple[d
             total = total_loss(losses, run.weights)
             for name, loss in {"loss": total, **losses}.items():
                 sums[name] = sums.get(name, 0.0) + float(loss.detach())
-            if run.branch is not None:
-                tally = tally + run.branch.tally.to(tally)
+            tally = tally + getattr(run.branch, "tally", tally * 0).to(tally)
             if last:
                 values, tally = _of_all(run, sums, tally, targets)
             if len(pieces) > 1:
@@ -136,7 +135,9 @@ def _micro_batches(run: Run, images: list[Tensor], targets: list[Target]) -> lis
 
 
 def _recorded_means(run: Run, pieces: list[tuple[Any, list[Tensor], list[Any]]]) -> JointMeans:
-    """The joint means of all micro-batches, from a pass over each without gradients and without region stages.
+    """The joint means of all micro-batches, from a pass over each without gradients.
+
+    A mask branch leaves its region stages out in it, SOLO's models every layer.
 
     The random state before every piece is kept in it, so that the pass with gradients draws the same.
     """
@@ -150,15 +151,16 @@ def _recorded_means(run: Run, pieces: list[tuple[Any, list[Tensor], list[Any]]])
 
 @contextlib.contextmanager
 def _means_of(run: Run, means: RegionMeans) -> Any:
-    """The mask branch's losses are these means while it lasts; a model without one is left alone."""
-    if run.branch is None:
+    """What normalises its losses by counts does so by these means while it lasts; another model is left alone."""
+    module = run.normalising
+    if module is None:
         yield
         return
-    before, run.branch.means = run.branch.means, means
+    before, module.means = module.means, means
     try:
         yield
     finally:
-        run.branch.means = before
+        module.means = before
 
 
 def _of_all(run: Run, sums: dict[str, float], tally: Tensor, targets: list[Target]) -> tuple[dict[str, float], Tensor]:

@@ -7,7 +7,6 @@ torchrun --nproc-per-node N -m dynamask train …
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +100,7 @@ def train(
             bar.update()
             if run.step % run.config.log_every == 0:
                 log.write(run.step, values)
-                bar.set_postfix(loss=f"{values['loss']:.3f}", mask=f"{values.get('loss_mask', math.nan):.3f}")
+                bar.set_postfix(_shown(values))
             if on_step is not None:
                 on_step(run, values)
             for besides in periodic:
@@ -112,6 +111,13 @@ def train(
         if done != run.step:
             _checkpoint(run, log, on_save)
     return run.step >= last
+
+
+def _shown(values: dict[str, float]) -> dict[str, str]:
+    """What the bar says: the total, and the loss of the masks under its name, if the model has one."""
+    shown = next((name for name in ("loss_mask", "loss_dice") if name in values), None)
+    told = {"loss": values["loss"], **({shown.removeprefix("loss_"): values[shown]} if shown else {})}
+    return {name: f"{value:.3f}" for name, value in told.items()}
 
 
 def _checkpoint(run: Run, log: RunLog, on_save: Callable[[Run], None] | None) -> int:

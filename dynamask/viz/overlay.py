@@ -92,13 +92,13 @@ def draw_overlay(
     mask_array, sizes, box_array = _checked(image, masks, mask_size, boxes, labels, opacity)
     scale = max(1, round(min(image.shape[:2]) / 480))
     paint = _Paint(image.shape[:2], scale)
-    shapes = [_shape(mask) for mask in mask_array]
+    shapes = [shape_of(mask) for mask in mask_array]
     for i in range(len(sizes) - 1, -1, -1):
         paint.add_instance(shapes[i], int(sizes[i]))
     picture = paint.composite(image, opacity)
     if box_array is not None:
         for i in range(len(sizes) - 1, -1, -1):
-            _draw_box(picture, box_array[i], SIZE_COLOURS[int(sizes[i])], scale)
+            draw_box(picture, box_array[i], SIZE_COLOURS[int(sizes[i])], scale)
     _draw_plates(picture, shapes, sizes.tolist(), labels, scale)
     return picture
 
@@ -117,12 +117,12 @@ class RepeatedOverlay:
     def __init__(self, image: UInt8Array, mask_at: Callable[[int, int], npt.ArrayLike], opacity: float = 0.5) -> None:
         self.image, self.mask_at, self.opacity = image, mask_at, opacity
         self.scale = max(1, round(min(image.shape[:2]) / 480))
-        self._patches: dict[tuple[int, int], tuple[_Shape, UInt8Array] | None] = {}
+        self._patches: dict[tuple[int, int], tuple[Shape, UInt8Array] | None] = {}
 
     def prepare(self, index: int, size: int) -> None:
         """Work out one instance at one size now."""
         if (index, size) not in self._patches:
-            shape = _shape(np.asarray(self.mask_at(index, size), dtype=bool))
+            shape = shape_of(np.asarray(self.mask_at(index, size), dtype=bool))
             self._patches[index, size] = None if shape is None else (shape, _line_codes(shape, size, self.scale))
 
     def contains(self, index: int, size: int, x: int, y: int) -> bool:
@@ -146,7 +146,7 @@ class RepeatedOverlay:
         """
         sizes = [int(size) for size in np.asarray(mask_size).reshape(-1)]
         paint = _Paint(self.image.shape[:2], self.scale)
-        shapes: list[_Shape | None] = []
+        shapes: list[Shape | None] = []
         for i, size in enumerate(sizes):
             self.prepare(i, size)
             patch = self._patches[i, size]
@@ -191,7 +191,7 @@ def _checked(
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """The part of a mask that is not empty: its top left corner in the picture and a crop (h, w).
 
     `depth` is each pixel's distance to the mask's border in pixels, float32, 0 outside the mask.
@@ -209,7 +209,7 @@ class _Shape:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def _shape(mask: npt.NDArray[np.bool_]) -> _Shape | None:
+def shape_of(mask: npt.NDArray[np.bool_]) -> Shape | None:
     """The shape of a mask (H, W), or None where it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if len(rows) == 0:
@@ -217,7 +217,7 @@ def _shape(mask: npt.NDArray[np.bool_]) -> _Shape | None:
     columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
     inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     depth = cv2.distanceTransform(np.pad(inside.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    return _Shape(int(rows[0]), int(columns[0]), inside, depth)
+    return Shape(int(rows[0]), int(columns[0]), inside, depth)
 
 
 class _Paint:
@@ -231,12 +231,12 @@ class _Paint:
         self.line = np.zeros(image_size, dtype=np.uint8)
         self.scale = scale
 
-    def add_instance(self, shape: _Shape | None, size: int) -> None:
+    def add_instance(self, shape: Shape | None, size: int) -> None:
         """Lay one instance over those that are there; its outline lies inside its mask."""
         if shape is not None:
             self.lay(shape, size, _line_codes(shape, size, self.scale))
 
-    def lay(self, shape: _Shape, size: int, codes: UInt8Array) -> None:
+    def lay(self, shape: Shape, size: int, codes: UInt8Array) -> None:
         """The same with the line codes of its crop, (h, w), worked out before."""
         self.fill[shape.window][shape.inside] = MASK_SIZES.index(size) + 1
         self.line[shape.window][shape.inside] = codes[shape.inside]
@@ -259,7 +259,7 @@ class _Paint:
         return picture
 
 
-def _line_codes(shape: _Shape, size: int, scale: int) -> UInt8Array:
+def _line_codes(shape: Shape, size: int, scale: int) -> UInt8Array:
     """Line codes of a shape's crop (h, w), as :class:`_Paint` has them; 0 where no line crosses."""
     k, style = MASK_SIZES.index(size), SIZE_OUTLINES[size]
     inside, depth = shape.inside, shape.depth
@@ -288,7 +288,7 @@ def _marks(inside: npt.NDArray[np.bool_], style: Outline, width: float, scale: i
     return cv2.dilate(marks, kernel)[1:-1, 1:-1] > 0
 
 
-def _draw_box(picture: UInt8Array, box: npt.NDArray[np.float64], colour: str, scale: int) -> None:
+def draw_box(picture: UInt8Array, box: npt.NDArray[np.float64], colour: str, scale: int) -> None:
     """Draw one xyxy box in place, clipped to the picture."""
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])))
@@ -305,7 +305,7 @@ def _draw_frame(picture: UInt8Array, box: npt.NDArray[np.float64], scale: int) -
 
 def _draw_plates(
     picture: UInt8Array,
-    shapes: Sequence[_Shape | None],
+    shapes: Sequence[Shape | None],
     sizes: Sequence[int],
     labels: Sequence[str] | None,
     scale: int,
@@ -315,12 +315,10 @@ def _draw_plates(
     for i, shape in enumerate(shapes):
         if shape is not None:
             text = str(sizes[i]) if labels is None else f"{labels[i]} {sizes[i]}"
-            _draw_plate(picture, text, shape, SIZE_COLOURS[sizes[i]], scale, taken)
+            draw_plate(picture, text, shape, SIZE_COLOURS[sizes[i]], scale, taken)
 
 
-def _draw_plate(
-    picture: UInt8Array, text: str, shape: _Shape, colour: str, scale: int, taken: list[Rectangle]
-) -> None:
+def draw_plate(picture: UInt8Array, text: str, shape: Shape, colour: str, scale: int, taken: list[Rectangle]) -> None:
     """Print `text` on a plate at the deepest place of the instance, in place, and add the plate to `taken`.
 
     A shape smaller than the plate gets it above itself; where another plate is in the way, it moves aside.

@@ -128,7 +128,7 @@ class MaskBranch(nn.Module):
         self.tally = _tally(logits.detach(), fractions)
         chosen = self.switch is not None and self.switch_enabled
         if self.means.recording:
-            self.means.add(logits)
+            self.means.add(len(logits))
             if chosen:
                 selection = losses.drawn_selection(logits, self.loss_config, noise)
                 losses.balance_losses(logits, selection, fractions, self.loss_config, self.means)

@@ -28,6 +28,7 @@ from dynamask.models.solo.aggregation import (
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.solo.heads import AggregationHead, conv_norm, tower
 from dynamask.models.solo.losses import dice_loss
+from dynamask.ops.means import AT_HAND, RegionMeans
 
 LEVELS = ("1", "2", "3", "pool")
 STRIDES = (8, 16, 32, 64)
@@ -73,6 +74,9 @@ class CondInst(nn.Module):
         channels, depth: of the heads' towers.
         groups: of the GroupNorms.
         mask_cells: positive locations of a picture that train masks, at most, drawn at random.
+
+    Attributes:
+        means: over whose positives the losses are means; the trainer replaces it where a step has several parts.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class CondInst(nn.Module):
         super().__init__()
         width = backbone.out_channels
         self.transform, self.backbone, self.mask_cells = transform, backbone, mask_cells
+        self.means: RegionMeans = AT_HAND
         self.head = FCOSHead(width, 1, num_classes, depth)
         self.controller_tower = tower(width, channels, depth, groups)
         self.controller = nn.Conv2d(channels, sum(a * b + b for a, b in zip(_WIDTHS, _WIDTHS[1:])), 3, padding=1)
@@ -119,13 +124,23 @@ class CondInst(nn.Module):
             sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
             return [self._detect(found, i, batch.image_sizes[i], sizes[i]) for i in range(len(images))]
         matched = [match_locations(found.anchors, target["boxes"]) for target in resized]
+        positives = [(match >= 0).sum() for match in matched]
+        if self.means.recording:
+            self.means.add(sum(positives), "locations")
+            self.means.add(sum(count.clamp_max(self.mask_cells) for count in positives))
+            return {}
         labels = [{**target, "labels": target["labels"] - 1} for target in resized]  # torchvision's FCOS counts from 0
         anchors = [found.anchors] * len(images)
         named = self.head.compute_loss(labels, found.outputs, anchors, matched)
+        here = sum(positives)
+        joint = {  # torchvision divides by the locations at hand, at least one
+            name: self.means.per_positive(loss * here.clamp_min(1), here, kind="locations")
+            for name, loss in named.items()
+        }
         return {
-            "loss_category": named["classification"],
-            "loss_box_reg": named["bbox_regression"],
-            "loss_centerness": named["bbox_ctrness"],
+            "loss_category": joint["classification"],
+            "loss_box_reg": joint["bbox_regression"],
+            "loss_centerness": joint["bbox_ctrness"],
             "loss_dice": self._mask_loss(found, matched, targets, batch.image_sizes),
         }
 
@@ -196,7 +211,7 @@ class CondInst(nn.Module):
                     total.append(dice_loss(logits, truth[match[own]]).sum())
                 first += size
             count += len(positive)
-        return torch.stack(total).sum() / max(count, 1)
+        return self.means.per_positive(torch.stack(total).sum(), count)
 
     def _shrunk(self, masks: Tensor, network: tuple[int, int], found: Locations) -> Tensor:
         """(G, h, w) of 0 and 1 at the masks' stride, at the top left of the padded frame."""

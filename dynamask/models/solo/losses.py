@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from dynamask.ops.means import AT_HAND, RegionMeans
+
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """1 − 2Σpt / (Σp² + Σt² + 0.002) of each mask, in float32.
@@ -23,13 +25,14 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return 1.0 - 2.0 * overlap / (probs.square().sum(1) + truth.square().sum(1) + 0.002)
 
 
-def category_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def category_loss(logits: Tensor, labels: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
     """Focal loss (α .25, γ 2) summed over cells and classes, over the number of positive cells plus one.
 
     Args:
         logits: (M, C) of all cells of all levels and images.
         labels: (M,) int64, 0 the background.
+        means: over whose positive cells.
     """
     truth = F.one_hot(labels, logits.shape[1] + 1)[:, 1:].to(torch.float32)
-    positives = (labels > 0).sum()
-    return sigmoid_focal_loss(logits.float(), truth, alpha=0.25, gamma=2.0, reduction="sum") / (positives + 1)
+    total = sigmoid_focal_loss(logits.float(), truth, alpha=0.25, gamma=2.0, reduction="sum")
+    return means.per_positive(total, (labels > 0).sum(), more=1)

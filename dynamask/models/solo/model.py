@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
@@ -18,6 +19,7 @@ from dynamask.models.solo.config import STRIDES, SoloConfig
 from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
+from dynamask.ops.means import AT_HAND, RegionMeans
 
 MOST_DECODED = 1000
 """Candidates of a picture that are decoded, the best by class score."""
@@ -72,6 +74,9 @@ class SoloNet(nn.Module):
         backbone, head: built modules.
         aggregation: None for the plain models.
         config: kept for the checkpoint, and for the thresholds of inference.
+
+    Attributes:
+        means: over whose positive cells the losses are means; the trainer replaces it where a step has several parts.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class SoloNet(nn.Module):
         self.head = head
         self.aggregation = aggregation
         self.config = config
+        self.means: RegionMeans = AT_HAND
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -100,30 +106,44 @@ class SoloNet(nn.Module):
 
         Returns:
             Training: ``loss_category``, ``loss_dice`` and, where the representations are supervised themselves,
-            ``loss_direct``, unweighted. Evaluation: see :meth:`predict`.
+            ``loss_direct``, unweighted; nothing in a pass that only records means, which computes no layer.
+            Evaluation: see :meth:`predict`.
         """
         if not self.training:
             return self.predict(images)
         if targets is None:
             raise ValueError("training needs targets")
-        encoded, placed = self.encode(images, targets)
+        batch, placed = self._place(images, targets)
         config = self.config
-        cells = assign(placed, encoded.frame, config.grids, config.scale_ranges, config.centre_share)
+        cells = assign(placed, _frame(batch), config.grids, config.scale_ranges, config.centre_share)
+        if self.means.recording:
+            self.means.add(sum(len(own) for own in cells))
+            return {}
+        encoded = self._encode(batch, images)
         return {"loss_category": self._category_loss(encoded, cells), **self._mask_losses(encoded, cells, targets)}
 
     def encode(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[EncodedGrids, list[dict[str, Tensor]]]:
         """Resize, normalise, pad, run backbone and head; boxes and centres of mass come in network-input pixels."""
-        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        batch, placed = self._place(images, targets)
+        return self._encode(batch, images), placed
+
+    def _place(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None
+    ) -> tuple[ImageList, list[dict[str, Tensor]]]:
+        """Resize, normalise and pad; boxes, labels and centres of mass in network-input pixels."""
         plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
         batch, resized = self.transform(images, plain)
-        for given, placed, size, network in zip(targets or [], resized or [], sizes, batch.image_sizes):
-            ratio = torch.tensor([network[1] / size[1], network[0] / size[0]], dtype=torch.float64)
+        for given, placed, image, network in zip(targets or [], resized or [], images, batch.image_sizes):
+            ratio = torch.tensor([network[1] / image.shape[-1], network[0] / image.shape[-2]], dtype=torch.float64)
             placed["centres"] = centres_of_mass(given["masks"]) * ratio.to(given["masks"].device)
-        frame = (int(batch.tensors.shape[-2]), int(batch.tensors.shape[-1]))
-        grids = self.head(self.backbone(batch.tensors))
-        return EncodedGrids(grids, batch.image_sizes, sizes, frame), resized or []
+        return batch, resized or []
+
+    def _encode(self, batch: ImageList, images: list[Tensor]) -> EncodedGrids:
+        """Run backbone and head on pictures that are placed."""
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        return EncodedGrids(self.head(self.backbone(batch.tensors)), batch.image_sizes, sizes, _frame(batch))
 
     def mask_logits(self, encoded: EncodedGrids, level: int, image: Tensor, cell: Tensor) -> Tensor:
         """Masks (N, h, w) of cells of one level at its mask stride; only these cells are decoded.
@@ -151,7 +171,7 @@ class SoloNet(nn.Module):
             truth[own.image, own.cell] = own.label.to(flat.device)
             logits.append(flat.flatten(0, 1))
             labels.append(truth.flatten())
-        return category_loss(torch.cat(logits), torch.cat(labels))
+        return category_loss(torch.cat(logits), torch.cat(labels), self.means)
 
     def _mask_losses(
         self, encoded: EncodedGrids, assigned: Sequence[Assignment], targets: Sequence[dict[str, Tensor]]
@@ -169,9 +189,9 @@ class SoloNet(nn.Module):
                 direct.append(dice_loss(self._centre_logits(encoded, level, image, cell), truth).sum())
             count += len(own)
         idle = connected(encoded.grids, self)
-        named = {"loss_dice": torch.stack([*total, idle]).sum() / max(count, 1)}
+        named = {"loss_dice": self.means.per_positive(torch.stack([*total, idle]).sum(), count)}
         if supervised:
-            named["loss_direct"] = torch.stack([*direct, idle]).sum() / max(count, 1)
+            named["loss_direct"] = self.means.per_positive(torch.stack([*direct, idle]).sum(), count)
         return named
 
     def _centre_logits(self, encoded: EncodedGrids, level: int, image: Tensor, cell: Tensor) -> Tensor:
@@ -293,6 +313,11 @@ class SoloNet(nn.Module):
                 probs = self.mask_logits(encoded, level, torch.full_like(part, index), part).float().sigmoid()
                 here = (inverse >= start) & (inverse < start + _CHUNK)
                 yield own[here], probs[inverse[here] - start]
+
+
+def _frame(batch: ImageList) -> tuple[int, int]:
+    """(H, W) of the padded batch."""
+    return int(batch.tensors.shape[-2]), int(batch.tensors.shape[-1])
 
 
 def level_masks(
