@@ -2,66 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from dynamask.bundled import TWO_STAGE, list_baselines, list_bundled
-from dynamask.cli.common import add_data, add_json, check_folder, opened_data, say, write_json
+from dynamask.cli.common import add_json, check_folder, opened_data, say, write_json
+from dynamask.cli.one_stage_reports import ONE_STAGE, add_all
+from dynamask.cli.reporting import (
+    Arguments,
+    Kind,
+    Parser,
+    add_options,
+    add_summary,
+    add_target,
+    check_summary,
+    source_of,
+    write_all,
+)
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.files import write_text
 from dynamask.predictor import load
 from dynamask.reports import budget_curve, classes, everything, speed
 from dynamask.reports.cache import check_cache
 from dynamask.reports.collecting import Collected
 from dynamask.reports.comparing import provenance_table
-from dynamask.reports.facts import Source, checkpoint_facts
+from dynamask.reports.facts import checkpoint_facts
 from dynamask.reports.figure5 import make_figure5
 from dynamask.reports.figure7 import make_figure7
-from dynamask.reports.tables import TABLES, make_table
-from dynamask.reports.world import TableOptions, Wanted, World
+from dynamask.reports.tables import HOW, TABLES, make_table
+from dynamask.reports.world import TableOptions, Wanted, World, world_facts
 from dynamask.reports.writer import Report, write_report
 from dynamask.structures import DynaMaskError
-
-Parser = argparse.ArgumentParser
-Arguments = argparse.Namespace
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A report.
-
-    Attributes:
-        help: its line of help.
-        make: the report of a world.
-        flags: adds its own flags.
-        wanted: what is predicted for it.
-        single: it is about one weights file.
-    """
-
-    help: str
-    make: Callable[[Arguments, World], Report]
-    flags: Callable[[Parser], None] = lambda _parser: None
-    wanted: Callable[[Arguments], Wanted] = lambda _arguments: Wanted()
-    single: bool = False
-
-
-def _common_flags(parser: Parser) -> None:
-    defaults = TableOptions()
-    for name, what in (
-        ("samples", "resampled sets of pictures for intervals in true boxes"),
-        ("ap_samples", "the same for AP"),
-        ("seed", "of views, resampling and permutations"),
-    ):
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=getattr(defaults, name), help=f"{what} (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, metavar="DIR",
-                        help="keep here what was predicted, and use what fits weights, data and settings")  # fmt: skip
 
 
 def _curve_flags(parser: Parser) -> None:
@@ -172,6 +145,7 @@ REPORTS: dict[str, Kind] = {
         single=True,
     ),
     "classes": Kind("which mask sizes each class gets (Fig. 8)", _classes, _classes_flags, _classes_wanted, True),
+    **ONE_STAGE,
 }
 """Every report by its name on the command line."""
 
@@ -198,7 +172,7 @@ def add(commands: Any) -> None:
     reports = parser.add_subparsers(dest="report", required=True, metavar="report", parser_class=type(parser))
     for name, kind in REPORTS.items():
         own = reports.add_parser(name, help=kind.help, description=f"{kind.help[0].upper()}{kind.help[1:]}.")
-        _add_flags(own, kind.flags)
+        (kind.common or _add_flags)(own, kind.flags)
         own.set_defaults(run=_report, kind=kind, parser=own)
     whole = reports.add_parser(
         "all",
@@ -206,8 +180,9 @@ def add(commands: Any) -> None:
         description="Every table and figure that fits the data, from one pass over the pictures for each weights file.",
     )
     _add_flags(whole, _curve_flags)
-    whole.add_argument("--summary", type=Path, metavar="FILE.md", help="write the tables into one Markdown file, too")
+    add_summary(whole)
     whole.set_defaults(run=_everything, parser=whole)
+    add_all(reports)
 
 
 def _add_flags(parser: Parser, own: Callable[[Parser], None]) -> None:
@@ -215,10 +190,8 @@ def _add_flags(parser: Parser, own: Callable[[Parser], None]) -> None:
         "--weights", required=True, nargs="+", metavar="W",
         help="bundled names or .safetensors files; one bundled name brings what is bundled on its detector",
     )  # fmt: skip
-    add_data(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report's files")
-    parser.add_argument("--device", default="cpu")
-    _common_flags(parser)
+    add_target(parser)
+    add_options(parser)
     own(parser)
     add_json(parser)
 
@@ -226,38 +199,30 @@ def _add_flags(parser: Parser, own: Callable[[Parser], None]) -> None:
 def _report(arguments: Arguments) -> None:
     check_folder(arguments.out)
     kind: Kind = arguments.kind
-    report = kind.make(arguments, _world(arguments, kind.wanted(arguments), kind.single))
+    world = kind.world(arguments) if kind.world else _world(arguments, kind.wanted(arguments), kind.single)
+    report = kind.make(arguments, world)
     paths = write_report(report, arguments.out)
     say(f"{report.title}: {', '.join(map(str, paths))}", arguments.json)
     write_json(report.data, arguments.json)
 
 
 def _everything(arguments: Arguments) -> None:
-    check_folder(arguments.out)
-    if arguments.summary is not None and arguments.summary.is_dir():
-        raise DynaMaskError(f"--summary {arguments.summary} is a folder; give a Markdown file")
+    check_summary(arguments)
     world = _world(arguments, Wanted(views=_curve_options(arguments).views, signals=True))
-    reports, missing = [], {}
-    for name in (name for name in REPORTS if name in _ALL):
-        try:
-            report = _ALL[name](arguments, world)
-        except DynaMaskError as error:
-            missing[name] = str(error)
-            say(f"{name} was not made: {error}", arguments.json)
-            continue
-        reports.append(report)
-        say(f"{report.title}: {', '.join(map(str, write_report(report, arguments.out)))}", arguments.json)
-    if not reports:
-        raise DynaMaskError(f"no report fits the data: {next(iter(missing.values()))}")
-    if arguments.summary is not None:
+    makers = {name: partial(_ALL[name], arguments, world) for name in REPORTS if name in _ALL}
+
+    def summarised(reports: list[Report], missing: dict[str, str]) -> str:
         checkpoints = provenance_table(world, world.evidences)
-        write_text(arguments.summary, everything.summary(world, reports, missing, checkpoints))
-        say(f"summary: {arguments.summary}", arguments.json)
-    write_json({report.name: report.data for report in reports} | {"not_made": missing}, arguments.json)
+        return everything.summary(world_facts(world), HOW, reports, missing, checkpoints)
+
+    write_all(arguments, makers, summarised)
 
 
 def with_relatives(names: Sequence[str]) -> list[str]:
-    """One bundled name with what is bundled on its detector (NAME-…); several names, or files, as they are."""
+    """One bundled name with what is bundled on its detector (NAME-…); several names, or files, as they are.
+
+    One-stage weights have no detector to share, so those of such a name are none.
+    """
     if len(names) != 1 or names[0] not in list_bundled():
         return list(names)
     switches = [name for name in list_bundled(TWO_STAGE) if name.startswith(f"{names[0]}-")]
@@ -277,23 +242,8 @@ def _world(arguments: Arguments, wanted: Wanted, single: bool = False) -> World:
     names = list(arguments.weights) if single else with_relatives(arguments.weights)
     loaded = [(name, checkpoint_facts(name), load(name, arguments.device)) for name in names]
     dataset, indices = opened_data(arguments, loaded[0][2].class_names)
-    split = "all pictures"
-    if arguments.holdout is not None:
-        split = f"held out: the SHA-256 of the decimal image id is divisible by {arguments.holdout}"
-    command = command_line(arguments.parser, arguments)
-    source = Source(", ".join(names), str(arguments.data or arguments.annotations), split, command)
+    source = source_of(arguments, names)
     world = World(dataset, indices, source, options, wanted)
     for name, checkpoint, predictor in loaded:
         world.add(name, predictor, checkpoint)
     return world
-
-
-def command_line(parser: Parser, arguments: Arguments, leave: Sequence[str] = ("json",)) -> str:
-    """The command that parses to these arguments, defaults left away."""
-    words = shlex.split(parser.prog)
-    for action in parser._actions:
-        value = getattr(arguments, action.dest, None)
-        if action.option_strings and action.dest not in leave and value != action.default and value is not None:
-            given = [] if action.nargs == 0 else value if isinstance(value, list) else [value]
-            words += [action.option_strings[-1], *map(str, given)]
-    return shlex.join(words)

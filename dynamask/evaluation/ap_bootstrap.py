@@ -157,20 +157,26 @@ class DetectionJudge:
         Returns:
             (B,) float64, the mean over thresholds, recalls and the classes that have a true instance in the set.
         """
+        return self.at_thresholds(matches, weights, categories).mean(axis=0)
+
+    def at_thresholds(
+        self, matches: Matches, weights: np.ndarray | None = None, categories: Collection[int] | None = None
+    ) -> np.ndarray:
+        """:meth:`average_precision` at each of ``THRESHOLDS``, (10, B)."""
         if weights is None:
             weights = np.ones((1, len(self.image_ids)), dtype=np.int64)
         parts = [weights[i : i + _AT_ONCE] for i in range(0, len(weights), _AT_ONCE)]
-        return np.concatenate([self._counted(matches, part, categories) for part in parts])
+        return np.concatenate([self._counted(matches, part, categories) for part in parts], axis=1)
 
     def _counted(self, matches: Matches, weights: np.ndarray, categories: Collection[int] | None) -> np.ndarray:
-        """:meth:`average_precision` of few sets."""
-        sums, classes = np.zeros(len(weights)), np.zeros(len(weights))
+        """:meth:`at_thresholds` of few sets."""
+        sums, classes = np.zeros((len(THRESHOLDS), len(weights))), np.zeros(len(weights))
         for one in self._classes:
             if categories is not None and one.category not in categories:
                 continue
             positives = weights @ one.positives  # (B,)
             there = positives > 0
-            sums[there] += _class_precision(one, matches, weights[there], positives[there])
+            sums[:, there] += _class_precision(one, matches, weights[there], positives[there])
             classes += there
         with np.errstate(invalid="ignore"):
             return sums / np.where(classes > 0, classes, np.nan)
@@ -206,7 +212,7 @@ def _boundaries(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> list[d
 
 
 def _class_precision(one: _Class, matches: Matches, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """(B,) AP of one class in sets (B, P) with that many true instances (B,), at least one each.
+    """(10, B) AP of one class at every threshold, in sets (B, P) with that many true instances (B,), one at least.
 
     Only the places of hits matter: between them precision falls and recall stands still. A picture drawn twice puts
     equal detections side by side; of such a run of hits the last has the highest precision and recall.
@@ -216,8 +222,8 @@ def _class_precision(one: _Class, matches: Matches, weights: np.ndarray, positiv
     running = drawn.cumsum(axis=1)
     needed = _hits_needed(positives)  # (B, 101)
     offset = (int(positives.max()) + 2) * np.arange(count)[:, None]
-    total = np.zeros(count)
-    for hit, ignored in zip(matches.hit[:, one.detections], matches.ignored[:, one.detections]):
+    out = np.zeros((len(THRESHOLDS), count))
+    for total, hit, ignored in zip(out, matches.hit[:, one.detections], matches.ignored[:, one.detections]):
         places = np.flatnonzero(hit)
         if len(places) == 0:
             continue
@@ -233,7 +239,7 @@ def _class_precision(one: _Class, matches: Matches, weights: np.ndarray, positiv
         first = np.searchsorted((found + offset).ravel(), (needed + offset).ravel()).reshape(count, -1)
         first -= len(places) * np.arange(count)[:, None]
         total += np.take_along_axis(envelope, first, axis=1).mean(axis=1)
-    return total / len(THRESHOLDS)
+    return out
 
 
 def _hits_needed(positives: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ def evaluate_coco(
     results: Sequence[dict[str, Any]],
     iou_types: Sequence[str] = IOU_TYPES,
     image_ids: Iterable[int] | None = None,
+    at_ious: Sequence[float] = (),
 ) -> dict[str, dict[str, float | None]]:
     """Average precision of COCO results, at most 100 detections per image and class.
 
@@ -43,16 +44,31 @@ def evaluate_coco(
             RLE) or ``bbox`` (xywh in pixels) or both. A missing ``bbox`` is taken from the segmentation.
         iou_types: any of "bbox", "segm" and "boundary".
         image_ids: judge these images only; results on others are left out. Default: all images.
+        at_ious: thresholds of 0.50, 0.55, … 0.95 whose AP is wanted besides, as AP60, AP80, … after the other keys.
 
     Returns:
         For each IoU type a dict with AP (mean over IoU .50:.95), AP50, AP75, APS (area below 32² pixels), APM and
         APL (above 96²), each in 0–1, or None where there is no true instance to find.
 
     Raises:
-        DynaMaskError: for malformed annotations or results, an unknown image or an unknown IoU type.
+        DynaMaskError: for malformed annotations or results, an unknown image, IoU type or threshold.
     """
+    rows = threshold_rows(at_ious)
     given = comparable(annotations, results, iou_types, image_ids)
-    return {iou_type: _evaluate_one(iou_type, given) for iou_type in iou_types}
+    return {iou_type: _evaluate_one(iou_type, given, rows) for iou_type in iou_types}
+
+
+def threshold_rows(at_ious: Sequence[float]) -> dict[str, int]:
+    """Key ("AP60") and row of each IoU threshold among the ten from 0.50 to 0.95.
+
+    Raises:
+        DynaMaskError: a threshold is none of the ten.
+    """
+    rows = {f"AP{round(100 * iou)}": round(20 * iou) - 10 for iou in at_ious}
+    for iou, row in zip(at_ious, rows.values()):
+        if not 0 <= row <= 9 or abs(iou - (0.5 + row / 20)) > 1e-9:
+            raise DynaMaskError(f"AP at an IoU of {iou:g} is not evaluated; choose among 0.50, 0.55, … 0.95")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -153,13 +169,14 @@ def _judged(images: dict[int, dict[str, Any]], image_ids: Iterable[int] | None) 
     return judged
 
 
-def _evaluate_one(iou_type: str, given: Comparable) -> dict[str, float | None]:
-    """The six figures of one IoU type."""
+def _evaluate_one(iou_type: str, given: Comparable, rows: dict[str, int]) -> dict[str, float | None]:
+    """The six figures of one IoU type, and those of single thresholds by their row."""
     images = [{k: given.images[i][k] for k in ("id", "height", "width") if k in given.images[i]}
               for i in sorted(given.judged)]  # fmt: skip
     categories = [{"id": category, "name": str(category)} for category in given.categories]
     precision = precision_table(iou_type, given, images, categories)
-    return {key: mean_of_defined(values) for key, values in slices(precision).items()}
+    parts = slices(precision) | {key: precision[row, :, :, 0] for key, row in rows.items()}
+    return {key: mean_of_defined(values) for key, values in parts.items()}
 
 
 def precision_table(

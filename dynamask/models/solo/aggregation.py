@@ -228,6 +228,11 @@ class MultiLevelContext(nn.Module):
         return self.out(self.reduce(joint))
 
 
+def instances_at_once(in_channels: int, height: int, width: int) -> int:
+    """How many instances are aggregated together where no gradient is needed, so that memory stays bounded."""
+    return max(1, _CHUNK_VALUES // (in_channels * height * width))
+
+
 class NeighbourAggregation(nn.Module):
     """Representations around a cell, and the context, through the dynamic (or one static) network.
 
@@ -268,8 +273,8 @@ class NeighbourAggregation(nn.Module):
             context: (B, context_channels, h, w); not read where the configuration has no context.
             theta: (N, D); None with static weights.
         """
-        values = self.config.in_channels * size[0] * size[1]
-        step = max(1, len(image) if torch.is_grad_enabled() else _CHUNK_VALUES // values)
+        together = instances_at_once(self.config.in_channels, *size)
+        step = max(1, len(image)) if torch.is_grad_enabled() else together
         parts = [slice(start, start + step) for start in range(0, max(len(image), 1), step)]
         theta = self.theta.expand(len(image), -1) if theta is None else theta
         return torch.cat([self._part(decoder, positions[p], image[p], size, context, theta[p]) for p in parts])

@@ -16,8 +16,9 @@ from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from dynamask.models.solo.config import AggregationConfig
-from dynamask.models.solo.model import SoloNet
+from dynamask.models.solo.aggregation import instances_at_once
+from dynamask.models.solo.config import STRIDES, AggregationConfig, SoloConfig
+from dynamask.models.solo.model import CHUNK, SoloNet
 
 _FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _PER_ELEMENT = {nn.GroupNorm: 4, nn.ReLU: 1, FrozenBatchNorm2d: 2, FrozenBatchNormAct2d: 2, nn.BatchNorm2d: 2}
@@ -77,3 +78,24 @@ def decoding_macs(height: int, width: int, kernel_channels: int, config: Aggrega
     if config is not None:
         per_pixel += sum(a * b for a, b in zip(config.widths, config.widths[1:])) * config.kernel**2
     return per_pixel * height * width
+
+
+def mask_strides(config: SoloConfig) -> tuple[int, ...]:
+    """Strides of the masks of the five levels: half of the head's in SOLO, a quarter of the picture in SOLOv2."""
+    return (4,) * len(STRIDES) if config.kind == "solov2" else tuple(stride // 2 for stride in STRIDES)
+
+
+def decoded_values(config: SoloConfig, height: int, width: int) -> dict[str, int]:
+    """Values of mask representations that memory has to hold on a padded picture, counted, not measured.
+
+    Returns:
+        "dense": maps of every cell of every level, as the papers' code keeps them; "held": the most that are decoded at
+        once here without a gradient, those of one chunk of cells on the finest level.
+    """
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in mask_strides(config)]
+    dense = sum(grid * grid * h * w for grid, (h, w) in zip(config.representation_grids, sizes))
+    aggregation, (h, w) = config.aggregation, sizes[0]
+    if aggregation is None:
+        return {"dense": dense, "held": CHUNK * h * w}
+    together = min(CHUNK, instances_at_once(aggregation.in_channels, h, w))
+    return {"dense": dense, "held": together * aggregation.samples * h * w}

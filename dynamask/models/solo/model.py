@@ -23,7 +23,7 @@ from dynamask.ops.means import AT_HAND, RegionMeans
 
 MOST_DECODED = 1000
 """Candidates of a picture that are decoded, the best by class score."""
-_CHUNK = 32
+CHUNK = 32
 """Masks brought to a common size at a time."""
 
 
@@ -285,8 +285,8 @@ class SoloNet(nn.Module):
         same = found.label[:, None] == candidates.label[None]
         weights = voting_weights(ious, same, candidates.score, self.config.voting, self.config.voting_iou)
         out = torch.zeros((len(found), *encoded.original_sizes[index]), dtype=torch.bool, device=found.cell.device)
-        for start in range(0, len(found), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(found), CHUNK):
+            part = slice(start, start + CHUNK)
             out[part] = self._enlarged(encoded, index, torch.einsum("rn,nhw->rhw", weights[part], soft))
         return out
 
@@ -308,10 +308,10 @@ class SoloNet(nn.Module):
         for level in range(len(encoded.grids)):
             own = torch.nonzero(found.level == level)[:, 0]
             cells, inverse = found.cell[own].unique(return_inverse=True)
-            for start in range(0, len(cells), _CHUNK):
-                part = cells[start : start + _CHUNK]
+            for start in range(0, len(cells), CHUNK):
+                part = cells[start : start + CHUNK]
                 probs = self.mask_logits(encoded, level, torch.full_like(part, index), part).float().sigmoid()
-                here = (inverse >= start) & (inverse < start + _CHUNK)
+                here = (inverse >= start) & (inverse < start + CHUNK)
                 yield own[here], probs[inverse[here] - start]
 
 
