@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from dynamask.config import LossConfig, ModelConfig
 from dynamask.models.factory import build_mask_branch, create_model
 from dynamask.models.rcnn.model import DynaMaskRCNN
 from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.solo.config import AggregationConfig
+from dynamask.models.solo.factory import PRESETS, build_solo
+from dynamask.models.solo.model import SoloNet
 
 torch.set_num_threads(1)
 
@@ -46,6 +51,39 @@ def tiny_model(seed: int = 0, num_classes: int = 4, loss_config: LossConfig | No
     """A whole model with random weights, on 64-px pictures; it detects five objects in anything."""
     torch.manual_seed(seed)
     return create_model("dynamask_mobilenetv2_fpn_small", num_classes, loss_config=loss_config, **{**TINY, **overrides})
+
+
+def tiny_solo(aggregation: AggregationConfig | None = None, seed: int = 0, **overrides) -> SoloNet:
+    """A whole one-stage model with random weights, on 64-px pictures; it finds a few objects in anything."""
+    torch.manual_seed(seed)
+    config = dataclasses.replace(
+        PRESETS["solov2_mobilenetv2_fpn_small"],
+        fpn_channels=16,
+        tower_channels=16,
+        tower_depth=1,
+        mask_feature_channels=8,
+        kernel_channels=8,
+        groups=4,
+        grids=(8, 6, 4, 3, 2),
+        class_names=("__background__", "a", "b", "c"),
+        min_sizes=(64,),
+        test_min_size=64,
+        max_size=128,
+        score_threshold=0.0,
+        update_threshold=0.0,
+        detections_per_img=8,
+        aggregation=aggregation,
+    )
+    model = build_solo(dataclasses.replace(config, **overrides)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "category" in name and parameter.ndim == 1 and len(parameter) == 3:
+                parameter.zero_()
+            elif "offset" in name and parameter.ndim == 1:
+                parameter.uniform_(-1.5, 1.5)
+            elif name.startswith("head.masks"):
+                parameter.normal_()
+    return model
 
 
 def branch_of(config: ModelConfig, loss_config: LossConfig | None = None, seed: int = 0) -> MaskBranch:
