@@ -226,7 +226,7 @@ class SoloPredictor:
         found = self.model.predict_one(encoded, 0)
         found = {key: value[found["scores"] >= score].cpu() for key, value in found.items()}
         timings = {"encode": (encoded_at - start) * 1e3, "masks": (time.perf_counter() - encoded_at) * 1e3}
-        macs = torch.tensor(self._macs_by_level(encoded), dtype=torch.int64)[found["level"]]
+        macs = torch.tensor(self.level_macs(encoded), dtype=torch.int64)[found["level"]]
         return SoloPrediction(
             found["boxes"],
             found["labels"],
@@ -251,7 +251,7 @@ class SoloPredictor:
             self._counted[frame] = {part: macs for part, macs in parts.items() if part != "dense masks"}
         return self._counted[frame]
 
-    def _macs_by_level(self, encoded: EncodedGrids) -> list[int]:
+    def level_macs(self, encoded: EncodedGrids) -> list[int]:
         """MACs that decode one instance of each level."""
         return [
             decoding_macs(*grid.features.shape[-2:], grid.features.shape[1], self.model.config.aggregation)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from dynamask.models.solo.config import NEIGHBOURS
 from dynamask.solo_predictor import CellView
 from dynamask.viz import theme
-from dynamask.viz.overlay import UInt8Array
+from dynamask.viz.overlay import UInt8Array, hex_to_rgb
 from dynamask.viz.why import jpeg
 
 LEVEL_COLOURS = ("#32084A", "#A8123E", "#2C6BE0", "#5CC8A8", "#FEE90C")
@@ -31,6 +33,8 @@ _CORNERS = ("top right", "bottom right", "bottom left", "top left")
 _SIDES = {-1: ("top", "left"), 0: ("", ""), 1: ("bottom", "right")}
 _MOVED = 0.05
 """Cells from which on a neighbour counts as moved."""
+TILE_SIDE = 240
+"""Least longer side of a panel drawn as a picture, in pixels."""
 _LARGEST = 1600
 """Longer side of the picture inside a figure, in pixels."""
 
@@ -112,6 +116,38 @@ def logit_limit(view: CellView, crop: Crop) -> float:
     """Up to which logit, in size, the colours of all representations of a view reach; at least 1."""
     part = view.representations[:, crop[0] : crop[1], crop[2] : crop[3]].abs().flatten()
     return max(1.0, float(np.quantile(part.numpy(), 0.98))) if len(part) else 1.0
+
+
+def sampled_colours(scale: str, count: int) -> list[str]:
+    """`count` colours (sRGB hex) from one end of a plotly colour scale to the other."""
+    shades = sample_colorscale(scale, [i / (count - 1) for i in range(count)], colortype="tuple")
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in shade) for shade in shades]
+
+
+def tile_pictures(view: CellView, crop: Crop, side: int = TILE_SIDE) -> list[UInt8Array]:
+    """The panels of :func:`representations_figure` as pictures (h, w, 3) uint8 RGB: S representations, then the mask.
+
+    Args:
+        view: of one instance.
+        crop: of the maps, see :func:`object_crop`.
+        side: least longer side in pixels; every value of a map is a square of whole pixels.
+    """
+    part = (slice(crop[0], crop[1]), slice(crop[2], crop[3]))
+    limit = logit_limit(view, crop)
+    values = [(maps[part].numpy() / limit + 1) / 2 for maps in view.representations] + [view.mask[part].numpy()]
+    factor = max(1, -(-side // max(values[0].shape)))
+    size = values[0].shape[1] * factor, values[0].shape[0] * factor
+    found = []
+    for i, value in enumerate(values):
+        last = i == len(values) - 1
+        shades = [hex_to_rgb(colour) for colour in sampled_colours(PROBABILITY_SCALE if last else LOGIT_SCALE, 256)]
+        codes = (value.clip(0, 1) * 255).round().astype(np.uint8)
+        picture = np.array(shades, dtype=np.uint8)[cv2.resize(codes, size, interpolation=cv2.INTER_NEAREST)]
+        inside = (cv2.resize(value, size, interpolation=cv2.INTER_LINEAR) >= 0.5).astype(np.uint8)
+        line = inside - cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=1)
+        picture[line > 0] = 255 if last else 17
+        found.append(picture)
+    return found
 
 
 def cell_sentence(view: CellView) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from dynamask.viz.overlay import contrast_colour
+
 _GOLDEN = 0.618033988749895
 
 
@@ -20,7 +22,14 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def draw_instances(
-    image: np.ndarray, masks: Tensor, boxes: Tensor, labels: Tensor, names: Sequence[str], opacity: float = 0.5
+    image: np.ndarray,
+    masks: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    opacity: float = 0.5,
+    colours: Sequence[tuple[int, int, int]] | None = None,
+    framed: bool = True,
 ) -> np.ndarray:
     """Fill every mask, frame it and print its class.
 
@@ -31,6 +40,8 @@ def draw_instances(
         labels: (R,) int64.
         names: by label.
         opacity: of the fill, 0–1.
+        colours: RGB 0–255 of each instance instead of its class's.
+        framed: whether the boxes are drawn; the classes stand at their corners all the same.
 
     Returns:
         A new (H, W, 3) uint8 RGB picture.
@@ -38,11 +49,12 @@ def draw_instances(
     if len(masks) == 0:
         return image.copy()
     picture = torch.from_numpy(image.copy()).permute(2, 0, 1)  # (3, H, W)
-    colours = [class_colour(label) for label in labels.tolist()]
+    colours = [class_colour(label) for label in labels.tolist()] if colours is None else list(colours)
     for mask, colour in zip(masks.flip(0), colours[::-1]):  # the best on top
         picture = draw_segmentation_masks(picture, mask, alpha=opacity, colors=[colour])
     texts = [names[label] for label in labels.tolist()]
+    inks = [contrast_colour("#{:02x}{:02x}{:02x}".format(*colour)) for colour in colours]
     picture = draw_bounding_boxes(
-        picture, boxes, texts, colours, width=2, label_colors=["white"] * len(texts), fill_labels=True
+        picture, boxes, texts, colours, width=2 if framed else 0, label_colors=inks, fill_labels=True
     )
     return picture.permute(1, 2, 0).contiguous().numpy()
