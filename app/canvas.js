@@ -184,7 +184,7 @@ function drawBase(context) {
   context.drawImage(state.base.picture, 0, 0);
 }
 
-// The size (or class, score and level), printed at the top of the instance; tags that would overlap move down.
+// The size, printed at the top of the instance, or level, class and score, printed on its cell; tags that would overlap move down.
 function drawTags(context, scale, ratio) {
   const taken = [];
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -193,12 +193,13 @@ function drawTags(context, scale, ratio) {
   context.textAlign = "center";
   const cut = state.leftPicks ? (state.divider * canvas.width) / ratio : -1;
   state.shown.forEach((one, row) => {
+    if (one.behind && one.index === state.selected) return; // its cell is drawn there
     const toCss = scale / ratio;
-    const middle = ((one.viewBox[0] + one.viewBox[2]) / 2) * toCss;
+    const middle = (one.spot ? one.spot[0] : (one.viewBox[0] + one.viewBox[2]) / 2) * toCss;
     const style = styleOf(one, (middle < cut ? state.leftPicks : state.picks)[row]);
     const text = tagText(one, style);
     const [w, h] = [(oneStage() ? context.measureText(text).width : text.length * 8) + 12, 19];
-    let y = one.viewBox[1] * toCss + 3;
+    let y = one.spot ? one.spot[1] * toCss - h / 2 : one.viewBox[1] * toCss + 3;
     const x = Math.max(2, Math.min(canvas.width / ratio - w - 2, middle - w / 2));
     y = Math.max(2, Math.min(canvas.height / ratio - h - 2, y));
     for (let i = 0; i < 12 && taken.some((t) => x < t.x + t.w && t.x < x + w && y < t.y + h && t.y < y + h); i++) y += h + 1;

@@ -44,7 +44,7 @@ const LEVEL_PATTERNS = ["double outline", "plain outline", "long dashes", "short
 function fillLevelLegend() {
   const counts = levelCounts();
   const items = state.view.styles.map((style, k) => make("li", {}, outlineSample(style), sizeBadge(style),
-    make("span", {}, make("span", { className: "dm-hidden" }, `${LEVEL_PATTERNS[k]}: `), `${levelText(k)}: ${counts[k]}`)));
+    make("span", {}, make("span", { className: "dm-hidden" }, `${LEVEL_PATTERNS[k]}: `), `${levelText(k)}, ${counts[k]} ${counts[k] === 1 ? "object" : "objects"}`)));
   $(".dm-legend").replaceChildren(...items);
 }
 
@@ -234,7 +234,7 @@ function behindParts(picture, view, behind) {
     make("h3", {}, name),
     make("div", { className: "dm-tiles dm-cell-tiles" }, cropTile(picture, view, behind.crop),
       ...behind.tiles.map((tile) => pictureTile(tile.picture, tile.name, tile.place)), pictureTile(behind.mask, "the mask", "", true)),
-    make("div", { className: "dm-keys" }, scaleKey("logit", behind.scales.logit, [`−${limit}`, "0", limit]),
+    make("div", { className: "dm-keys" }, scaleKey("logit", behind.scales.logit, [`≤ −${limit}`, "0", `≥ ${limit}`]),
       scaleKey("probability", behind.scales.probability, ["0", "0.5", "1"])),
   ];
 }

@@ -24,7 +24,7 @@ from PIL import Image
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.models.solo.config import STRIDES
 from dynamask.ops.rle import encode_rle
-from dynamask.solo_predictor import SoloPrediction, SoloPredictor
+from dynamask.solo_predictor import SoloPrediction
 from dynamask.viz import cells
 from dynamask.viz.overlay import Outline, contrast_colour
 
@@ -146,10 +146,13 @@ def level_styles() -> list[dict[str, Any]]:
     return styles
 
 
-def level_facts(predictor: SoloPredictor) -> dict[str, list[int]]:
-    """Stride, grid and grid of representations of each level."""
-    config = predictor.model.config
-    return {"strides": list(STRIDES), "grids": list(config.grids), "mask_grids": list(config.representation_grids)}
+def level_facts(prediction: SoloPrediction) -> dict[str, list[Any]]:
+    """Stride, grid and grid of representations of each level, and the padded frame (H, W) in pixels of the picture."""
+    config, encoded = prediction.model.config, prediction.encoded
+    sides = zip(encoded.frame, prediction.image_size, encoded.network_sizes[0])
+    frame = [side * own / network for side, own, network in sides]
+    grids = {"grids": list(config.grids), "mask_grids": list(config.representation_grids)}
+    return {"strides": list(STRIDES), **grids, "frame": frame}
 
 
 def encode_masks(instances: CellInstances, image_size: tuple[int, int]) -> tuple[list[list[int]], bytes]:
@@ -168,19 +171,25 @@ def encode_masks(instances: CellInstances, image_size: tuple[int, int]) -> tuple
 
 
 def encode_instances(
-    instances: CellInstances, class_names: tuple[str, ...], grids: list[int], shapes: list[list[int]]
+    instances: CellInstances, class_names: tuple[str, ...], levels: dict[str, list[Any]], shapes: list[list[int]]
 ) -> list[dict[str, Any]]:
-    """Class, score, box, level, cell (row, column), shape of the mask and, where known, true quality of each."""
-    rows = []
+    """Class, score, box, level, cell, shape of the mask and, where known, true quality of each.
+
+    `cell` is (row, column), `spot` the cell's centre (x, y) in pixels of the picture.
+    """
+    rows, (high, wide) = [], levels["frame"]
     for i, label in enumerate(instances.labels.tolist()):
-        level, cell = int(instances.level[i]), int(instances.cell[i])
+        level = int(instances.level[i])
+        grid = levels["grids"][level]
+        down, across = divmod(int(instances.cell[i]), grid)
         row = {
             "label": class_names[label] if label < len(class_names) else f"class {label}",
             "score": float(instances.scores[i]),
             "box": instances.boxes[i].tolist(),
             "drawn": False,
             "level": level,
-            "cell": [cell // grids[level], cell % grids[level]],
+            "cell": [down, across],
+            "spot": [(across + 0.5) * wide / grid, (down + 0.5) * high / grid],
             "shape": shapes[i],
         }
         if not math.isnan(instances.mask_iou[i, 0]):

@@ -252,7 +252,7 @@ class Explorer:
             compact(picture.source, image), size, tuple(predictor.class_names), tuple(predictor.category_ids),
             tuple(predictor.level_macs(prediction.encoded)),
             found if picture.truth is None else found.judged(size, picture.truth), picture.truth, timings,
-            level_facts(predictor),
+            level_facts(prediction),
         )  # fmt: skip
         self._recent.put(session.token, prediction)
         return encode_cell_view(session, image, prediction.image_macs), session

@@ -64,6 +64,7 @@ async function decodeInstances(instances, masks, view, first) {
     : splitMasks(bytes, view.styles.map((style) => style.size), instances.length);
   const [sx, sy] = [view.view[0] / view.size[0], view.view[1] / view.size[1]];
   return instances.map((one, i) => ({ ...one, masks: grids[i], index: first + i, outlines: [], sprites: [], agreements: null,
+    spot: one.spot ? [one.spot[0] * sx, one.spot[1] * sy] : null,
     viewBox: [one.box[0] * sx, one.box[1] * sy, one.box[2] * sx, one.box[3] * sy] }));
 }
 

@@ -97,8 +97,8 @@ class Session:
         instances: found and drawn, in the order of the browser's indices.
         truth: (N, H, W) bool masks where the picture is a scene, else None.
         timings: milliseconds of "detect" and of the "mask_branch" with all sizes.
-        levels: of one-stage weights "strides", "grids" and "mask_grids" (the grids of representations) of the levels;
-            None where the weights are two-stage.
+        levels: of one-stage weights "strides", "grids" and "mask_grids" (the grids of representations) of the levels,
+            and "frame", (H, W) of the padded picture in pixels; None where the weights are two-stage.
     """
 
     token: str
@@ -115,7 +115,7 @@ class Session:
     instances: Instances | CellInstances = field(repr=False)
     truth: npt.NDArray[np.bool_] | None = field(repr=False)
     timings: dict[str, float]
-    levels: dict[str, list[int]] | None = None
+    levels: dict[str, list[Any]] | None = None
 
     def with_more(self, others: Instances) -> Session:
         """The same picture with more instances."""

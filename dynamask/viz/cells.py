@@ -33,6 +33,8 @@ _CORNERS = ("top right", "bottom right", "bottom left", "top left")
 _SIDES = {-1: ("top", "left"), 0: ("", ""), 1: ("bottom", "right")}
 _MOVED = 0.05
 """Cells from which on a neighbour counts as moved."""
+MOST_LOGIT = 10.0
+"""Colours end there: a probability within 0.00005 of 0 or 1 is as sure as it needs to be."""
 TILE_SIDE = 240
 """Least longer side of a panel drawn as a picture, in pixels."""
 _LARGEST = 1600
@@ -89,13 +91,14 @@ def grid_lines(size: tuple[int, int], frame: tuple[float, float], grid: int) -> 
 
 
 def object_crop(view: CellView, margin: float = 0.35) -> Crop:
-    """The part of the maps (h, w) around the mask, or around the cell where the mask is empty.
+    """The part of the maps (h, w) around the mask's largest piece, or around the cell where the mask is empty.
 
     Args:
         margin: on every side, as a share of the object's longer side.
     """
     height, width = view.mask.shape
-    rows, columns = np.nonzero(view.mask.numpy() >= 0.5)
+    _, pieces, facts, _ = cv2.connectedComponentsWithStats((view.mask.numpy() >= 0.5).astype(np.uint8))
+    rows, columns = np.nonzero(pieces == 1 + int(facts[1:, cv2.CC_STAT_AREA].argmax())) if len(facts) > 1 else ([], [])
     if len(rows) == 0:
         x0, y0, x1, y1 = cell_box(view)
         scale = height / view.frame[0], width / view.frame[1]
@@ -113,9 +116,9 @@ def crop_box(view: CellView, crop: Crop) -> tuple[float, float, float, float]:
 
 
 def logit_limit(view: CellView, crop: Crop) -> float:
-    """Up to which logit, in size, the colours of all representations of a view reach; at least 1."""
+    """Up to which logit, in size, the colours of all representations of a view reach: from 1 to ``MOST_LOGIT``."""
     part = view.representations[:, crop[0] : crop[1], crop[2] : crop[3]].abs().flatten()
-    return max(1.0, float(np.quantile(part.numpy(), 0.98))) if len(part) else 1.0
+    return float(np.clip(np.quantile(part.numpy(), 0.98), 1.0, MOST_LOGIT)) if len(part) else 1.0
 
 
 def sampled_colours(scale: str, count: int) -> list[str]:
