@@ -123,8 +123,8 @@ class Recent:
         self._kept: OrderedDict[str, SoloPrediction] = OrderedDict()
 
     def put(self, token: str, prediction: SoloPrediction) -> None:
-        """Keep one; the one that was used longest ago goes."""
-        self._kept[token] = prediction
+        """Keep one without its masks, which are large; the one that was used longest ago goes."""
+        self._kept[token] = dataclasses.replace(prediction, masks=prediction.masks[:0])
         self._kept.move_to_end(token)
         while len(self._kept) > KEPT_PREDICTIONS:
             self._kept.popitem(last=False)
@@ -255,7 +255,7 @@ def answer_of(prediction: SoloPrediction, weights: str) -> dict[str, Any]:
 
 
 def found_again(prediction: SoloPrediction, instances: CellInstances, row: int) -> int | None:
-    """The row of a new prediction of the same picture that a kept instance is; None where it is not there."""
+    """The row of a prediction of the same picture that a kept instance is; None where it is not there."""
     same = (prediction.level == int(instances.level[row])) & (prediction.cell == int(instances.cell[row]))
     rows = torch.nonzero(same & (prediction.labels == int(instances.labels[row])))[:, 0].tolist()
     return rows[0] if rows else None

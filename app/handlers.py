@@ -262,12 +262,11 @@ class Explorer:
         if not isinstance(session.instances, CellInstances):
             raise DynaMaskError("these weights find objects in boxes, not in cells; choose one-stage weights")
         row = whole(wish.get("row"), "instance", 0, max(0, len(session.instances) - 1))
-        prediction, own = self._recent.get(session.token), row
+        prediction = self._recent.get(session.token)
         if prediction is None:
             prediction = self.shelf.get(session.weights)(read_picture(session.source), score=LOWEST_SCORE)
             self._recent.put(session.token, prediction)
-        if row >= len(prediction) or found_again(prediction, session.instances, row) != row:
-            own = found_again(prediction, session.instances, row)
+        own = found_again(prediction, session.instances, row)
         if own is None:
             raise DynaMaskError("this instance was not found again; open the picture again")
         return as_json({"type": "cell", "token": session.token, "row": row, **explained(prediction, own)})

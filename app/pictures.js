@@ -25,9 +25,12 @@ function complain(text, look = "problem") {
   $(".dm-alert").classList.toggle("dm-note", look === "note");
 }
 
-// Asks the server, one wish at a time; a second click while one runs is nothing.
+// Asks the server, one wish at a time; a second click while one runs is nothing, but a question about a cell is waited for.
 function ask(wish, text, quiet = false) {
-  if (state.explaining) state.queued = [wish, text, quiet];
+  if (state.explaining) {
+    state.queued = [wish, text, quiet];
+    return;
+  }
   if (state.busy) return;
   busy(true, text, quiet);
   trigger("select", wish);
@@ -40,7 +43,7 @@ function open(wish, text) {
 const MOST_BYTES = 100e6;
 
 async function send(file) {
-  if (!file || state.busy) return;
+  if (!file || (state.busy && !state.explaining)) return;
   if (file.size > MOST_BYTES) {
     complain(`This file has ${Math.round(file.size / 1e6)} MB; choose a picture of at most ${MOST_BYTES / 1e6} MB.`);
     return;

@@ -121,13 +121,14 @@ def test_an_instance_is_explained_as_the_predictor_explains_it(shown, predictor,
             ask(shown, picture, ask="explain", row=wrong)
 
 
-def test_only_the_last_predictions_are_kept():
-    recent = cells.Recent()
+def test_only_the_last_predictions_are_kept_and_no_masks(predictor, picture):
+    recent, prediction = cells.Recent(), predictor(picture, score=0.05)
     for name in ("a", "b"):
-        recent.put(name, name)
-    assert recent.get("a") == "a"
-    recent.put("c", "c")
-    assert (recent.get("a"), recent.get("b"), recent.get("c")) == ("a", None, "c")
+        recent.put(name, prediction)
+    assert recent.get("a").encoded is prediction.encoded and len(recent.get("a").masks) == 0
+    recent.put("c", prediction)
+    assert recent.get("b") is None and recent.get("a") is not None and recent.get("c") is not None
+    assert len(prediction.masks) == len(prediction) > 0
 
 
 def test_what_needs_a_switch_or_boxes_is_one_sentence(shown, predictor, picture, tmp_path):

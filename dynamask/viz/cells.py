@@ -157,7 +157,7 @@ def cell_sentence(view: CellView) -> str:
     """Level, cell and neighbours of an instance in plain English."""
     text = (
         f"Level {view.level + 1} of 5 (stride {view.stride}, a grid of {view.grid} × {view.grid} cells) because of the "
-        f"object's size; cell ({view.row}, {view.column}) because its centre of mass lies there. "
+        f"object's size; cell (row {view.row}, column {view.column}) because the model sees its centre of mass there. "
     )
     count, places = len(view.positions), ", ".join(position_text(p) for p in view.positions.tolist())
     if view.neighbours is None:
