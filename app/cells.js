@@ -109,7 +109,7 @@ function receiveCell(answer) {
 
 function arrow(context, [x0, y0], [x1, y1], unit) {
   const angle = Math.atan2(y1 - y0, x1 - x0);
-  const head = Math.min(7 * unit, Math.hypot(x1 - x0, y1 - y0) * 0.6);
+  const head = Math.min(12 * unit, Math.hypot(x1 - x0, y1 - y0) * 0.7);
   context.beginPath();
   context.moveTo(x0, y0);
   context.lineTo(x1, y1);

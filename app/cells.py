@@ -201,7 +201,7 @@ def encode_instances(
 def explained(prediction: SoloPrediction, row: int) -> dict[str, Any]:
     """What is behind one instance, as JSON values; places are (x, y) in pixels of the picture."""
     view = prediction.explain(row)
-    crop = cells.object_crop(view)
+    crop = cells.object_crop(view, size=prediction.image_size)
     pictures = [_png_url(picture) for picture in cells.tile_pictures(view, crop)]
     places = [cells.position_text(place) for place in view.positions.tolist()]
     bases = [cells.position_text(place) for place in view.base.tolist()]

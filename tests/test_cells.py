@@ -42,6 +42,8 @@ def test_geometry_by_hand():
     assert across == [40, 80, 120, 160] and down == [20, 40, 60, 80]  # the padding has none
     crop = cells.object_crop(view, margin=0.2)  # two cells of maps on every side
     assert crop == (6, 16, 18, 32) and cells.crop_box(view, crop) == (72.0, 24.0, 128.0, 64.0)
+    wide = cells.object_crop(view, margin=5.0, size=(100, 200))
+    assert wide == (0, 25, 0, 50)  # the picture has 25 of 30 rows and 50 of 60 columns
     empty = cells.object_crop(view_of(mask=torch.zeros(30, 60)), margin=0.0)
     assert empty == (8, 17, 18, 32)  # the cell, rows 10–14 and columns 20–29, and two more
 

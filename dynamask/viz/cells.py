@@ -90,11 +90,12 @@ def grid_lines(size: tuple[int, int], frame: tuple[float, float], grid: int) -> 
     return across, down
 
 
-def object_crop(view: CellView, margin: float = 0.35) -> Crop:
+def object_crop(view: CellView, margin: float = 0.35, size: tuple[int, int] | None = None) -> Crop:
     """The part of the maps (h, w) around the mask's largest piece, or around the cell where the mask is empty.
 
     Args:
         margin: on every side, as a share of the object's longer side.
+        size: (H, W) of the picture in pixels, to leave out what lies in the padding alone.
     """
     height, width = view.mask.shape
     _, pieces, facts, _ = cv2.connectedComponentsWithStats((view.mask.numpy() >= 0.5).astype(np.uint8))
@@ -105,7 +106,10 @@ def object_crop(view: CellView, margin: float = 0.35) -> Crop:
         rows, columns = np.array([y0, y1 - 1e-6]) * scale[0], np.array([x0, x1 - 1e-6]) * scale[1]
     low, high = (np.floor([f(rows), f(columns)]).astype(int) for f in (np.min, np.max))
     more = max(2, round(margin * float((high - low).max() + 1)))
-    low, high = np.maximum(low - more, 0), np.minimum(high + 1 + more, [height, width])
+    used = view.frame if size is None else size
+    limit = np.ceil(np.array(used) / view.frame * view.mask.shape - 1e-6).astype(int)
+    high = np.minimum(high + 1 + more, limit)
+    low = np.clip(low - more, 0, high - 1)
     return int(low[0]), int(high[0]), int(low[1]), int(high[1])
 
 
