@@ -19,6 +19,7 @@ import torch
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from app import cells
 from app.tabs.spoken import refuse
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
@@ -26,6 +27,7 @@ from dynamask.data.shapes.scene import make_scene
 from dynamask.models.rcnn import policies
 from dynamask.ops.rle import encode_rle
 from dynamask.predictor import check_choice
+from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
@@ -161,6 +163,8 @@ def rechosen(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
 
 def _parts(prediction: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], tuple[int, ...]]:
     """Probabilities (R, 4), boxes (R, 4), picture size and MACs (4,) of an answer that came back."""
+    if isinstance(prediction, dict) and prediction.get("family") == "one-stage":
+        raise DynaMaskError("one-stage weights have one mask size; there is nothing to choose anew")
     try:
         instances = prediction["instances"]
         if len(instances) > MAX_INSTANCES or not all(isinstance(one, dict) for one in instances):
@@ -217,6 +221,29 @@ def checked_boxes(boxes: Any) -> list[list[float]] | None:
     return boxes
 
 
+def cell_answer(
+    predictor: SoloPredictor,
+    weights: str,
+    image: Any,
+    policy: Any,
+    budget: Any,
+    score: Any,
+    boxes: Any,
+    all_sizes: Any,
+) -> dict[str, Any]:
+    """The answer of one-stage weights: masks, scores, levels and cells, and no mask size.
+
+    Raises:
+        DynaMaskError: a policy, a budget, boxes or all sizes are asked for, or the picture is refused.
+    """
+    options = {"boxes": boxes, "all_sizes": all_sizes or None}
+    least = number(score, "score", 0, 1)
+    predictor.check_choice(policy, budget)
+    picture = opened_picture(image, Path(get_upload_folder()))
+    wanted = {name: value for name, value in options.items() if value is not None}
+    return cells.answer_of(predictor(picture, score=least, **wanted), weights)
+
+
 def build(shared: Shared) -> None:
     """Add the endpoints to the page that is being built."""
 
@@ -232,6 +259,8 @@ def build(shared: Shared) -> None:
         """Find the objects of a picture, or take given boxes, and make a mask of the chosen size for each."""
         try:
             predictor = shared.predictor(weights)
+            if isinstance(predictor, SoloPredictor):
+                return cell_answer(predictor, weights, image, policy, budget, score, boxes, all_sizes)
             macs = tuple(int(value) for value in predictor.costs.macs_per_instance)
             policy, budget = checked_policy(policy, budget, macs)
             options = {"policy": policy, "budget": budget, "score": number(score, "score", 0, 1)}

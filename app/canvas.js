@@ -5,10 +5,10 @@ const $ = (selector) => element.querySelector(selector);
 const root = $(".dm");
 const canvas = $(".dm-canvas");
 const state = {
-  policy: "learned", step: 200, score: 0.5, opacity: 0.45, boxes: false, paper: false,
+  policy: "learned", step: 200, score: 0.5, opacity: 0.45, boxes: false, paper: false, each: false,
   hidden: new Set(), overrides: new Map(), compare: null, divider: 0.5, drawing: null,
   selected: null, hovered: null, view: null, picture: null, shown: [], picks: [], leftPicks: null,
-  fronts: new Map(), why: null, answerMs: 0, timing: null,
+  fronts: new Map(), why: null, answerMs: 0, timing: null, scores: {}, explaining: false, queued: null,
 };
 const BUDGET_STEPS = 200;
 const POLICIES = [
@@ -26,7 +26,7 @@ function policyName(policy) {
 // ---- what is shown ----
 
 function styles() {
-  return state.paper ? state.view.paper_styles : state.view.styles;
+  return (state.paper && state.view.paper_styles) || state.view.styles;
 }
 
 function budgetMacs() {
@@ -47,19 +47,21 @@ function allowed(policy) {
 
 function picksOf(policy) {
   const { view, overrides, fronts } = state;
+  if (oneStage()) return state.shown.map((one) => one.level);
   return assign(state.shown, allowed(policy) ? policy : "learned", {
     sizes: view.styles.map((style) => style.size), macs: view.macs, budget: budgetMacs(), size: view.size, overrides, fronts });
 }
 
-// The instances above the score in the classes that are on, best first, and the index of the size of each.
+// The instances above the score in the classes that are on, best first, and the index of the size (or level) of each.
 function choose() {
   state.shown = state.view.instances.filter((one) => one.score >= state.score && !state.hidden.has(one.label))
     .sort((a, b) => b.score - a.score);
   state.picks = picksOf(state.policy);
-  state.leftPicks = state.compare ? picksOf(state.compare) : null;
+  state.leftPicks = state.compare && !oneStage() ? picksOf(state.compare) : null;
 }
 
 function field(one, k) {
+  if (oneStage()) return pasteField(one.masks[0], one.shape[1], one.viewBox, ...state.view.view, one.shape[0]);
   return pasteField(one.masks[k], state.view.styles[k].size, one.viewBox, ...state.view.view);
 }
 
@@ -117,7 +119,7 @@ function strokeBox(context, [x0, y0, x1, y1], unit) {
 }
 
 function drawInstance(context, one, k, unit) {
-  const style = styles()[k];
+  const style = styleOf(one, k);
   const { path } = outline(one, k);
   const strong = one.index === state.selected || one.index === state.hovered;
   context.globalAlpha = state.opacity;
@@ -129,7 +131,7 @@ function drawInstance(context, one, k, unit) {
 
 // The instance as it looks at rest, kept as a small picture: a move of the slider then only copies pixels.
 function sprite(one, k, scale, unit) {
-  const key = `${state.opacity} ${state.paper} ${state.boxes} ${scale} ${unit}`;
+  const key = `${state.opacity} ${state.paper} ${state.each} ${state.boxes} ${scale} ${unit}`;
   const kept = one.sprites[k];
   if (kept?.key === key) return kept;
   const pad = 5 * unit;
@@ -182,7 +184,7 @@ function drawBase(context) {
   context.drawImage(state.base.picture, 0, 0);
 }
 
-// The size, printed at the top of the instance; tags that would overlap move down.
+// The size, printed at the top of the instance, or level, class and score, printed on its cell; tags that would overlap move down.
 function drawTags(context, scale, ratio) {
   const taken = [];
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -191,12 +193,13 @@ function drawTags(context, scale, ratio) {
   context.textAlign = "center";
   const cut = state.leftPicks ? (state.divider * canvas.width) / ratio : -1;
   state.shown.forEach((one, row) => {
+    if (one.behind && one.index === state.selected) return; // its cell is drawn there
     const toCss = scale / ratio;
-    const middle = ((one.viewBox[0] + one.viewBox[2]) / 2) * toCss;
-    const style = styles()[(middle < cut ? state.leftPicks : state.picks)[row]];
-    const text = state.overrides.has(one.index) ? `${style.size}*` : String(style.size);
-    const [w, h] = [text.length * 8 + 12, 19];
-    let y = one.viewBox[1] * toCss + 3;
+    const middle = (one.spot ? one.spot[0] : (one.viewBox[0] + one.viewBox[2]) / 2) * toCss;
+    const style = styleOf(one, (middle < cut ? state.leftPicks : state.picks)[row]);
+    const text = tagText(one, style);
+    const [w, h] = [(oneStage() ? context.measureText(text).width : text.length * 8) + 12, 19];
+    let y = one.spot ? one.spot[1] * toCss - h / 2 : one.viewBox[1] * toCss + 3;
     const x = Math.max(2, Math.min(canvas.width / ratio - w - 2, middle - w / 2));
     y = Math.max(2, Math.min(canvas.height / ratio - h - 2, y));
     for (let i = 0; i < 12 && taken.some((t) => x < t.x + t.w && t.x < x + w && y < t.y + h && t.y < y + h); i++) y += h + 1;
@@ -261,6 +264,7 @@ function draw() {
   drawLayer(context, state.picks, cut, width, scale, unit);
   drawTags(context, scale, ratio);
   if (state.leftPicks) drawDivider(context, ratio);
+  if (oneStage()) drawBehind(context, scale, unit);
   if (state.drawing) drawRubber(context, scale, unit);
 }
 
@@ -283,6 +287,7 @@ function showControls() {
   setText($(".dm-opacity-value"), percent(state.opacity));
   $(".dm-boxes").checked = state.boxes;
   $(".dm-paper").checked = state.paper;
+  $(".dm-each").checked = state.each;
   const byHand = state.overrides.size ? " A star marks sizes set by hand." : "";
   setText($(".dm-policy-note"), POLICIES.find(([name]) => name === state.policy)[2] + byHand);
   for (const radio of element.querySelectorAll("[name=dm-policy]")) {
@@ -295,7 +300,7 @@ function showControls() {
 }
 
 function showCompare() {
-  const on = state.compare !== null;
+  const on = state.compare !== null && !oneStage();
   $(".dm-compare").setAttribute("aria-pressed", String(on));
   $(".dm-divider-row").hidden = !on;
   if (!on) return;
@@ -315,27 +320,33 @@ function showCompare() {
 
 // Mean true boundary IoU of the shown instances that have a truth; null where none has.
 function meanTruth(picks) {
-  const values = state.shown.map((one, i) => (one.boundary ? one.boundary[picks[i]] : null)).filter((value) => value !== null);
+  const values = state.shown.map((one, i) => (one.boundary ? one.boundary[oneStage() ? 0 : picks[i]] : null)).filter((value) => value !== null);
   return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
 }
 
-function showPanels() {
+function showNumbers(numbers) {
   const { view } = state;
-  const numbers = summaryOf(state.picks);
-  showControls();
   fillFigures($(".dm-figures"), view, numbers, meanTruth(state.picks));
   const applied = state.policy === "budget" || state.policy === "oracle";
   fillGauge({ gauge: $(".dm-gauge"), bar: $(".dm-gauge-bar"), mark: $(".dm-gauge-mark"), text: $(".dm-gauge-text") },
     view, numbers, budgetMacs(), applied);
   fillShares($(".dm-bars"), styles(), state.picks);
   showTiming(numbers);
+}
+
+function showPanels() {
+  const { view } = state;
+  const numbers = summaryOf(state.picks);
+  showControls();
+  if (oneStage()) fillLevelNumbers(numbers);
+  else showNumbers(numbers);
   fillTable($(".dm-table tbody"), view, styles(), state, select);
   const none = state.shown.length === 0;
   $(".dm-table-scroll").hidden = none;
   $(".dm-table-empty").hidden = !none;
   $(".dm-clear-boxes").hidden = !view.instances.some((one) => one.drawn);
   if (none) {
-    $(".dm-table-empty").textContent = !view.instances.length ? "No object was found in this picture. Draw a box around something."
+    $(".dm-table-empty").textContent = !view.instances.length ? (oneStage() ? "No object was found in this picture." : "No object was found in this picture. Draw a box around something.")
       : state.hidden.size ? "Nothing is shown: lower the score, or switch a class on."
         : `None of the ${view.instances.length} candidates reaches score ${state.score.toFixed(2)}: lower the score.`;
   }

@@ -37,9 +37,10 @@ function connectControls() {
   live(".dm-score", "input", (slider) => (state.score = Number(slider.value)));
   live(".dm-opacity", "input", (slider) => (state.opacity = Number(slider.value)));
   live(".dm-boxes", "change", (box) => (state.boxes = box.checked));
+  live(".dm-each", "change", (box) => (state.each = box.checked));
   live(".dm-paper", "change", (box) => {
     state.paper = box.checked;
-    if (state.view) fillLegend($(".dm-legend"), state.view, styles());
+    if (state.view && !oneStage()) fillLegend($(".dm-legend"), state.view, styles());
   });
   $(".dm-draw").addEventListener("click", () => {
     drawingMode(!state.drawing);
@@ -87,6 +88,12 @@ function instanceAt(event) {
   return boxed.length ? boxed.reduce((a, b) => (area(b) < area(a) ? b : a)).index : null;
 }
 
+function sizeTip(one, k) {
+  const odds = state.view.styles.map((style, i) => `${style.size}: ${percent(one.probs[i])}`).join("  ");
+  return [make("strong", {}, `${one.label} ${one.score.toFixed(2)} → ${state.view.styles[k].size}`),
+    make("span", {}, `box ${boxText(one.box)} px · ${formatMacs(state.view.macs[k])}`), make("span", {}, odds)];
+}
+
 function showTip(event) {
   const tip = $(".dm-tip");
   const row = state.shown.findIndex((one) => one.index === state.hovered);
@@ -94,9 +101,7 @@ function showTip(event) {
   if (row < 0) return;
   const one = state.shown[row];
   const k = state.picks[row];
-  const odds = state.view.styles.map((style, i) => `${style.size}: ${percent(one.probs[i])}`).join("  ");
-  tip.replaceChildren(make("strong", {}, `${one.label} ${one.score.toFixed(2)} → ${state.view.styles[k].size}`),
-    make("span", {}, `box ${boxText(one.box)} px · ${formatMacs(state.view.macs[k])}`), make("span", {}, odds));
+  tip.replaceChildren(...(oneStage() ? levelTip(one, k) : sizeTip(one, k)));
   const stage = $(".dm-stage").getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(event.clientX - stage.left + 14, stage.width - tip.offsetWidth - 4))}px`;
   tip.style.top = `${Math.max(4, Math.min(event.clientY - stage.top + 16, stage.height - tip.offsetHeight - 4))}px`;
@@ -122,7 +127,7 @@ function connectPointer() {
     });
   }
   canvas.addEventListener("click", (event) => {
-    if (!state.view || state.drawing || state.busy) return;
+    if (!state.view || state.drawing || (state.busy && !state.explaining)) return;
     if (state.pulled) {
       state.pulled = false;
       return;
@@ -150,7 +155,8 @@ function connectKeys() {
     const count = state.shown.length;
     const next = row < 0 ? (move > 0 ? 0 : count - 1) : (row + move + count) % count;
     select(state.shown[next].index);
-    say(`Instance ${state.shown[next].index + 1}, ${state.shown[next].label}, size ${state.view.styles[state.picks[next]].size}.`);
+    const word = oneStage() ? "level" : "size";
+    say(`Instance ${state.shown[next].index + 1}, ${state.shown[next].label}, ${word} ${state.view.styles[state.picks[next]].size}.`);
   });
   canvas.addEventListener("focus", () => state.drawing && draw());
 }
@@ -215,6 +221,11 @@ function connectPictures() {
   $(".dm-camera-cancel").addEventListener("click", () => $(".dm-camera").close());
   document.addEventListener("dynamask-refused", () => {
     if (!state.busy) return;
+    if (state.explaining) {
+      const one = state.view.instances.find((each) => each.asked && !each.behind && !each.failed);
+      if (one) one.failed = true;
+      if (explained()) return;
+    }
     busy(false);
     state.pending = null;
     if (state.view) {

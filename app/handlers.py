@@ -18,14 +18,25 @@ import numpy as np
 import torch
 from PIL import Image
 
+from app.cells import CellInstances, Recent, explained, found_again, level_facts
 from app.export import KINDS, Picks, export
 from app.session import Instances, Session
-from app.view import LOWEST_SCORE, THUMBNAIL_SIDE, UInt8Array, as_json, encode_more, encode_view, jpeg_url
+from app.view import (
+    LOWEST_SCORE,
+    THUMBNAIL_SIDE,
+    UInt8Array,
+    as_json,
+    encode_cell_view,
+    encode_more,
+    encode_view,
+    jpeg_url,
+)
 from app.weights import Shelf
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.predictor import Regions
+from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
@@ -43,6 +54,8 @@ KEPT_VIEWS = 24
 LARGEST_KEPT = 8_000_000
 """Bytes of an uploaded file that a session keeps as it is."""
 LARGEST_SEED = 2**31 - 1
+ASKS = ("open", "draw", "measure", "explain", "export")
+"""What the page may ask for."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +197,7 @@ class Explorer:
         self.examples = examples
         self._kept: OrderedDict[tuple[str, str, str], tuple[str, Session]] = OrderedDict()
         self._opening: tuple[str, Session] | None = None
+        self._recent = Recent()
         self._tokens, self._turns = itertools.count(1), itertools.count(1)
 
     # ---- pictures ----
@@ -199,6 +213,18 @@ class Explorer:
             self._kept.move_to_end(kept)
             return self._kept[kept]
         predictor = self.shelf.get(weights)
+        if isinstance(predictor, SoloPredictor):
+            answer = self._cells(picture, weights, predictor)
+        else:
+            answer = self._sizes(picture, weights, predictor)
+        if picture.kind != "own":
+            self._kept[kept] = answer
+            while len(self._kept) > KEPT_VIEWS:
+                self._kept.popitem(last=False)
+        return answer
+
+    def _sizes(self, picture: Picture, weights: str, predictor: Predictor) -> tuple[str, Session]:
+        """The answer of weights with a switch."""
         image = read_picture(picture.source)
         prediction = predictor(image, all_sizes=True, score=LOWEST_SCORE)
         found = Instances.of(prediction)
@@ -211,12 +237,39 @@ class Explorer:
             measured(prediction),
         )  # fmt: skip
         image_macs = int(sum(macs for row, macs in prediction.image_macs.items() if row != "switch"))
-        answer = encode_view(session, image, int(predictor.costs.switch_macs), image_macs), session
-        if picture.kind != "own":
-            self._kept[kept] = answer
-            while len(self._kept) > KEPT_VIEWS:
-                self._kept.popitem(last=False)
-        return answer
+        return encode_view(session, image, int(predictor.costs.switch_macs), image_macs), session
+
+    def _cells(self, picture: Picture, weights: str, predictor: SoloPredictor) -> tuple[str, Session]:
+        """The answer of one-stage weights; what is behind each mask is asked for later."""
+        image = read_picture(picture.source)
+        prediction = predictor(image, score=LOWEST_SCORE)
+        found = CellInstances.of(prediction)
+        size = prediction.image_size
+        spent = prediction.timings
+        timings = {"detect": round(spent["encode"], 3), "mask_branch": round(spent["masks"], 3)}
+        session = Session(
+            str(next(self._tokens)), weights, picture.kind, picture.key, picture.title, picture.credit,
+            compact(picture.source, image), size, tuple(predictor.class_names), tuple(predictor.category_ids),
+            tuple(predictor.level_macs(prediction.encoded)),
+            found if picture.truth is None else found.judged(size, picture.truth), picture.truth, timings,
+            level_facts(prediction),
+        )  # fmt: skip
+        self._recent.put(session.token, prediction)
+        return encode_cell_view(session, image, prediction.image_macs), session
+
+    def explain(self, wish: Mapping[str, Any], session: Session) -> str:
+        """The cell, the neighbours and the representations behind one instance of one-stage weights."""
+        if not isinstance(session.instances, CellInstances):
+            raise DynaMaskError("these weights find objects in boxes, not in cells; choose one-stage weights")
+        row = whole(wish.get("row"), "instance", 0, max(0, len(session.instances) - 1))
+        prediction = self._recent.get(session.token)
+        if prediction is None:
+            prediction = self.shelf.get(session.weights)(read_picture(session.source), score=LOWEST_SCORE)
+            self._recent.put(session.token, prediction)
+        own = found_again(prediction, session.instances, row)
+        if own is None:
+            raise DynaMaskError("this instance was not found again; open the picture again")
+        return as_json({"type": "cell", "token": session.token, "row": row, **explained(prediction, own)})
 
     def example(self, name: Any) -> Picture:
         """An example by its file name; DynaMaskError where there is none."""
@@ -266,14 +319,14 @@ class Explorer:
         """The canvas's answer to a request, and the session after it.
 
         Args:
-            wish: what the browser sent: a mapping with `ask` = "open", "draw", "measure" or "export".
+            wish: what the browser sent: a mapping with `ask`, one of ``ASKS``.
             session: the visitor's; None while the opening picture is on the page.
             folder: where uploads are stored.
 
         Raises:
             DynaMaskError: the request cannot be met; the message says why.
         """
-        if not isinstance(wish, Mapping) or wish.get("ask") not in ("open", "draw", "measure", "export"):
+        if not isinstance(wish, Mapping) or wish.get("ask") not in ASKS:
             raise DynaMaskError("the page asked for something unknown; reload it")
         text, session = self._answer(wish, session if session is not None else self.first_session(), folder)
         return f'{{"turn": {next(self._turns)}, {text[1:]}', session  # no two alike: the page is told of changes only
@@ -286,7 +339,9 @@ class Explorer:
             raise DynaMaskError("the server has forgotten this picture; open it again")
         if wish["ask"] == "draw":
             return self.draw(wish, session)
-        picks = checked_picks(wish.get("picks"), len(session.instances))
+        if wish["ask"] == "explain":
+            return self.explain(wish, session), session
+        picks = checked_picks(wish.get("picks"), len(session.instances), len(session.macs))
         if wish["ask"] == "measure":
             return self.measure(session, picks), session
         if wish.get("what") not in KINDS:
@@ -317,6 +372,7 @@ class Explorer:
         """Instances for given boxes, and the session with them."""
         if not isinstance(boxes, list) or not boxes:
             raise DynaMaskError("no box was drawn; drag over the picture from corner to corner")
+        self._needs_boxes(session, "a mask for a drawn box")
         if int(session.instances.drawn.sum()) + len(boxes) > MAX_DRAWN:
             raise DynaMaskError(f"more than {MAX_DRAWN} boxes on one picture are too many; open it again to start anew")
         prediction = self.shelf.get(session.weights)(read_picture(session.source), boxes=boxes, all_sizes=True)
@@ -325,8 +381,15 @@ class Explorer:
             added = quality(added, session.image_size, session.truth)
         return added, session.with_more(added)
 
+    @staticmethod
+    def _needs_boxes(session: Session, what: str) -> None:
+        """Refuse what one-stage weights cannot do, named as a sentence's subject."""
+        if session.levels is not None:
+            raise DynaMaskError(f"{what} needs DynaMask's own weights; {session.weights} are one-stage: choose others")
+
     def measure(self, session: Session, picks: Picks) -> str:
         """Run the mask branch again for these instances at these sizes alone, as outside this page, and time it."""
+        self._needs_boxes(session, "measuring a choice of sizes")
         milliseconds = 0.0
         if picks:
             rows = [row for row, _ in picks]
@@ -368,15 +431,21 @@ class Explorer:
         return as_json(entries)
 
 
-def checked_picks(picks: Any, count: int) -> list[tuple[int, int]]:
-    """[[row, size index], …] of a request; DynaMaskError where they do not fit the session's instances."""
+def checked_picks(picks: Any, count: int, choices: int = len(MASK_SIZES)) -> list[tuple[int, int]]:
+    """[[row, size index], …] of a request; DynaMaskError where they do not fit the session's instances.
+
+    Args:
+        picks: as it came.
+        count: of instances.
+        choices: of sizes; for one-stage weights of levels, which stand in their place.
+    """
     if not isinstance(picks, list) or len(picks) > count:
         raise DynaMaskError("the instances of this request do not fit the picture; reload the page")
     checked = []
     for pick in picks:
         pair = pick if isinstance(pick, list) and len(pick) == 2 else [None, None]
         row = whole(pair[0], "instance", 0, max(0, count - 1))
-        checked.append((row, whole(pair[1], "size", 0, len(MASK_SIZES) - 1)))
+        checked.append((row, whole(pair[1], "size", 0, choices - 1)))
     return checked
 
 

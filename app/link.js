@@ -11,13 +11,15 @@ function linkText() {
   words.set("w", view.weights);
   if (view.kind === "example") words.set("e", view.key);
   if (view.kind === "scene") words.set("s", view.key);
-  words.set("p", state.policy);
-  words.set("b", (budgetMacs() / 1e9).toPrecision(4));
+  if (!oneStage()) {
+    words.set("p", state.policy);
+    words.set("b", (budgetMacs() / 1e9).toPrecision(4));
+  }
   words.set("t", state.score.toFixed(2));
   words.set("o", state.opacity.toFixed(2));
   if (state.boxes) words.set("x", "1");
-  if (state.paper) words.set("c", "paper");
-  if (state.compare) words.set("v", `${state.compare},${state.divider.toFixed(2)}`);
+  if (oneStage() ? state.each : state.paper) words.set("c", oneStage() ? "each" : "paper");
+  if (state.compare && !oneStage()) words.set("v", `${state.compare},${state.divider.toFixed(2)}`);
   if (state.selected !== null) words.set("i", state.selected + 1);
   for (const label of state.hidden) words.append("h", label);
   if (state.overrides.size) words.set("f", [...state.overrides].map(([index, k]) => `${index + 1}:${view.styles[k].size}`).join(","));
@@ -57,7 +59,7 @@ function readLink(hash) {
   return {
     weights: words.get("w"), example: words.get("e"), scene: scene ? sceneWish(scene[1], scene[2], scene[3]) : null,
     policy: known(words.get("p")), budget: within(words.get("b"), 0, 1e6), score: within(words.get("t"), 0.05, 0.99),
-    opacity: within(words.get("o"), 0, 1), boxes: words.get("x") === "1", paper: words.get("c") === "paper",
+    opacity: within(words.get("o"), 0, 1), boxes: words.get("x") === "1", paper: words.get("c") === "paper", each: words.get("c") === "each",
     compare: known(left), divider: within(place || null, 0, 1) ?? 0.5, selected: within(words.get("i"), 1, 1e4),
     hidden: words.getAll("h"), drawn: boxes,
     fixed: (words.get("f") || "").split(",").map((pair) => pair.split(":").map(Number)).filter(([i, size]) => i >= 1 && size),
@@ -74,12 +76,12 @@ function applySettings(link) {
   const sizes = view.styles.map((style) => style.size);
   Object.assign(state, {
     policy: link.policy ?? state.policy, score: link.score ?? state.score, opacity: link.opacity ?? state.opacity,
-    boxes: link.boxes, paper: link.paper, compare: link.compare, divider: link.divider,
+    boxes: link.boxes, paper: link.paper, each: link.each, compare: link.compare, divider: link.divider,
     selected: link.selected === null ? null : link.selected - 1, hidden: new Set(link.hidden),
     overrides: new Map(link.fixed.filter(([i, size]) => i <= view.instances.length && sizes.includes(size))
       .map(([i, size]) => [i - 1, sizes.indexOf(size)])),
   });
-  if (link.budget !== null) state.step = nearestStep(link.budget * 1e9 * 0.9999);
+  if (link.budget !== null && !oneStage()) state.step = nearestStep(link.budget * 1e9 * 0.9999);
   showLegendAndClasses();
   refresh();
 }
@@ -119,6 +121,7 @@ async function copyLink() {
 function now() {
   const { view } = state;
   if (!view) return {};
+  if (oneStage()) return { family: view.family, score: state.score, weights: view.weights, kind: view.kind, key: view.key, picks: [] };
   return { policy: state.policy, budget: budgetMacs() / 1e9, mean: summaryOf(state.picks).mean / 1e9, score: state.score,
     weights: view.weights, kind: view.kind, key: view.key, picks: shownPicks() };
 }
@@ -126,7 +129,7 @@ function now() {
 window.dynamask = {
   now,
   setBudget(gmacs) {
-    if (!state.view || !Number.isFinite(gmacs)) return;
+    if (!state.view || oneStage() || !Number.isFinite(gmacs)) return;
     state.step = nearestStep(gmacs * 1e9);
     state.policy = "budget";
     choose();

@@ -20,6 +20,12 @@ function splitMasks(bytes, sizes, count) {
   return masks;
 }
 
+// One list of one byte array for each [rows, columns], views into `bytes`.
+function splitByShape(bytes, shapes) {
+  let offset = 0;
+  return shapes.map(([rows, columns]) => [bytes.subarray(offset, (offset += rows * columns))]);
+}
+
 // Where samples fall on a mask's cells along one axis: index of the cell before, weight of the cell after.
 function cellsAlong(start, count, low, high, size) {
   const index = new Int32Array(count);
@@ -33,8 +39,8 @@ function cellsAlong(start, count, low, high, size) {
 }
 
 // Bilinear values (0-255) of a mask at the pixel centres of its box, in a window with a border of one pixel of zeros.
-// Returns {x, y, w, h, values}: pixel (x + i, y + j) of the picture has values[j * w + i].
-function pasteField(mask, size, box, width, height) {
+// `size` cells across and `sizeDown` down. Returns {x, y, w, h, values}: pixel (x + i, y + j) of the picture has values[j * w + i].
+function pasteField(mask, size, box, width, height, sizeDown = size) {
   const left = Math.max(0, Math.ceil(box[0] - 0.5));
   const right = Math.max(left, Math.min(width, Math.ceil(box[2] - 0.5)));
   const top = Math.max(0, Math.ceil(box[1] - 0.5));
@@ -43,8 +49,8 @@ function pasteField(mask, size, box, width, height) {
   const h = bottom - top + 2;
   const values = new Float32Array(w * h);
   const columns = cellsAlong(left, right - left, box[0], box[2], size);
-  const rows = cellsAlong(top, bottom - top, box[1], box[3], size);
-  const at = (r, c) => (r < 0 || c < 0 || r >= size || c >= size ? 0 : mask[r * size + c]);
+  const rows = cellsAlong(top, bottom - top, box[1], box[3], sizeDown);
+  const at = (r, c) => (r < 0 || c < 0 || r >= sizeDown || c >= size ? 0 : mask[r * size + c]);
   for (let j = 0; j < bottom - top; j++) {
     const r = rows.index[j];
     const down = rows.weight[j];

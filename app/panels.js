@@ -157,9 +157,9 @@ function fillTable(body, view, sizeStyles, { shown, picks, selected }, select) {
     const [, , , , size, odds, macs] = line.children;
     line.className = chosen ? "dm-selected" : "";
     line.pick.setAttribute("aria-pressed", String(chosen));
-    line.pick.setAttribute("aria-label", `Instance ${one.index + 1}, ${one.label}, size ${sizeStyles[k].size}: why?`);
+    line.pick.setAttribute("aria-label", `Instance ${one.index + 1}, ${one.label}, ${one.cell ? "level" : "size"} ${sizeStyles[k].size}: why?`);
     size.replaceChildren(sizeBadge(sizeStyles[k]));
-    setText(odds, percent(one.probs[k]));
+    setText(odds, one.cell ? one.cell.join(", ") : percent(one.probs[k]));
     setText(macs, formatGmacs(view.macs[k]));
   });
 }

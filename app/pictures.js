@@ -25,8 +25,12 @@ function complain(text, look = "problem") {
   $(".dm-alert").classList.toggle("dm-note", look === "note");
 }
 
-// Asks the server, one wish at a time; a second click while one runs is nothing.
+// Asks the server, one wish at a time; a second click while one runs is nothing, but a question about a cell is waited for.
 function ask(wish, text, quiet = false) {
+  if (state.explaining) {
+    state.queued = [wish, text, quiet];
+    return;
+  }
   if (state.busy) return;
   busy(true, text, quiet);
   trigger("select", wish);
@@ -39,7 +43,7 @@ function open(wish, text) {
 const MOST_BYTES = 100e6;
 
 async function send(file) {
-  if (!file || state.busy) return;
+  if (!file || (state.busy && !state.explaining)) return;
   if (file.size > MOST_BYTES) {
     complain(`This file has ${Math.round(file.size / 1e6)} MB; choose a picture of at most ${MOST_BYTES / 1e6} MB.`);
     return;
@@ -58,9 +62,12 @@ async function send(file) {
 // ---- answers ----
 
 async function decodeInstances(instances, masks, view, first) {
-  const grids = splitMasks(await inflate(masks), view.styles.map((style) => style.size), instances.length);
+  const bytes = await inflate(masks);
+  const grids = view.family === "one-stage" ? splitByShape(bytes, instances.map((one) => one.shape))
+    : splitMasks(bytes, view.styles.map((style) => style.size), instances.length);
   const [sx, sy] = [view.view[0] / view.size[0], view.view[1] / view.size[1]];
   return instances.map((one, i) => ({ ...one, masks: grids[i], index: first + i, outlines: [], sprites: [], agreements: null,
+    spot: one.spot ? [one.spot[0] * sx, one.spot[1] * sy] : null,
     viewBox: [one.box[0] * sx, one.box[1] * sy, one.box[2] * sx, one.box[3] * sy] }));
 }
 
@@ -73,7 +80,7 @@ async function prepare(view) {
 
 // Solves the budget and draws all sizes of all instances while nothing else happens, so that no later move waits.
 function traceAhead(view) {
-  const work = view.instances.flatMap((one) => view.styles.map((_, k) => [one, k]));
+  const work = view.instances.flatMap((one) => view.styles.map((_, k) => [one, k])).filter(([one, k]) => (one.level ?? k) === k);
   const later = window.requestIdleCallback || ((run) => setTimeout(() => run({ timeRemaining: () => 8 }), 30));
   const run = (deadline) => {
     const fitted = state.view === view && fitCanvas();
@@ -82,7 +89,7 @@ function traceAhead(view) {
     while (work.length && deadline.timeRemaining() > 3) sprite(...work.shift(), fitted.scale, unit);
     if (work.length) later(run);
     else {
-      picksOf("budget");
+      if (!oneStage()) picksOf("budget");
       state.ready = true;
     }
   };
@@ -91,7 +98,7 @@ function traceAhead(view) {
 
 function showLegendAndClasses() {
   const { view } = state;
-  fillLegend($(".dm-legend"), view, styles());
+  if (!oneStage()) fillLegend($(".dm-legend"), view, styles());
   const names = [...new Set(view.instances.map((one) => one.label))].sort();
   fillClasses($(".dm-class-list"), names, state.hidden, (name, on) => {
     if (on) state.hidden.delete(name);
@@ -104,13 +111,15 @@ function showLegendAndClasses() {
 function showPicture() {
   const { view } = state;
   root.dataset.empty = "false";
+  root.dataset.family = view.family || "two-stage";
   root.dataset.title = view.title;
   $(".dm-score").min = view.lowest_score;
   $(".dm-weights").value = view.weights;
-  fillTicks($(".dm-ticks"), view);
+  if (!oneStage()) fillTicks($(".dm-ticks"), view);
   showLegendAndClasses();
   fillCaption($(".dm-caption"), view);
-  setText($(".dm-measured"), footText(view));
+  setText($(".dm-measured"), oneStage() ? levelFoot(view) : footText(view));
+  setText($(".dm-one-weights"), view.weights);
   for (const button of element.querySelectorAll(".dm-example")) {
     button.setAttribute("aria-current", String(button.dataset.key === view.key));
   }
@@ -123,16 +132,21 @@ async function receiveView(view, more) {
   if (turn !== received) return;
   view.instances.push(...drawn);
   const first = state.view === null;
+  const families = [state.view?.family, view.family];
+  if (!first && families[0] !== families[1]) { // scores of the two families are not alike: each keeps its own threshold
+    state.scores[families[0]] = state.score;
+    state.score = state.scores[families[1]] ?? view.score;
+  }
   Object.assign(state, { view, picture, selected: null, hovered: null, timing: null, ready: false, overrides: new Map(), hidden: new Set() });
   state.fronts.clear();
   if (first) state.score = view.score;
   if (more) view.token = more.token;
-  if (state.policy === "oracle" && !allowed("oracle")) state.policy = "learned";
-  if (state.compare && !allowed(state.compare)) state.compare = "fixed:112";
+  if (!oneStage() && state.policy === "oracle" && !allowed("oracle")) state.policy = "learned";
+  if (!oneStage() && state.compare && !allowed(state.compare)) state.compare = "fixed:112";
   drawingMode(false);
   showPicture();
   choose();
-  if (state.policy === "learned") state.step = nearestStep(summaryOf(state.picks).mean || view.macs[view.macs.length - 1]);
+  if (state.policy === "learned" && !oneStage()) state.step = nearestStep(summaryOf(state.picks).mean || view.macs[view.macs.length - 1]);
   draw();
   showPanels();
   busy(false);
@@ -183,6 +197,7 @@ async function receive(text) {
   const answer = JSON.parse(text);
   if (answer.type === "view") await receiveView(answer);
   else if (answer.type === "both") await receiveView(answer.view, answer.more);
+  else if (answer.type === "cell") receiveCell(answer);
   else if (answer.type === "more") await receiveMore(answer);
   else if (answer.type === "time") receiveTime(answer);
   else if (answer.type === "file") receiveFile(answer);

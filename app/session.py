@@ -13,6 +13,7 @@ from dynamask.ops.masks import paste_mask
 from dynamask.structures import MASK_SIZES
 
 if TYPE_CHECKING:
+    from app.cells import CellInstances
     from dynamask.predictor import Prediction
 
 FloatArray = npt.NDArray[np.float64]
@@ -92,10 +93,12 @@ class Session:
         image_size: (H, W) in pixels.
         class_names: by label, index 0 the background.
         category_ids: COCO category of label i at index i − 1.
-        macs: MACs per instance of each size, coarse to fine.
+        macs: MACs per instance of each size, coarse to fine; of one-stage weights, of each level, fine to coarse.
         instances: found and drawn, in the order of the browser's indices.
         truth: (N, H, W) bool masks where the picture is a scene, else None.
         timings: milliseconds of "detect" and of the "mask_branch" with all sizes.
+        levels: of one-stage weights "strides", "grids" and "mask_grids" (the grids of representations) of the levels,
+            and "frame", (H, W) of the padded picture in pixels; None where the weights are two-stage.
     """
 
     token: str
@@ -109,9 +112,10 @@ class Session:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     macs: tuple[int, ...]
-    instances: Instances = field(repr=False)
+    instances: Instances | CellInstances = field(repr=False)
     truth: npt.NDArray[np.bool_] | None = field(repr=False)
     timings: dict[str, float]
+    levels: dict[str, list[Any]] | None = None
 
     def with_more(self, others: Instances) -> Session:
         """The same picture with more instances."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 NOW_JS = "window.dynamask ? JSON.stringify(window.dynamask.now()) : '{}'"
 """JS expression: the present setting of Explore as JSON text with the keys `policy`, `budget` (GMACs), `mean` (GMACs of
-the shown instances), `score`, `weights`, and `picks` ([[instance index, size index], …] of the shown instances)."""
+the shown instances), `score`, `weights`, and `picks` ([[instance index, size index], …] of the shown instances). With
+one-stage weights `family` is "one-stage", `picks` is empty, and `policy`, `budget` and `mean` are missing."""
 
 SET_BUDGET_JS = "(gmacs) => window.dynamask && window.dynamask.setBudget(gmacs)"
 """JS function: sets Explore's budget slider to mean GMACs per instance; the policy becomes "budget"."""

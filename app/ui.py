@@ -22,9 +22,10 @@ from dynamask.structures import DynaMaskError
 
 APP_DIR = Path(__file__).resolve().parent
 SCRIPTS = (
-    "masks.js", "policies.js", "panels.js", "why.js", "canvas.js", "link.js", "boxes.js", "pictures.js", "events.js",
+    "masks.js", "policies.js", "panels.js", "cells.js", "why.js", "canvas.js", "link.js", "boxes.js", "pictures.js",
+    "events.js",
 )  # fmt: skip
-STYLES = ("canvas.css", "details.css")
+STYLES = ("canvas.css", "details.css", "cells.css")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 MAX_UPLOAD = "100mb"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from app import cells
 from app.session import Instances, Session
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.overlay import SIZE_COLOURS, SIZE_OUTLINES, contrast_colour
@@ -131,6 +132,43 @@ def encode_view(session: Session, image: UInt8Array, switch_macs: int, image_mac
         "masks": encode_masks(session.instances),
         "timings": session.timings,
         "score": FIRST_SCORE,
+        "lowest_score": LOWEST_SCORE,
+    }
+    return as_json(view)
+
+
+def encode_cell_view(session: Session, image: UInt8Array, image_macs: dict[str, int]) -> str:
+    """Everything the canvas shows of a session of one-stage weights, as one JSON string.
+
+    Args:
+        session: the picture and its instances.
+        image: (H, W, 3) RGB, the decoded picture.
+        image_macs: of the network by part, once a picture.
+    """
+    url, (width, height) = jpeg_url(image, VIEW_SIDE)
+    shapes, masks = cells.encode_masks(session.instances, session.image_size)
+    levels = session.levels or {}
+    view = {
+        "type": "view",
+        "family": "one-stage",
+        "token": session.token,
+        "weights": session.weights,
+        "kind": session.kind,
+        "key": session.key,
+        "title": session.title,
+        "credit": session.credit,
+        "picture": url,
+        "view": [width, height],
+        "size": [int(image.shape[1]), int(image.shape[0])],
+        "styles": cells.level_styles(),
+        "levels": levels,
+        "macs": list(session.macs),
+        "image_macs": sum(image_macs.values()),
+        "truths": None if session.truth is None else len(session.truth),
+        "instances": cells.encode_instances(session.instances, session.class_names, levels, shapes),
+        "masks": base64.b64encode(zlib.compress(masks, 6)).decode("ascii"),
+        "timings": session.timings,
+        "score": cells.FIRST_SCORE,
         "lowest_score": LOWEST_SCORE,
     }
     return as_json(view)

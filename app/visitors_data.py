@@ -152,6 +152,8 @@ def table_of(found: Found, predictor: Predictor, weights: str) -> Iterator[tuple
     Raises:
         DynaMaskError: the pictures cannot be read, or weights and annotations have no class in common.
     """
+    if found.pictures:
+        predictor.check_switch("the table of classes")
     needs, rows, boxes, data = None, [], None, "pictures of a visitor"
     if found.coco is not None:
         for done, quality in ideal(found.coco):
@@ -170,7 +172,8 @@ def table_of(found: Found, predictor: Predictor, weights: str) -> Iterator[tuple
             yield f"Detections: picture {done} of {len(found.pictures)}", None
             rows = [] if done < len(found.pictures) else detected_rows(pairs)
         boxes = "detected"
+    macs = predictor.costs.macs_per_instance if found.pictures else None
     pictures = len(found.pictures) or len(found.coco["images"] if found.coco else [])
-    table = make_table(rows, needs, weights, data, pictures, boxes, predictor.costs.macs_per_instance)
+    table = make_table(rows, needs, weights, data, pictures, boxes, macs)
     more = f"; {found.left_out} more were left out" if found.left_out else ""
     yield f"Done: {table['instances']} instances in {pictures} pictures{more}.", table

@@ -12,11 +12,15 @@ from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
     from dynamask.predictor import Predictor
+    from dynamask.solo_predictor import SoloPredictor
 
 ABOUT = {
     "people": "in photographs",
     "shapes": "in drawn scenes",
     "objects": "anything, unnamed",
+    "shapes-solov2": "drawn scenes, one-stage",
+    "shapes-sodar": "drawn scenes, one-stage, neighbours aggregated",
+    "shapes-sodar-mask": "drawn scenes, one-stage, coarser mask grid",
 }
 """A few words on each bundled set of weights."""
 
@@ -37,15 +41,15 @@ class Shelf:
         first: name of the opening weights.
     """
 
-    def __init__(self, load: Callable[[str], Predictor], first: str, bundled: list[str]) -> None:
+    def __init__(self, load: Callable[[str], Predictor | SoloPredictor], first: str, bundled: list[str]) -> None:
         path = Path(first)
         self.first = path.stem if path.suffix == ".safetensors" else first
         self.names = [self.first, *(name for name in bundled if name != self.first)]
         self._sources = {**{name: name for name in self.names}, self.first: first}
         self._load, self._lock = load, threading.Lock()
-        self._loaded: dict[str, Predictor] = {}
+        self._loaded: dict[str, Predictor | SoloPredictor] = {}
 
-    def get(self, name: str) -> Predictor:
+    def get(self, name: str) -> Predictor | SoloPredictor:
         """The predictor of weights on the shelf.
 
         Raises:
@@ -77,10 +81,14 @@ def open_shelf(first: str, device: str) -> Shelf:
     """The bundled weights and the ones the page opens with, on one device; the latter are loaded now.
 
     Raises:
-        DynaMaskError: the first weights or the device cannot be used, or the weights have no switch to explore.
+        DynaMaskError: the first weights or the device cannot be used, or the weights are two-stage and have no switch
+            to explore.
     """
     from dynamask.predictor import load
+    from dynamask.solo_predictor import SoloPredictor
 
     shelf = Shelf(lambda source: load(source, device=device), first, list(list_bundled()))
-    shelf.get(shelf.first).check_switch("the page")
+    opening = shelf.get(shelf.first)
+    if not isinstance(opening, SoloPredictor):
+        opening.check_switch("the page")
     return shelf

@@ -108,6 +108,11 @@ function fillWhy(node, { picture, view, sizeStyles, one, pick, held, policy, pat
 }
 
 function emptyWhy(node) {
+  if (oneStage()) {
+    node.replaceChildren(make("h2", {}, "Why this mask?"), make("p", { className: "dm-invite" },
+      "Select an instance in the picture or in the table: its cell of the grid, the cells around it, the mask that each of them suggests, and the mask made of them."));
+    return;
+  }
   node.replaceChildren(make("h2", {}, "Why this size?"),
     make("p", { className: "dm-invite" }, "Select an instance in the picture or in the table: its four masks, what the switch thinks of each, and what each costs."));
 }
@@ -117,11 +122,16 @@ function showWhy() {
   const row = state.shown.findIndex((one) => one.index === state.selected);
   if (row < 0) {
     state.selected = null;
-    if (state.why !== null || !node.childElementCount) emptyWhy(node);
+    if (state.why !== null || !node.childElementCount || node.family !== root.dataset.family) emptyWhy(node);
+    node.family = root.dataset.family;
     state.why = null;
     return;
   }
   const one = state.shown[row];
+  if (oneStage()) {
+    showCellWhy(node, one);
+    return;
+  }
   const held = state.overrides.has(one.index) ? state.overrides.get(one.index) : null;
   const why = [received, one.index, state.picks[row], held, state.policy, state.paper].join(" ");
   if (why === state.why) return;

@@ -34,6 +34,8 @@ class CellView:
         base: (S, 2), the same before they were moved.
         representations: (S, h, w) float32 logits of each neighbour alone.
         mask: (h, w) float32 in [0, 1], what came out, on the same part of the picture.
+        neighbours: which were aggregated, a key of ``NEIGHBOURS``; None without aggregation. S is 0 with the context
+            alone: no representation enters.
     """
 
     level: int
@@ -47,6 +49,7 @@ class CellView:
     base: Tensor
     representations: Tensor
     mask: Tensor
+    neighbours: str | None
 
 
 @dataclass
@@ -125,7 +128,11 @@ class SoloPrediction:
             border = model.aggregation.config.border
         if border == "clamp":
             base, positions = base.clamp(0, mask_grid - 1), positions.clamp(0, mask_grid - 1)
-        maps = decode(sample_vectors(grid.vectors, image, positions, border), image, grid.features)[0]
+        maps = grid.features.new_zeros((0, *grid.features.shape[-2:]))
+        if model.aggregation is not None and model.aggregation.config.samples == 0:  # the context alone
+            base, positions = base[:, :0], positions[:, :0]
+        else:
+            maps = decode(sample_vectors(grid.vectors, image, positions, border), image, grid.features)[0]
         (height, width), network = self.image_size, self.encoded.network_sizes[0]
         frame = (self.encoded.frame[0] * height / network[0], self.encoded.frame[1] * width / network[1])
         mask = model.mask_logits(self.encoded, level, image, cell)[0].sigmoid()
@@ -141,6 +148,7 @@ class SoloPrediction:
             base[0].cpu(),
             maps.float().cpu(),
             mask.float().cpu(),
+            None if model.aggregation is None else model.aggregation.config.neighbours,
         )
 
 
@@ -218,7 +226,7 @@ class SoloPredictor:
         found = self.model.predict_one(encoded, 0)
         found = {key: value[found["scores"] >= score].cpu() for key, value in found.items()}
         timings = {"encode": (encoded_at - start) * 1e3, "masks": (time.perf_counter() - encoded_at) * 1e3}
-        macs = torch.tensor(self._macs_by_level(encoded), dtype=torch.int64)[found["level"]]
+        macs = torch.tensor(self.level_macs(encoded), dtype=torch.int64)[found["level"]]
         return SoloPrediction(
             found["boxes"],
             found["labels"],
@@ -243,7 +251,7 @@ class SoloPredictor:
             self._counted[frame] = {part: macs for part, macs in parts.items() if part != "dense masks"}
         return self._counted[frame]
 
-    def _macs_by_level(self, encoded: EncodedGrids) -> list[int]:
+    def level_macs(self, encoded: EncodedGrids) -> list[int]:
         """MACs that decode one instance of each level."""
         return [
             decoding_macs(*grid.features.shape[-2:], grid.features.shape[1], self.model.config.aggregation)

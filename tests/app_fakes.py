@@ -59,6 +59,9 @@ class FakePredictor:
         self.costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
         self.calls: list[dict] = []
 
+    def check_switch(self, what: str) -> None:
+        """It has one."""
+
     def __call__(self, image: np.ndarray, **options) -> FakePrediction:
         self.calls.append({"shape": image.shape, **options})
         height, width = image.shape[:2]

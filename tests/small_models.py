@@ -76,6 +76,21 @@ def tiny_solo(
     return build_solo(dataclasses.replace(TINY_SOLO, kind=kind, aggregation=aggregation, **overrides))
 
 
+def finding_solo(aggregation: AggregationConfig | None = None, seed: int = 0, **overrides) -> SoloNet:
+    """A :func:`tiny_solo`, in evaluation mode, that finds up to eight objects in anything; moved neighbours do move."""
+    some = {"score_threshold": 0.0, "update_threshold": 0.0, "detections_per_img": 8}
+    model = tiny_solo(aggregation, seed=seed, **{**some, **overrides}).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "category" in name and parameter.ndim == 1 and len(parameter) == 3:
+                parameter.zero_()
+            elif "offset" in name and parameter.ndim == 1:
+                parameter.uniform_(-1.5, 1.5)
+            elif name.startswith("head.masks"):
+                parameter.normal_()
+    return model
+
+
 def branch_of(config: ModelConfig, loss_config: LossConfig | None = None, seed: int = 0) -> MaskBranch:
     """The mask branch alone, as the factory builds it."""
     torch.manual_seed(seed)

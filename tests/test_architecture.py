@@ -12,13 +12,14 @@ LEVELS = {
     "config": 0, "structures": 0, "bundled": 0, "files": 0, "ops": 0, "recipes": 0,
     "models": 1, "data": 1, "evaluation": 1, "viz": 1,
     "engine": 2, "predictor": 2, "solo_predictor": 2, "reports": 2, "viz.explorer": 2, "lessons": 2,
+    "viz.cells": 2,
     "cli": 3, "__init__": 4, "__main__": 4,
 }  # fmt: skip
 SIDEWAYS = {
     ("bundled", "structures"), ("config", "structures"), ("files", "structures"), ("ops", "structures"),
     ("recipes", "structures"),
     ("predictor", "engine"), ("predictor", "solo_predictor"), ("reports", "engine"),
-    ("reports", "predictor"), ("viz.explorer", "predictor"),
+    ("reports", "predictor"), ("viz.explorer", "predictor"), ("viz.cells", "solo_predictor"),
     ("lessons", "engine"), ("lessons", "predictor"), ("lessons", "reports"), ("lessons", "viz.explorer"),
     ("__main__", "cli"),
 }  # fmt: skip

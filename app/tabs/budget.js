@@ -169,10 +169,13 @@ function draw() {
   if (!measure) {
     svg.append(shape("text", { x: AREA.width / 2, y: AREA.height / 2, "text-anchor": "middle", "font-size": 15, class: "dt-soft" },
       data?.macs ? "No instance is shown on Explore: lower its score threshold." : "Choose a picture on Explore first."));
-    $(".dt-read").textContent = $(".dt-note").textContent = "";
+    svg.toggleAttribute("hidden", Boolean(state.sentence));
+    $(".dt-read").textContent = state.sentence || "";
+    $(".dt-note").textContent = "";
     $(".dt-keys").replaceChildren();
     return;
   }
+  svg.removeAttribute("hidden");
   const scale = scales(measure);
   drawAxes(svg, scale);
   if (measure.oracle) drawLine(svg, scale, measure.oracle, { stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": "2 5", opacity: 0.8 });
@@ -274,6 +277,7 @@ function receive(text) {
   const data = text ? JSON.parse(text) : null;
   if (!data) return;
   state.data = data.macs ? data : null;
+  state.sentence = data.sentence || "";
   const key = state.measure?.key;
   state.now = now();
   chooseMeasure(key);

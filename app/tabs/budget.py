@@ -35,6 +35,9 @@ def curve_text(session: Session | None, shown: object = None) -> str:
     """
     if session is None:
         return "{}"
+    if session.levels is not None:
+        sentence = f"The weights {session.weights} are one-stage: they have one mask size, so no budget is to be spent."
+        return json.dumps({"title": session.title, "sentence": sentence}).replace("<", "\\u003c")
     return json.dumps(budget_curve(session, shown), allow_nan=False).replace("<", "\\u003c")
 
 

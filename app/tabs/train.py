@@ -115,7 +115,9 @@ class Lesson:
     @cached_property
     def scenes(self) -> LessonScenes:
         """Made for the first visitor, kept for all."""
-        return LessonScenes(self.shared.predictor(lesson_weights(self.shared.explorer.shelf.names)))
+        predictor = self.shared.predictor(lesson_weights(self.shared.explorer.shelf.names))
+        predictor.check_switch("the lesson")
+        return LessonScenes(predictor)
 
     def begin(self, visit: Visit, target: float, weight: float) -> Iterator[tuple[Any, ...]]:
         """Start or go on; yields the visit, the frame and the buttons."""

@@ -31,7 +31,14 @@ def class_colour(label: int) -> str:
 
 
 def draw_instances(
-    image: np.ndarray, masks: Tensor, boxes: Tensor, labels: Tensor, names: Sequence[str], opacity: float = 0.5
+    image: np.ndarray,
+    masks: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    opacity: float = 0.5,
+    colours: Sequence[str] | None = None,
+    framed: bool = True,
 ) -> np.ndarray:
     """Fill every mask, outline and frame it and print its class; the best lies on top and hides what is below.
 
@@ -42,17 +49,20 @@ def draw_instances(
         labels: (R,) int64.
         names: by label.
         opacity: of the fill, 0–1.
+        colours: sRGB hex of each instance in place of its class's.
+        framed: whether the boxes are drawn.
 
     Returns:
         A new (H, W, 3) uint8 RGB picture.
     """
     picture, scale = image.copy(), max(1, round(min(image.shape[:2]) / 480))
     shapes = [shape_of(mask) for mask in masks.numpy()]
-    drawn = list(zip(shapes, boxes.double().numpy(), [class_colour(label) for label in labels.tolist()]))
+    chosen = [class_colour(label) for label in labels.tolist()] if colours is None else colours
+    drawn = list(zip(shapes, boxes.double().numpy(), chosen))
     for shape, _, colour in reversed(drawn):
         if shape is not None:
             _lay(picture, image, shape, colour, opacity, scale)
-    for _, box, colour in reversed(drawn):
+    for _, box, colour in reversed(drawn) if framed else ():
         draw_box(picture, box, colour, scale)
     taken: list[Rectangle] = []
     for (shape, _, colour), label in zip(drawn, labels.tolist()):
