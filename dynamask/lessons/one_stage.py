@@ -232,7 +232,7 @@ def memory_figure(config: SoloConfig, sizes: Sequence[tuple[int, int]]) -> go.Fi
         text = f"{sum(row.maps for row in rows):,} maps, {total:,.0f} MB in all"
         drawn.add_annotation(text=text, x=0.5, y=1.02, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
         steps[f"{height}×{width}"] = drawn
-    return with_slider(steps, "a picture of ", active=len(steps) - 1)
+    return _inset(with_slider(steps, "a picture of ", active=len(steps) - 1))
 
 
 # --- masks as vectors -----------------------------------------------------------------------------------------------
@@ -273,8 +273,8 @@ def mixing_figure(prediction: SoloPrediction, picture: np.ndarray, first: int, s
         logits = torch.einsum("c,chw->hw", (1 - share) * a + share * b, feature)
         titles = ["the mixture's map, σ(logits)", "its mask"]
         row = [shade(logits.sigmoid().numpy(), 0, 1), lit(picture, full_size(prediction, logits))]
-        steps[f"{1 - share:.0%} #{first + 1}, {share:.0%} #{second + 1}"] = picture_grid([row], [titles], cell=330)
-    return with_slider(steps, "vector: ", active=3)
+        steps[f"{share:.0%}"] = picture_grid([row], [titles], cell=330)
+    return _inset(with_slider(steps, f"share of #{second + 1} in the vector: ", active=0))
 
 
 # --- matrix NMS -----------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def suppression_figure(case: Case, threshold: float, sigmas: Sequence[float] = (
     steps = {}
     for name, (kernel, sigma) in kernels.items():
         after = matrix_nms(case.ious, case.labels, case.scores, kernel, sigma)
-        drawn = theme.figure(height=350, margin={"t": 40, "b": 40}, barmode="overlay")
+        drawn = theme.figure(height=390, margin={"t": 40, "b": 76}, barmode="overlay")
         edge = {"line": {"color": theme.INK, "width": 1}}
         drawn.add_bar(x=case.names, y=case.scores.tolist(), name="before", marker={"color": theme.FAINT, **edge})
         drawn.add_bar(x=case.names, y=after.tolist(), name="after", width=0.5, marker={"color": theme.ACCENT, **edge})
@@ -352,7 +352,12 @@ def suppression_figure(case: Case, threshold: float, sigmas: Sequence[float] = (
         drawn.update_xaxes(tickangle=0, tickfont={"size": 11})
         steps[name] = drawn
     names = list(kernels)
-    return with_slider(steps, "kernel: ", active=names.index("Gaussian, σ = 2") if 2.0 in sigmas else 0)
+    return _inset(with_slider(steps, "kernel: ", active=names.index("Gaussian, σ = 2") if 2.0 in sigmas else 0))
+
+
+def _inset(drawn: go.Figure) -> go.Figure:
+    """Room at both sides for the labels at a slider's ends."""
+    return drawn.update_layout(margin={"l": 44, "r": 44})
 
 
 # --- neighbours -----------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from dynamask.viz import theme
 
 FIVE = (0, 2, 4, 6, 8)
 """Positions of the IoU thresholds .5, .6, .7, .8, .9 among COCO's ten."""
+FEW = 20
+"""Below so many scenes an interval drawn from them is too narrow to be trusted."""
 
 
 # --- two models on the same scenes ----------------------------------------------------------------------------------
@@ -100,14 +102,12 @@ class Compared:
         """What the figures say of one measure, in a sentence."""
         (a, b), found = self.titles, self.difference[name]
         low, high = found["low"], found["high"]
-        told = f"{name} of {b} minus {a}: {found['mean']:+.3f} (95 % interval over scenes {low:+.3f} to {high:+.3f})"
-        if low > 0:
-            end = f"On these {self.scenes} scenes {b} is better."
-        elif high < 0:
-            end = f"On these {self.scenes} scenes {b} is worse."
+        if low > 0 or high < 0:
+            end = f"on these {self.scenes} scenes {b} is {'better' if low > 0 else 'worse'} than {a}"
         else:
-            end = f"{self.scenes} scenes cannot tell the two apart."
-        return f"{told}. {end} One training run of each: another seed may say something else."
+            end = f"{self.scenes} scenes cannot tell {b} from {a}"
+        doubt = f" (of {self.scenes} scenes: do not trust the interval)" if self.scenes < FEW else ""
+        return f"{name}: {end}, {found['mean']:+.3f}, {low:+.3f} to {high:+.3f}{doubt}"
 
 
 def compare(titles: tuple[str, str], first: Judged, second: Judged, samples: int = 500, seed: int = 0) -> Compared:
@@ -209,8 +209,8 @@ def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[st
         texts = [f"{name}: boundary IoU {value:.2f}" for name, value in zip(titles, pair.boundary)]
         row = [scene.image[window], *(error_picture(truth, mask)[window] for mask in pair.masks)]
         better = titles[1] if pair.boundary[1] > pair.boundary[0] else titles[0]
-        steps[f"{number}: {label}, {better} ahead"] = picture_grid([row], [[LEGEND, *texts]], cell=330)
-    return with_slider(steps, "", active=0)
+        steps[f"{number}: {label}"] = picture_grid([row], [[f"{better} ahead: {LEGEND}", *texts]], cell=330)
+    return with_slider(steps, "", active=0).update_layout(margin={"l": 44, "r": 44})
 
 
 # --- what each neighbour is worth -----------------------------------------------------------------------------------
@@ -218,16 +218,17 @@ def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[st
 
 @torch.no_grad()
 def neighbour_losses(predictor: SoloPredictor, scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
-    """IoU with the truth that masks lose when a part of the aggregation's input is zero: by part, (N,) found objects."""
-    lost: dict[str, list[float]] = {name: [] for name in (*NEIGHBOUR_NAMES, "context")}
+    """IoU with the truth that masks lose when a part of the aggregation's input is zero, by part (N,) for N objects."""
+    groups = {name: [k] for k, name in enumerate(NEIGHBOUR_NAMES)} | {"all five": [*range(len(NEIGHBOUR_NAMES))]}
+    lost: dict[str, list[float]] = {name: [] for name in (*groups, "context")}
     for scene in scenes:
         prediction = predictor(scene.image)
         for row, index in matched(prediction, scene):
             maps, truth = representations_of(prediction, index), scene.masks[row]
             whole = mask_iou(truth, full_size(prediction, redrawn(prediction, index)))
-            for k, name in enumerate(NEIGHBOUR_NAMES):
+            for name, rows in groups.items():
                 fewer = maps.clone()
-                fewer[k] = 0
+                fewer[rows] = 0
                 lost[name].append(whole - mask_iou(truth, full_size(prediction, redrawn(prediction, index, fewer))))
             without = full_size(prediction, redrawn(prediction, index, with_context=False))
             lost["context"].append(whole - mask_iou(truth, without))
@@ -246,11 +247,13 @@ def matched(prediction: SoloPrediction, scene: Scene, least: float = 0.5) -> lis
 
 
 def losses_figure(lost: dict[str, np.ndarray]) -> go.Figure:
-    """Mean of what :func:`neighbour_losses` found, each object a point."""
+    """Means of what :func:`neighbour_losses` found as bars, each object a dot."""
     drawn = theme.figure("IoU lost without one input", height=360, showlegend=False)
-    for k, (name, values) in enumerate(lost.items()):
-        marker = {"color": COLOURS[k], "line": {"color": theme.INK, "width": 1}}
-        drawn.add_bar(x=[f"{name}<br>{values.mean():+.3f}"], y=[values.mean()], marker=marker)
+    means = [values.mean() for values in lost.values()]
+    colours = [COLOURS[0]] * len(NEIGHBOUR_NAMES) + [COLOURS[4], COLOURS[1]]
+    drawn.add_bar(y=means, marker={"color": colours, "line": {"color": theme.INK, "width": 1}}, hoverinfo="y")
+    texts = [f"{name}<br>{mean:+.3f}" for name, mean in zip(lost, means)]
+    drawn.update_xaxes(tickvals=[*range(len(texts))], ticktext=texts)
     for k, (name, values) in enumerate(lost.items()):
         spread = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else np.zeros(1)
         drawn.add_scatter(x=k + spread, y=values, mode="markers", hoverinfo="y", name=name,
