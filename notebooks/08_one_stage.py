@@ -219,13 +219,16 @@ view = seen.explain(shown)
 cell_figure(scene.image, view)
 
 # %% [markdown]
-# What does each know? Red says "inside", blue "outside", each representation before any σ. **Predict**: will they
-# look like five masks of the object?
+# What does each know? Red is positive, blue negative, before any σ. **Predict**: will they look like five masks of the
+# object?
 
 # %%
 representations_figure(view)
 
 # %% [markdown]
+# Nobody has told the network which sign shall mean "inside", nor that other objects shall stay out. The small network
+# behind can put both right.
+#
 # All the representations of a level, at their places. Compare with the very first figure, where each cell was trained
 # to draw a mask:
 
@@ -233,13 +236,17 @@ representations_figure(view)
 one_stage.wall_figure(seen, scene.image, soft=False)
 
 # %% [markdown]
-# Does the network *use* them? Set one input to zero and see what the mask loses. (As in notebook 02: that tells what
-# these weights rely on, not what the design is worth.) Each dot is an object.
+# Does the network *use* the neighbours? Put the centre's representation in a neighbour's place and see what the mask
+# loses; for the centre, take the mean of its neighbours; for the context, zeros. (As in notebook 02: that tells what
+# these weights rely on, not what the design is worth.) Each dot is an object. **Predict** the highest bar.
 
 # %%
+from dynamask.evaluation.mask_quality import paired_bootstrap
+
 parts = one_stage_judging.neighbour_losses(sodar, [scenes.scene(i) for i in range(fast(4, 30))])
-most = max(parts, key=lambda name: parts[name].mean())
-print(f"{len(parts[most])} objects; what is missed most: {most}, {parts[most].mean():+.3f} IoU")
+mean, low, high = paired_bootstrap(parts[one_stage_judging.FOUR])
+print(f"{len(parts['centre'])} objects; IoU that all four neighbours add to the centre alone: {mean:+.3f}",
+      f"(95 % interval {low:+.3f} to {high:+.3f})")  # fmt: skip
 one_stage_judging.losses_figure(parts)
 
 # %% [markdown]
@@ -271,13 +278,18 @@ print("θ has", theta.shape[1], "numbers; by hand", by_count)
 assert theta.shape[1] == by_count == aggregation.parameters
 
 # %% [markdown]
-# Is θ really the object's own? Give every object the θ of every other:
+# Who decides *which* object is drawn: the representations, or θ? Give every object the θ of every other:
 
 # %%
 trio = sorted(index for _, index in one_stage_judging.matched(seen, scene))[:3]
+other_theta, other_maps = one_stage.swapped_ious(seen, trio)
+print(f"IoU with the own mask: another's θ {other_theta:.2f}, another's neighbours {other_maps:.2f}")
 one_stage.swap_figure(seen, scene.image, trio)
 
 # %% [markdown]
+# Where the pictures of a row are alike, the representations decide; where those of a column are, θ does. Both would do,
+# and training takes what it finds first: another run may divide the work differently.
+#
 # ### Vectors again
 #
 # SODAR must sample representations also *between* cells, bilinearly: when the mask grid is coarser than the class grid,

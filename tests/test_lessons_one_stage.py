@@ -1,6 +1,7 @@
 """Lesson 08: cells, vectors, matrix NMS and neighbours are the model's own; comparisons are the evaluator's."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from small_models import tiny_model, tiny_solo
 
 from dynamask.data.shapes import Scene, ShapesDataset, make_scene
 from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.lessons import one_stage, one_stage_judging
 from dynamask.models.rcnn.costs import MaskBranchCosts
 from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
@@ -193,15 +195,28 @@ def test_parts_change_the_mask(seen):
 
 def test_figures_of_neighbours(seen, scene):
     assert len(one_stage.swap_figure(seen, scene.image, [0, 1]).data) == 4
+    theta = [one_stage.theta_of(seen, k) for k in (0, 1)]
+    masks = [[one_stage.full_size(seen, one_stage.redrawn(seen, i, theta=theta[j])) for j in (0, 1)] for i in (0, 1)]
+    other_theta = [mask_iou(masks[0][0], masks[0][1]), mask_iou(masks[1][1], masks[1][0])]
+    other_maps = [mask_iou(masks[0][0], masks[1][0]), mask_iou(masks[1][1], masks[0][1])]
+    assert one_stage.swapped_ious(seen, [0, 1]) == pytest.approx((np.mean(other_theta), np.mean(other_maps)))
     drawn = one_stage.spread_figure(seen, scene.image, 0, scene.masks[0])
     assert drawn.layout.sliders[0].active == 2 and drawn.layout.sliders[0].steps[2].label == "1"
 
 
-def test_losses_of_neighbours_by_hand(sodar, scene):
-    lost = one_stage_judging.neighbour_losses(sodar, [scene, make_scene(1001, 9)])
-    matches = one_stage_judging.matched(sodar(scene.image), scene)
-    assert [*lost] == [*one_stage.NEIGHBOUR_NAMES, "all five", "context"]
-    assert {len(values) for values in lost.values()} == {len(matches)}
+def test_losses_of_neighbours_by_hand(sodar, scene, monkeypatch):
+    monkeypatch.setattr(one_stage_judging, "matched", lambda prediction, scene: [(0, 0)][: len(scene)])
+    lost = one_stage_judging.neighbour_losses(partial(sodar, score=0.0), [scene, make_scene(1001, 9)])
+    assert [*lost] == ["top", "left", "right", "bottom", "all four", "centre", "context"]
+    assert {len(values) for values in lost.values()} == {1}, "the other scene is empty"
+    prediction, truth = sodar(scene.image, score=0.0), scene.masks[0]
+    maps = one_stage.representations_of(prediction, 0)
+    whole = mask_iou(truth, one_stage.full_size(prediction, one_stage.redrawn(prediction, 0)))
+    alike = one_stage.redrawn(prediction, 0, maps=maps[2:3].expand(5, -1, -1))
+    assert lost["all four"][0] == whole - mask_iou(truth, one_stage.full_size(prediction, alike))
+    mean = torch.stack([*maps[:2], (maps[0] + maps[1] + maps[3] + maps[4]) / 4, *maps[3:]])
+    drawn = one_stage.full_size(prediction, one_stage.redrawn(prediction, 0, maps=mean))
+    assert lost["centre"][0] == pytest.approx(whole - mask_iou(truth, drawn))
     drawn = one_stage_judging.losses_figure({name: np.array([0.1, 0.3]) for name in lost})
     assert drawn.data[0].y == pytest.approx([0.2] * 7) and drawn.layout.xaxis.ticktext[6] == "context<br>+0.200"
 

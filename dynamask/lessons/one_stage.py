@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamask.data.shapes import Scene, ShapesDataset
+from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
 from dynamask.models.solo.aggregation import decode, dynamic_network, sample_vectors
 from dynamask.models.solo.assignment import Assignment, assign, centres_of_mass
@@ -409,6 +410,16 @@ def swap_figure(prediction: SoloPrediction, picture: np.ndarray, indices: Sequen
     return picture_grid(rows, titles, cell=190)
 
 
+def swapped_ious(prediction: SoloPrediction, indices: Sequence[int]) -> tuple[float, float]:
+    """Mean IoU of masks with what they become with another's θ, and with another's representations."""
+    masks = {(i, j): full_size(prediction, redrawn(prediction, i, theta=theta_of(prediction, j))) for i in indices
+             for j in indices}  # fmt: skip
+    pairs = [(i, j) for i in indices for j in indices if i != j]
+    theta = [mask_iou(masks[i, i], masks[i, j]) for i, j in pairs]
+    maps = [mask_iou(masks[i, i], masks[j, i]) for i, j in pairs]
+    return (float(np.mean(theta)), float(np.mean(maps))) if pairs else (1.0, 1.0)
+
+
 def spread_figure(prediction: SoloPrediction, picture: np.ndarray, index: int, truth: np.ndarray) -> go.Figure:
     """An instance's mask when its neighbours are sampled further in or out; a slider moves them.
 
@@ -422,8 +433,7 @@ def spread_figure(prediction: SoloPrediction, picture: np.ndarray, index: int, t
     for reach in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
         maps = representations_of(prediction, index, directions * (reach - 1.0))
         mask = full_size(prediction, redrawn(prediction, index, maps=maps))
-        either = (mask | truth).sum()
-        titles = [f"the mask, IoU {(mask & truth).sum() / max(either, 1):.3f}", LEGEND]
+        titles = [f"the mask, IoU {mask_iou(truth, mask):.3f}", LEGEND]
         row = [lit(picture, mask), error_picture(truth, mask)]
         steps[f"{reach:g}"] = picture_grid([row], [titles], cell=320)
     return with_slider(steps, "neighbours this many cells from the centre: ", active=2)

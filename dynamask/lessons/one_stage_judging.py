@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from faster_coco_eval.core import mask as coco_mask
+from torch import Tensor
 
 from dynamask.data.shapes import Scene, ShapesDataset
 from dynamask.engine.evaluate_one_stage import collect_results
@@ -30,6 +31,8 @@ from dynamask.viz import theme
 
 FIVE = (0, 2, 4, 6, 8)
 """Positions of the IoU thresholds .5, .6, .7, .8, .9 among COCO's ten."""
+FOUR = "all four"
+"""The four neighbours together, in :func:`neighbour_losses`."""
 FEW = 20
 """Below so many scenes an interval drawn from them is too narrow to be trusted."""
 
@@ -218,21 +221,33 @@ def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[st
 
 @torch.no_grad()
 def neighbour_losses(predictor: SoloPredictor, scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
-    """IoU with the truth that masks lose when a part of the aggregation's input is zero, by part (N,) for N objects."""
-    groups = {name: [k] for k, name in enumerate(NEIGHBOUR_NAMES)} | {"all five": [*range(len(NEIGHBOUR_NAMES))]}
-    lost: dict[str, list[float]] = {name: [] for name in (*groups, "context")}
+    """IoU with the truth that masks lose when the aggregation sees less, (N,) for N found objects.
+
+    A neighbour, or all four, is replaced by the centre's representation, the centre by the mean of the neighbours', and
+    the context by zeros.
+    """
+    centre, others = NEIGHBOUR_NAMES.index("centre"), [k for k, name in enumerate(NEIGHBOUR_NAMES) if name != "centre"]
+    groups = {NEIGHBOUR_NAMES[k]: [k] for k in others} | {FOUR: others}
+    lost: dict[str, list[float]] = {name: [] for name in (*groups, "centre", "context")}
     for scene in scenes:
         prediction = predictor(scene.image)
         for row, index in matched(prediction, scene):
             maps, truth = representations_of(prediction, index), scene.masks[row]
+            changed = {name: _with(maps, rows, maps[centre]) for name, rows in groups.items()}
+            changed["centre"] = _with(maps, [centre], maps[others].mean(0))
+            logits = {name: redrawn(prediction, index, fewer) for name, fewer in changed.items()}
+            logits["context"] = redrawn(prediction, index, with_context=False)
             whole = mask_iou(truth, full_size(prediction, redrawn(prediction, index)))
-            for name, rows in groups.items():
-                fewer = maps.clone()
-                fewer[rows] = 0
-                lost[name].append(whole - mask_iou(truth, full_size(prediction, redrawn(prediction, index, fewer))))
-            without = full_size(prediction, redrawn(prediction, index, with_context=False))
-            lost["context"].append(whole - mask_iou(truth, without))
+            for name, each in logits.items():
+                lost[name].append(whole - mask_iou(truth, full_size(prediction, each)))
     return {name: np.array(values) for name, values in lost.items()}
+
+
+def _with(maps: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
+    """A copy of (S, h, w) with some rows replaced by (h, w)."""
+    changed = maps.clone()
+    changed[list(rows)] = values
+    return changed
 
 
 def matched(prediction: SoloPrediction, scene: Scene, least: float = 0.5) -> list[tuple[int, int]]:
@@ -248,9 +263,10 @@ def matched(prediction: SoloPrediction, scene: Scene, least: float = 0.5) -> lis
 
 def losses_figure(lost: dict[str, np.ndarray]) -> go.Figure:
     """Means of what :func:`neighbour_losses` found as bars, each object a dot."""
-    drawn = theme.figure("IoU lost without one input", height=360, showlegend=False)
+    drawn = theme.figure("IoU lost without …", height=360, showlegend=False)
     means = [values.mean() for values in lost.values()]
-    colours = [COLOURS[0]] * len(NEIGHBOUR_NAMES) + [COLOURS[4], COLOURS[1]]
+    looks = {FOUR: COLOURS[4], "centre": COLOURS[2], "context": COLOURS[1]}
+    colours = [looks.get(name, COLOURS[0]) for name in lost]
     drawn.add_bar(y=means, marker={"color": colours, "line": {"color": theme.INK, "width": 1}}, hoverinfo="y")
     texts = [f"{name}<br>{mean:+.3f}" for name, mean in zip(lost, means)]
     drawn.update_xaxes(tickvals=[*range(len(texts))], ticktext=texts)
