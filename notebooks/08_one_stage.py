@@ -329,7 +329,7 @@ print("(row, column) of the five:", fixed[0].tolist())
 
 # %% [markdown]
 # Let us move them ourselves, all by the same length. These weights were trained at a distance of 1; at 0 all five are
-# the centre. **Predict**: where does the mask break first?
+# the centre. **Predict**: how far can they go before the mask breaks?
 
 # %%
 one_stage.spread_figure(seen, scene.image, shown, scene.masks[row])

@@ -136,7 +136,7 @@ def test_mixing_moves_from_one_to_the_other(found, scene):
 
 def test_lit_is_dark_outside():
     picture, mask = np.full((2, 2, 3), 200, dtype=np.uint8), np.array([[True, False], [False, False]])
-    assert one_stage.lit(picture, mask)[..., 0].tolist() == [[200, 50], [50, 50]]
+    assert one_stage.lit(picture, mask)[..., 0].tolist() == [[200, 48], [48, 48]]
 
 
 def test_candidates_decay_to_the_models_scores(found, scene):

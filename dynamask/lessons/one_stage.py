@@ -27,8 +27,8 @@ COLOURS = ("#3B82F6", "#EA580C", "#0D9488", "#DB2777", "#8B5CF6", "#B45309")
 """Of objects and levels; each has a contrast of 3 or more to white and to black pages."""
 NEIGHBOUR_NAMES = ("top", "left", "centre", "right", "bottom")
 """The five representations in the order in which they enter (``NEIGHBOURS["4"]``)."""
-WALL = 480
-"""Side of a wall of maps, in pixels."""
+WALL, SHADES = 480, 24
+"""Side of a wall of maps in pixels, and steps of its colour scale; fewer steps make smaller pages."""
 
 
 def level_name(level: int) -> str:
@@ -178,6 +178,7 @@ def wall(prediction: SoloPrediction, level: int, soft: bool = True) -> np.ndarra
         parts.append(F.interpolate(maps, size=size, mode="area")[0])
     tiles = torch.cat(parts).numpy()
     low, high = (0.0, 1.0) if soft else np.quantile(tiles, [0.02, 0.98])
+    tiles = low + (high - low) * np.round((tiles - low) / max(high - low, 1e-12) * SHADES) / SHADES
     out = np.full((side * (size[0] + 1), side * (size[1] + 1), 3), 255, dtype=np.uint8)
     for index, values in enumerate(tiles):
         top, left = index // side * (size[0] + 1), index % side * (size[1] + 1)
@@ -264,7 +265,8 @@ def full_size(prediction: SoloPrediction, logits: Tensor) -> np.ndarray:
 
 def lit(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture, dark outside a mask, (H, W, 3) uint8."""
-    return np.where(mask[..., None], picture, picture // 4).astype(np.uint8)
+    dark = picture // 32 * 8  # few shades of noise: a page holds many of these
+    return np.where(mask[..., None], picture, dark).astype(np.uint8)
 
 
 def mixing_figure(prediction: SoloPrediction, picture: np.ndarray, first: int, second: int) -> go.Figure:
