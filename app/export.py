@@ -22,7 +22,7 @@ from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.cells import LEVEL_COLOURS
 from dynamask.viz.instances import draw_instances
-from dynamask.viz.overlay import draw_overlay, hex_to_rgb
+from dynamask.viz.overlay import draw_overlay
 
 Picks = Sequence[tuple[int, int]]
 """(row of the instance, index of its size) of the shown instances, best score first."""

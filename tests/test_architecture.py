@@ -20,7 +20,8 @@ SIDEWAYS = {
     ("recipes", "structures"),
     ("predictor", "engine"), ("predictor", "solo_predictor"), ("reports", "engine"),
     ("reports", "predictor"), ("viz.explorer", "predictor"), ("viz.cells", "solo_predictor"),
-    ("lessons", "engine"), ("lessons", "predictor"), ("lessons", "reports"), ("lessons", "viz.explorer"),
+    ("lessons", "engine"), ("lessons", "predictor"), ("lessons", "reports"), ("lessons", "solo_predictor"),
+    ("lessons", "viz.explorer"),
     ("__main__", "cli"),
 }  # fmt: skip
 """Who may import a module of its own level."""

@@ -176,6 +176,8 @@ class DetectionJudge:
                 continue
             positives = weights @ one.positives  # (B,)
             there = positives > 0
+            if not there.any():
+                continue
             sums[:, there] += _class_precision(one, matches, weights[there], positives[there])
             classes += there
         with np.errstate(invalid="ignore"):
