@@ -11,9 +11,11 @@ from dynamask.structures import DynaMaskError
 
 
 def compile_body(model: nn.Module, device: torch.device) -> bool:
-    """Compile the body of a model's backbone in place: one graph for pictures of every size.
+    """Compile the body of a model's backbone in place, at its first step and with sizes as symbols.
 
-    The rest of a detector is no case for it: its shapes change with every picture's regions. Weights keep their names.
+    PyTorch 2.14 fixes some of them in the backward pass of a convolution all the same, so that every new size of the
+    padded batch is compiled anew, up to its limit of eight; further sizes then run as they are. The rest of a detector
+    is no case for it: its shapes change with every picture's regions. Weights keep their names.
 
     Returns:
         Whether it was done; without a compiler that works, a warning says why it was not.
