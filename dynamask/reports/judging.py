@@ -56,6 +56,23 @@ def at_budget(logits: torch.Tensor, macs: Sequence[int], limit: float) -> np.nda
     return policies.at_price(logits, tuple(macs), price).numpy()
 
 
+def spending(logits: torch.Tensor, macs: Sequence[int], limit: float) -> np.ndarray:
+    """(N,) indices that come as close to mean MACs ``limit`` as one price lets them from below.
+
+    Below what the switch spends by itself this is :func:`at_budget`; above it MACs are rewarded instead of priced.
+    """
+    if len(logits) == 0 or mean_macs(policies.learned(logits).numpy(), macs) > limit:
+        return at_budget(logits, macs, limit)
+    low, high = 0.0, -1.0 / macs[0]
+    while mean_macs(policies.at_price(logits, tuple(macs), high).numpy(), macs) < min(limit, macs[-1]):
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        spent = mean_macs(policies.at_price(logits, tuple(macs), middle).numpy(), macs)
+        low, high = (middle, high) if spent <= limit else (low, middle)
+    return policies.at_price(logits, tuple(macs), low).numpy()
+
+
 def choice_of(policy: str, found: Instances, dataset: Data) -> np.ndarray:
     """(N,) size indices of "learned", "size" or "fixed:S" for instances that were collected at every size."""
     if policy == "learned":

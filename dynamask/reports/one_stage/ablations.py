@@ -122,8 +122,7 @@ def _command(like: Group, row: Ablation) -> str:
     if row.changed is None:
         model = model.replace("sodar_v2", "solov2").replace("sodar", "solo")
     changed = {f"agg_{field}": value for field, value in (row.changed or {}).items()}
-    out = row.name.lower().replace("/", "")
-    return train_command(model, (like.config, like.evidences[0].training), changed, out)
+    return train_command(model, (like.config, like.evidences[0].training), changed, row.name)
 
 
 def _contrasts(lines: list[Line]) -> list[Contrast]:

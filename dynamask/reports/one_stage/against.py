@@ -40,7 +40,7 @@ def everything_plan(world: OneStageWorld) -> Plan:
         for rival in rivals[:1]:
             equal = equal_line(line, rival)
             contrasts.append(Contrast(f"{group.label} − {equal.label}", line, equal))
-            lines.append(_costed(equal))
+            lines += [_costed(equal)] if equal.data["cost"] == "equal" else []
     if not rivals:
         lacking.append("No weights of DynaMask were given, so nothing stands at equal MACs; add `shapes` to --weights.")
     blocks = [Paragraph(COSTS), Paragraph("Rows of the paper's table that are not here:"),
@@ -53,8 +53,9 @@ COSTS = (
     "DynaMask: backbone and FPN, RPN and box head on the proposals of each picture, the mask branch on each detection "
     "with its projections, and the switch where it chooses. Of one-stage models: backbone and FPN, head, and the "
     "decoding of every cell above the score threshold, once more of those that stay. Not in the total: the mask IoUs "
-    "of matrix NMS, at most as many as the last column says. Either model sees pictures at the size of its own "
-    "configuration."
+    "of matrix NMS, at most as many as their column says. At equal MACs the switch's one price on MACs is set so that "
+    "a mean picture costs as much; beyond what the switch spends by itself it is a reward. Either model sees pictures "
+    "at the size of its own configuration."
 )
 
 
@@ -95,13 +96,11 @@ def equal_line(line: Line, rival: Evidence) -> Line:
     label = f"DynaMask {rival.label}"
     if limit <= macs[0]:
         smallest = rival.predictor.mask_sizes[0]
-        return _relative(f"{label}, all at {smallest} (dearer)", Member(rival, f"fixed:{smallest}"), line, "dearer")
+        return _relative(f"{label}, all at {smallest}", Member(rival, f"fixed:{smallest}"), line, "dearer")
     if limit >= macs[-1]:
         largest = rival.predictor.mask_sizes[-1]
-        return _relative(f"{label}, all at {largest} (cheaper)", Member(rival, f"fixed:{largest}"), line, "cheaper")
-    if limit >= _spent(rival):
-        return _relative(f"{label}, sizes of the switch (cheaper)", Member(rival), line, "cheaper")
-    return _relative(f"{label}, held to {line.label}'s MACs", Member(rival, limit=limit), line, "equal")
+        return _relative(f"{label}, all at {largest}", Member(rival, f"fixed:{largest}"), line, "cheaper")
+    return _relative(f"{label}, at the MACs of {line.label}", Member(rival, limit=limit), line, "equal")
 
 
 def _relative(label: str, member: Member, line: Line, how: str) -> Line:
@@ -127,7 +126,7 @@ def _said(rows: list[Row], contrasts: list[Contrast]) -> list[str]:
         how = {
             "equal": "at equal MACs of a picture",
             "dearer": "though DynaMask cannot spend so little: its cheapest is dearer",
-            "cheaper": "though DynaMask spends less there",
+            "cheaper": "though DynaMask cannot spend so much: its dearest is cheaper",
         }[contrast.second.data["cost"]]
         gains = " and ".join(
             f"{name} {with_interval(interval(row, m), 4, True)} ({told(row, m)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from typing import Any
 
@@ -107,7 +108,7 @@ def train_command(
         model: name of a preset.
         like: configuration and the ``training`` of a weights file; None for the preset's own recipe.
         changed: further flags under their names in Python ("agg_layers", "grids") and their values.
-        out: last part of the folder.
+        out: what the folder is called after.
     """
     words = ["dynamask", "train"]
     training = like[1] if like else {}
@@ -123,7 +124,8 @@ def train_command(
         for field in ("min_sizes", "test_min_size", "max_size"):
             if getattr(like[0], field) != getattr(preset, field):
                 words += _flag(field, getattr(like[0], field))
-    return shlex.join([*words, "--out", f"runs/{out}"])
+    folder = "-".join(re.findall(r"[a-z0-9]+", out.lower()))
+    return shlex.join([*words, "--out", f"runs/{folder}"])
 
 
 def _flag(field: str, value: Any) -> list[str]:

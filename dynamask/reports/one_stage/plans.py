@@ -81,7 +81,7 @@ def lacking_command(world: OneStageWorld, what: str, variant: str, **changed: ob
     """A sentence on weights that were not given, with the command that trains them like those that were."""
     like = reference(world)
     model = preset_for(like.config, variant)
-    command = train_command(model, (like.config, like.evidences[0].training), changed, what.replace(" ", "-"))
+    command = train_command(model, (like.config, like.evidences[0].training), changed, what)
     return f"No weights of {what} were given; `{command}` trains them, from the same --init as the others."
 
 

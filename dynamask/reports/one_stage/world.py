@@ -19,7 +19,7 @@ from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.models.solo.config import SoloConfig
 from dynamask.predictor import Predictor
 from dynamask.reports.facts import Source
-from dynamask.reports.judging import at_budget, mean_macs
+from dynamask.reports.judging import mean_macs, spending
 from dynamask.reports.one_stage.finding import Found, collect, found_once
 from dynamask.reports.one_stage.kinds import differences, name_of, trained_like
 from dynamask.reports.world import TableOptions, World
@@ -129,7 +129,8 @@ class Member:
     Attributes:
         evidence: the weights.
         policy: of two-stage weights "learned" or "fixed:S".
-        limit: mean MACs of an instance's mask over the data set that their switch is held to, in place of a policy.
+        limit: mean MACs of an instance's mask over the data set that their switch is held or driven to, in place of a
+            policy; see :func:`dynamask.reports.judging.spending`.
     """
 
     evidence: Evidence
@@ -141,7 +142,7 @@ class Member:
         """(N,) size indices on the detections."""
         found = self.evidence.found
         if self.limit is not None and found.results:
-            return at_budget(torch.tensor(found.logits), self.evidence.predictor.costs.macs_per_instance, self.limit)
+            return spending(torch.tensor(found.logits), self.evidence.predictor.costs.macs_per_instance, self.limit)
         if self.policy.startswith("fixed:"):
             size = MASK_SIZES.index(int(self.policy.removeprefix("fixed:")))
             return np.full(len(found.results), size, dtype=np.int64)

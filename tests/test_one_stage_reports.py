@@ -1,0 +1,443 @@
+"""SODAR's tables on a few scenes: figures against independent evaluations, seeds, lacking rows, what bad input says."""
+
+import csv
+import dataclasses
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
+
+from dynamask import cli
+from dynamask.cli import one_stage_reports
+from dynamask.cli.report import REPORTS, with_relatives
+from dynamask.data.shapes import ShapesDataset
+from dynamask.data.sources import open_data
+from dynamask.engine.evaluate_one_stage import collect_results
+from dynamask.evaluation.ap_bootstrap import THRESHOLDS
+from dynamask.evaluation.average_precision import evaluate_coco, threshold_rows
+from dynamask.models.solo.config import AggregationConfig
+from dynamask.models.solo.costs import decoded_values, decoding_macs, network_macs
+from dynamask.models.solo.factory import PRESETS, build_solo
+from dynamask.models.solo.model import CHUNK
+from dynamask.models.weights_file import save_model
+from dynamask.ops.rle import encode_rle
+from dynamask.predictor import load
+from dynamask.reports.judging import mean_macs, spending
+from dynamask.reports.one_stage.ablations import ABLATIONS, ablated
+from dynamask.reports.one_stage.kinds import interpolation, name_of
+from dynamask.reports.one_stage.paper import PAPER, gains
+from dynamask.reports.one_stage.plans import quality_said
+from dynamask.reports.one_stage.tables import TABLES
+from dynamask.reports.writer import Report
+from dynamask.structures import DynaMaskError
+
+torch.set_num_threads(1)
+SCENES = 4
+NAMES = tuple(ShapesDataset(1, 1001).class_names)
+TINY = dataclasses.replace(
+    PRESETS["solov2_mobilenetv2_fpn_small"],
+    fpn_channels=16,
+    tower_channels=16,
+    tower_depth=1,
+    mask_feature_channels=8,
+    kernel_channels=8,
+    groups=4,
+    grids=(8, 6, 4, 3, 2),
+    scale_ranges=((1, 24), (12, 48), (24, 96), (48, 192), (96, 1024)),
+    class_names=NAMES,
+    min_sizes=(96,),
+    test_min_size=96,
+    max_size=160,
+    score_threshold=0.01,
+    update_threshold=0.0,
+    detections_per_img=8,
+)
+COARSER = (4, 3, 2, 2, 1)
+FINER = (10, 7, 4, 3, 2)
+KINDS = {
+    "plain": {},
+    "sodar": {"aggregation": AggregationConfig()},
+    "mask": {"aggregation": AggregationConfig(neighbours="corners"), "mask_grids": COARSER},
+    "cls": {"aggregation": AggregationConfig(), "grids": FINER, "mask_grids": TINY.grids},
+    "moving": {
+        "aggregation": AggregationConfig(deformable=True),
+        "grids": FINER,
+        "mask_grids": TINY.grids,
+    },
+    "row": {"aggregation": AggregationConfig(neighbours="row")},
+}
+
+
+def saved(path, seed, images_seen=2400, **changed):
+    """Random weights that find plenty of large and small masks, as if trained with a seed."""
+    torch.manual_seed(seed)
+    model = build_solo(dataclasses.replace(TINY, name=path.stem, **changed))
+    with torch.no_grad():
+        for module in (model.head.category, model.head.kernel):
+            module.weight.normal_(std=0.3)
+        model.head.category.bias.fill_(-3.0)
+    train = {"seed": seed, "iterations": 600, "jitter": False}
+    training = {"images_seen": images_seen, "train": train, "data": f"shapes:{seed}:100000"}
+    save_model(model, path, training=training)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one-stage")
+    files = {name: saved(folder / f"{name}-4.safetensors", 4, **changed) for name, changed in KINDS.items()}
+    files |= {f"{name}-5": saved(folder / f"{name}-5.safetensors", 5, **KINDS[name]) for name in ("plain", "sodar")}
+    return files
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, weights):
+    """Noise whose true masks are what one model each finds in it, moved a little, so that every model finds some."""
+    root = tmp_path_factory.mktemp("pictures")
+    (root / "images").mkdir()
+    rng, images, annotations = np.random.default_rng(0), [], []
+    for number, name in enumerate(("plain", "sodar", "plain-5", "sodar-5"), start=1):
+        pixels = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 128})
+        found = load(weights[name])(pixels, score=0.0)
+        for row in range(min(4, len(found))):
+            rle = encode_rle(found.masks[row].roll(row, 1))
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": int(found.labels[row]), "iscrowd": 0,
+                 "area": float(coco_mask.area([rle])[0]), "bbox": coco_mask.toBbox([rle])[0].tolist(),
+                 "segmentation": rle}  # fmt: skip
+            )
+    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES) if i]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations.json").write_text(json.dumps(coco))
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(pictures, weights):
+    """Detections of weights judged by the evaluator alone, with AP at single thresholds; ``changed`` is the config."""
+    known, dataset = {}, open_data(str(pictures), class_names=NAMES)
+
+    def judged(name, **changed):
+        key = (name, *changed.items())
+        if key not in known:
+            predictor = load(weights[name])
+            predictor.model.config = dataclasses.replace(predictor.model.config, **changed)
+            results = collect_results(predictor, dataset, range(SCENES), 0.05)
+            ious = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+            known[key] = evaluate_coco(dataset.coco, results, ("segm", "boundary"), dataset.image_ids, at_ious=ious)
+        return known[key]
+
+    return judged
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, pictures):
+    """Make a report once; returns its data and folder."""
+    kept = tmp_path_factory.mktemp("kept")
+
+    def made(name, *files, more=(), samples="12"):
+        out = tmp_path_factory.mktemp(name)
+        words = [name, "--weights", *map(str, files), "--data", str(pictures), "--out", str(out),
+                 "--ap-samples", samples, "--cache", str(kept), *more]  # fmt: skip
+        assert cli.main(["report", *words]) == 0
+        return json.loads((out / f"{name}.json").read_text()), out
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def three(run, weights):
+    return run("sodar-table3", *(weights[name] for name in ("plain-5", "plain", "sodar", "sodar-5")))
+
+
+def test_rows_are_what_the_evaluation_says_as_means_over_seeds(three, expected):
+    data, _ = three
+    rows = {row["row"]: row for row in data["rows"]}
+    assert list(rows) == ["SOLOv2", "SODAR*"]
+    for row, names in ((rows["SOLOv2"], ("plain", "plain-5")), (rows["SODAR*"], ("sodar", "sodar-5"))):
+        judged = [expected(name) for name in names]
+        assert all(0.05 < figures["segm"]["AP"] < 0.95 for figures in judged)
+        for key in ("", "50", "60", "70", "75", "80", "90"):
+            values = [figures["segm"][f"AP{key}"] for figures in judged]
+            assert row[f"segm_ap{key}"] == pytest.approx(np.mean(values))
+            assert (row[f"segm_ap{key}_least"], row[f"segm_ap{key}_most"]) == pytest.approx((min(values), max(values)))
+        assert row["boundary_ap"] == pytest.approx(np.mean([figures["boundary"]["AP"] for figures in judged]))
+        assert row["APL"] == pytest.approx(np.mean([figures["segm"]["APL"] for figures in judged]))
+        assert row["segm_ap_low"] <= row["segm_ap"] <= row["segm_ap_high"]
+        assert row["seeds"] == 2 and row["training_seeds"] == "4, 5" and row["images_seen"] == 2400
+    assert rows["SOLOv2"]["paper_AP"] == 0.377 and rows["SODAR*"]["paper_AP*"] == 0.41
+
+
+def test_differences_are_paired_by_seed(three, expected):
+    data, out = three
+    (difference,) = data["differences"]
+    single = [expected(f"sodar{e}")["segm"]["AP50"] - expected(f"plain{e}")["segm"]["AP50"] for e in ("", "-5")]
+    assert difference["row"] == "SODAR* − SOLOv2" and difference["seeds"] == 2
+    assert difference["segm_ap50"] == pytest.approx(np.mean(single))
+    assert difference["segm_ap50_least"] == pytest.approx(min(single))
+    assert len(difference["by_iou"]) == len(THRESHOLDS)
+    assert np.mean([v["mean"] for v in difference["by_iou"]]) == pytest.approx(difference["segm_ap"])
+    rise = difference["segm_ap80"] - difference["segm_ap50"]
+    assert difference["rise"]["80"]["mean"] == pytest.approx(rise)
+    text = (out / "sodar-table3.md").read_text()
+    assert "Shapes are not COCO" in text and "## The paper's Tab. III" in text and "larger at high thresholds" in text
+    html = (out / "sodar-table3.html").read_text()
+    assert html.count("Plotly.newPlot") == 1 and "Gain in mask AP by IoU threshold" in html
+    with (out / "sodar-table3.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["SOLOv2", "SODAR*", "SODAR* − SOLOv2"]
+    command = next(line for line in text.splitlines() if line.startswith("- command")).split("`")[1]
+    assert cli.build_parser().parse_args(shlex.split(command)[1:]).ap_samples == 12
+
+
+def test_macs_of_a_picture_are_those_of_what_is_decoded(three, weights, pictures):
+    data, _ = three
+    row = next(row for row in data["rows"] if row["row"] == "SOLOv2")
+    totals = []
+    for name in ("plain", "plain-5"):
+        model, dataset, calls = load(weights[name]).model, open_data(str(pictures), class_names=NAMES), []
+        decode = model.mask_logits
+        model.mask_logits = lambda *a, decode=decode, calls=calls: calls.append(len(a[3])) or decode(*a)
+        frames = []
+        for index in range(SCENES):
+            picture = dataset[index][0].float() / 255.0
+            encoded, _ = model.encode([picture])
+            model.predict_one(encoded, 0)
+            frames.append(encoded.frame)
+        height, width = frames[0]
+        assert set(frames) == {(height, width)}
+        network = sum(network_macs(model, height, width).values())
+        totals.append(network + sum(calls) * decoding_macs(height // 4, width // 4, 8, None) / SCENES)
+    assert row["total_macs"] == pytest.approx(np.mean(totals), rel=1e-3)  # masks that vanish are decoded, too
+    assert row["total_macs"] == row["backbone_macs"] + row["head_macs"] + row["masks_macs"]
+
+
+def step(rises):
+    keys = {f"segm_ap{i}": 0.01 for i in ("", 50, 70, 80, 90)} | {"segm_ap_low": 0.0, "segm_ap_high": 0.02}
+    named = {k: {"mean": (a + b) / 2, "low": a, "high": b} for k, (a, b) in zip(("80", "90"), rises)}
+    return {"row": "a − b", **keys, "rise": named}
+
+
+@pytest.mark.parametrize(
+    ("rises", "said"),
+    [
+        ([(0.01, 0.02), (0.01, 0.03)], "The pattern holds"),
+        ([(0.01, 0.02), (-0.03, 0.01)], "The pattern does not hold"),
+        ([(0.01, 0.02), (-0.01, 0.03)], "point that way"),
+    ],
+)
+def test_the_papers_pattern_is_called_by_its_intervals(rises, said):
+    assert said in quality_said([step(rises)])[0]
+
+
+def test_mask_interpolation_and_moving_neighbours(run, weights):
+    data, out = run("sodar-table4", *(weights[n] for n in ("plain", "sodar", "mask", "cls")))
+    rows = {row["row"]: row for row in data["rows"]}
+    assert list(rows) == ["SOLOv2", "SODAR*", "SODAR*, −mask", "SODAR*, +cls"] and data["lacking"] == []
+    assert [d["row"] for d in data["differences"]] == ["SODAR*, −mask − SODAR*", "SODAR*, +cls − SODAR*"]
+    assert rows["SODAR*, −mask"]["decoded_values_dense"] < rows["SODAR*"]["decoded_values_dense"] / 3
+    assert rows["SODAR*, −mask"]["paper_AP"] == 0.392
+    assert "GMACs of a picture" in (out / "sodar-table4.html").read_text()
+    data, _ = run("sodar-table5", weights["moving"], weights["cls"])
+    assert [d["row"] for d in data["differences"]] == ["SODAR*, +cls, deformable − SODAR*, +cls"]
+    data, _ = run("sodar-table5", weights["sodar"])
+    (lacking,) = data["lacking"]
+    parsed = cli.build_parser().parse_args(shlex.split(lacking.split("`")[1])[1:])
+    assert parsed.model == "sodar_v2_deformable_mobilenetv2_fpn_small" and parsed.seed == 4 and parsed.min_sizes == [96]
+
+
+def test_voting_changes_the_masks_of_plain_weights_alone(run, weights, expected, pictures, capsys, tmp_path):
+    files = (weights["plain"], weights["sodar"])
+    data, _ = run("sodar-table2", *files, more=["--voting-iou", "0.5"])
+    assert len(data["rows"]) == 4 and [d["seeds"] for d in data["differences"]] == [1, 1, 1]
+    plain, rows = expected("plain")["segm"], {row["row"]: row for row in data["rows"]}
+    assert rows["SOLOv2, no voting"]["segm_ap"] == pytest.approx(plain["AP"])
+    voted = expected("plain", voting="iou", voting_iou=0.5)["segm"]
+    assert rows["SOLOv2, iou"]["segm_ap"] == pytest.approx(voted["AP"]) != plain["AP"]
+    words = ["report", "sodar-table2", "--data", str(pictures), "--out", str(tmp_path / "o")]
+    assert cli.main([*words, "--weights", str(weights["sodar"])]) == 2
+    assert cli.main([*words, "--weights", str(weights["plain"]), "--voting-iou", "1.5"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "none were given" in said[0] and "voting overlaps 1.5 are out of range" in said[1] and len(said) == 2
+    assert not (tmp_path / "o").exists()
+
+
+def test_ablations_are_found_by_configuration_and_the_others_are_listed(run, weights):
+    data, out = run("sodar-table6", *(weights[n] for n in ("plain", "sodar", "row", "mask")))
+    rows = {row["row"]: row for row in data["rows"]}
+    assert list(rows) == [name for name, _ in PAPER["sodar-table6"].rows]
+    there = {name for name, row in rows.items() if row["segm_ap"] is not None}
+    own = {a.name for a in ABLATIONS if a.changed == {}}
+    assert there == {"Baseline", "N-2-row", *own} and "N-4" in own
+    assert [rows[n]["theta"] for n in ("agg-D", "no-neighbor", "N-8", "Baseline")] == [945, 801, 1089, 0]
+    assert rows["agg-D"]["macs_per_pixel"] == 5 * 8 + 936
+    parser = cli.build_parser()
+    for ablation in ABLATIONS:
+        command = rows[ablation.name]["command"]
+        assert (command is None) == (ablation.name in there)
+        if command is None:
+            continue
+        parsed = parser.parse_args(shlex.split(command)[1:])
+        assert {k: getattr(parsed, f"agg_{k}") for k in ablation.changed} == ablation.changed
+        assert parsed.model == "sodar_v2_mobilenetv2_fpn_small" and parsed.jitter is False
+    assert {d["row"] for d in data["differences"]} == {"agg-D − Baseline", "N-2-row − agg-D"}
+    text, html = (out / "sodar-table6.md").read_text(), (out / "sodar-table6.html").read_text()
+    assert "| agg-S | `dynamask train" in text and "Ablations: mask AP" in html
+
+
+def test_table_seven_comes_out_but_for_totals_and_moving_neighbours(tmp_path):
+    assert cli.main(["report", "sodar-table7", "--out", str(tmp_path)]) == 0
+    data = json.loads((tmp_path / "sodar-table7.json").read_text())
+    rows = {row["row"].removeprefix("SOLO + aggregation"): row for row in data["rows"]}
+    counts = [round(rows[name]["parameters"] / 1e6, 3) for name in ("SOLO", "", ", −mask")]
+    assert counts == [55.068, 55.381, 54.626]
+    for name, step in (("", 5.50), (", +cls", 5.50), (", −mask", -37.85)):
+        assert rows[name]["step"] / 1e9 == pytest.approx(step, rel=0.01) and rows[name]["step_comes_out"]
+    assert rows["SOLO"]["operations"] / 1e9 == pytest.approx(442.75, rel=1e-4)
+    assert not any(row["operations_come_out"] for row in rows.values())
+    for name, row in rows.items():
+        assert row["parameters_come_out"] == ("deformable" not in name)
+        assert row["step_comes_out"] is (None if name == "SOLO" else "deformable" not in name)
+    text = (tmp_path / "sodar-table7.md").read_text()
+    assert "does not come out" in text and "4 of 4 parameter counts" in text
+    assert "context is the sum of the levels" in text and "| SOLO + aggregation | 428.3 | 55.4 |" in text
+
+
+def test_both_families_at_equal_macs_of_a_picture(run, weights, pictures):
+    data, out = run("sodar-table8", weights["sodar"], "shapes", samples="4")
+    rows = {row["row"]: row for row in data["rows"]}
+    fixed = [rows[f"DynaMask shapes, all at {size}"] for size in (14, 28, 56, 112)]
+    assert [row["total_macs"] for row in fixed] == sorted(row["total_macs"] for row in fixed)
+    predictor, dataset = load("shapes"), open_data(str(pictures), class_names=NAMES)
+    counts = [len(predictor(dataset[i][0].permute(1, 2, 0).numpy(), score=0.05)) for i in range(SCENES)]
+    macs = predictor.costs.macs_per_instance
+    step = (macs[1] - macs[0]) * sum(counts) / SCENES
+    assert fixed[1]["masks_macs"] - fixed[0]["masks_macs"] == pytest.approx(step)
+    assert len(data["differences"]) == 1 and data["differences"][0]["seeds"] == 0
+    text = (out / "sodar-table8.md").read_text()
+    assert "TensorMask, TensorMask+agg | not built" in text and "its cheapest is dearer" in text
+
+
+def test_a_switch_can_be_driven_beyond_what_it_spends():
+    logits, macs = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)), (1, 2, 4, 8)
+    own = mean_macs(logits.argmax(1).numpy(), macs)
+    for limit in (1.5, own + 0.5, 7.0, 8.0):
+        spent = mean_macs(spending(logits, macs, limit), macs)
+        assert limit - 0.1 < spent <= limit
+    assert (spending(logits, macs, own) == logits.argmax(1).numpy()).all()
+
+
+def test_seeds_are_grouped_and_lengths_of_training_are_not(run, weights, tmp_path):
+    longer = saved(tmp_path / "plain-4.safetensors", 4, images_seen=4800)
+    data, _ = run("sodar-table3", weights["plain"], longer)
+    assert [row["row"] for row in data["rows"]] == ["SOLOv2, 2400 images seen", "SOLOv2, 4800 images seen"]
+    assert data["differences"] == [] and len(data["lacking"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sodar-table3", "--weights", "shapes"], "shapes is a two-stage model"),
+        (["sodar-table3", "--weights", "{plain}", "{plain}"], "are the same weights; give them once"),
+        (["sodar-table3", "--weights", "{mask}"], "neither plain weights nor SODAR as it is"),
+        (["sodar-table5", "--weights", "{plain}"], "no weights of SODAR were given"),
+        (["sodar-table4", "--weights", "{sodar}", "--ap-samples", "1"], "ap-samples must be at least 2"),
+        (["table1", "--weights", "{plain}"], "is a one-stage model"),
+        (["sodar-all", "--weights", "{plain}", "--summary", "."], "--summary . is a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(weights, pictures, capsys, tmp_path, words, message):
+    words = [word.format(**weights) for word in words]
+    assert cli.main(["report", *words, "--data", str(pictures), "--out", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def test_without_weights_the_bundled_ones_are_judged(pictures, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_stage_reports, "list_bundled", dict)
+    words = ["report", "sodar-table3", "--data", str(pictures), "--out", str(tmp_path / "o")]
+    assert cli.main(words) == 2
+    assert "no one-stage weights are bundled here; name some with --weights" in capsys.readouterr().err
+    monkeypatch.setattr(one_stage_reports, "list_bundled", lambda: {"shapes-sodar": {}, "shapes": {}})
+    for report, names in (("sodar-table3", ["shapes-sodar"]), ("sodar-table8", ["shapes-sodar", "shapes"])):
+        arguments = cli.build_parser().parse_args(["report", report, "--data", str(pictures), "--out", "o"])
+        assert one_stage_reports._weights(arguments) == names
+
+
+def test_bundled_one_stage_weights_are_no_relatives_of_a_detector(monkeypatch):
+    entries = {
+        "shapes": {"model": "dynamask_mobilenetv2_fpn_small"},
+        "shapes-low": {"model": "dynamask_mobilenetv2_fpn_small"},
+        "shapes-sodar": {"model": "sodar_v2_mobilenetv2_fpn_small"},
+    }
+    monkeypatch.setattr("dynamask.cli.report.list_bundled", lambda: entries)
+    monkeypatch.setattr("dynamask.cli.report.list_baselines", dict)
+    assert with_relatives(["shapes"]) == ["shapes", "shapes-low"]
+
+
+def test_everything_at_once_with_a_summary(weights, pictures, tmp_path, monkeypatch):
+    counts = Report("sodar-table7", "Tab. VII: counts", [], [], [], {})
+    monkeypatch.setattr(one_stage_reports, "make_counts", lambda _command: counts)
+    out = tmp_path / "o"
+    words = ["report", "sodar-all", "--weights", str(weights["sodar"]), "--data", str(pictures), "--out", str(out),
+             "--ap-samples", "4", "--summary", str(tmp_path / "s.md"), "--json", str(tmp_path / "s.json")]  # fmt: skip
+    assert cli.main(words) == 0
+    written = {path.name for path in out.glob("*.html")}
+    assert written == {f"{name}.html" for name in REPORTS if name.startswith("sodar")} - {"sodar-table2.html"}
+    text, data = (tmp_path / "s.md").read_text(), json.loads((tmp_path / "s.json").read_text())
+    assert "sodar-table2 was not made: mask voting is for plain" in text and list(data["not_made"]) == ["sodar-table2"]
+    assert text.count("## Tab. ") == 6 and "Brackets are 95 %" in text and text.count("Brackets are 95 %") == 1
+
+
+def test_the_cache_keeps_what_was_found(weights, pictures, monkeypatch, tmp_path, capsys):
+    words = ["report", "sodar-table3", "--weights", str(weights["plain"]), "--data", str(pictures),
+             "--out", str(tmp_path / "o"), "--ap-samples", "4", "--cache", str(tmp_path / "kept")]  # fmt: skip
+    assert cli.main(words) == 0
+    before = (tmp_path / "o" / "sodar-table3.json").read_bytes()
+    monkeypatch.setattr("dynamask.reports.one_stage.world.collect", lambda *_: pytest.fail("predicted again"))
+    assert cli.main(words) == 0 and (tmp_path / "o" / "sodar-table3.json").read_bytes() == before
+    (kept,) = (tmp_path / "kept").iterdir()
+    kept.write_bytes(b"torn")
+    capsys.readouterr()
+    assert cli.main(words) == 2 and "is no cache of a report; delete it" in capsys.readouterr().err
+
+
+def test_configurations_have_the_papers_names():
+    known = {name: (name_of(config), interpolation(config)) for name, config in PRESETS.items()}
+    assert known["solo_resnet50_fpn"] == ("SOLO", "") and known["sodar_resnet101_fpn"] == ("SODAR", "")
+    assert known["sodar_v2_cls_resnet50_fpn"] == ("SODAR*, +cls", "+cls")
+    assert known["sodar_mask_resnet50_fpn"] == ("SODAR, −mask", "−mask")
+    assert known["sodar_v2_deformable_mobilenetv2_fpn_small"] == ("SODAR*, +cls, deformable", "+cls")
+    both = dataclasses.replace(PRESETS["sodar_mask_resnet50_fpn"], grids=(50, 40, 24, 16, 12))
+    assert name_of(both) == "SODAR, +c−m"
+    row = ablated(PRESETS["sodar_v2_cls_resnet50_fpn"], next(a for a in ABLATIONS if a.name == "N-2-row"))
+    assert name_of(row) == "SODAR*, neighbours row" and row.grids == PRESETS["solov2_resnet50_fpn"].grids
+
+
+def test_decoded_values_are_those_of_the_papers_memory():
+    solo, lazy = PRESETS["solo_resnet50_fpn"], PRESETS["sodar_v2_resnet50_fpn"]
+    assert decoded_values(solo, 800, 1280)["dense"] == pytest.approx(196e6, rel=0.01)
+    assert decoded_values(lazy, 800, 1280)["dense"] == sum(g * g for g in lazy.grids) * 200 * 320
+    assert decoded_values(solo, 800, 1280)["held"] == CHUNK * 200 * 320
+
+
+def test_the_papers_figures_agree_with_each_other():
+    assert set(PAPER) == {*TABLES, "sodar-table7"}
+    for name, table in PAPER.items():
+        assert all(len(values) == len(table.columns) for _, values in table.rows), name
+    assert gains("SODAR-R50", "SOLO-R50") == [0.022, 0.031, 0.035, 0.042, 0.032]  # Δ as printed
+    three, six = dict(PAPER["sodar-table3"].rows), dict(PAPER["sodar-table6"].rows)
+    assert six["agg-D"] == three["SODAR-R101"][:-1] and len(PAPER["sodar-table8"].rows) == 17
+
+
+def test_ap_at_a_threshold_that_is_not_evaluated_is_refused():
+    assert threshold_rows((0.5, 0.75, 0.95)) == {"AP50": 0, "AP75": 5, "AP95": 9}
+    for iou in (0.45, 0.62, 1.0):
+        with pytest.raises(DynaMaskError, match="is not evaluated; choose among 0.50"):
+            threshold_rows((iou,))
