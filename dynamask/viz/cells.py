@@ -228,14 +228,20 @@ def cell_figure(pixels: UInt8Array, view: CellView) -> go.Figure:
         name = f"grid of representations {view.mask_grid} × {view.mask_grid}"
         drawn.add_trace(_grid_trace(size, view, view.mask_grid, name, coarse))
     drawn.add_trace(_outline(view, (0, view.mask.shape[0], 0, view.mask.shape[1]), "#FFFFFF", "the mask's outline"))
+    aggregated = view.neighbours is not None and len(view.base) > 0
+    if aggregated:
+        drawn.add_scatter(
+            **_polyline(_squares(view, view.base)), mode="lines", line={"color": NEIGHBOUR_COLOUR, "width": 2.5},
+            name="neighbours", hoverinfo="skip",
+        )  # fmt: skip
     x0, y0, x1, y1 = cell_box(view)
     drawn.add_scatter(
         x=[x0, x1, x1, x0, x0], y=[y0, y0, y1, y1, y0], mode="lines", fill="toself",
         fillcolor="rgba(255, 176, 0, 0.45)", line={"color": CELL_COLOUR, "width": 3},
         name=f"the cell ({view.row}, {view.column})", hoverinfo="name",
     )  # fmt: skip
-    if view.neighbours is not None and len(view.base):
-        _add_neighbours(drawn, view)
+    if aggregated:
+        _add_positions(drawn, view)
     drawn.update_xaxes(range=[0, size[1]], visible=False, constrain="domain")
     drawn.update_yaxes(range=[size[0], 0], visible=False, scaleanchor="x", constrain="domain")
     legend = {"orientation": "h", "x": 0, "y": -0.02, "yanchor": "top", "bgcolor": "#14181F", "font_color": "#FFFFFF"}
@@ -259,13 +265,9 @@ def _contour(view: CellView, crop: Crop, z: npt.NDArray[np.float32], at: float, 
     )  # fmt: skip
 
 
-def _add_neighbours(drawn: go.Figure, view: CellView) -> None:
-    """Squares of the neighbours' cells, their positions as dots, and arrows where the model moved them."""
+def _add_positions(drawn: go.Figure, view: CellView) -> None:
+    """The places of the representations as dots, and arrows where the model moved them."""
     names = [f"{name} {position_text(p)}" for name, p in zip(place_names(view), view.positions.tolist())]
-    drawn.add_scatter(
-        **_polyline(_squares(view, view.base)), mode="lines", line={"color": NEIGHBOUR_COLOUR, "width": 2.5},
-        name="neighbours", hoverinfo="skip",
-    )  # fmt: skip
     start, end, shifted = centres(view, view.base), centres(view, view.positions), moved(view)
     drawn.add_scatter(
         x=end[:, 0], y=end[:, 1], mode="markers", text=names, hoverinfo="text",
