@@ -474,8 +474,8 @@ print(f"from {first} pixels on: level 5, whose range begins at {config.scale_ran
 assert not held[110] and 5 in held[220]
 
 # %% [markdown]
-# **4.** In SODAR's corner cell (0, 0), how many of the five representations are the same? Check it on the model: set
-# the grid's vectors aside and compare what `sample_vectors` returns.
+# **4.** In SODAR's corner cell (0, 0), how many of the five representations are the same? Check it on the model:
+# compare the five vectors that `sample_vectors` returns there.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 sampled = sample_vectors(grid.vectors, image, corner[None], "clamp")[0]
