@@ -538,3 +538,11 @@ def test_a_base_is_taken_without_its_aggregation(tmp_path):
     assert "backbone and FPN" in initialise(small(kind="solo"), tmp_path / "sodar.safetensors")
     with pytest.raises(DynaMaskError, match="do not fit"):
         initialise(small(kind="solo"), tmp_path / "sodar.safetensors", "all")
+
+
+def test_cells_of_a_finer_grid_are_sampled_where_they_lie():
+    model = small(AggregationConfig(interpolation="between"), mask_grids=(4, 3, 2, 2, 1))
+    found = model.aggregation.positions(torch.tensor([0, 9, 63]), 8, 4)[:, 2]
+    torch.testing.assert_close(found, torch.tensor([[0, 0], [3 / 7, 3 / 7], [3, 3]], dtype=torch.float64))
+    with pytest.raises(DynaMaskError, match="interpolation"):
+        AggregationConfig(interpolation="nearest")

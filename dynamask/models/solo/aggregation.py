@@ -250,7 +250,7 @@ class NeighbourAggregation(nn.Module):
     def positions(self, cell: Tensor, grid: int, mask_grid: int, offsets: Tensor | None = None) -> Tensor:
         """(N, S, 2) positions on the grid of representations; offsets (N, 2·S) are (Δrow, Δcolumn) pairs."""
         corners = self.config.neighbours == "corners"
-        base = base_positions(cell, grid, mask_grid, "between" if corners else "rounded")
+        base = base_positions(cell, grid, mask_grid, "between" if corners else self.config.interpolation)
         positions = neighbour_positions(base, self.config.neighbours, mask_grid)
         return positions if offsets is None else positions + offsets.reshape(len(cell), -1, 2).to(positions.dtype)
 

@@ -46,6 +46,9 @@ class AggregationConfig:
     """Width of the tower that θ is predicted from on SOLOv2; 0 is that of the other towers."""
     deformable: bool = False
     """Learned (Δy, Δx) for every neighbour."""
+    interpolation: str = "rounded"
+    """Where a cell lies on a grid of representations that is not its own: "rounded" to the nearest of them, "floor", or
+    "between", sampled bilinearly. "corners" always lie around the position between."""
     border: str = "clamp"
     """Neighbours beyond the grid: "clamp" repeats the border cell, "zero" counts them as zero."""
     direct_weight: float = 0.0
@@ -57,6 +60,7 @@ class AggregationConfig:
             "context": ("with", "without", "only"),
             "context_fusion": ("sum", "concat"),
             "weights": ("dynamic", "static"),
+            "interpolation": ("rounded", "between", "floor"),
             "border": ("clamp", "zero"),
         }
         for name, known in choices.items():

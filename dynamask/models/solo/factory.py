@@ -32,27 +32,28 @@ _SMALL = SoloConfig(
     test_min_size=320,
     max_size=640,
 )
-_COARSER = (20, 18, 12, 8, 6)
 _FINER = (50, 40, 24, 16, 12)
 
 
 def _variants(base: SoloConfig, prefix: str) -> list[SoloConfig]:
     """The plain model, and SODAR on it: as is, with a finer classification grid, with a coarser mask grid, moving.
 
-    SOLOv2's towers are 512 wide; the one of the aggregation beside them has the 256 of SODAR's own.
+    SOLOv2's towers are 512 wide; the one of the aggregation beside them has the 256 of SODAR's own. On the small grids
+    a coarser cell is as large as an object: there representations are sampled between the cells, not at four of them.
     """
     suffix = base.name.split("_", 1)[1]
     agg = AggregationConfig(tower_channels=256 if base.tower_channels > 256 else 0)
-    corners = dataclasses.replace(agg, neighbours="corners")
+    paper = base.grids == _SOLO.grids
+    coarser = dataclasses.replace(agg, **({"neighbours": "corners"} if paper else {"interpolation": "between"}))
     moving = dataclasses.replace(agg, deformable=True)
     replace = dataclasses.replace
     coarse = tuple(g // 2 for g in base.grids)
-    finer = _FINER if base.grids == _SOLO.grids else (base.grids[0] * 5 // 4, base.grids[1] * 10 // 9, *base.grids[2:])
+    finer = _FINER if paper else (base.grids[0] * 5 // 4, base.grids[1] * 10 // 9, *base.grids[2:])
     return [
         base,
         replace(base, name=f"{prefix}_{suffix}", aggregation=agg),
         replace(base, name=f"{prefix}_cls_{suffix}", aggregation=agg, grids=finer, mask_grids=base.grids),
-        replace(base, name=f"{prefix}_mask_{suffix}", aggregation=corners, mask_grids=coarse),
+        replace(base, name=f"{prefix}_mask_{suffix}", aggregation=coarser, mask_grids=coarse),
         replace(base, name=f"{prefix}_deformable_{suffix}", aggregation=moving, grids=finer, mask_grids=base.grids),
     ]
 
