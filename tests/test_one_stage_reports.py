@@ -288,7 +288,7 @@ def test_ablations_are_found_by_configuration_and_the_others_are_listed(run, wei
         assert parsed.model == "sodar_v2_mobilenetv2_fpn_small" and parsed.jitter is False
     assert {d["row"] for d in data["differences"]} == {"agg-D − Baseline", "N-2-row − agg-D"}
     text, html = (out / "sodar-table6.md").read_text(), (out / "sodar-table6.html").read_text()
-    assert "| agg-S | `dynamask train" in text and "Ablations: mask AP" in html
+    assert "| agg-S | `dynamask train" in text and "no weights given" in html
 
 
 def test_table_seven_comes_out_but_for_totals_and_moving_neighbours(tmp_path):
