@@ -18,7 +18,7 @@ SIDEWAYS = {
     ("bundled", "structures"), ("config", "structures"), ("files", "structures"), ("ops", "structures"),
     ("recipes", "structures"),
     ("predictor", "engine"), ("predictor", "solo_predictor"), ("reports", "engine"),
-    ("reports", "predictor"), ("viz.explorer", "predictor"),
+    ("reports", "predictor"), ("reports", "solo_predictor"), ("viz.explorer", "predictor"),
     ("lessons", "engine"), ("lessons", "predictor"), ("lessons", "reports"), ("lessons", "viz.explorer"),
     ("__main__", "cli"),
 }  # fmt: skip

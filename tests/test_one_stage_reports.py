@@ -374,10 +374,9 @@ def test_bundled_one_stage_weights_are_no_relatives_of_a_detector(monkeypatch):
     entries = {
         "shapes": {"model": "dynamask_mobilenetv2_fpn_small"},
         "shapes-low": {"model": "dynamask_mobilenetv2_fpn_small"},
-        "shapes-sodar": {"model": "sodar_v2_mobilenetv2_fpn_small"},
+        "shapes-sodar": {"model": "sodar_v2_mobilenetv2_fpn_small", "family": "one-stage"},
     }
-    monkeypatch.setattr("dynamask.cli.report.list_bundled", lambda: entries)
-    monkeypatch.setattr("dynamask.cli.report.list_baselines", dict)
+    monkeypatch.setattr("dynamask.bundled._read_manifest", lambda f: {} if f.name == "baselines" else entries)
     assert with_relatives(["shapes"]) == ["shapes", "shapes-low"]
 
 
