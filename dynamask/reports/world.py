@@ -196,7 +196,10 @@ class World:
             DynaMaskError: they know others, so that their AP cannot stand in one table, or they are no mask branch's.
         """
         if not isinstance(predictor, Predictor):
-            raise DynaMaskError(f"{name} is a one-stage model, and reports judge mask branches; give other weights")
+            raise DynaMaskError(
+                f"{name} is a one-stage model, and this report judges mask branches; give DynaMask's weights, or use a "
+                "report sodar-… for it"
+            )
         if self.evidences and predictor.class_names != self.evidences[0].predictor.class_names:
             raise DynaMaskError(
                 f"{name} and {self.evidences[0].name} know different classes; judge them in separate reports"

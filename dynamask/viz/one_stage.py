@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from dynamask.viz import theme
 from dynamask.viz.tables import GROUP_COLOURS, GROUP_SYMBOLS
@@ -85,53 +86,50 @@ def ap_against_macs(rows: Sequence[dict[str, Any]], title: str, axis: str = "GMA
             customdata=[row["row"] for row in own],
             hovertemplate="<b>%{customdata}</b><br>%{x:.3f} GMACs: AP %{y:.4f}<extra></extra>",
         )
-    figure.update_xaxes(title=axis, rangemode="tozero")
+    figure.update_xaxes(title=axis)
     figure.update_yaxes(title="mask AP")
     figure.update_layout(legend=_LEGEND, showlegend=True)
     return figure
 
 
 def ablation_bars(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """Mask AP of every row as bars, the first row on top, the paper's AP as open marks on an axis of its own.
+    """Mask AP of every row as bars, the first row on top, and beside them the paper's AP as points.
 
     Args:
-        rows: with ``row``, ``segm_ap`` with its bounds and ``paper_AP``; a row without figures has the mark alone.
+        rows: with ``row``, ``segm_ap`` with its bounds and ``paper_AP``; a row without figures says so.
     """
     shown = list(reversed(rows))
-    figure = theme.figure("Ablations: mask AP", 150 + 26 * len(rows))
     names = [row["row"] for row in shown]
+    figure = make_subplots(
+        rows=1, cols=2, shared_yaxes=True, column_widths=[0.6, 0.4], horizontal_spacing=0.04,
+        subplot_titles=["here", "the paper, on COCO"],
+    )  # fmt: skip
     up = [0 if row["segm_ap_high"] is None else row["segm_ap_high"] - row["segm_ap"] for row in shown]
     down = [0 if row["segm_ap_low"] is None else row["segm_ap"] - row["segm_ap_low"] for row in shown]
     figure.add_bar(
         x=[row["segm_ap"] for row in shown],
         y=names,
         orientation="h",
-        name="here",
-        marker={"color": theme.ACCENT, "line": {"color": theme.INK, "width": 1}},
-        error_x={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.2},
+        marker={"color": "rgba(59, 130, 246, 0.45)", "line": {"color": theme.INK, "width": 1}},
+        error_x={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.5,
+                 "color": theme.INK},
         hovertemplate="%{y}: AP %{x:.4f}<extra></extra>",
-    )
+        row=1,
+        col=1,
+    )  # fmt: skip
     figure.add_scatter(
         x=[row["paper_AP"] for row in shown],
         y=names,
-        xaxis="x2",
         mode="markers",
-        name="the paper's, on COCO (upper axis)",
-        marker={"symbol": "diamond-open", "size": 9, "color": "#EA580C", "line": {"width": 1.5}},
+        marker={"symbol": "diamond", "size": 10, "color": "#EA580C"},
         hovertemplate="%{y}: the paper's AP %{x:.3f}<extra></extra>",
+        row=1,
+        col=2,
     )
-    values = [row["paper_AP"] for row in rows if row["paper_AP"] is not None] or [0.3, 0.4]
-    figure.update_layout(
-        legend={**_LEGEND, "y": -0.1},
-        margin={"t": 90},
-        xaxis={"title": "mask AP here", "rangemode": "tozero"},
-        xaxis2={
-            "title": "the paper's AP",
-            "overlaying": "x",
-            "side": "top",
-            "range": [min(values) - 0.005, max(values) + 0.005],
-            "showgrid": False,
-        },
-        yaxis={"automargin": True},
-    )
-    return figure
+    for row in shown:
+        if row["segm_ap"] is None:
+            figure.add_annotation(x=0, y=row["row"], text="no weights given", showarrow=False, xanchor="left", xshift=6)
+    figure.update_layout(template=theme.TEMPLATE, height=140 + 26 * len(rows), showlegend=False)
+    figure.update_xaxes(title="mask AP", rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(title="mask AP", tickformat=".2f", dtick=0.01, row=1, col=2)
+    return theme.dress(figure)

@@ -9,11 +9,11 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from dynamask.models.solo.config import AggregationConfig, SoloConfig
+from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs, trainable_parameters
-from dynamask.models.solo.factory import build_solo
+from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row
-from dynamask.reports.one_stage.kinds import interpolation, preset_for, same_base, train_command
+from dynamask.reports.one_stage.kinds import interpolation, preset_for, same_base, same_design, train_command
 from dynamask.reports.one_stage.plans import reference
 from dynamask.reports.one_stage.world import Group, OneStageWorld
 from dynamask.reports.verdicts import told
@@ -59,7 +59,8 @@ ABLATIONS = (
 
 def ablated(base: SoloConfig, row: Ablation) -> SoloConfig:
     """The configuration of a row on a base, without mask interpolation."""
-    aggregation = None if row.changed is None else dataclasses.replace(AggregationConfig(), **row.changed)
+    usual = PRESETS[preset_for(base)].aggregation
+    aggregation = None if row.changed is None else dataclasses.replace(usual, **row.changed)
     grids = base.mask_grids if interpolation(base) == "+cls" else base.grids
     return dataclasses.replace(base, aggregation=aggregation, mask_grids=(), grids=grids)
 
@@ -68,12 +69,7 @@ def _matches(group: Group, config: SoloConfig) -> bool:
     """Whether a model is that of a row; the two-stage loss may have any weight."""
     if interpolation(group.config) or not same_base(group.config, config):
         return False
-    own, wanted = group.config.aggregation, config.aggregation
-    if own is None or wanted is None:
-        return own is wanted
-    if bool(own.direct_weight) != bool(wanted.direct_weight):
-        return False
-    return dataclasses.replace(own, direct_weight=0.0) == dataclasses.replace(wanted, direct_weight=0.0)
+    return same_design(group.config.aggregation, config.aggregation)
 
 
 def counted(config: SoloConfig) -> dict[str, int]:

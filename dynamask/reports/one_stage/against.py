@@ -109,9 +109,10 @@ def _relative(label: str, member: Member, line: Line, how: str) -> Line:
 
 def _costed(line: Line) -> Line:
     """A row with its group for the figure, and what matrix NMS adds."""
-    group = line.label.partition(",")[0] if line.label.startswith("DynaMask") else line.label
-    if line.data.get("cost") == "equal":
-        group = "DynaMask at the MACs of a one-stage row"
+    group = line.label
+    if not line.evidences[0].one_stage:
+        fixed = line.members[0].limit is None and line.members[0].policy.startswith("fixed:")
+        group = f"{line.label.partition(',')[0]}, {'one size for all' if fixed else 'the switch at several budgets'}"
     parts = [member.macs()["suppress"] for member in line.members]
     suppress = float(np.mean(parts)) if parts else 0.0
     more = {**line.more, "matrix NMS, at most": f"{suppress / 1e9:.3f}" if suppress else "–"}

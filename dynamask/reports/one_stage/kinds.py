@@ -27,6 +27,8 @@ _WORDS = {
     "border": "border {}",
 }
 _INFERENCE = ("voting", "voting_iou")
+_WIDTHS = ("tower_channels",)
+"""Of an aggregation, as every preset has its own; no choice of design."""
 
 
 def interpolation(config: SoloConfig) -> str:
@@ -77,11 +79,20 @@ def same_base(one: SoloConfig, other: SoloConfig, grids: bool = True) -> bool:
 
 
 def differences(one: SoloConfig, other: SoloConfig) -> list[str]:
-    """Fields outside of the aggregation that differ, with the first one's values: "backbone resnet50"."""
-    theirs = trained_like(other)
-    return [
-        f"{key} {value}" for key, value in trained_like(one).items() if key != "aggregation" and theirs[key] != value
-    ]
+    """Fields that differ between models of one name, with the first one's values: "backbone resnet50"."""
+    own, theirs = ({**v, **{f"aggregation {k}": w for k, w in (v["aggregation"] or {}).items()}}
+                   for v in map(trained_like, (one, other)))  # fmt: skip
+    return [f"{key} {value}" for key, value in own.items() if key != "aggregation" and theirs.get(key) != value]
+
+
+def same_design(one: AggregationConfig | None, other: AggregationConfig | None) -> bool:
+    """Whether two aggregations are one but for widths and the weight of a two-stage loss that both have."""
+    if one is None or other is None:
+        return one is other
+    own, theirs = dataclasses.asdict(one), dataclasses.asdict(other)
+    for values in (own, theirs):
+        values["direct_weight"] = bool(values["direct_weight"])
+    return all(theirs[key] == value for key, value in own.items() if key not in _WIDTHS)
 
 
 def plain_preset(config: SoloConfig) -> SoloConfig:

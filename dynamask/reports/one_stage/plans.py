@@ -14,6 +14,7 @@ from dynamask.reports.one_stage.kinds import (
     name_of,
     preset_for,
     same_base,
+    same_design,
     train_command,
     trained_like,
 )
@@ -25,7 +26,7 @@ from dynamask.structures import DynaMaskError
 from dynamask.viz.one_stage import ap_against_macs, gains_by_iou
 
 SCHEMES = ("average", "score", "iou")
-_AS_BUILT = (AggregationConfig(), AggregationConfig(neighbours="corners"))
+_CORNERS = AggregationConfig(neighbours="corners")
 _SIGNS = {"+cls": "cls", "−mask": "mask"}
 
 
@@ -62,7 +63,8 @@ def voting_plan(world: OneStageWorld, ious: Sequence[float]) -> Plan:
 
 def as_is(groups: Sequence[Group]) -> list[Group]:
     """SODAR as the paper builds it, without mask interpolation and moving neighbours."""
-    return [g for g in groups if g.config.aggregation == AggregationConfig() and not interpolation(g.config)]
+    usual = AggregationConfig()
+    return [g for g in groups if same_design(g.config.aggregation, usual) and not interpolation(g.config)]
 
 
 def reference(world: OneStageWorld) -> Group:
@@ -162,7 +164,8 @@ def _memory(world: OneStageWorld, group: Group) -> tuple[dict[str, str], dict[st
 
 def interpolation_plan(world: OneStageWorld) -> Plan:
     """Tab. IV: SODAR as is, with a finer classification grid, with a coarser mask grid."""
-    groups = [g for g in world.groups if g.config.aggregation is None or g.config.aggregation in _AS_BUILT]
+    kept = (None, AggregationConfig(), _CORNERS)
+    groups = [g for g in world.groups if any(same_design(g.config.aggregation, one) for one in kept)]
     if not any(g.config.aggregation for g in groups):
         raise DynaMaskError("no weights of SODAR were given; give some, as is, with +cls or with −mask")
     lines, contrasts, lacking = {}, [], []
