@@ -153,6 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     clock.add_argument("--models", nargs="+", default=[], help="presets with random weights instead")
     clock.add_argument("--data", default="shapes:1001:20")
     clock.add_argument("--candidates", type=int)
+    clock.add_argument("--pictures", type=int, default=5, help="of noise, for --models (default: %(default)s)")
     for own in (memory, clock):
         own.add_argument("--json", metavar="FILE")
     return parser
@@ -171,7 +172,7 @@ def main() -> None:
         models |= {name: create_model(name).eval() for name in arguments.models}
         if arguments.models:
             generator = np.random.default_rng(0)
-            pictures = [generator.integers(0, 255, (800, 1333, 3), dtype=np.uint8) for _ in range(5)]
+            pictures = [generator.integers(0, 255, (800, 1333, 3), dtype=np.uint8) for _ in range(arguments.pictures)]
         else:
             dataset = open_data(arguments.data)
             pictures = [dataset[i][0].permute(1, 2, 0).contiguous().numpy() for i in range(len(dataset))]

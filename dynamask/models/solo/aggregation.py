@@ -19,7 +19,7 @@ from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
 
 Decoder = Callable[[Tensor, Tensor], Tensor]
 """Positions (n, S, 2) and image (n,) → representations (n, S, h, w)."""
-_CHUNK_VALUES = 4_000_000
+_CHUNK_VALUES = 24_000_000
 """Values of decoded representations held at a time where no gradient is needed."""
 
 
@@ -102,9 +102,9 @@ def decode(vectors: Tensor, image: Tensor, features: Tensor) -> Tensor:
     for index, own in enumerate(torch.bincount(image, minlength=len(features)).tolist()):
         if own:
             rows = vectors[image == index].flatten(0, 1)  # (n·S, V)
-            maps = features[index].flatten(1).T @ rows[:, :channels].T  # (h·w, n·S)
-            parts.append(maps if rows.shape[1] == channels else maps + rows[:, channels:].sum(1))
-    joint = torch.cat(parts, dim=1) if parts else features.new_zeros((height * width, 0))
+            maps = rows[:, :channels] @ features[index].flatten(1)  # (n·S, h·w)
+            parts.append(maps if rows.shape[1] == channels else maps + rows[:, channels:].sum(1, keepdim=True))
+    joint = torch.cat(parts).T.contiguous() if parts else features.new_zeros((height * width, 0))
     return joint.reshape(height, width, len(image), vectors.shape[1]).permute(2, 3, 0, 1)
 
 
@@ -194,7 +194,8 @@ def dynamic_network(
 
 def _folded(x: Tensor) -> Tensor:
     """(N, S, h, w) → (1, N·S, h, w), channels-last; maps of :func:`decode` are not copied."""
-    return x.permute(2, 3, 0, 1).flatten(2).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    pixels = x.permute(2, 3, 0, 1).flatten(2)[None]  # (1, h, w, N·S); with this stride of the batch no layer copies it
+    return pixels.permute(0, 3, 1, 2)
 
 
 def linear_decoder(vectors: Tensor, features: Tensor, border: str) -> Decoder:
