@@ -12,6 +12,7 @@ from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row, inte
 from dynamask.reports.one_stage.kinds import (
     interpolation,
     name_of,
+    plain_preset,
     preset_for,
     same_base,
     same_design,
@@ -115,7 +116,7 @@ def aggregation_plan(world: OneStageWorld) -> Plan:
 
 
 def _plain_command(group: Group) -> str:
-    model = preset_for(group.config).replace("sodar_v2", "solov2").replace("sodar", "solo")
+    model = plain_preset(group.config).name
     command = train_command(model, (group.config, group.evidences[0].training), {}, "plain")
     return f"No plain weights were given to hold {group.label} against; `{command}` trains them."
 
