@@ -138,8 +138,10 @@ def quality_said(differences: list[Row]) -> list[str]:
             continue
         if all(rise["low"] is not None and rise["low"] > 0 for rise in rises.values()):
             verdict = "The pattern holds on these data"
-        elif min(means) <= 0:
+        elif any(rise["high"] is not None and rise["high"] < 0 for rise in rises.values()):
             verdict = "The pattern does not hold on these data"
+        elif min(means) <= 0:
+            verdict = "The pattern does not hold in these figures, though these pictures do not decide it"
         else:
             verdict = "The figures point that way, but these pictures do not decide it"
         steps = " and ".join(f"{with_interval(rise, 4, True)} at 0.{iou}" for iou, rise in rises.items())
