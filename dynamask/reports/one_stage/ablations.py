@@ -13,7 +13,14 @@ from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs, trainable_parameters
 from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row
-from dynamask.reports.one_stage.kinds import interpolation, preset_for, same_base, same_design, train_command
+from dynamask.reports.one_stage.kinds import (
+    interpolation,
+    plain_preset,
+    preset_for,
+    same_base,
+    same_design,
+    train_command,
+)
 from dynamask.reports.one_stage.plans import reference
 from dynamask.reports.one_stage.world import Group, OneStageWorld
 from dynamask.reports.verdicts import told
@@ -114,9 +121,7 @@ def ablation_plan(world: OneStageWorld) -> Plan:
 
 
 def _command(like: Group, row: Ablation) -> str:
-    model = preset_for(like.config)
-    if row.changed is None:
-        model = model.replace("sodar_v2", "solov2").replace("sodar", "solo")
+    model = plain_preset(like.config).name if row.changed is None else preset_for(like.config)
     changed = {f"agg_{field}": value for field, value in (row.changed or {}).items()}
     return train_command(model, (like.config, like.evidences[0].training), changed, row.name)
 

@@ -12,6 +12,7 @@ from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row, inte
 from dynamask.reports.one_stage.kinds import (
     interpolation,
     name_of,
+    plain_preset,
     preset_for,
     same_base,
     same_design,
@@ -115,7 +116,7 @@ def aggregation_plan(world: OneStageWorld) -> Plan:
 
 
 def _plain_command(group: Group) -> str:
-    model = preset_for(group.config).replace("sodar_v2", "solov2").replace("sodar", "solo")
+    model = plain_preset(group.config).name
     command = train_command(model, (group.config, group.evidences[0].training), {}, "plain")
     return f"No plain weights were given to hold {group.label} against; `{command}` trains them."
 
@@ -137,8 +138,10 @@ def quality_said(differences: list[Row]) -> list[str]:
             continue
         if all(rise["low"] is not None and rise["low"] > 0 for rise in rises.values()):
             verdict = "The pattern holds on these data"
-        elif min(means) <= 0:
+        elif any(rise["high"] is not None and rise["high"] < 0 for rise in rises.values()):
             verdict = "The pattern does not hold on these data"
+        elif min(means) <= 0:
+            verdict = "The pattern does not hold in these figures, though these pictures do not decide it"
         else:
             verdict = "The figures point that way, but these pictures do not decide it"
         steps = " and ".join(f"{with_interval(rise, 4, True)} at 0.{iou}" for iou, rise in rises.items())
