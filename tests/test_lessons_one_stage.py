@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
-from small_models import tiny_model, tiny_solo
+from small_models import finding_solo, tiny_model
 
 from dynamask.data.shapes import Scene, ShapesDataset, make_scene
 from dynamask.evaluation.average_precision import evaluate_coco
@@ -30,12 +30,12 @@ def scene():
 
 @pytest.fixture(scope="module")
 def plain():
-    return SoloPredictor(tiny_solo(class_names=NAMES))
+    return SoloPredictor(finding_solo(class_names=NAMES))
 
 
 @pytest.fixture(scope="module")
 def sodar():
-    model = tiny_solo(AggregationConfig(), class_names=NAMES)
+    model = finding_solo(AggregationConfig(), class_names=NAMES)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("head.aggregation.theta.bias"):
@@ -81,7 +81,7 @@ def copies(scene, rows):
 
 
 def test_an_object_in_anothers_cells_is_not_learned(scene):
-    small = tiny_solo(scale_ranges=((1, 1024),) * 5).eval()
+    small = finding_solo(scale_ranges=((1, 1024),) * 5).eval()
     worlds = [copies(scene, [0, 0]), copies(scene, [0]), copies(scene, [])]
     dataset = type("World", (), {"__len__": lambda _: 3, "scene": lambda _, i: worlds[i]})()
     assert one_stage.unlearned(small, dataset) == (1, 3)
@@ -154,7 +154,7 @@ def test_candidates_decay_to_the_models_scores(found, scene):
 
 
 def test_a_picture_without_candidates_has_an_empty_case(scene):
-    silent = SoloPredictor(tiny_solo(score_threshold=0.999999, class_names=NAMES))
+    silent = SoloPredictor(finding_solo(score_threshold=0.999999, class_names=NAMES))
     case = one_stage.candidates_of(silent(scene.image))
     assert case.names == [] and len(case.masks) == 0 and case.ious.shape == (0, 0)
 
