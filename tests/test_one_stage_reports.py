@@ -440,3 +440,8 @@ def test_ap_at_a_threshold_that_is_not_evaluated_is_refused():
     for iou in (0.45, 0.62, 1.0):
         with pytest.raises(DynaMaskError, match="is not evaluated; choose among 0.50"):
             threshold_rows((iou,))
+
+
+@pytest.mark.parametrize("name", ["sodar_v2_mask_mobilenetv2_fpn_small", "sodar_v2_mask_resnet50_fpn"])
+def test_both_ways_of_a_coarser_mask_grid_have_the_papers_name(name):
+    assert name_of(PRESETS[name]) == "SODAR*, −mask"

@@ -54,7 +54,8 @@ def name_of(config: SoloConfig) -> str:
         words.append(interpolation(config))
     if aggregation.deformable:
         words.append("deformable")
-    usual = AggregationConfig(neighbours="corners" if config.mask_grids and "−m" in interpolation(config) else "4")
+    coarser = "−m" in interpolation(config) and aggregation.interpolation != "between"
+    usual = AggregationConfig(neighbours="corners" if coarser else "4")
     for field, text in _WORDS.items():
         value = getattr(aggregation, field)
         if value != getattr(usual, field):

@@ -28,6 +28,7 @@ from dynamask.viz.one_stage import ap_against_macs, gains_by_iou
 
 SCHEMES = ("average", "score", "iou")
 _CORNERS = AggregationConfig(neighbours="corners")
+_BETWEEN = AggregationConfig(interpolation="between")
 _SIGNS = {"+cls": "cls", "−mask": "mask"}
 
 
@@ -167,7 +168,7 @@ def _memory(world: OneStageWorld, group: Group) -> tuple[dict[str, str], dict[st
 
 def interpolation_plan(world: OneStageWorld) -> Plan:
     """Tab. IV: SODAR as is, with a finer classification grid, with a coarser mask grid."""
-    kept = (None, AggregationConfig(), _CORNERS)
+    kept = (None, AggregationConfig(), _CORNERS, _BETWEEN)
     groups = [g for g in world.groups if any(same_design(g.config.aggregation, one) for one in kept)]
     if not any(g.config.aggregation for g in groups):
         raise DynaMaskError("no weights of SODAR were given; give some, as is, with +cls or with −mask")
