@@ -143,9 +143,9 @@ async function receiveView(view, more) {
   if (more) view.token = more.token;
   if (!oneStage() && state.policy === "oracle" && !allowed("oracle")) state.policy = "learned";
   if (!oneStage() && state.compare && !allowed(state.compare)) state.compare = "fixed:112";
+  choose(); // before anything is shown: what was chosen for another family's picture has no style in this one
   drawingMode(false);
   showPicture();
-  choose();
   if (state.policy === "learned" && !oneStage()) state.step = nearestStep(summaryOf(state.picks).mean || view.macs[view.macs.length - 1]);
   draw();
   showPanels();

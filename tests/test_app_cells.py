@@ -257,10 +257,15 @@ def page(browser, address):
     page.close()
 
 
+def drawn(page) -> None:
+    """Wait until what was asked for before is on the page: two frames, however long a busy machine takes for them."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def use(page, name: str) -> None:
     page.select_option(".dm-weights", name)
     page.wait_for_function(f"{STATE}.view.weights === '{name}' && !{STATE}.busy")
-    page.wait_for_timeout(80)  # the next frame has been drawn
+    drawn(page)
 
 
 def test_weights_are_switched_there_and_back(page):
@@ -272,7 +277,7 @@ def test_weights_are_switched_there_and_back(page):
     assert page.input_value(".dm-score") == "0.3" and page.locator(".dm-two:visible").count() == 0
     assert "one-stage" in page.inner_text(".dm-one-note") and page.locator(".dm-divider-row").is_hidden()
     page.fill(".dm-score", "0.06")
-    page.wait_for_timeout(80)
+    drawn(page)
     shown = page.evaluate(f"{STATE}.shown.map((one) => one.level)")
     assert len(shown) > 2 and page.evaluate(f"{STATE}.picks") == shown
     assert page.locator(".dm-legend li").count() == 5
