@@ -61,9 +61,8 @@ class Judged:
             return self.judge.average_precision(self.boundary, weights)
         if name == "AP":
             return self.judge.average_precision(self.segm, weights)
-        row = int(round(float(name.removeprefix("AP")) - 50)) // 5
-        times = [row] * len(THRESHOLDS)  # the mean over ten equal thresholds is the one
-        return self.judge.average_precision(Matches(self.segm.hit[times], self.segm.ignored[times]), weights)
+        row = (int(name.removeprefix("AP")) - 50) // 5
+        return self.judge.at_thresholds(self.segm, weights)[row]
 
 
 def judged(predictor: SoloPredictor, dataset: ShapesDataset, score: float = 0.05) -> Judged:
