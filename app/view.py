@@ -101,17 +101,10 @@ def encode_instances(instances: Instances, class_names: tuple[str, ...]) -> list
     return rows
 
 
-def encode_view(session: Session, image: UInt8Array, switch_macs: int, image_macs: int) -> str:
-    """Everything the canvas shows of a session, as one JSON string.
-
-    Args:
-        session: the picture and its instances.
-        image: (H, W, 3) RGB, the decoded picture.
-        switch_macs: of the switch, per instance.
-        image_macs: of the whole picture, the switch left out.
-    """
+def _shared(session: Session, image: UInt8Array) -> dict[str, Any]:
+    """What a view says of either family: the picture, where it comes from, and the weights."""
     url, (width, height) = jpeg_url(image, VIEW_SIDE)
-    view = {
+    return {
         "type": "view",
         "token": session.token,
         "weights": session.weights,
@@ -122,17 +115,31 @@ def encode_view(session: Session, image: UInt8Array, switch_macs: int, image_mac
         "picture": url,
         "view": [width, height],
         "size": [int(image.shape[1]), int(image.shape[0])],
+        "macs": list(session.macs),
+        "truths": None if session.truth is None else len(session.truth),
+        "timings": session.timings,
+        "lowest_score": LOWEST_SCORE,
+    }
+
+
+def encode_view(session: Session, image: UInt8Array, switch_macs: int, image_macs: int) -> str:
+    """Everything the canvas shows of a session, as one JSON string.
+
+    Args:
+        session: the picture and its instances.
+        image: (H, W, 3) RGB, the decoded picture.
+        switch_macs: of the switch, per instance.
+        image_macs: of the whole picture, the switch left out.
+    """
+    view = {
+        **_shared(session, image),
         "styles": size_styles(),
         "paper_styles": size_styles(PAPER_COLOURS),
-        "macs": list(session.macs),
         "switch_macs": switch_macs,
         "image_macs": image_macs,
-        "truths": None if session.truth is None else len(session.truth),
         "instances": encode_instances(session.instances, session.class_names),
         "masks": encode_masks(session.instances),
-        "timings": session.timings,
         "score": FIRST_SCORE,
-        "lowest_score": LOWEST_SCORE,
     }
     return as_json(view)
 
@@ -145,31 +152,17 @@ def encode_cell_view(session: Session, image: UInt8Array, image_macs: dict[str, 
         image: (H, W, 3) RGB, the decoded picture.
         image_macs: of the network by part, once a picture.
     """
-    url, (width, height) = jpeg_url(image, VIEW_SIDE)
     shapes, masks = cells.encode_masks(session.instances, session.image_size)
     levels = session.levels or {}
     view = {
-        "type": "view",
+        **_shared(session, image),
         "family": "one-stage",
-        "token": session.token,
-        "weights": session.weights,
-        "kind": session.kind,
-        "key": session.key,
-        "title": session.title,
-        "credit": session.credit,
-        "picture": url,
-        "view": [width, height],
-        "size": [int(image.shape[1]), int(image.shape[0])],
         "styles": cells.level_styles(),
         "levels": levels,
-        "macs": list(session.macs),
         "image_macs": sum(image_macs.values()),
-        "truths": None if session.truth is None else len(session.truth),
         "instances": cells.encode_instances(session.instances, session.class_names, levels, shapes),
         "masks": base64.b64encode(zlib.compress(masks, 6)).decode("ascii"),
-        "timings": session.timings,
         "score": cells.FIRST_SCORE,
-        "lowest_score": LOWEST_SCORE,
     }
     return as_json(view)
 

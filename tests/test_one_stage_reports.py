@@ -10,6 +10,7 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
+from small_models import TINY_SOLO
 
 from dynamask import cli
 from dynamask.cli import one_stage_reports
@@ -39,15 +40,7 @@ torch.set_num_threads(1)
 SCENES = 4
 NAMES = tuple(ShapesDataset(1, 1001).class_names)
 TINY = dataclasses.replace(
-    PRESETS["solov2_mobilenetv2_fpn_small"],
-    fpn_channels=16,
-    tower_channels=16,
-    tower_depth=1,
-    mask_feature_channels=8,
-    kernel_channels=8,
-    groups=4,
-    grids=(8, 6, 4, 3, 2),
-    scale_ranges=((1, 24), (12, 48), (24, 96), (48, 192), (96, 1024)),
+    TINY_SOLO,
     class_names=NAMES,
     min_sizes=(96,),
     test_min_size=96,

@@ -50,6 +50,12 @@ def check_cache(folder: Path | None) -> None:
         raise DynaMaskError(f"folder {folder.parent} of --cache does not exist; create it or choose another")
 
 
+def cache_file(folder: Path, key: dict[str, Any], ending: str) -> Path:
+    """Where in a cache belongs what has this key; the folder is checked, see :func:`check_cache`."""
+    check_cache(folder)
+    return folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}{ending}"
+
+
 def collected_once(folder: Path | None, key: dict[str, Any], collect: Callable[[], Collected]) -> Collected:
     """What an earlier run collected under the same key, or ``collect()``, which is then kept.
 
@@ -62,9 +68,7 @@ def collected_once(folder: Path | None, key: dict[str, Any], collect: Callable[[
     """
     if folder is None:
         return collect()
-    check_cache(folder)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = folder / f"{name}.npz"
+    path = cache_file(folder, key, ".npz")
     kept = load_collected(path, key)
     if kept is None:
         kept = collect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from dynamask.files import replacing
 from dynamask.models.solo.costs import decoding_macs
 from dynamask.ops.rle import encode_rle
 from dynamask.predictor import Predictor
-from dynamask.reports.cache import check_cache
+from dynamask.reports.cache import cache_file
 from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -181,10 +180,8 @@ def found_once(folder: Path | None, key: dict[str, Any], find: Callable[[], Foun
     """
     if folder is None:
         return find()
-    check_cache(folder)
     key = json.loads(json.dumps({**key, "version": VERSION}))
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = folder / f"{name}.json.gz"
+    path = cache_file(folder, key, ".json.gz")
     if path.exists():
         return _read(path, key)
     found = find()
