@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
 
-Decoder = Callable[[Tensor, Tensor], Tensor]
-"""Positions (n, S, 2) and image (n,) → representations (n, S, h, w)."""
-_CHUNK_VALUES = 24_000_000
+Decoder = Callable[[slice], Tensor]
+"""Some of the instances → their representations (n, S, h, w)."""
+_CHUNK_VALUES = 12_000_000
 """Values of decoded representations held at a time where no gradient is needed."""
+_TOGETHER = 16
+"""Channels of all levels that are summed at a time."""
 
 
 def base_positions(cell: Tensor, grid: int, mask_grid: int, interpolation: str = "rounded") -> Tensor:
@@ -73,11 +76,12 @@ def sample_vectors(vectors: Tensor, image: Tensor, positions: Tensor, border: st
         positions = torch.minimum(positions.clamp_min(0), last)
     low = positions.detach().floor()
     share = (positions - low).to(vectors.dtype)
+    ways = (0, 1) if share.requires_grad or bool(share.any()) else (0,)  # whole numbers have one cell each
     flat = vectors.permute(0, 2, 3, 1).reshape(batch * rows * columns, size)
     first = (image if batch > 1 else torch.zeros_like(image))[:, None] * (rows * columns)
     out = vectors.new_zeros((*positions.shape[:2], size))
-    for down in (0, 1):
-        for right in (0, 1):
+    for down in ways:
+        for right in ways:
             row, column = low[..., 0].long() + down, low[..., 1].long() + right
             weight = (share[..., 0] if down else 1 - share[..., 0]) * (share[..., 1] if right else 1 - share[..., 1])
             inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
@@ -102,9 +106,9 @@ def decode(vectors: Tensor, image: Tensor, features: Tensor) -> Tensor:
     for index, own in enumerate(torch.bincount(image, minlength=len(features)).tolist()):
         if own:
             rows = vectors[image == index].flatten(0, 1)  # (n·S, V)
-            maps = rows[:, :channels] @ features[index].flatten(1)  # (n·S, h·w)
-            parts.append(maps if rows.shape[1] == channels else maps + rows[:, channels:].sum(1, keepdim=True))
-    joint = torch.cat(parts).T.contiguous() if parts else features.new_zeros((height * width, 0))
+            maps = features[index].flatten(1).T @ rows[:, :channels].T  # (h·w, n·S)
+            parts.append(maps if rows.shape[1] == channels else maps + rows[:, channels:].sum(1))
+    joint = _joined(parts, 1) if parts else features.new_zeros((height * width, 0))
     return joint.reshape(height, width, len(image), vectors.shape[1]).permute(2, 3, 0, 1)
 
 
@@ -173,23 +177,29 @@ def dynamic_network(
         return representations.new_zeros((0, height, width)) + theta.sum() * 0
     layers, padding = split_theta(theta, widths, kernel), kernel // 2
     weight, bias = layers[0]
-    x = bias.reshape(1, -1, 1, 1)
     if samples:
         own = weight[:, :, :samples].flatten(0, 1)  # (N·out, S, k, k)
-        x = x + F.conv2d(_folded(representations), own, padding=padding, groups=count)
+        x = F.conv2d(_folded(representations), own, bias.flatten(), padding=padding, groups=count)
+    else:
+        x = bias.reshape(1, -1, 1, 1)
     if context is not None:
         shared = weight[:, :, samples:].flatten(0, 1).split((torch.bincount(image) * weight.shape[1]).tolist())
         pixels = context.contiguous(memory_format=torch.channels_last)
         maps = [F.conv2d(pixels[i : i + 1], w, padding=padding) for i, w in enumerate(shared) if len(w)]
-        x = x + torch.cat(maps, dim=1)  # (1, N·out, h, w)
+        x = x + _joined(maps, 1)  # (1, N·out, h, w)
     for weight, bias in layers[1:-1]:
-        x = F.conv2d(F.relu(x), weight.flatten(0, 1), bias.flatten(), padding=padding, groups=count)
+        x = F.conv2d(F.relu_(x), weight.flatten(0, 1), bias.flatten(), padding=padding, groups=count)
     if len(layers) > 1:
         weight, bias = layers[-1]
         single = weight.flatten(0, 2)[:, None]  # (N·in, 1, k, k)
-        x = F.conv2d(F.relu(x), single, padding=padding, groups=len(single))
-        x = x.reshape(count, -1, height, width).sum(1) + bias[:, :, None]
+        x = F.conv2d(F.relu_(x), single, padding=padding, groups=len(single)).reshape(count, -1, height, width)
+        x = sum(x.unbind(1), bias[:, :, None])  # faster than .sum(1), the values of a pixel being neighbours
     return x.reshape(count, height, width)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """The parts side by side; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _folded(x: Tensor) -> Tensor:
@@ -198,9 +208,9 @@ def _folded(x: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-def linear_decoder(vectors: Tensor, features: Tensor, border: str) -> Decoder:
-    """The decoder of SOLO and SOLOv2: sampled vectors, convolved 1×1 over the image's feature."""
-    return lambda positions, image: decode(sample_vectors(vectors, image, positions, border), image, features)
+def linear_decoder(vectors: Tensor, image: Tensor, features: Tensor) -> Decoder:
+    """The decoder of SOLO and SOLOv2: sampled vectors (N, S, V), convolved 1×1 over the features of their images."""
+    return lambda part: decode(vectors[part], image[part], features)
 
 
 class MultiLevelContext(nn.Module):
@@ -218,15 +228,23 @@ class MultiLevelContext(nn.Module):
         super().__init__()
         self.fusion = fusion
         fan_in = in_channels * (levels if fusion == "concat" else 1)
-        self.reduce = nn.Sequential(nn.Conv2d(fan_in, in_channels, 1), nn.GroupNorm(groups, in_channels), nn.ReLU())
+        self.reduce = nn.Sequential(nn.Conv2d(fan_in, in_channels, 1), nn.GroupNorm(groups, in_channels), nn.ReLU(True))
         self.out = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.ReLU())
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l), finest first → (B, out_channels, H_0, W_0)."""
-        size = levels[0].shape[-2:]
-        smaller = [F.interpolate(x, size=size, mode="bilinear", align_corners=True) for x in levels[1:]]
-        joint = torch.cat([levels[0], *smaller], dim=1) if self.fusion == "concat" else sum(smaller, levels[0])
+        if self.fusion == "concat":
+            joint = torch.cat(_at_one_size(levels), dim=1)
+        else:  # a few channels at a time stay in the processor's cache
+            parts = zip(*(x.split(_TOGETHER, 1) for x in levels))
+            joint = torch.cat([reduce(Tensor.add_, reversed(_at_one_size(part))) for part in parts], dim=1)
         return self.out(self.reduce(joint))
+
+
+def _at_one_size(levels: Sequence[Tensor]) -> list[Tensor]:
+    """All at the size of the first."""
+    size = levels[0].shape[-2:]
+    return [levels[0], *(F.interpolate(x, size=size, mode="bilinear", align_corners=True) for x in levels[1:])]
 
 
 def instances_at_once(in_channels: int, height: int, width: int) -> int:
@@ -256,19 +274,12 @@ class NeighbourAggregation(nn.Module):
         return positions if offsets is None else positions + offsets.reshape(len(cell), -1, 2).to(positions.dtype)
 
     def forward(
-        self,
-        decoder: Decoder,
-        positions: Tensor,
-        image: Tensor,
-        size: tuple[int, int],
-        context: Tensor | None,
-        theta: Tensor | None,
+        self, decoder: Decoder, image: Tensor, size: tuple[int, int], context: Tensor | None, theta: Tensor | None
     ) -> Tensor:
         """Mask logits (N, h, w), computed in chunks where no gradient is needed.
 
         Args:
-            decoder: called as decoder(positions (n, S, 2), image (n,)) → representations (n, S, h, w).
-            positions: (N, S, 2), of :meth:`positions`.
+            decoder: called as decoder(part), a slice of the instances → their representations (n, S, h, w).
             image: (N,) int64, in rising order.
             size: (h, w).
             context: (B, context_channels, h, w); not read where the configuration has no context.
@@ -278,18 +289,18 @@ class NeighbourAggregation(nn.Module):
         step = max(1, len(image)) if torch.is_grad_enabled() else together
         parts = [slice(start, start + step) for start in range(0, max(len(image), 1), step)]
         theta = self.theta.expand(len(image), -1) if theta is None else theta
-        return torch.cat([self._part(decoder, positions[p], image[p], size, context, theta[p]) for p in parts])
+        return _joined([self._part(decoder, part, image[part], size, context, theta[part]) for part in parts], 0)
 
     def _part(
         self,
         decoder: Decoder,
-        positions: Tensor,
+        part: slice,
         image: Tensor,
         size: tuple[int, int],
         context: Tensor | None,
         theta: Tensor,
     ) -> Tensor:
         config = self.config
-        maps = decoder(positions, image) if config.samples else theta.new_zeros((len(image), 0, *size))
+        maps = decoder(part) if config.samples else theta.new_zeros((len(image), 0, *size))
         context = None if config.context == "without" else context
         return dynamic_network(maps, context, image, theta, config.widths, config.kernel)

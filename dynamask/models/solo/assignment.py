@@ -30,6 +30,14 @@ class Assignment:
         return len(self.image)
 
 
+def joined(levels: Sequence[Assignment]) -> tuple[Assignment, Tensor]:
+    """The cells of several levels, image by image, and which of these levels (P,) each is of."""
+    level = torch.repeat_interleave(torch.tensor([len(own) for own in levels]))
+    fields = [torch.cat([getattr(own, name) for own in levels]) for name in ("image", "cell", "instance", "label")]
+    order = fields[0].argsort(stable=True)
+    return Assignment(*(field[order] for field in fields)), level[order]
+
+
 def centres_of_mass(masks: Tensor) -> Tensor:
     """(N, 2) float64 (x, y) in continuous mask pixels of (N, H, W) masks of 0 and 1; NaN for an empty mask."""
     weights = masks.to(torch.float64)

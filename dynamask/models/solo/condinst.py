@@ -170,20 +170,20 @@ class CondInst(nn.Module):
         controllers = found.controllers[level]
         columns = controllers.shape[-1]
         base = torch.stack([cell // columns, cell % columns], dim=1).to(torch.float64)
-
-        def decoder(positions: Tensor, rows: Tensor) -> Tensor:
-            return conditional_masks(controllers, rows, positions, found.feature, STRIDES[level])
-
         if self.aggregation is None:
-            return decoder(base[:, None], image)[:, 0]
+            return conditional_masks(controllers, image, base[:, None], found.feature, STRIDES[level])[:, 0]
         theta, offsets = (
             None if x is None else x.flatten(2)[image, :, cell] for x in (found.theta[level], found.offsets[level])
         )
         positions = neighbour_positions(base, self.aggregation.config.neighbours, controllers.shape[-2])
         if offsets is not None:
             positions = positions + offsets.reshape(len(cell), -1, 2).to(positions.dtype)
+
+        def decoder(part: slice) -> Tensor:
+            return conditional_masks(controllers, image[part], positions[part], found.feature, STRIDES[level])
+
         size = (found.feature.shape[-2], found.feature.shape[-1])
-        return self.aggregation(decoder, positions, image, size, found.context, theta)
+        return self.aggregation(decoder, image, size, found.context, theta)
 
     def _mask_loss(
         self,

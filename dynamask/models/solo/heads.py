@@ -15,6 +15,9 @@ from dynamask.models.solo.config import AggregationConfig
 
 PRIOR = math.log(0.01 / 0.99)
 """Bias of the last category and mask layers: every cell starts as background with probability .99."""
+THETA_PACE = 0.1
+"""By which the feature that θ is predicted from is scaled. θ multiplies from layer to layer, and an optimiser that
+steps all weights alike (AdamW) would throw it about; so it moves slower. What can be learned stays the same."""
 
 
 @dataclass
@@ -109,7 +112,7 @@ class AggregationHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(B, C, G, G) → θ (B, D, G, G) and offsets (B, 2·S, G, G), each None where there is none."""
-        theta = None if self.theta is None else self.theta(x)
+        theta = None if self.theta is None else self.theta(x * THETA_PACE)
         theta = theta.tanh() if theta is not None and self.squash else theta
         return theta, None if self.offsets is None else self.offsets(x)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
 from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.solo.aggregation import NeighbourAggregation, decode, linear_decoder, sample_vectors
-from dynamask.models.solo.assignment import Assignment, assign, centres_of_mass
+from dynamask.models.solo.aggregation import NeighbourAggregation, linear_decoder, sample_vectors
+from dynamask.models.solo.assignment import Assignment, assign, centres_of_mass, joined
 from dynamask.models.solo.config import STRIDES, SoloConfig
 from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
 from dynamask.models.solo.losses import category_loss, dice_loss
@@ -25,6 +25,8 @@ MOST_DECODED = 1000
 """Candidates of a picture that are decoded, the best by class score."""
 CHUNK = 32
 """Masks brought to a common size at a time."""
+_HELD_VALUES = 8_000_000
+"""Values of candidates' masks that stay in memory for the masks in full; more are decoded again where needed."""
 
 
 @dataclass
@@ -145,23 +147,63 @@ class SoloNet(nn.Module):
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         return EncodedGrids(self.head(self.backbone(batch.tensors)), batch.image_sizes, sizes, _frame(batch))
 
-    def mask_logits(self, encoded: EncodedGrids, level: int, image: Tensor, cell: Tensor) -> Tensor:
-        """Masks (N, h, w) of cells of one level at its mask stride; only these cells are decoded.
+    @property
+    def level_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Levels that are decoded together: all of SOLOv2's have one mask feature, each of SOLO's its own."""
+        levels = tuple(range(len(self.config.grids)))
+        return (levels,) if self.config.kind == "solov2" else tuple((level,) for level in levels)
+
+    def mask_logits(self, encoded: EncodedGrids, level: int | Tensor, image: Tensor, cell: Tensor) -> Tensor:
+        """Masks (N, h, w) of cells at their mask stride; only these cells are decoded.
 
         Args:
+            level: (N,) int64 of one of :attr:`level_groups`, or one level for all.
             image: (N,) int64, in rising order.
             cell: (N,) int64, row · G + column.
         """
-        grid, side = encoded.grids[level], self.config.grids[level]
+        level = torch.as_tensor(level, device=cell.device).expand(len(cell))
+        theta = None
         if self.aggregation is None:
-            positions = torch.stack([cell // side, cell % side], dim=1)[:, None].to(torch.float64)
-            vectors = sample_vectors(grid.vectors, image, positions, "clamp")
-            return decode(vectors, image, grid.features)[:, 0]
-        theta, offsets = (None if x is None else x.flatten(2)[image, :, cell] for x in (grid.theta, grid.offsets))
-        positions = self.aggregation.positions(cell, side, self.config.representation_grids[level], offsets)
-        decoder = linear_decoder(grid.vectors, grid.features, self.aggregation.config.border)
+            vectors = self._gathered(encoded, level, image, cell, self._own_vectors)
+        else:
+            vectors = self._gathered(encoded, level, image, cell, self._vectors_around)
+            if self.aggregation.theta is None:
+                theta = self._gathered(encoded, level, image, cell, _theta_of)
+        grid = encoded.grids[int(level[0]) if len(level) else 0]
+        decoder = linear_decoder(vectors, image, grid.features)
+        if self.aggregation is None:
+            return decoder(slice(None))[:, 0]
         size = (grid.features.shape[-2], grid.features.shape[-1])
-        return self.aggregation(decoder, positions, image, size, grid.context, theta)
+        return self.aggregation(decoder, image, size, grid.context, theta)
+
+    def _gathered(
+        self, encoded: EncodedGrids, level: Tensor, image: Tensor, cell: Tensor, of_level: Callable[..., Tensor]
+    ) -> Tensor:
+        """``of_level(grid, level, image, cell)`` of every level's cells, in the order of the cells."""
+        parts, places = [], []
+        for number in level.unique().tolist() or [0]:
+            rows = torch.nonzero(level == number)[:, 0]
+            parts.append(of_level(encoded.grids[number], number, image[rows], cell[rows]))
+            places.append(rows)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(places).argsort()]
+
+    def _own_vectors(self, grid: CellGrid, level: int, image: Tensor, cell: Tensor) -> Tensor:
+        """(N, 1, V): the cells' own."""
+        side = self.config.grids[level]
+        positions = torch.stack([cell // side, cell % side], dim=1)[:, None].to(torch.float64)
+        return sample_vectors(grid.vectors, image, positions, "clamp")
+
+    def _vectors_around(self, grid: CellGrid, level: int, image: Tensor, cell: Tensor) -> Tensor:
+        """(N, S, V): those that the aggregation takes."""
+        side, mask_side = self.config.grids[level], self.config.representation_grids[level]
+        offsets = None if grid.offsets is None else grid.offsets.flatten(2)[image, :, cell]
+        positions = self.aggregation.positions(cell, side, mask_side, offsets)
+        return sample_vectors(grid.vectors, image, positions, self.aggregation.config.border)
+
+    def _centre_vectors(self, grid: CellGrid, level: int, image: Tensor, cell: Tensor) -> Tensor:
+        """(N, 1, V): those of the representation that plain SOLO would use."""
+        positions = self.aggregation.positions(cell, self.config.grids[level], self.config.representation_grids[level])
+        return sample_vectors(grid.vectors, image, positions.mean(1, keepdim=True), "clamp")
 
     def _category_loss(self, encoded: EncodedGrids, assigned: Sequence[Assignment]) -> Tensor:
         logits, labels = [], []
@@ -179,26 +221,23 @@ class SoloNet(nn.Module):
         """Dice losses, means over all positive cells of all levels and images; a connected zero without any."""
         total, direct, count = [], [], 0
         supervised = self.aggregation is not None and self.aggregation.config.direct_weight > 0
-        for level, own in enumerate(assigned):
+        for group in self.level_groups:
+            own, level = joined([assigned[number] for number in group])
             if len(own) == 0:
                 continue
-            truth = level_masks(targets, own, encoded, tuple(encoded.grids[level].features.shape[-2:]))
-            image, cell = own.image.to(truth.device), own.cell.to(truth.device)
+            features = encoded.grids[group[0]].features
+            truth = level_masks(targets, own, encoded, tuple(features.shape[-2:]))
+            level, image, cell = (x.to(truth.device) for x in (level + group[0], own.image, own.cell))
             total.append(dice_loss(self.mask_logits(encoded, level, image, cell), truth).sum())
             if supervised:
-                direct.append(dice_loss(self._centre_logits(encoded, level, image, cell), truth).sum())
+                centres = self._gathered(encoded, level, image, cell, self._centre_vectors)
+                direct.append(dice_loss(linear_decoder(centres, image, features)(slice(None))[:, 0], truth).sum())
             count += len(own)
         idle = connected(encoded.grids, self)
         named = {"loss_dice": self.means.per_positive(torch.stack([*total, idle]).sum(), count)}
         if supervised:
             named["loss_direct"] = self.means.per_positive(torch.stack([*direct, idle]).sum(), count)
         return named
-
-    def _centre_logits(self, encoded: EncodedGrids, level: int, image: Tensor, cell: Tensor) -> Tensor:
-        """The centre cell's own representation (N, h, w), as plain SOLO would use it."""
-        grid, side = encoded.grids[level], self.config.grids[level]
-        centre = self.aggregation.positions(cell, side, self.config.representation_grids[level]).mean(1, keepdim=True)
-        return decode(sample_vectors(grid.vectors, image, centre, "clamp"), image, grid.features)[:, 0]
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -214,9 +253,9 @@ class SoloNet(nn.Module):
     def predict_one(self, encoded: EncodedGrids, index: int) -> dict[str, Tensor]:
         """The detections of one picture of an encoded batch, see :meth:`predict`."""
         candidates = self.candidates(encoded, index)
-        found = self.suppress(encoded, index, candidates)
+        found, soft = self.suppress(encoded, index, candidates)
         if self.config.voting == "none":
-            masks = self.full_masks(encoded, index, found)
+            masks = self.full_masks(encoded, index, found, soft)
         else:
             masks = self.voted_masks(encoded, index, candidates, found)
         there = masks.flatten(1).any(1)
@@ -243,16 +282,27 @@ class SoloNet(nn.Module):
         order = score.argsort(descending=True, stable=True)[:MOST_DECODED]
         return Candidates(level.long()[order], cell.long()[order], label.long()[order], score.float()[order])
 
-    def suppress(self, encoded: EncodedGrids, index: int, found: Candidates) -> Candidates:
-        """Maskness, area filter and matrix NMS at a quarter of the frame; at most ``detections_per_img`` stay."""
+    def holds(self, encoded: EncodedGrids, candidates: Candidates) -> bool:
+        """Whether so few masks are decoded for suppression that they are kept for the masks in full."""
+        return len(candidates) * (encoded.frame[0] // 4) * (encoded.frame[1] // 4) <= _HELD_VALUES
+
+    def suppress(self, encoded: EncodedGrids, index: int, found: Candidates) -> tuple[Candidates, Tensor | None]:
+        """Maskness, area filter and matrix NMS at a quarter of the frame; at most ``detections_per_img`` stay.
+
+        Returns:
+            Those that stay, and their masks (N, H/4, W/4) in [0, 1]; None of too many candidates, see :meth:`holds`.
+        """
         config, size = self.config, (encoded.frame[0] // 4, encoded.frame[1] // 4)
         binary = torch.zeros((len(found), *size), dtype=torch.bool, device=found.cell.device)
+        soft = torch.zeros_like(binary, dtype=torch.float32) if self.holds(encoded, found) else None
         maskness = found.score.new_zeros(len(found))
         for rows, probs in self._decoded(encoded, index, found):
             probs = self._quarter(encoded, probs)
             inside = probs > 0.5
             binary[rows] = inside
             maskness[rows] = (probs * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
+            if soft is not None:
+                soft[rows] = probs
         strides = torch.tensor(STRIDES, device=found.level.device)
         score = found.score * maskness * (binary.sum((1, 2)) > strides[found.level])
         order = score.argsort(descending=True, stable=True)[: config.candidates]
@@ -263,14 +313,20 @@ class SoloNet(nn.Module):
         best = decayed.argsort(descending=True, stable=True)[: config.detections_per_img]
         best = best[decayed[best] >= config.update_threshold]
         kept = found.take(order[best])
-        return Candidates(kept.level, kept.cell, kept.label, decayed[best])
+        found = Candidates(kept.level, kept.cell, kept.label, decayed[best])
+        return found, None if soft is None else soft[order[best]]
 
-    def full_masks(self, encoded: EncodedGrids, index: int, found: Candidates) -> Tensor:
-        """(N, H, W) bool in the picture's own pixels."""
+    def full_masks(self, encoded: EncodedGrids, index: int, found: Candidates, soft: Tensor | None = None) -> Tensor:
+        """(N, H, W) bool in the picture's own pixels, of masks at a quarter of the frame where they are at hand."""
         size = encoded.original_sizes[index]
         masks = torch.zeros((len(found), *size), dtype=torch.bool, device=found.cell.device)
-        for rows, probs in self._decoded(encoded, index, found):
-            masks[rows] = self._enlarged(encoded, index, self._quarter(encoded, probs))
+        if soft is None:
+            for rows, probs in self._decoded(encoded, index, found):
+                masks[rows] = self._enlarged(encoded, index, self._quarter(encoded, probs))
+            return masks
+        for start in range(0, len(found), CHUNK):
+            part = slice(start, start + CHUNK)
+            masks[part] = self._enlarged(encoded, index, soft[part])
         return masks
 
     def voted_masks(self, encoded: EncodedGrids, index: int, candidates: Candidates, found: Candidates) -> Tensor:
@@ -304,15 +360,20 @@ class SoloNet(nn.Module):
         return F.interpolate(large, size=size, mode="bilinear", align_corners=False)[:, 0] > 0.5
 
     def _decoded(self, encoded: EncodedGrids, index: int, found: Candidates) -> Iterator[tuple[Tensor, Tensor]]:
-        """(rows, probabilities (n, h, w)) of the candidates, level by level in chunks, each cell decoded once."""
-        for level in range(len(encoded.grids)):
-            own = torch.nonzero(found.level == level)[:, 0]
-            cells, inverse = found.cell[own].unique(return_inverse=True)
+        """(rows, probabilities (n, h, w)) of the candidates in chunks, each cell decoded once."""
+        for group in self.level_groups:
+            own = torch.nonzero((found.level >= group[0]) & (found.level <= group[-1]))[:, 0]
+            cells, inverse = torch.stack([found.level[own], found.cell[own]], dim=1).unique(dim=0, return_inverse=True)
             for start in range(0, len(cells), CHUNK):
-                part = cells[start : start + CHUNK]
-                probs = self.mask_logits(encoded, level, torch.full_like(part, index), part).float().sigmoid()
+                level, cell = cells[start : start + CHUNK].unbind(1)
+                probs = self.mask_logits(encoded, level, torch.full_like(cell, index), cell).float().sigmoid()
                 here = (inverse >= start) & (inverse < start + CHUNK)
                 yield own[here], probs[inverse[here] - start]
+
+
+def _theta_of(grid: CellGrid, level: int, image: Tensor, cell: Tensor) -> Tensor:
+    """θ (N, D) of the cells."""
+    return grid.theta.flatten(2)[image, :, cell]
 
 
 def _frame(batch: ImageList) -> tuple[int, int]:

@@ -115,8 +115,8 @@ def _append(
 def one_stage_macs(prediction: SoloPrediction) -> dict[str, int]:
     """MACs of a one-stage prediction by part.
 
-    Every cell above the score threshold is decoded once for suppression; the cells that stay are decoded once more for
-    their masks in full, or, with voting, all candidates are.
+    Every cell above the score threshold is decoded once for suppression; of too many to hold, the cells that stay are
+    decoded once more for their masks in full, and with voting all candidates are.
 
     Returns:
         "backbone" (with the FPN), "head", "decode", "suppress" (the mask IoUs of matrix NMS, at most), and the counts
@@ -125,8 +125,11 @@ def one_stage_macs(prediction: SoloPrediction) -> dict[str, int]:
     model, encoded = prediction.model, prediction.encoded
     config = model.config
     candidates = model.candidates(encoded, 0)
-    again = prediction if config.voting == "none" else candidates
-    decoded = _cells(candidates.level, candidates.cell) + _cells(again.level, again.cell)
+    decoded = _cells(candidates.level, candidates.cell)
+    if config.voting != "none":
+        decoded += decoded
+    elif not model.holds(encoded, candidates):
+        decoded += _cells(prediction.level, prediction.cell)
     grids = encoded.grids
     each = [decoding_macs(*g.features.shape[-2:], g.features.shape[1], config.aggregation) for g in grids]
     kept = min(len(candidates), config.candidates)
