@@ -364,7 +364,7 @@ from dynamask.bundled import list_bundled
 
 for name, each in (("shapes-solov2", solo), ("shapes-sodar", sodar)):
     entry, size = list_bundled()[name], sum(p.numel() for p in each.model.parameters())
-    print(f"{name}: {entry['images_seen']:,} scenes seen, seed {entry['seed']}; {size:,} parameters")
+    print(f"{name}: {entry['images_seen']:,} scenes after 8,000 as SOLOv2, seed {entry['seed']}; {size:,} parameters")
 titles = ("SOLOv2", "SODAR")
 plain, aggregated = (one_stage_judging.judged(each, scenes) for each in (solo, sodar))
 outcome = one_stage_judging.compare(titles, plain, aggregated, samples=fast(100, 1000))

@@ -52,8 +52,9 @@ COSTS = (
     "MACs are means over the pictures and count convolutions and matrix products of the network as it runs. Of "
     "DynaMask: backbone and FPN, RPN and box head on the proposals of each picture, the mask branch on each detection "
     "with its projections, and the switch where it chooses. Of one-stage models: backbone and FPN, head, and the "
-    "decoding of every cell above the score threshold, and of those that stay again where the candidates' masks are too "
-    "many to hold. Not in the total: the mask IoUs of matrix NMS, at most as many as their column says. At equal MACs the switch's one price on MACs is set so that "
+    "decoding of every cell above the score threshold, and of those that stay again where the candidates' masks are "
+    "too many to hold. Not in the total: the mask IoUs of matrix NMS, at most as many as their column says. At equal "
+    "MACs the switch's one price on MACs is set so that "
     "a mean picture costs as much; beyond what the switch spends by itself it is a reward. Either model sees pictures "
     "at the size of its own configuration."
 )
