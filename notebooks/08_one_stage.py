@@ -297,9 +297,9 @@ one_stage.swap_figure(seen, scene.image, trio)
 #
 # ### Vectors again
 #
-# SODAR must sample representations also *between* cells, bilinearly: when the mask grid is coarser than the class grid,
-# or when neighbours move. Maps of all cells would have to be there for it. But maps are linear in their vectors: sample
-# the vectors, then decode. Both ways, at row 3.3 and column 4.6:
+# Where neighbours move, SODAR must sample representations also *between* cells, bilinearly. Maps of all cells would
+# have to be there for it. But maps are linear in their vectors: sample the vectors, then decode. Both ways, at row 3.3
+# and column 4.6:
 
 # %%
 from dynamask.models.solo.aggregation import decode, sample_vectors
@@ -337,17 +337,20 @@ one_stage.spread_figure(seen, scene.image, shown, scene.masks[row])
 # %% [markdown]
 # ### Fewer maps than cells
 #
-# If representations are shared anyway, there need not be one for every cell. With a mask grid of half the side, cell i
-# lies at i·(G′ − 1)/(G − 1), between four representations: its corners.
+# If representations are shared anyway, there need not be one for every cell. On a mask grid of three quarters of the
+# side, cell i lies at i·(G′ − 1)/(G − 1); it takes the representation nearest to that, with its neighbours. Cells that
+# share them differ in θ alone. (The paper goes from 40 to 20. Here 20 is the start.)
 
 # %%
 from dynamask.models.solo.aggregation import base_positions
 
-halved = dynamask.load("shapes-sodar-mask")
-grids, coarse = halved.model.config.grids, halved.model.config.representation_grids
+coarser = dynamask.load("shapes-sodar-mask")
+grids, coarse = coarser.model.config.grids, coarser.model.config.representation_grids
 print(f"{sum(g * g for g in grids)} cells share {sum(g * g for g in coarse)} representations")
-print("rows 0 … 5 of 20 lie at", base_positions(torch.arange(6) * 20, 20, 10, "between")[:, 0].numpy().round(2))
-less = halved(scene.image)
+rows = torch.arange(6) * 20
+print("rows 0 … 5 of 20 lie at", base_positions(rows, 20, 15, "between")[:, 0].numpy().round(2))
+print("and take the representations", base_positions(rows, 20, 15)[:, 0].int().tolist())
+less = coarser(scene.image)
 cell_figure(scene.image, less.explain(one_stage_judging.matched(less, scene)[0][1]))
 
 # %% [markdown]
@@ -364,7 +367,7 @@ from dynamask.bundled import list_bundled
 
 for name, each in (("shapes-solov2", solo), ("shapes-sodar", sodar)):
     entry, size = list_bundled()[name], sum(p.numel() for p in each.model.parameters())
-    print(f"{name}: {entry['images_seen']:,} scenes after 8,000 as SOLOv2, seed {entry['seed']}; {size:,} parameters")
+    print(f"{name}: {entry['images_seen']:,} scenes, the last 4,800 of seed {entry['seed']}; {size:,} parameters")
 titles = ("SOLOv2", "SODAR")
 plain, aggregated = (one_stage_judging.judged(each, scenes) for each in (solo, sodar))
 outcome = one_stage_judging.compare(titles, plain, aggregated, samples=fast(100, 1000))
@@ -411,7 +414,7 @@ one_stage_judging.pairs_figure(both, scenes, titles)
 
 # %%
 dynamic = dynamask.load("shapes")
-models = {"SOLOv2": solo, "SODAR": sodar, "SODAR, half the maps": halved, "DynaMask": dynamic}
+models = {"SOLOv2": solo, "SODAR": sodar, "SODAR, fewer maps": coarser, "DynaMask": dynamic}
 spent = {name: one_stage_judging.spent(model, scene.image) for name, model in models.items()}
 one_stage_judging.spent_figure(spent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from dynamask.models.backbone import BackboneWithFPN
@@ -38,16 +39,17 @@ _FINER = (50, 40, 24, 16, 12)
 def _variants(base: SoloConfig, prefix: str) -> list[SoloConfig]:
     """The plain model, and SODAR on it: as is, with a finer classification grid, with a coarser mask grid, moving.
 
-    SOLOv2's towers are 512 wide; the one of the aggregation beside them has the 256 of SODAR's own. On the small grids
-    a coarser cell is as large as an object: there representations are sampled between the cells, not at four of them.
+    SOLOv2's towers are 512 wide; the one of the aggregation beside them has the 256 of SODAR's own. The paper's coarser
+    grid is half the plain one and has four corners around a cell. The small model's plain grids are those halves
+    already: three quarters of them are its coarser ones, with the nearest cell and its neighbours.
     """
     suffix = base.name.split("_", 1)[1]
     agg = AggregationConfig(tower_channels=256 if base.tower_channels > 256 else 0)
     paper = base.grids == _SOLO.grids
-    coarser = dataclasses.replace(agg, **({"neighbours": "corners"} if paper else {"interpolation": "between"}))
+    coarser = dataclasses.replace(agg, neighbours="corners") if paper else agg
     moving = dataclasses.replace(agg, deformable=True)
     replace = dataclasses.replace
-    coarse = tuple(g // 2 for g in base.grids)
+    coarse = tuple(g // 2 if paper else math.ceil(g * 3 / 4) for g in base.grids)
     finer = _FINER if paper else (base.grids[0] * 5 // 4, base.grids[1] * 10 // 9, *base.grids[2:])
     return [
         base,
