@@ -408,6 +408,10 @@ def test_configurations_have_the_papers_names():
     assert known["sodar_v2_deformable_mobilenetv2_fpn_small"] == ("SODAR*, +cls, deformable", "+cls")
     both = dataclasses.replace(PRESETS["sodar_mask_resnet50_fpn"], grids=(50, 40, 24, 16, 12))
     assert name_of(both) == "SODAR, +c−m"
+    small = PRESETS["sodar_v2_mask_mobilenetv2_fpn_small"]
+    assert name_of(dataclasses.replace(small, grids=(25, 20, 12, 8, 6))) == "SODAR*, +c−m"
+    moved = dataclasses.replace(small, aggregation=AggregationConfig(interpolation="between"))
+    assert name_of(moved) == "SODAR*, −mask, positions between"
     row = ablated(PRESETS["sodar_v2_cls_resnet50_fpn"], next(a for a in ABLATIONS if a.name == "N-2-row"))
     assert name_of(row) == "SODAR*, neighbours row" and row.grids == PRESETS["solov2_resnet50_fpn"].grids
 

@@ -25,6 +25,7 @@ _WORDS = {
     "hidden": "{} hidden channels",
     "theta_kernel": "θ by {0}×{0}",
     "border": "border {}",
+    "interpolation": "positions {}",
 }
 _INFERENCE = ("voting", "voting_iou")
 _WIDTHS = ("tower_channels",)
@@ -34,14 +35,16 @@ _WIDTHS = ("tower_channels",)
 def interpolation(config: SoloConfig) -> str:
     """Mask interpolation: "" for none, "+cls", "−mask", or "+c−m" for both.
 
-    A finer classification grid is finer on the fine levels alone; a coarser mask grid is coarser on all of them.
+    A finer classification grid is finer on the fine levels alone; a coarser mask grid is coarser on all of them, by one
+    share but for rounding.
     """
     if not config.mask_grids:
         return ""
-    shares = [own / grid for own, grid in zip(config.mask_grids, config.grids)]
-    if shares[-1] >= 1:
-        return "+cls" if min(shares) < 1 else ""
-    return "+c−m" if shares[0] < shares[-1] - 0.05 else "−mask"
+    pairs = list(zip(config.mask_grids, config.grids))
+    if config.mask_grids[-1] >= config.grids[-1]:
+        return "+cls" if any(own < grid for own, grid in pairs) else ""
+    one_share = max((own - 0.5) / grid for own, grid in pairs) <= min((own + 0.5) / grid for own, grid in pairs)
+    return "−mask" if one_share else "+c−m"
 
 
 def name_of(config: SoloConfig) -> str:
@@ -54,8 +57,8 @@ def name_of(config: SoloConfig) -> str:
         words.append(interpolation(config))
     if aggregation.deformable:
         words.append("deformable")
-    coarser = "−m" in interpolation(config) and aggregation.interpolation != "between"
-    usual = AggregationConfig(neighbours="corners" if coarser else "4")
+    corners = "−m" in interpolation(config) and aggregation.neighbours == "corners"  # one of its two presets' ways
+    usual = AggregationConfig(neighbours="corners" if corners else "4")
     for field, text in _WORDS.items():
         value = getattr(aggregation, field)
         if value != getattr(usual, field):
