@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,6 @@ Decoder = Callable[[slice], Tensor]
 """Some of the instances → their representations (n, S, h, w)."""
 _CHUNK_VALUES = 12_000_000
 """Values of decoded representations held at a time where no gradient is needed."""
-_TOGETHER = 16
-"""Channels of all levels that are summed at a time."""
 
 
 def base_positions(cell: Tensor, grid: int, mask_grid: int, interpolation: str = "rounded") -> Tensor:
@@ -233,18 +232,19 @@ class MultiLevelContext(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l), finest first → (B, out_channels, H_0, W_0)."""
+        size = levels[0].shape[-2:]
+        finer = (_enlarged(x, size) for x in reversed(levels[1:]))
         if self.fusion == "concat":
-            joint = torch.cat(_at_one_size(levels), dim=1)
-        else:  # a few channels at a time stay in the processor's cache
-            parts = zip(*(x.split(_TOGETHER, 1) for x in levels))
-            joint = torch.cat([reduce(Tensor.add_, reversed(_at_one_size(part))) for part in parts], dim=1)
+            joint = torch.cat([levels[0], *reversed(list(finer))], dim=1)
+        else:
+            joint = reduce(Tensor.add_, chain(finer, levels[:1]))
         return self.out(self.reduce(joint))
 
 
-def _at_one_size(levels: Sequence[Tensor]) -> list[Tensor]:
-    """All at the size of the first."""
-    size = levels[0].shape[-2:]
-    return [levels[0], *(F.interpolate(x, size=size, mode="bilinear", align_corners=True) for x in levels[1:])]
+def _enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear to (H, W), channels-last, which is the faster way."""
+    pixels = x.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=True)
 
 
 def instances_at_once(in_channels: int, height: int, width: int) -> int:

@@ -254,6 +254,7 @@ class SoloV2Head(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> list[CellGrid]:
         """{"0": P2, …, "pool": P6} → five grids that share one mask feature at P2's size."""
         maps = self.mask_feature([features[key] for key in "0123"])
+        maps = maps.contiguous(memory_format=torch.channels_last)  # decoded pixel by pixel
         context = None if self.context is None else self.context(pyramid(features))
         grids = []
         for index, level in enumerate(head_levels(features)):
