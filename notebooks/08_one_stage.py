@@ -367,7 +367,8 @@ from dynamask.bundled import list_bundled
 
 for name, each in (("shapes-solov2", solo), ("shapes-sodar", sodar)):
     entry, size = list_bundled()[name], sum(p.numel() for p in each.model.parameters())
-    print(f"{name}: {entry['images_seen']:,} scenes, the last 4,800 of seed {entry['seed']}; {size:,} parameters")
+    parts = f"{entry['images_seen']:,} scenes in {len(entry['commands'])} trainings, the last of seed {entry['seed']}"
+    print(f"{name}: {parts}; {size:,} parameters")
 titles = ("SOLOv2", "SODAR")
 plain, aggregated = (one_stage_judging.judged(each, scenes) for each in (solo, sodar))
 outcome = one_stage_judging.compare(titles, plain, aggregated, samples=fast(100, 1000))

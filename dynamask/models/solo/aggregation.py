@@ -233,11 +233,11 @@ class MultiLevelContext(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l), finest first → (B, out_channels, H_0, W_0)."""
         size = levels[0].shape[-2:]
-        finer = (_enlarged(x, size) for x in reversed(levels[1:]))
+        others = (_enlarged(x, size) for x in levels[1:])
         if self.fusion == "concat":
-            joint = torch.cat([levels[0], *reversed(list(finer))], dim=1)
+            joint = torch.cat([levels[0], *others], dim=1)
         else:
-            joint = reduce(Tensor.add_, chain(finer, levels[:1]))
+            joint = reduce(Tensor.add_, chain(others, levels[:1]))  # into the first of the others, which is a copy
         return self.out(self.reduce(joint))
 
 
