@@ -24,15 +24,15 @@ from app.tabs.spoken import refuse
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
-from dynamask.models.rcnn import policies
+from dynamask.models.masks import policies
 from dynamask.ops.rle import encode_rle
-from dynamask.predictor import check_choice
+from dynamask.predict import check_choice
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
     from app.shared import Shared
-    from dynamask.predictor import Prediction
+    from dynamask.predict import Prediction
 
 MAX_BOXES = 300
 """Boxes of one call."""

@@ -31,7 +31,7 @@ from dynamask.data.coco import drop_degenerate
 from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import EvaluationOptions, Instances, Predicts, add_picture, category_map
-from dynamask.evaluation.analyze import METRICS, NEEDS, IdealQuality, ideal_quality, summarise
+from dynamask.evaluation.ideal_masks import METRICS, NEEDS, IdealQuality, ideal_quality, summarise
 from dynamask.reports.classes import class_names_of, class_rows
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

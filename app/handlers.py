@@ -35,12 +35,12 @@ from app.weights import Shelf
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import quality_by_size
-from dynamask.predictor import Regions
+from dynamask.predict import Regions
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
-    from dynamask.predictor import Prediction, Predictor
+    from dynamask.predict import Prediction, Predictor
 
 EXAMPLES_DIR = Path(__file__).resolve().parent / "examples"
 SCENES = ((7, 18, None), (7, 24, None), (7, 1, 0.15), (7, 17, 0.85))

@@ -19,9 +19,9 @@ from torchvision.models.detection.transform import resize_boxes
 
 from dynamask.data.shapes.scene import Scene, make_scene
 from dynamask.evaluation.mask_quality import boundary_width, quality_by_size
-from dynamask.models.rcnn import losses
+from dynamask.models.masks import losses
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges, paste_mask
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 
 LESSON_SEED = 7001

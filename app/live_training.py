@@ -22,8 +22,8 @@ from dynamask.data.loaders import training_loader
 from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights, train_step
 from dynamask.evaluation.choices import at, permuted, shares
-from dynamask.models.rcnn import losses
-from dynamask.models.rcnn.mask_switch import MaskSwitchModule, sample_gumbel, straight_through_gumbel
+from dynamask.models.masks import losses
+from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel, straight_through_gumbel
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 MAX_STEPS = 3000

@@ -1,4 +1,4 @@
-// Who chooses the sizes: pure functions, no page. Same conventions as dynamask.models.rcnn.policies.
+// Who chooses the sizes: pure functions, no page. Same conventions as dynamask.models.masks.policies.
 
 // Eq. 8: index of the size for a box by its share of the picture.
 function sizeByBox(box, width, height, sizeCount) {

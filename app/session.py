@@ -14,7 +14,7 @@ from dynamask.structures import MASK_SIZES
 
 if TYPE_CHECKING:
     from app.cells import CellInstances
-    from dynamask.predictor import Prediction
+    from dynamask.predict import Prediction
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import gradio as gr
 if TYPE_CHECKING:
     from app.handlers import Explorer
     from app.session import Session
-    from dynamask.predictor import Predictor
+    from dynamask.predict import Predictor
 
 NOW_JS = "window.dynamask ? JSON.stringify(window.dynamask.now()) : '{}'"
 """JS expression: the present setting of Explore as JSON text with the keys `policy`, `budget` (GMACs), `mean` (GMACs of

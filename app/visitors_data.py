@@ -15,7 +15,7 @@ from typing import Any
 
 from app.classes_data import detected, detected_rows, ideal, make_table, own_rows, predicted
 from dynamask.data.coco import dataset_for, read_coco_json
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.structures import DynaMaskError
 
 MAX_PICTURES = 60

@@ -11,7 +11,7 @@ from dynamask.bundled import list_bundled
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
-    from dynamask.predictor import Predictor
+    from dynamask.predict import Predictor
     from dynamask.solo_predictor import SoloPredictor
 
 ABOUT = {
@@ -84,7 +84,7 @@ def open_shelf(first: str, device: str) -> Shelf:
         DynaMaskError: the first weights or the device cannot be used, or the weights are two-stage and have no switch
             to explore.
     """
-    from dynamask.predictor import load
+    from dynamask.predict import load
     from dynamask.solo_predictor import SoloPredictor
 
     shelf = Shelf(lambda source: load(source, device=device), first, list(list_bundled()))

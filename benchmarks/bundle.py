@@ -26,8 +26,8 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.models.solo.config import FAMILY
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.solo.model import SoloNet
-from dynamask.models.weights_file import read_header
-from dynamask.predictor import load
+from dynamask.models.weights import read_header
+from dynamask.predict import load
 from dynamask.reports.judging import choice_of
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES
@@ -50,8 +50,9 @@ def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[
     for policy in POLICIES if predictor.has_switch else [f"fixed:{size}" for size in predictor.mask_sizes]:
         row = summarise(found, choice_of(policy, found, dataset), macs, dataset, indices)
         on_true = summarise(given, choice_of(policy, given, dataset), macs, dataset, indices, true_boxes=True)
-        row["gt_boxes"] = {key: on_true[key] for key in (
-            "mean_mask_iou", "mean_boundary_iou", "mean_macs_per_instance", "size_shares")}
+        row["gt_boxes"] = {
+            key: on_true[key] for key in ("mean_mask_iou", "mean_boundary_iou", "mean_macs_per_instance", "size_shares")
+        }
         rows[policy] = row
     return rows
 
@@ -65,8 +66,17 @@ def table(scores: dict[str, Any]) -> list[str]:
     """The measured policies, or the one row of a one-stage model, as lines of a Markdown table."""
     if list(scores) == ["one size"]:
         return one_stage_table(scores["one size"])
-    columns = ("policy", "box AP", "mask AP", "AP50", "boundary AP", "mean GMACs", "mask IoU, true boxes",
-               "boundary IoU, true boxes", "sizes 14 / 28 / 56 / 112")
+    columns = (
+        "policy",
+        "box AP",
+        "mask AP",
+        "AP50",
+        "boundary AP",
+        "mean GMACs",
+        "mask IoU, true boxes",
+        "boundary IoU, true boxes",
+        "sizes 14 / 28 / 56 / 112",
+    )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for policy, row in scores.items():
         shares = " / ".join(f"{share:.0%}" for share in row["size_shares"].values())
@@ -97,14 +107,34 @@ def costs(weights: Path) -> dict[str, Any]:
 
 def card(name: str, entry: dict[str, Any]) -> str:
     """The model card in Markdown."""
-    return "\n".join([
-        f"# {name}", "", f"Model `{entry['model']}`. {entry['data']}", "", f"Licence: {entry['licence']}", "",
-        f"Images seen in training: {entry['images_seen']}; seed {entry['seed']}; trained with the code of commit "
-        f"`{entry['commit']}`.", "", "Trained by:", "", "```bash", *entry["commands"], "```", "",
-        f"Measured on {entry['validation_images']} pictures that training never saw: {entry['validation_rule']}.",
-        "", *table(entry["scores"]), "",
-        "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. `python benchmarks/bundle.py` measures "
-        "the table and writes this card.", "", entry["notes"], ""])
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"Model `{entry['model']}`. {entry['data']}",
+            "",
+            f"Licence: {entry['licence']}",
+            "",
+            f"Images seen in training: {entry['images_seen']}; seed {entry['seed']}; trained with the code of commit "
+            f"`{entry['commit']}`.",
+            "",
+            "Trained by:",
+            "",
+            "```bash",
+            *entry["commands"],
+            "```",
+            "",
+            f"Measured on {entry['validation_images']} pictures that training never saw: {entry['validation_rule']}.",
+            "",
+            *table(entry["scores"]),
+            "",
+            "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. `python benchmarks/bundle.py` "
+            "measures the table and writes this card.",
+            "",
+            entry["notes"],
+            "",
+        ]
+    )
 
 
 def write_readme(name: str, entry: dict[str, Any]) -> None:
@@ -151,13 +181,21 @@ def main() -> None:
     shutil.copyfile(options.weights, target)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     entry = {
-        "file": target.name, "sha256": digest, "model": header["config"]["name"],
-        "data": options.trained_on, "licence": options.licence, "commands": options.command, "commit": commit,
+        "file": target.name,
+        "sha256": digest,
+        "model": header["config"]["name"],
+        "data": options.trained_on,
+        "licence": options.licence,
+        "commands": options.command,
+        "commit": commit,
         "seed": header["training"]["train"]["seed"],
         "images_seen": options.images_seen or header["training"]["images_seen"],
         "validation_images": len(indices),
         "validation_rule": rule(options),
-        **costs(target), "scores": scores, "notes": options.notes}
+        **costs(target),
+        "scores": scores,
+        "notes": options.notes,
+    }
     manifest = {**list_bundled(), options.name: entry}
     (checkpoint_dir() / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (checkpoint_dir() / f"{options.name}.md").write_text(card(options.name, entry), encoding="utf-8")

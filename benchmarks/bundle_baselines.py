@@ -25,8 +25,8 @@ from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_basel
 from dynamask.config import MASK_BRANCHES, ModelConfig
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
-from dynamask.models.factory import build_model
-from dynamask.models.weights_file import file_digest, read_header, save_branch
+from dynamask.models.build import build_model
+from dynamask.models.weights import file_digest, read_header, save_branch
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 ABOUT = {

@@ -18,7 +18,7 @@ from app.classes_data import ideal, make_table, own_rows, predicted
 from dynamask.cli.common import add_data, opened_data
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
-from dynamask.predictor import load
+from dynamask.predict import load
 from dynamask.structures import DynaMaskError
 
 

@@ -37,7 +37,7 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.switch_training import SCHEDULE, Signals
 from dynamask.evaluation.choices import PictureBootstrap, interval
 from dynamask.files import replacing
-from dynamask.predictor import load
+from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 PAPER = LossConfig()

@@ -28,8 +28,8 @@ from dynamask.config import LossConfig
 from dynamask.engine.cached_features import Cache, build_cache, load_cache, save_cache
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.switch_training import SCHEDULE, Signals, train_switch
-from dynamask.models.weights_file import read_header, save_model
-from dynamask.predictor import Predictor, load
+from dynamask.models.weights import read_header, save_model
+from dynamask.predict import Predictor, load
 from dynamask.structures import DynaMaskError
 
 

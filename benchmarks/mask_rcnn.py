@@ -40,10 +40,10 @@ from dynamask.engine.evaluate import category_map
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights, train
-from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.files import replacing
-from dynamask.models.factory import preset
-from dynamask.models.rcnn.baselines.torchvision_mask_rcnn import build_mask_rcnn
+from dynamask.models.build import preset
+from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.ops.masks import paste_masks
 from dynamask.structures import DynaMaskError
 

@@ -28,8 +28,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lessons.kernels import ROOT, kernel_variables
+
 from dynamask.files import write_text
-from dynamask.lessons.kernels import ROOT, kernel_variables
 from dynamask.structures import DynaMaskError
 
 SLIDERS: dict[str, list[tuple[str, str]]] = {

@@ -31,10 +31,10 @@ from benchmarks import report
 from dynamask.data.sources import open_data
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.efficiency import machine, machine_line, resident
-from dynamask.models.factory import create_model
+from dynamask.models.build import create_model
 from dynamask.models.solo.aggregation import decode, dynamic_network
 from dynamask.models.solo.model import Candidates, EncodedGrids, SoloNet
-from dynamask.predictor import load
+from dynamask.predict import load
 
 FRAME = (800, 1344)
 """A picture of 800×1333 pixels, padded to 32."""

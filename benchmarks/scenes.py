@@ -26,7 +26,7 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights, train_step
 from dynamask.evaluation.efficiency import machine, machine_line
-from dynamask.models.factory import build_model, preset
+from dynamask.models.build import build_model, preset
 
 PRESET = "dynamask_mobilenetv2_fpn_small"
 

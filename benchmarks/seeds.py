@@ -1,6 +1,6 @@
 """Several budget-curve reports of models that differ in their seed alone, as one table: each seed, and their mean.
 
-    python benchmarks/seeds.py --reports runs/seed0/budget-curve.json runs/seed1/budget-curve.json --out seeds.md
+python benchmarks/seeds.py --reports runs/seed0/budget-curve.json runs/seed1/budget-curve.json --out seeds.md
 """
 
 from __future__ import annotations

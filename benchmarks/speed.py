@@ -36,11 +36,11 @@ from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.train import Run, loss_weights, train_step
 from dynamask.evaluation.efficiency import Case, interleave, machine, machine_line, rows_of
-from dynamask.models.factory import build_model, preset
-from dynamask.models.rcnn import policies
-from dynamask.models.rcnn.baselines.torchvision_mask_rcnn import build_mask_rcnn
+from dynamask.models.build import build_model, preset
+from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
+from dynamask.models.masks import policies
 from dynamask.ops.deform import sampled_deform_conv2d
-from dynamask.predictor import Predictor, load
+from dynamask.predict import Predictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]

@@ -33,7 +33,7 @@ from dynamask.evaluation.choices import (
 )
 from dynamask.evaluation.mask_quality import share_of_oracle_gain
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.predictor import load
+from dynamask.predict import load
 from dynamask.reports.judging import at_budget, size_based_choice
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

@@ -14,8 +14,8 @@ from dynamask.config import LossConfig, TrainConfig
 from dynamask.engine.cached_features import Cache
 from dynamask.engine.switch_training import Signals, logits_of, train_switch
 from dynamask.evaluation.choices import at, blind_mix, interval, permuted, shares, spearman
-from dynamask.models.rcnn import policies
-from dynamask.models.rcnn.mask_switch import MaskSwitchModule
+from dynamask.models.masks import policies
+from dynamask.models.masks.switch import MaskSwitchModule
 
 BUDGETS = (0.2, 0.35, 0.5, 0.75)
 """Budgets that one switch is held to by a price, as fractions of the full branch's MACs."""

@@ -36,8 +36,8 @@ from torch import Tensor
 from dynamask.config import ModelConfig
 from dynamask.engine.train import loss_weights, total_loss
 from dynamask.evaluation.efficiency import resident
-from dynamask.models.factory import build_mask_branch, preset
-from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.build import build_mask_branch, preset
+from dynamask.models.masks.branch import MaskBranch
 from dynamask.structures import MASK_SIZES
 
 ROOT = Path(__file__).resolve().parent.parent

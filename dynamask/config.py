@@ -18,7 +18,7 @@ MASK_BRANCHES = (
     "bifpn",
     "nasfpn",
 )
-"""The paper's r-FPN, and the mask branches that stand beside it (:mod:`dynamask.models.rcnn.baselines`)."""
+"""The paper's r-FPN, and the mask branches that stand beside it (:mod:`dynamask.models.masks.heads`)."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -16,8 +16,9 @@
 # on it, and its outline tells it, too: dotted is 14, dashed 28, full 56, double 112.
 
 # %% tags=["thumbnail"]
+from lessons import photograph
+
 import dynamask
-from dynamask.lessons import photograph
 from dynamask.viz import explore
 
 predictor = dynamask.load("people")
@@ -38,7 +39,7 @@ widget
 # Everything that the widget shows can be had in Python. The rest of this notebook does it step by step.
 
 # %%
-from dynamask.lessons import tour
+from lessons import tour
 
 print(f"{len(prediction)} people, mask sizes {prediction.mask_size.tolist()}")
 tour.instances(prediction)
@@ -165,7 +166,7 @@ explore(drawn)
 # or does it spend more? Compute the mean MACs of both over all people found with a score of at least 0.5.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-from dynamask.lessons import EXAMPLES
+from lessons import EXAMPLES
 
 found = [predictor(path, score=0.5) for path in sorted(EXAMPLES.glob("*.jpg"))]
 each = [float(value) for one in found for value in one.macs]

@@ -17,7 +17,7 @@
 # more?
 
 # %% tags=["thumbnail"]
-from dynamask.lessons import ceiling
+from lessons import ceiling
 
 outlines = ceiling.read_instances()
 pair = [ceiling.largest(outlines, "giraffe", rank=2), ceiling.largest(outlines, "book")]
@@ -146,7 +146,7 @@ assert all(a == b for radius, a, b in zip(radii, mask_scores, boundary_scores) i
 # for a whole data set.
 
 # %%
-from dynamask.evaluation.analyze import summarise
+from dynamask.evaluation.ideal_masks import summarise
 
 quality = ceiling.measure(outlines)
 summary = summarise(quality)
@@ -208,7 +208,7 @@ theme.dress(class_needs(summary))
 # length of the outline against its area, on a logarithmic scale: a square and a disc have 0.
 
 # %%
-from dynamask.lessons import fast
+from lessons import fast
 
 objects = ceiling.scene_instances(seed=1001, count=fast(20, 120))
 objects.sort(key=lambda instance: instance.complexity)
@@ -288,11 +288,12 @@ assert abs(mask_iou(square, peeled) - (1 - 2 / side) ** 2) < 1e-12
 assert mask_iou(square, peeled) >= 0.95 > (1 - 2 / (side - 1)) ** 2
 
 # %% [markdown]
-# **2.** `needed_size(means, kept)` in `dynamask.evaluation.analyze` gives the smallest size whose mean reaches `kept`.
-# Which classes change their need when you ask for 0.9 of the boundary instead of 0.95? Why is it never a larger size?
+# **2.** `needed_size(means, kept)` in `dynamask.evaluation.ideal_masks` gives the smallest size whose mean reaches
+# `kept`. Which classes change their need when you ask for 0.9 of the boundary instead of 0.95? Why is it never a larger
+# size?
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-from dynamask.evaluation.analyze import needed_size
+from dynamask.evaluation.ideal_masks import needed_size
 
 strict = {name: needed_size(entry["boundary_iou"], 0.95) for name, entry in summary["classes"].items()}
 loose = {name: needed_size(entry["boundary_iou"], 0.90) for name, entry in summary["classes"].items()}

@@ -17,9 +17,10 @@
 # green and blue. Second: the mask. Third: the edges, which are predicted beside it.
 
 # %% tags=["thumbnail"]
+from lessons import pyramid
+
 import dynamask
 from dynamask.data.shapes import make_scene
-from dynamask.lessons import pyramid
 
 predictor = dynamask.load("shapes")
 scene = make_scene(seed=1001, index=14)
@@ -76,7 +77,7 @@ for key, stride in zip("0123", (4, 8, 16, 32)):
 # %%
 from torchvision.models.detection.transform import resize_boxes
 
-from dynamask.models.rcnn.region_fpn import crop_assigned_level
+from dynamask.models.masks.region_fpn import crop_assigned_level
 
 network_size = encoded.images.image_sizes[0]
 boxes = resize_boxes(torch.from_numpy(scene.boxes[:1]), scene.image.shape[:2], network_size)
@@ -199,7 +200,7 @@ pyramid.attention_pictures(traced)
 # **Predict**: which of the two convolutions is missed more? And is 14×14 affected at all?
 
 # %%
-from dynamask.lessons import fast
+from lessons import fast
 
 scenes = [make_scene(seed=1001, index=index) for index in range(fast(4, 40))]
 scores = {"as trained": pyramid.scene_scores(predictor, scenes)[1]}
@@ -264,8 +265,9 @@ assert alone[3] < alone[1] < trained[1], "without P, cells beyond 28×28 gain no
 # The same walk with the `people` weights, on a photograph that training never saw.
 
 # %%
+from lessons import photograph
+
 from dynamask.data.pictures import read_picture
-from dynamask.lessons import photograph
 
 people = dynamask.load("people")
 picture = read_picture(photograph("astronaut"))

@@ -16,7 +16,8 @@
 # *multiply–accumulate*: 1 MAC = 2 FLOPs. (The paper writes FLOPs and means MACs. You will prove that below.)
 
 # %% tags=["thumbnail"]
-from dynamask.lessons import counting
+from lessons import counting
+
 from dynamask.structures import MASK_SIZES
 
 branch = counting.branch_of_preset("dynamask_resnet50_fpn")
@@ -171,7 +172,7 @@ print(f"that is {mean / full_price:.0%} of the full cost")
 # and the stages and count the *rows* that pass, in a mixed batch and with every instance at 112.
 
 # %%
-from dynamask.lessons import fast
+from lessons import fast
 
 count = fast(8, 20)
 rois, choice = counting.random_rois(count), counting.mixed_choice(count)

@@ -16,10 +16,10 @@
 
 # %% tags=["thumbnail"]
 import torch
+from lessons import fast, switch
 
 import dynamask
 from dynamask.data.shapes import ShapesDataset
-from dynamask.lessons import fast, switch
 
 predictor = dynamask.load("shapes")
 scene = ShapesDataset(20, 1).scene(10)
@@ -44,7 +44,7 @@ explore(prediction)
 # index: nothing flows back through it.
 
 # %%
-from dynamask.models.rcnn import policies
+from dynamask.models.masks import policies
 
 logits = prediction.switch_logits.clone().requires_grad_()
 choice = policies.learned(logits)
@@ -75,7 +75,7 @@ panel
 # moves with τ. We can check the claim about the dice with many draws, at two temperatures:
 
 # %%
-from dynamask.models.rcnn.mask_switch import straight_through_gumbel
+from dynamask.models.masks.switch import straight_through_gumbel
 
 draws = fast(4_000, 40_000)
 four = torch.tensor([0.0, 1.0, 1.6, 0.4])
@@ -255,7 +255,7 @@ assert gaps[1.0] > gaps[0.1] > gaps[0.01] - 1e-9 and gaps[0.01] < 1e-2
 # %% tags=["solution"] jupyter={"source_hidden": true}
 import math
 
-from dynamask.models.rcnn.losses import entropy_loss
+from dynamask.models.masks.losses import entropy_loss
 
 uniform, same, each = torch.full((4, 4), 0.25), torch.eye(4)[[2, 2, 2, 2]], torch.eye(4)
 values = [float(entropy_loss(p)) for p in (uniform, same, each)]

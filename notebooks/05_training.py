@@ -21,10 +21,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from lessons import fast
+from lessons.training import fresh_mask_branch
+
 from dynamask.config import recipe
 from dynamask.engine.train import freeze
-from dynamask.lessons import fast
-from dynamask.lessons.training import fresh_mask_branch
 
 schedule, loss_config = recipe("dynamask_mobilenetv2_fpn_small")
 model = fresh_mask_branch("shapes", loss_config, mask_rois=fast(1, 3))
@@ -61,8 +62,8 @@ print(tuple(images[0].shape), {key: tuple(targets[0][key].shape) for key in ("bo
 # progress and saves everything; **Go on** takes it up again.
 
 # %%
-from dynamask.lessons.live import LivePanel
-from dynamask.lessons.training import BackgroundTraining, iou_by_size
+from lessons.live import LivePanel
+from lessons.training import BackgroundTraining, iou_by_size
 
 kept_back = ShapesDataset(fast(1, 4), seed=5002)
 training = BackgroundTraining(
@@ -104,11 +105,12 @@ panel.figure()
 #   compare.
 
 # %%
+from lessons.judging import cut_out
+from lessons.pictures import error_picture, picture_grid
+from lessons.training import masks_by_size
+
 from dynamask.bundled import bundled_path
-from dynamask.lessons.judging import cut_out
-from dynamask.lessons.pictures import error_picture, picture_grid
-from dynamask.lessons.training import masks_by_size
-from dynamask.models.weights_file import load_model
+from dynamask.models.weights import load_model
 from dynamask.structures import MASK_SIZES
 
 stages = {
@@ -131,8 +133,9 @@ picture_grid(pictures, titles, "Grey: right. Red: missed. Blue: added.", cell=17
 # Now the whole model, from random weights, on small scenes. First a run that nobody disturbs:
 
 # %%
+from lessons.training import History, small_run
+
 from dynamask.engine.train import train
-from dynamask.lessons.training import History, small_run
 
 steps = fast(6, 30)
 straight = History()
@@ -168,8 +171,7 @@ print(f"{len(straight.values)} values a step, {len(straight)} steps; not equal t
 
 # %%
 import torch
-
-from dynamask.lessons.live import losses_figure
+from lessons.live import losses_figure
 
 careless, third = small_run(Path(folder.name) / "careless", steps), History()
 state = torch.load(out / f"run-{steps // 2:06d}.pt", weights_only=True)
@@ -209,9 +211,10 @@ losses_figure(straight, detector, f"{len(straight)} steps of the whole model", w
 # Losses are not masks, though. The honest question is what it finds:
 
 # %%
+from lessons.training import SMALL_SCENES
+
 from dynamask.engine.evaluate import run_evaluation
-from dynamask.lessons.training import SMALL_SCENES
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 
 small_scenes = ShapesDataset(fast(2, 8), seed=5003, size=SMALL_SCENES)
 summary = run_evaluation(Predictor(whole.model), small_scenes)
@@ -221,8 +224,9 @@ print(f"{summary['detections']} detections, mask AP {summary['segm']['AP']:.3f}"
 # That is what minutes buy from scratch. The bundled weights took longer. The manifest says how long and how:
 
 # %%
+from lessons.show import Table
+
 from dynamask.bundled import list_bundled
-from dynamask.lessons.show import Table
 
 bundled = list_bundled("two-stage")
 Table(
@@ -293,7 +297,7 @@ Table(
 # let it fall along a cosine.
 
 # %%
-from dynamask.lessons.live import schedules_figure
+from lessons.live import schedules_figure
 
 schedules_figure({"paper, 1×": paper_schedule, "small presets": schedule})
 
@@ -305,9 +309,10 @@ schedules_figure({"paper, 1×": paper_schedule, "small presets": schedule})
 # live.
 
 # %%
+from lessons.training import SwitchOnly, switch_run
+
 from dynamask import load
 from dynamask.engine.cached_features import build_cache
-from dynamask.lessons.training import SwitchOnly, switch_run
 
 predictor = load("shapes")
 many, few = fast(8, 40), fast(4, 16)
@@ -350,9 +355,10 @@ watch.figure()
 # The paper trains a model for every C_t. Here are four, each from a new switch:
 
 # %%
+from lessons.live import shares_figure
+from lessons.training import spent
+
 from dynamask.engine.switch_training import SCHEDULE, Signals, train_switch
-from dynamask.lessons.live import shares_figure
-from dynamask.lessons.training import spent
 
 targets, signals = (0.2, 0.35, 0.5, 0.7), Signals.of(regions)
 short = dataclasses.replace(SCHEDULE, iterations=fast(30, 300), batch_size=32)
@@ -398,7 +404,7 @@ Table(["C_t", "its own switch spends", "mean mask IoU", "one switch, priced, spe
 # own costs, and check it with `budget_loss`.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-from dynamask.models.rcnn.losses import budget_loss
+from dynamask.models.masks.losses import budget_loss
 
 half, fractions = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]]), predictor.costs.fractions
 expected = (fractions[0] + fractions[-1]) / 2

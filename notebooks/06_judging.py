@@ -15,9 +15,10 @@
 # seed is one that no training and no tuning saw.
 
 # %%
+from lessons import fast
+
 from dynamask import load
 from dynamask.data.shapes import ShapesDataset
-from dynamask.lessons import fast
 from dynamask.reports.collecting import collect_all
 
 predictor = load("shapes")
@@ -32,7 +33,8 @@ print(f"{len(scenes)} scenes, {len(kept.given.results)} objects in true boxes, {
 # seconds.
 
 # %%
-from dynamask.lessons.judging import curves, curves_figure
+from lessons.judging import curves, curves_figure
+
 from dynamask.reports.budget_curve import CurveOptions
 
 options = CurveOptions(budgets=fast(4, 9), views=fast(1, 3))
@@ -58,8 +60,8 @@ curves_figure(result["rows"], "gt", ("mask_iou", "boundary_iou"), "In true boxes
 from collections import Counter
 
 import numpy as np
+from lessons.judging import detections_of_class
 
-from dynamask.lessons.judging import detections_of_class
 from dynamask.structures import MASK_SIZES
 
 at_28 = np.full(len(kept.found.results), MASK_SIZES.index(28))
@@ -73,7 +75,7 @@ print(f"{name}: {sum(map(len, detections.scores))} detections of {detections.pos
 # are found (recall)? Move the slider to ask for more overlap.
 
 # %%
-from dynamask.lessons.judging import precision_recall_figure, slider_below
+from lessons.judging import precision_recall_figure, slider_below
 
 thresholds = np.linspace(0.5, 0.95, 10)
 curves = {f"{t:.2f}": detections.curve(t) for t in thresholds}
@@ -85,8 +87,9 @@ slider_below({t: precision_recall_figure(curve) for t, curve in curves.items()},
 # evaluator's:
 
 # %%
-from dynamask.evaluation.average_precision import evaluate_coco
-from dynamask.lessons.judging import coco_of_class
+from lessons.judging import coco_of_class
+
+from dynamask.evaluation.coco_ap import evaluate_coco
 
 by_hand = [curve.ap for curve in curves.values()]
 coco, results = coco_of_class(kept.found, at_28, scenes, name)
@@ -102,9 +105,9 @@ assert np.isclose(by_hand[0], theirs["AP50"]) and np.isclose(np.mean(by_hand), t
 # pixels within reach of the border.
 
 # %%
-from dynamask.lessons.judging import cut_out, rim
-from dynamask.lessons.pictures import error_picture, picture_grid
-from dynamask.lessons.training import masks_by_size
+from lessons.judging import cut_out, rim
+from lessons.pictures import error_picture, picture_grid
+from lessons.training import masks_by_size
 
 quality = {m: kept.given.quality(m) for m in ("mask_iou", "boundary_iou")}
 neediest = int((quality["boundary_iou"][:, -1] - quality["boundary_iou"][:, 0]).argmax())
@@ -124,7 +127,7 @@ picture_grid([whole, rims], titles, "Grey: right. Red: missed. Blue: added.", ce
 # at once, each with its coarsest and its finest mask:
 
 # %%
-from dynamask.lessons.judging import iou_scatter
+from lessons.judging import iou_scatter
 
 iou_scatter(quality["mask_iou"], quality["boundary_iou"], sizes=(14, 112))
 
@@ -135,9 +138,10 @@ iou_scatter(quality["mask_iou"], quality["boundary_iou"], sizes=(14, 112))
 # scenes, on detections.
 
 # %%
-from dynamask.evaluation.ap_bootstrap import DetectionJudge
-from dynamask.lessons.judging import FIXED, PAPER_TABLE_7, baselines
-from dynamask.lessons.show import Table
+from lessons.judging import FIXED, PAPER_TABLE_7, baselines
+from lessons.show import Table
+
+from dynamask.evaluation.detection_bootstrap import DetectionJudge
 
 judge = DetectionJudge(scenes.coco, kept.found.results, kept.found.rles, scenes.image_ids)
 found = baselines(kept.found, macs, scenes, judge)
@@ -173,7 +177,7 @@ Table(
 # - **oracle**: knows the IoU of every mask and spends the same MACs in the best way. Nobody can beat it in mean IoU.
 
 # %%
-from dynamask.lessons.judging import PAPER_TABLE_8
+from lessons.judging import PAPER_TABLE_8
 
 rows = []
 for policy in ("size", "random", "learned", "oracle"):
@@ -224,8 +228,9 @@ Table(["learned minus …", "learned spends", "it spends", "mask AP", "boundary 
 # compared with itself, so the ease of an object cancels out.
 
 # %%
+from lessons.judging import bootstrap_figure
+
 from dynamask.evaluation.choices import PictureBootstrap, at, permuted
-from dynamask.lessons.judging import bootstrap_figure
 
 bootstrap = PictureBootstrap(scenes.image_ids, samples=fast(200, 2000))
 pictures = bootstrap.rows(np.array([r["image_id"] for r in kept.given.results]))
@@ -256,7 +261,7 @@ print(f"exact {exact:.5f}, mean of {len(thrown)} permutations {np.mean(thrown):.
 # most? At the ends everyone has the same sizes, so there nothing can be gained.
 
 # %%
-from dynamask.lessons.judging import budget_figure
+from lessons.judging import budget_figure
 
 steps = np.linspace(0.2, 0.55, fast(3, 8))
 slider_below(
@@ -271,7 +276,7 @@ slider_below(
 # is judged on the view that it did not see.
 
 # %%
-from dynamask.lessons.judging import share_rows
+from lessons.judging import share_rows
 
 Table(
     ["spent", "of the oracle's gain", "of the noise-aware oracle's", "the same in boundary IoU"],
@@ -312,7 +317,7 @@ Table(["operating point", "MACs saved", "mask AP minus full"], rows)
 # slider moves the budget. Predict which class keeps its fine masks longest.
 
 # %%
-from dynamask.lessons.judging import classes_figure
+from lessons.judging import classes_figure
 
 given_logits = kept.given.logits()
 by_budget = {
@@ -346,7 +351,7 @@ Table(
 # then with `precision_recall`.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-from dynamask.lessons.judging import precision_recall
+from lessons.judging import precision_recall
 
 curve = precision_recall([0.9, 0.8, 0.7, 0.6, 0.5], [True, False, True, True, False], positives=4)
 # Recalls 0 … 0.25 have precision 1 (26 of them), 0.26 … 0.75 have 3/4 (50), the rest was never found (25).

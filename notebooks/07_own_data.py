@@ -29,8 +29,8 @@
 import tempfile
 from pathlib import Path
 
-from dynamask.lessons import fast
-from dynamask.lessons.own_data import Terminal
+from lessons import fast
+from lessons.own_data import Terminal
 
 MY_FOLDER = None  # put the path of your own folder here: one with images/ and annotations.json
 
@@ -64,8 +64,9 @@ print({key: value for key, value in coco["annotations"][0].items() if key != "se
 # Some pictures hold nothing; they are welcome. A detector that never saw an empty picture finds things everywhere.
 
 # %%
+from lessons.pictures import picture_grid
+
 from dynamask.data.sources import open_data
-from dynamask.lessons.pictures import picture_grid
 from dynamask.viz.overlay import draw_overlay
 
 data = open_data(str(mine))
@@ -128,7 +129,7 @@ needs
 
 # %%
 from dynamask.data.coco import drop_degenerate
-from dynamask.evaluation.analyze import ideal_quality, summarise
+from dynamask.evaluation.ideal_masks import ideal_quality, summarise
 from dynamask.viz import theme
 from dynamask.viz.needs import class_needs
 
@@ -183,8 +184,8 @@ terminal("train", *flags, "--out", run)
 # log.
 
 # %%
-from dynamask.lessons.live import losses_figure
-from dynamask.lessons.own_data import history_of
+from lessons.live import losses_figure
+from lessons.own_data import history_of
 
 print(sorted(p.name for p in run.iterdir()))
 losses_figure(
@@ -198,7 +199,7 @@ losses_figure(
 # ## Did it help?
 
 # %%
-from dynamask.lessons.show import Table
+from lessons.show import Table
 
 weights, after = run / "last.safetensors", work / "after.json"
 answer = terminal("evaluate", "--weights", weights, "--data", mine, "--holdout", 4, "--json", after)
@@ -272,8 +273,7 @@ explore(prediction)
 
 # %%
 from gradio_client import Client, handle_file
-
-from dynamask.lessons.own_data import served
+from lessons.own_data import served
 
 with served("app", "--weights", str(weights)) as address:
     client = Client(address, verbose=False)
@@ -310,7 +310,7 @@ print(doubtful["findings"][0])
 # from `summary`, and check it against the first words of `analyze`.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-from dynamask.evaluation.analyze import by_loss
+from dynamask.evaluation.ideal_masks import by_loss
 
 neediest = by_loss(summary)[0]
 worst = min(summary["classes"].values(), key=lambda entry: entry["boundary_iou"]["14"])

@@ -16,9 +16,10 @@
 # all cells of one level, each at its cell's place (weights `shapes-solov2`). Move the slider: there are five levels.
 
 # %% tags=["thumbnail"]
+from lessons import fast, one_stage
+
 import dynamask
 from dynamask.data.shapes import ShapesDataset
-from dynamask.lessons import fast, one_stage
 
 solo = dynamask.load("shapes-solov2")
 scenes = ShapesDataset(fast(8, 80), seed=1001)
@@ -62,7 +63,7 @@ one_stage.grid_figure(solo.model, scene, names)
 # %%
 import torch
 
-from dynamask.models.solo.assignment import assign
+from dynamask.models.solo.targets import assign
 
 config = solo.model.config
 pair = {
@@ -209,7 +210,8 @@ one_stage.suppression_figure(case, config.update_threshold)
 # Here is an object with its cell and the four neighbours (weights `shapes-sodar`, as long trained as those above):
 
 # %%
-from dynamask.lessons import one_stage_judging
+from lessons import one_stage_judging
+
 from dynamask.viz.cells import cell_figure, representations_figure
 
 sodar = dynamask.load("shapes-sodar")
@@ -375,7 +377,7 @@ outcome = one_stage_judging.compare(titles, plain, aggregated, samples=fast(100,
 one_stage_judging.comparison_figure(outcome)
 
 # %%
-from dynamask.lessons.show import Table
+from lessons.show import Table
 
 Table(["", *titles, "difference", "95 % interval over scenes"], outcome.rows())
 
@@ -424,8 +426,9 @@ one_stage_judging.spent_figure(spent)
 # 112×112 mask costs the same wherever it is.
 
 # %%
-from dynamask.lessons.counting import branch_of_preset
-from dynamask.models.rcnn.costs import mask_branch_costs
+from lessons.counting import branch_of_preset
+
+from dynamask.models.masks.costs import mask_branch_costs
 
 configs = {"SOLOv2": PRESETS["solov2_resnet50_fpn"], "SODAR": PRESETS["sodar_v2_resnet50_fpn"]}
 branch = branch_of_preset("dynamask_resnet50_fpn")

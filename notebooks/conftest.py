@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-
-from dynamask.lessons.kernels import kernel_variables
+from lessons.kernels import kernel_variables
 
 
 @pytest.hookimpl(wrapper=True)

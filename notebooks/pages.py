@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 from jinja2 import DictLoader
+from lessons.kernels import kernel_variables
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
@@ -21,8 +22,6 @@ from paired import HERE, NotebookError, notebook_of, sources
 from PIL import Image
 from plotly.offline import get_plotlyjs
 from static_widgets import figure_html
-
-from dynamask.lessons.kernels import kernel_variables
 
 TIMEOUT = 900
 """Seconds that one cell may take."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from app.weights import Shelf
-from dynamask.predictor import check_boxes
+from dynamask.predict import check_boxes
 from dynamask.structures import MASK_SIZES
 
 MACS = (10_000_000, 17_000_000, 25_000_000, 32_000_000)

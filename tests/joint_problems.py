@@ -19,7 +19,7 @@ from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.run import Run
 from dynamask.engine.step import loss_weights, one_stage_weights, train_step
 from dynamask.models.solo.config import AggregationConfig
-from dynamask.predictor import load
+from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 PICTURES = 4

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dynamask.config import LossConfig, ModelConfig
-from dynamask.models.factory import build_mask_branch, create_model
-from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.build import build_mask_branch, create_model
+from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.model import SoloNet

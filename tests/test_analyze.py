@@ -12,7 +12,7 @@ from faster_coco_eval.core import mask as coco_mask
 
 from dynamask import cli
 from dynamask.data.coco import drop_degenerate, read_coco_json
-from dynamask.evaluation.analyze import (
+from dynamask.evaluation.ideal_masks import (
     IdealQuality,
     by_loss,
     ideal_masks,

@@ -26,7 +26,7 @@ from app.handlers import Explorer  # noqa: E402
 from app.shared import Shared  # noqa: E402
 from app.weights import Shelf  # noqa: E402
 from dynamask.data.shapes.scene import make_scene  # noqa: E402
-from dynamask.predictor import Predictor  # noqa: E402
+from dynamask.predict import Predictor  # noqa: E402
 from dynamask.structures import MASK_SIZES, DynaMaskError  # noqa: E402
 
 README = Path(__file__).resolve().parent.parent / "README.md"

@@ -185,16 +185,16 @@ def test_quality_takes_every_true_shape_once(predictor):
 
 
 def test_the_shelf_opens_with_one_stage_weights_and_not_without_a_switch(predictor, monkeypatch):
-    import dynamask.predictor
+    import dynamask.predict
 
-    monkeypatch.setattr(dynamask.predictor, "load", lambda source, device: predictor)
+    monkeypatch.setattr(dynamask.predict, "load", lambda source, device: predictor)
     assert weights.open_shelf("any.safetensors", "cpu").first == "any"
 
     class Baseline:
         def check_switch(self, what):
             raise DynaMaskError(f"{what} needs a switch")
 
-    monkeypatch.setattr(dynamask.predictor, "load", lambda source, device: Baseline())
+    monkeypatch.setattr(dynamask.predict, "load", lambda source, device: Baseline())
     with pytest.raises(DynaMaskError, match="the page needs a switch"):
         weights.open_shelf("any.safetensors", "cpu")
 

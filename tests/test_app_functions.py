@@ -89,7 +89,7 @@ def test_the_browsers_budget_is_the_exact_optimum(library):
 
 
 def test_the_browser_and_the_predictor_choose_alike(library):
-    policies = pytest.importorskip("dynamask.models.rcnn.policies")
+    policies = pytest.importorskip("dynamask.models.masks.policies")
     logits = 3 * torch.randn((12, 4), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     boxes = torch.rand((12, 4), generator=torch.Generator().manual_seed(6)) * 300
     boxes[:, 2:] += boxes[:, :2]

@@ -312,7 +312,7 @@ def test_the_mask_branch_is_measured_as_it_runs(small_predictor):
 def small_predictor():
     from small_models import tiny_model
 
-    from dynamask.predictor import Predictor
+    from dynamask.predict import Predictor
 
     return Predictor(tiny_model())
 

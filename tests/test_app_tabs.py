@@ -25,7 +25,7 @@ from app.session import Instances, Session
 from app.visitors_data import opened, table_of
 from dynamask.data.shapes import ShapesDataset, make_scene
 from dynamask.data.shapes.dataset import export
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 MACS = (10, 17, 25, 32)

@@ -89,13 +89,13 @@ def test_imports_point_downward():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("dynamask.models.factory", "from dynamask.data import coco"),
-        ("dynamask.models.factory", "from ..data.coco import CocoDataset"),
+        ("dynamask.models.build", "from dynamask.data import coco"),
+        ("dynamask.models.build", "from ..data.coco import CocoDataset"),
         ("dynamask.viz.overlay", "import dynamask.evaluation.mask_quality"),
         ("dynamask.ops.masks", "def f():\n    from dynamask.models import factory"),
-        ("dynamask.engine.train", "from dynamask.predictor import load"),
+        ("dynamask.engine.train", "from dynamask.predict import load"),
         ("dynamask.engine.train", "from dynamask import load"),
-        ("dynamask.predictor", "from app import handlers"),
+        ("dynamask.predict", "from app import handlers"),
         ("dynamask.cli.predict", "import gradio as gr"),
     ],
 )
@@ -106,8 +106,8 @@ def test_the_check_sees_a_wrong_import(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("dynamask.models.rcnn.model", "from .losses import mask_loss\nfrom dynamask.ops import masks"),
-        ("dynamask.predictor", "from dynamask.engine import checkpoint\nfrom dynamask.viz.overlay import draw_overlay"),
+        ("dynamask.models.dynamask", "from .losses import mask_loss\nfrom dynamask.ops import masks"),
+        ("dynamask.predict", "from dynamask.engine import checkpoint\nfrom dynamask.viz.overlay import draw_overlay"),
         ("dynamask.cli", "from dynamask.engine.train import train"),
     ],
 )

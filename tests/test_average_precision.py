@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dynamask.evaluation.average_precision import AP_KEYS, evaluate_coco, load_results
+from dynamask.evaluation.coco_ap import AP_KEYS, evaluate_coco, load_results
 from dynamask.structures import DynaMaskError
 
 SIZES = [(120, 160), (260, 240), (97, 131)]  # height, width
@@ -66,10 +66,15 @@ def generated(seed):
         if mask.any():
             box = coco_mask.toBbox(compressed(mask)) + rng.normal(0, 0.5, 4)
             box[2:] = np.maximum(box[2:], 1)
-            results.append({
-                "image_id": image["id"], "category_id": category, "score": round(float(rng.uniform()), 1),
-                "bbox": box.tolist(), "segmentation": compressed(mask),
-            })
+            results.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "score": round(float(rng.uniform()), 1),
+                    "bbox": box.tolist(),
+                    "segmentation": compressed(mask),
+                }
+            )
 
     for position, image in enumerate(images):
         shape = (image["height"], image["width"])
@@ -85,11 +90,17 @@ def generated(seed):
             pixels = rasterised(segmentation, shape)
             if not pixels.any():
                 continue
-            annotations.append({
-                "id": 100 + len(annotations), "image_id": image["id"], "category_id": category, "iscrowd": crowd,
-                "area": float(pixels.sum()), "bbox": coco_mask.toBbox(compressed(pixels)).tolist(),
-                "segmentation": segmentation,
-            })
+            annotations.append(
+                {
+                    "id": 100 + len(annotations),
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "iscrowd": crowd,
+                    "area": float(pixels.sum()),
+                    "bbox": coco_mask.toBbox(compressed(pixels)).tolist(),
+                    "segmentation": segmentation,
+                }
+            )
             for _ in range(rng.integers(0, 4) if not crowd else 6):
                 detect(image, category, centre, radii)
         detect(image, 7, *blob(rng, shape))  # a false alarm, in the empty images too
@@ -142,9 +153,7 @@ def test_equals_pycocotools_without_boxes_and_with_masks_in_every_form(tmp_path)
             result["segmentation"] = uncompressed(rasterised(result["segmentation"], shape))
         elif i % 3 == 2:
             result["segmentation"] = [polygon_of(*blob(rng, shape)), polygon_of(*blob(rng, shape))]
-    as_rle = [
-        {**r, "segmentation": compressed(rasterised(r["segmentation"], sizes[r["image_id"]]))} for r in results
-    ]
+    as_rle = [{**r, "segmentation": compressed(rasterised(r["segmentation"], sizes[r["image_id"]]))} for r in results]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
     for given in (results, load_results(path, annotations)):
@@ -199,8 +208,12 @@ def test_truth_with_id_zero_can_be_found():
     truths = [{**a, "id": i} for i, a in enumerate(a for a in annotations["annotations"] if not a["iscrowd"])]
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
     perfect = [
-        {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.9,
-         "segmentation": compressed(rasterised(a["segmentation"], sizes[a["image_id"]]))}
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "score": 0.9,
+            "segmentation": compressed(rasterised(a["segmentation"], sizes[a["image_id"]])),
+        }
         for a in truths
     ]
     found = evaluate_coco({**annotations, "annotations": truths}, perfect)
@@ -271,23 +284,55 @@ def with_segmentation(**changes):
     return {"segmentation": {**good_set()[1]["segmentation"], **changes}}
 
 
-@pytest.mark.parametrize("change", [
-    {"image_id": 2}, {"image_id": "1"}, {"image_id": True}, {"image_id": [1]}, {"image_id": None}, {"image_id": 1.0},
-    {"category_id": 5}, {"category_id": None}, {"category_id": {}},
-    {"score": float("nan")}, {"score": float("inf")}, {"score": "0.5"}, {"score": None}, {"score": True},
-    {"score": 10**400},
-    {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, float("nan")]}, {"bbox": [1, 2, -3, 4]}, {"bbox": "1234"}, {"bbox": None},
-    {"segmentation": None}, {"segmentation": []}, {"segmentation": "abc"}, {"segmentation": 3}, {"segmentation": {}},
-    {"segmentation": [[1, 1, 5, 5]]}, {"segmentation": [[1, 1, 5, 5, 9]]}, {"segmentation": [1, 1, 5, 1, 5, 5]},
-    {"segmentation": [[1, 1, 5, 1, 5, float("inf")]]}, {"segmentation": [[1, 1, 5, 1, 5, "5"]]},
-    {"segmentation": [[1, 1, 5, 1, 5, 1e9]]},
-    with_segmentation(size=[30, 20]), with_segmentation(size=None), with_segmentation(counts=None),
-    with_segmentation(counts=""), with_segmentation(counts="zzzz"), with_segmentation(counts="\u00e9"),
-    with_segmentation(counts=good_set()[1]["segmentation"]["counts"][:-1]),
-    with_segmentation(counts=good_set()[1]["segmentation"]["counts"] + "1"), with_segmentation(counts="o" * 40),
-    with_segmentation(counts=[600, 1]), with_segmentation(counts=[601, -1]), with_segmentation(counts=[300.0, 300.0]),
-    with_segmentation(counts=[]),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_id": 2},
+        {"image_id": "1"},
+        {"image_id": True},
+        {"image_id": [1]},
+        {"image_id": None},
+        {"image_id": 1.0},
+        {"category_id": 5},
+        {"category_id": None},
+        {"category_id": {}},
+        {"score": float("nan")},
+        {"score": float("inf")},
+        {"score": "0.5"},
+        {"score": None},
+        {"score": True},
+        {"score": 10**400},
+        {"bbox": [1, 2, 3]},
+        {"bbox": [1, 2, 3, float("nan")]},
+        {"bbox": [1, 2, -3, 4]},
+        {"bbox": "1234"},
+        {"bbox": None},
+        {"segmentation": None},
+        {"segmentation": []},
+        {"segmentation": "abc"},
+        {"segmentation": 3},
+        {"segmentation": {}},
+        {"segmentation": [[1, 1, 5, 5]]},
+        {"segmentation": [[1, 1, 5, 5, 9]]},
+        {"segmentation": [1, 1, 5, 1, 5, 5]},
+        {"segmentation": [[1, 1, 5, 1, 5, float("inf")]]},
+        {"segmentation": [[1, 1, 5, 1, 5, "5"]]},
+        {"segmentation": [[1, 1, 5, 1, 5, 1e9]]},
+        with_segmentation(size=[30, 20]),
+        with_segmentation(size=None),
+        with_segmentation(counts=None),
+        with_segmentation(counts=""),
+        with_segmentation(counts="zzzz"),
+        with_segmentation(counts="\u00e9"),
+        with_segmentation(counts=good_set()[1]["segmentation"]["counts"][:-1]),
+        with_segmentation(counts=good_set()[1]["segmentation"]["counts"] + "1"),
+        with_segmentation(counts="o" * 40),
+        with_segmentation(counts=[600, 1]),
+        with_segmentation(counts=[601, -1]),
+        with_segmentation(counts=[300.0, 300.0]),
+        with_segmentation(counts=[]),
+    ],
+)
 def test_malformed_results_are_refused_in_one_sentence(tmp_path, change):
     annotations, result = good_set()
     path = tmp_path / "results.json"
@@ -307,10 +352,24 @@ def test_missing_keys_are_refused(tmp_path, key):
         load_results(path, annotations)
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"[", b"\xff\xfe\x00", b"{}", b"null", b"3", b'"text"', b"[3]", b"[null]", b"[[]]", b"[" * 100_000,
-    b'[{"score": ' + b"9" * 5000 + b"}]", b'{"images": [], "annotations": []}',
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[",
+        b"\xff\xfe\x00",
+        b"{}",
+        b"null",
+        b"3",
+        b'"text"',
+        b"[3]",
+        b"[null]",
+        b"[[]]",
+        b"[" * 100_000,
+        b'[{"score": ' + b"9" * 5000 + b"}]",
+        b'{"images": [], "annotations": []}',
+    ],
+)
 def test_files_that_are_no_results_are_refused(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content)

@@ -16,8 +16,8 @@ from dynamask.config import MASK_BRANCHES
 from dynamask.data.sources import open_data
 from dynamask.engine.initialise import initialise
 from dynamask.engine.train import DETECTOR_LOSSES, freeze
-from dynamask.models.weights_file import load_model, read_header, save_branch, save_model
-from dynamask.predictor import Predictor, load
+from dynamask.models.weights import load_model, read_header, save_branch, save_model
+from dynamask.predict import Predictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 BRANCH = "roi_heads.mask_branch."

@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from dynamask.config import MASK_BRANCHES, ModelConfig
-from dynamask.models.factory import build_mask_branch, preset
-from dynamask.models.rcnn.baselines import pointrend
-from dynamask.models.rcnn.baselines.pyramids import (
+from dynamask.models.build import build_mask_branch, preset
+from dynamask.models.masks.branch import MaskBranch
+from dynamask.models.masks.heads import pointrend
+from dynamask.models.masks.heads.pyramids import (
     NASFPN_SIDES,
     BiFPNLayer,
     NASFPNStack,
@@ -19,8 +20,7 @@ from dynamask.models.rcnn.baselines.pyramids import (
     RegionPyramid,
     WeightedFusion,
 )
-from dynamask.models.rcnn.region_fpn import crop_assigned_level
-from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.masks.region_fpn import crop_assigned_level
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 BASELINES = [name for name in MASK_BRANCHES if name != "region_fpn"]

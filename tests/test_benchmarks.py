@@ -27,7 +27,7 @@ from benchmarks import (
 )
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
-from dynamask.models.factory import build_model, preset
+from dynamask.models.build import build_model, preset
 from dynamask.structures import DynaMaskError
 
 SMALL = preset(mask_rcnn.PRESET, class_names=("__background__", "person"))

@@ -11,8 +11,8 @@ from benchmarks import bundle_baselines
 from dynamask import bundled, cli
 from dynamask.data.sources import open_data
 from dynamask.engine.initialise import initialise
-from dynamask.models.weights_file import file_digest, save_model
-from dynamask.predictor import load
+from dynamask.models.weights import file_digest, save_model
+from dynamask.predict import load
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dynamask.data.cityscapes import THINGS, CityscapesDataset
 from dynamask.data.coco import CocoDataset
-from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.evaluation.cityscapes import OVERLAPS, area_under_curve, evaluate_cityscapes
+from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.structures import DynaMaskError
 
 CAR, PERSON = 26, 24

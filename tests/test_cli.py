@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from dynamask import cli
-from dynamask.models.factory import create_model
-from dynamask.models.weights_file import save_model
+from dynamask.models.build import create_model
+from dynamask.models.weights import save_model
 
 AP_KEYS = {"AP", "AP50", "AP75", "APS", "APM", "APL"}
 MODEL = "dynamask_resnet18_fpn_small"

@@ -5,8 +5,8 @@ import torch
 from small_models import branch_of, pyramid, some_rois, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamask.models.factory import preset
-from dynamask.models.rcnn.roi_heads import MaskBranch
+from dynamask.models.build import preset
+from dynamask.models.masks.branch import MaskBranch
 from dynamask.structures import MASK_SIZES
 
 PAPER = (0.23e9, 0.62e9, 1.01e9, 1.40e9)

@@ -8,7 +8,7 @@ from small_models import TINY, tiny_model
 from test_layouts import coco_file
 
 from dynamask import cli
-from dynamask.models.weights_file import save_model
+from dynamask.models.weights import save_model
 
 MODEL = "dynamask_mobilenetv2_fpn_small"
 SMALL = [

@@ -17,9 +17,9 @@ from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
 from dynamask.engine import switch_training as fitting
 from dynamask.engine.cached_features import Cache, build_cache, jittered, load_cache, save_cache
 from dynamask.evaluation.mask_quality import quality_by_size
-from dynamask.models.rcnn.policies import at_price, learned, price_for_budget
+from dynamask.models.masks.policies import at_price, learned, price_for_budget
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 DOC = Path(decisions.__file__).parents[1] / "docs" / "decisions.md"

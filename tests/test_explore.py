@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dynamask.models.rcnn import policies
-from dynamask.predictor import Predictor
+from dynamask.models.masks import policies
+from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import explore, why
 from dynamask.viz.explorer import SHOWN_SIDES, Explorer

@@ -9,7 +9,7 @@ import torch
 from small_models import pyramid, some_rois, tiny_branch, tiny_model
 from torch import nn
 
-from dynamask.models.rcnn.export import (
+from dynamask.models.masks.export import (
     LEVELS,
     RoutedMasks,
     export_mask_branch,

@@ -11,9 +11,9 @@ from small_models import picture, tiny_model
 
 import dynamask
 from dynamask.models import hub
+from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.models.hub import ModelCard, find_weights, parse_hub_name
-from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.weights_file import read_header, save_model
+from dynamask.models.weights import read_header, save_model
 from dynamask.structures import DynaMaskError
 
 

@@ -8,8 +8,6 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.ap_bootstrap import MASK_TYPES, DetectionJudge
-from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.evaluation.choices import (
     PictureBootstrap,
     along,
@@ -23,6 +21,8 @@ from dynamask.evaluation.choices import (
     shares,
     spearman,
 )
+from dynamask.evaluation.coco_ap import evaluate_coco
+from dynamask.evaluation.detection_bootstrap import MASK_TYPES, DetectionJudge
 from dynamask.reports.cache import load_collected, save_collected
 from dynamask.reports.collecting import Collected, other_views
 from dynamask.reports.judging import DetectionCurveJudge, DrawnPrecision, TrueBoxJudge, at_budget, budget_limits

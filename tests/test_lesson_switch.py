@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from lessons import switch, tour
 
 from dynamask.config import LossConfig
 from dynamask.data.shapes import CLASS_NAMES
-from dynamask.lessons import switch, tour
-from dynamask.models.rcnn.mask_switch import straight_through_gumbel
-from dynamask.predictor import Predictor
+from dynamask.models.masks.switch import straight_through_gumbel
+from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 from tests.small_models import tiny_model
 

@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
+from lessons import fast, photograph
+from lessons.kernels import kernel_variables
 
-from dynamask.lessons import fast, photograph
-from dynamask.lessons.kernels import kernel_variables
 from dynamask.structures import DynaMaskError
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", "short"), ("0", "full"), ("", "full"), ("true", "short")])
 def test_the_environment_decides_on_the_length(value, expected, tmp_path):
-    code = "from dynamask.lessons import fast; print(fast('short', 'full'))"
+    code = "from lessons import fast; print(fast('short', 'full'))"
     environment = os.environ | kernel_variables(tmp_path) | {"FAST": value}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == expected, done.stderr

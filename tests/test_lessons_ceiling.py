@@ -5,10 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from lessons import ceiling, pictures
 
-from dynamask.evaluation.analyze import ideal_masks
+from dynamask.evaluation.ideal_masks import ideal_masks
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.lessons import ceiling, pictures
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from lessons import counting
 from small_models import tiny_branch
 
-from dynamask.lessons import counting
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
+from lessons import judging
 
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.ap_bootstrap import DetectionJudge
-from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.evaluation.choices import PictureBootstrap
+from dynamask.evaluation.coco_ap import evaluate_coco
+from dynamask.evaluation.detection_bootstrap import DetectionJudge
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.lessons import judging
 from dynamask.reports.budget_curve import CurveOptions
 from dynamask.reports.collecting import Collected
 from dynamask.structures import MASK_SIZES

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
+from lessons import one_stage, one_stage_judging
 from small_models import finding_solo, tiny_model
 
 from dynamask.data.shapes import Scene, ShapesDataset, make_scene
-from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.mask_quality import mask_iou
-from dynamask.lessons import one_stage, one_stage_judging
-from dynamask.models.rcnn.costs import MaskBranchCosts
+from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
 from dynamask.models.solo.factory import PRESETS
 from dynamask.models.solo.suppression import matrix_nms
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.solo_predictor import SoloPredictor
 
 NAMES = ("__background__", *"abcdefghij")

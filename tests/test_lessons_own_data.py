@@ -4,8 +4,8 @@ import urllib.error
 import urllib.request
 
 import pytest
+from lessons.own_data import Answer, Terminal, free_port, history_of, served
 
-from dynamask.lessons.own_data import Answer, Terminal, free_port, history_of, served
 from dynamask.structures import DynaMaskError
 
 SERVER = """

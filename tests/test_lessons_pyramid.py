@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from lessons import pyramid
 from small_models import tiny_model
 
 from dynamask.data.shapes import make_scene
-from dynamask.lessons import pyramid
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 
 

@@ -6,6 +6,20 @@ import threading
 import numpy as np
 import pytest
 import torch
+from lessons import live
+from lessons.show import Table
+from lessons.training import (
+    BackgroundTraining,
+    CachedRegions,
+    History,
+    SwitchOnly,
+    fresh_mask_branch,
+    iou_by_size,
+    masks_by_size,
+    small_run,
+    spent,
+    switch_run,
+)
 from torch import nn
 
 from dynamask.bundled import bundled_path
@@ -18,23 +32,9 @@ from dynamask.engine.optimizer import lr_factor
 from dynamask.engine.run import Run
 from dynamask.engine.train import train
 from dynamask.evaluation.mask_quality import mask_iou
-from dynamask.lessons import live
-from dynamask.lessons.show import Table
-from dynamask.lessons.training import (
-    BackgroundTraining,
-    CachedRegions,
-    History,
-    SwitchOnly,
-    fresh_mask_branch,
-    iou_by_size,
-    masks_by_size,
-    small_run,
-    spent,
-    switch_run,
-)
-from dynamask.models.factory import preset
-from dynamask.models.rcnn import losses
-from dynamask.models.weights_file import load_model
+from dynamask.models.build import preset
+from dynamask.models.masks import losses
+from dynamask.models.weights import load_model
 from dynamask.structures import DynaMaskError
 
 

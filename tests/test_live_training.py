@@ -16,9 +16,9 @@ from app.lesson_scenes import STUDY_SCENE, LessonScenes
 from app.live_training import BOUNDARY_WEIGHT, LiveTraining, Registry, SwitchLesson
 from app.train_view import frame, losses_chart, shares_chart
 from dynamask.data.shapes.scene import make_scene
-from dynamask.models.rcnn import losses
-from dynamask.models.rcnn.mask_switch import sample_gumbel, straight_through_gumbel
-from dynamask.predictor import Predictor
+from dynamask.models.masks import losses
+from dynamask.models.masks.switch import sample_gumbel, straight_through_gumbel
+from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 

@@ -9,9 +9,9 @@ from small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch
 
 from dynamask.config import LossConfig
 from dynamask.engine.train import loss_weights, total_loss
-from dynamask.models.rcnn import losses
-from dynamask.models.rcnn.losses import scale_gradient
-from dynamask.models.rcnn.mask_switch import sample_gumbel, straight_through_gumbel
+from dynamask.models.masks import losses
+from dynamask.models.masks.losses import scale_gradient
+from dynamask.models.masks.switch import sample_gumbel, straight_through_gumbel
 from dynamask.ops.masks import mask_edges
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

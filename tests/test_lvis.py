@@ -10,7 +10,7 @@ from PIL import Image
 from dynamask.data.check import check_data
 from dynamask.data.coco import CocoDataset, merged, read_coco_json
 from dynamask.engine.scoring import average_precision
-from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.lvis import evaluate_lvis
 from dynamask.structures import DynaMaskError
 

@@ -18,8 +18,8 @@ from dynamask import MASK_SIZES, create_model, list_models
 from dynamask.config import LossConfig, ModelConfig
 from dynamask.models import backbone
 from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.factory import PRESETS, preset
-from dynamask.models.rcnn.model import DynaMaskRCNN, EncodedImages
+from dynamask.models.build import PRESETS, preset
+from dynamask.models.dynamask import DynaMaskRCNN, EncodedImages
 from dynamask.structures import DynaMaskError
 
 BODY = "mobilenetv3_small_050"

@@ -18,15 +18,15 @@ from dynamask.cli.report import REPORTS, with_relatives
 from dynamask.data.shapes import ShapesDataset
 from dynamask.data.sources import open_data
 from dynamask.engine.evaluate_one_stage import collect_results
-from dynamask.evaluation.ap_bootstrap import THRESHOLDS
-from dynamask.evaluation.average_precision import evaluate_coco, threshold_rows
+from dynamask.evaluation.coco_ap import evaluate_coco, threshold_rows
+from dynamask.evaluation.detection_bootstrap import THRESHOLDS
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.solo.costs import decoded_values, decoding_macs, network_macs
 from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.model import CHUNK
-from dynamask.models.weights_file import save_model
+from dynamask.models.weights import save_model
 from dynamask.ops.rle import encode_rle
-from dynamask.predictor import load
+from dynamask.predict import load
 from dynamask.reports.judging import mean_macs, spending
 from dynamask.reports.one_stage.ablations import ABLATIONS, ablated
 from dynamask.reports.one_stage.kinds import interpolation, name_of
@@ -101,9 +101,15 @@ def pictures(tmp_path_factory, weights):
         for row in range(min(4, len(found))):
             rle = encode_rle(found.masks[row].roll(row, 1))
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": int(found.labels[row]), "iscrowd": 0,
-                 "area": float(coco_mask.area([rle])[0]), "bbox": coco_mask.toBbox([rle])[0].tolist(),
-                 "segmentation": rle}  # fmt: skip
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": int(found.labels[row]),
+                    "iscrowd": 0,
+                    "area": float(coco_mask.area([rle])[0]),
+                    "bbox": coco_mask.toBbox([rle])[0].tolist(),
+                    "segmentation": rle,
+                }  # fmt: skip
             )
     categories = [{"id": i, "name": name} for i, name in enumerate(NAMES) if i]
     coco = {"images": images, "annotations": annotations, "categories": categories}

@@ -17,9 +17,9 @@ from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.evaluation.choices import PictureBootstrap, spearman
 from dynamask.evaluation.ranking import SizeRanking, pairwise, row_spearman
-from dynamask.models.weights_file import save_model
+from dynamask.models.weights import save_model
 from dynamask.ops.masks import crop_masks
-from dynamask.predictor import Predictor, load
+from dynamask.predict import Predictor, load
 from dynamask.reports import speed
 from dynamask.reports.cache import data_digest
 from dynamask.reports.facts import Source, checkpoint_facts

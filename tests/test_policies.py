@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dynamask.models.rcnn import policies
+from dynamask.models.masks import policies
 from dynamask.structures import DynaMaskError
 
 MACS = (7_235_200, 13_254_912, 19_300_000, 25_400_000)

@@ -14,7 +14,7 @@ from dynamask.engine.checkpoint import load_newest_run
 from dynamask.engine.compiling import compile_body
 from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights, train, train_step
-from dynamask.models.rcnn import region_fpn
+from dynamask.models.masks import region_fpn
 from dynamask.ops.deform import deform_conv2d
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

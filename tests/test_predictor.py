@@ -13,7 +13,7 @@ from small_models import TINY, count_rows, tiny_model
 
 import dynamask
 from dynamask import MASK_SIZES, DynaMaskError, Prediction, Predictor
-from dynamask.models.weights_file import save_model
+from dynamask.models.weights import save_model
 from dynamask.ops.masks import paste_mask
 
 NAMES = ("__background__", "cat", "dog", "emu")

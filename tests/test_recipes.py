@@ -17,7 +17,7 @@ from dynamask import cli
 from dynamask.cli import train as train_command
 from dynamask.cli.recipes import fill_in
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
-from dynamask.models.factory import preset
+from dynamask.models.build import preset
 from dynamask.recipes import RECIPES, recipe_named
 from dynamask.structures import DynaMaskError
 

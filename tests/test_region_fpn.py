@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from small_models import count_rows, pyramid, some_rois, tiny_branch
 
-from dynamask.models.rcnn.region_fpn import STAGE_STRIDES, FeatureAggregationModule, crop_assigned_level
+from dynamask.models.masks.region_fpn import STAGE_STRIDES, FeatureAggregationModule, crop_assigned_level
 from dynamask.structures import MASK_SIZES
 
 LABELS = torch.tensor([1, 2, 3, 1, 2])

@@ -12,8 +12,8 @@ from small_models import TINY
 
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
-from dynamask.models.factory import create_model
-from dynamask.models.weights_file import save_model
+from dynamask.models.build import create_model
+from dynamask.models.weights import save_model
 from dynamask.reports import budget_curve, classes
 from dynamask.reports import world as world_module
 from dynamask.reports.collecting import Collected
@@ -42,9 +42,16 @@ def world(tmp_path_factory):
             picture[y : y + side, x : x + side] = (240, 90 + 60 * j, 30)
             corners = [x, y, x + side, y, x + side, y + side, x, y + side]
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": [7, 3][j], "iscrowd": 0,
-                 "area": side * side, "bbox": [x, y, side, side], "segmentation": [corners],
-                 "complexity": 0.1 * len(annotations)}  # fmt: skip
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": [7, 3][j],
+                    "iscrowd": 0,
+                    "area": side * side,
+                    "bbox": [x, y, side, side],
+                    "segmentation": [corners],
+                    "complexity": 0.1 * len(annotations),
+                }  # fmt: skip
             )
         Image.fromarray(picture).save(root / "images" / f"{number}.png")
     categories = [{"id": 3, "name": "box"}, {"id": 7, "name": "crate"}]

@@ -23,13 +23,13 @@ from dynamask.models.solo.aggregation import (
     split_theta,
     starting_theta,
 )
-from dynamask.models.solo.assignment import assign, centre_cells, centres_of_mass
 from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig, SoloConfig
 from dynamask.models.solo.costs import network_macs, trainable_parameters
 from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
-from dynamask.models.weights_file import save_model
+from dynamask.models.solo.targets import assign, centre_cells, centres_of_mass
+from dynamask.models.weights import save_model
 from dynamask.structures import DynaMaskError
 
 torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from dynamask.engine import train as engine
 from dynamask.engine.checkpoint import checkpoints, load_newest_run, load_run, run_file, save_run
 from dynamask.engine.run import Run, RunLog
 from dynamask.engine.train import loss_weights, train
-from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.structures import DynaMaskError
 
 ROOT = Path(__file__).parent.parent

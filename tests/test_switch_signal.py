@@ -7,8 +7,8 @@ import torch
 from dynamask.config import LossConfig
 from dynamask.engine.train import freeze
 from dynamask.evaluation.mask_quality import boundary_iou, boundary_width
-from dynamask.models.factory import create_model
-from dynamask.models.rcnn import losses
+from dynamask.models.build import create_model
+from dynamask.models.masks import losses
 from dynamask.ops.masks import grid_boundary_iou
 from dynamask.structures import MASK_SIZES
 

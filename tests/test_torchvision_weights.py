@@ -12,15 +12,15 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d
 
-from dynamask.models.factory import create_model
-from dynamask.models.rcnn import torchvision_weights
-from dynamask.models.rcnn.torchvision_weights import (
+from dynamask.models.build import create_model
+from dynamask.models.detectors import torchvision_weights
+from dynamask.models.detectors.torchvision_weights import (
     COCO_V1,
     coco_rows,
     is_torchvision_source,
     load_torchvision_detector,
 )
-from dynamask.models.weights_file import save_model
+from dynamask.models.weights import save_model
 from dynamask.structures import DynaMaskError
 
 COCO = COCO_V1.meta["categories"]

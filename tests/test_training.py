@@ -17,7 +17,7 @@ from dynamask.engine.checkpoint import load_newest_run, run_file
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
 from dynamask.engine.run import Run
 from dynamask.engine.train import DETECTOR_LOSSES, freeze, loss_weights, total_loss, train, train_step
-from dynamask.models.weights_file import load_model, load_weights, read_header, save_model
+from dynamask.models.weights import load_model, load_weights, read_header, save_model
 from dynamask.structures import DynaMaskError
 
 LOSSES = LossConfig(budget_target=0.05)

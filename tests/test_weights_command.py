@@ -11,10 +11,10 @@ from small_models import tiny_model
 from dynamask import bundled, cli
 from dynamask.bundled import checkpoint_dir, list_baselines, list_bundled
 from dynamask.cli import weights as weights_command
-from dynamask.models.rcnn.export import load_exported
-from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.masks.export import load_exported
 from dynamask.models.verify import verify_bundled, verify_path
-from dynamask.models.weights_file import file_digest, save_model
+from dynamask.models.weights import file_digest, save_model
 
 ORIGINAL = checkpoint_dir()
 

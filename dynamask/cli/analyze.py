@@ -12,7 +12,7 @@ from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import drop_degenerate, read_coco_json
 from dynamask.data.layouts import find_source
 from dynamask.data.sources import names_scenes, open_data
-from dynamask.evaluation.analyze import by_loss, ideal_quality, markdown_table, need_text, summarise, table_rows
+from dynamask.evaluation.ideal_masks import by_loss, ideal_quality, markdown_table, need_text, summarise, table_rows
 from dynamask.files import write_text
 from dynamask.reports.writer import csv_text
 from dynamask.structures import MASK_SIZES

@@ -17,7 +17,7 @@ from dynamask.engine.distributed import Ranks
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
 from dynamask.files import write_text
-from dynamask.predictor import Prediction, Predictor
+from dynamask.predict import Prediction, Predictor
 from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 from dynamask.structures import DynaMaskError
 from dynamask.viz.instances import draw_instances

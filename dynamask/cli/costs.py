@@ -7,7 +7,7 @@ from typing import Any
 
 from dynamask.cli.common import add_json, say, write_json
 from dynamask.config import MASK_BRANCHES
-from dynamask.models.factory import create_model, list_models, preset
+from dynamask.models.build import create_model, list_models, preset
 from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs, network_macs, trainable_parameters
 from dynamask.structures import MASK_SIZES

@@ -14,8 +14,8 @@ from dynamask.engine.distributed import Ranks, joined
 from dynamask.engine.evaluate import EvaluationOptions
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.scoring import average_precision
-from dynamask.evaluation.average_precision import load_results
-from dynamask.predictor import Predictor, load
+from dynamask.evaluation.coco_ap import load_results
+from dynamask.predict import Predictor, load
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import DynaMaskError
 

@@ -24,8 +24,8 @@ from dynamask.cli.reporting import (
 )
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.models.hub import find_weights
-from dynamask.models.weights_file import read_header
-from dynamask.predictor import load
+from dynamask.models.weights import read_header
+from dynamask.predict import load
 from dynamask.reports import everything
 from dynamask.reports.cache import check_cache
 from dynamask.reports.facts import checkpoint_facts

@@ -12,7 +12,7 @@ from dynamask.cli.common import add_choice, check_folder, drawn, say, write_json
 from dynamask.data.pictures import read_picture
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import replacing
-from dynamask.predictor import Prediction, load
+from dynamask.predict import Prediction, load
 from dynamask.solo_predictor import SoloPrediction
 from dynamask.structures import DynaMaskError
 

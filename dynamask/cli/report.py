@@ -23,7 +23,7 @@ from dynamask.cli.reporting import (
     write_all,
 )
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.predictor import load
+from dynamask.predict import load
 from dynamask.reports import budget_curve, classes, everything, speed
 from dynamask.reports.cache import check_cache
 from dynamask.reports.collecting import Collected

@@ -31,13 +31,13 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.step import one_stage_weights
 from dynamask.engine.train import freeze, loss_weights, train
-from dynamask.models.factory import build_model, list_models, preset
+from dynamask.models.build import build_model, list_models, preset
+from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
+from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.models.hub import find_weights
-from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.rcnn.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.solo.config import AggregationConfig, SoloConfig
 from dynamask.models.solo.model import SoloNet
-from dynamask.models.weights_file import save_model
+from dynamask.models.weights import save_model
 from dynamask.structures import DynaMaskError
 
 ECHO = 2.0

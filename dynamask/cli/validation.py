@@ -14,7 +14,7 @@ from dynamask.engine.evaluate import EvaluationOptions, category_map
 from dynamask.engine.log import RunLog
 from dynamask.engine.run import Run
 from dynamask.engine.train import Periodic
-from dynamask.predictor import predictor_of
+from dynamask.predict import predictor_of
 from dynamask.structures import DynaMaskError
 
 OVERLAYS = 4

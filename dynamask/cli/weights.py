@@ -9,11 +9,11 @@ from typing import Any
 
 from dynamask.bundled import bundled_path, list_baselines, list_bundled
 from dynamask.cli.common import add_json, check_folder, say, write_json
+from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.models.hub import SCHEME, ModelCard, find_weights
-from dynamask.models.rcnn.export import export_mask_branch, save_exported
-from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.masks.export import export_mask_branch, save_exported
 from dynamask.models.verify import verify_bundled, verify_path
-from dynamask.models.weights_file import load_model
+from dynamask.models.weights import load_model
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 WEIGHTS_HELP = "bundled name, .safetensors file, saved folder, or hf://OWNER/NAME"

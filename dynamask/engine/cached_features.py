@@ -28,12 +28,12 @@ from dynamask.engine.evaluate import category_map, known_instances
 from dynamask.engine.train import as_float
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.files import replacing
-from dynamask.models.rcnn import losses
-from dynamask.models.rcnn.costs import MaskBranchCosts
-from dynamask.models.rcnn.mask_head import RegionState
-from dynamask.models.rcnn.mask_switch import MaskSwitchModule
-from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.rcnn.roi_heads import BOUNDARY_WIDTH_RATIO
+from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.masks import losses
+from dynamask.models.masks.branch import BOUNDARY_WIDTH_RATIO
+from dynamask.models.masks.costs import MaskBranchCosts
+from dynamask.models.masks.heads.base import RegionState
+from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges, paste_masks
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -43,7 +43,7 @@ SHIFT, STRETCH = 0.05, 0.10
 
 
 class HoldsModel(Protocol):
-    """What a cache needs of a predictor; see :class:`dynamask.predictor.Predictor`."""
+    """What a cache needs of a predictor; see :class:`dynamask.predict.Predictor`."""
 
     model: DynaMaskRCNN
     class_names: tuple[str, ...]

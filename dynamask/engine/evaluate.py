@@ -17,7 +17,7 @@ from dynamask.data.coco import CocoDataset
 from dynamask.engine.distributed import ALONE, Ranks
 from dynamask.engine.scoring import score
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.models.rcnn import policies
+from dynamask.models.masks import policies
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -28,7 +28,7 @@ MATCH_IOU = 0.5
 
 
 class Predicts(Protocol):
-    """What evaluation needs of a predictor; see :class:`dynamask.predictor.Predictor`."""
+    """What evaluation needs of a predictor; see :class:`dynamask.predict.Predictor`."""
 
     class_names: tuple[str, ...]
     costs: Any

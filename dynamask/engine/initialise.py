@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynamask.config import ModelConfig
-from dynamask.models.factory import config_from_dict
-from dynamask.models.rcnn.model import DynaMaskRCNN
+from dynamask.models.build import config_from_dict
+from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.model import SoloNet
-from dynamask.models.weights_file import load_backbone, load_detector, load_weights, read_header
+from dynamask.models.weights import load_backbone, load_detector, load_weights, read_header
 from dynamask.structures import DynaMaskError
 
 PARTS = ("all", "detector", "backbone")

@@ -7,8 +7,8 @@ from typing import Any
 
 from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.instances import InstanceDataset
-from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.evaluation.cityscapes import evaluate_cityscapes
+from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.lvis import evaluate_lvis, is_federated
 
 

@@ -12,8 +12,8 @@ from dynamask.config import LossConfig, TrainConfig
 from dynamask.engine.cached_features import Cache
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor
 from dynamask.engine.train import loss_weights, total_loss
-from dynamask.models.rcnn.losses import switch_losses
-from dynamask.models.rcnn.mask_switch import MaskSwitchModule
+from dynamask.models.masks.losses import switch_losses
+from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.structures import DynaMaskError
 
 SCHEDULE = TrainConfig(
@@ -56,7 +56,7 @@ class Signals:
         return cls(cache.feature.float(), cache.mask_loss, cache.edge_loss, *errors, fractions)
 
     def error(self, config: LossConfig) -> Tensor:
-        """(N, 4) what :meth:`dynamask.models.rcnn.roi_heads.MaskBranch.size_error` gives under a configuration."""
+        """(N, 4) what :meth:`dynamask.models.masks.branch.MaskBranch.size_error` gives under a configuration."""
         return torch.lerp(self.boundary_error, self.overlap_error, config.overlap_share)
 
 

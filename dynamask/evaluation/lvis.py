@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dynamask.evaluation.average_precision import (
+from dynamask.evaluation.coco_ap import (
     IOU_TYPES,
     Comparable,
     comparable,
@@ -44,7 +44,7 @@ def evaluate_lvis(
     Args:
         annotations: the content of an LVIS file: COCO's lists, each image with ``neg_category_ids`` and
             ``not_exhaustive_category_ids``, each category with its ``frequency``, r, c or f.
-        results: as for :func:`dynamask.evaluation.average_precision.evaluate_coco`.
+        results: as for :func:`dynamask.evaluation.coco_ap.evaluate_coco`.
         iou_types: any of "bbox", "segm" and "boundary".
         image_ids: judge these images only. Default: all images.
 

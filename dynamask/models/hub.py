@@ -14,8 +14,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 
 from dynamask.bundled import bundled_path, list_bundled
 from dynamask.files import write_text
-from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.weights_file import read_header, save_model
+from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.weights import read_header, save_model
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from dynamask.bundled import BASELINES, checkpoint_dir, list_baselines, list_bundled
+from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.models.hub import CARD, CONFIG, WEIGHTS, check_folder_config
-from dynamask.models.rcnn.model import DynaMaskRCNN
-from dynamask.models.weights_file import file_digest, load_model
+from dynamask.models.weights import file_digest, load_model
 from dynamask.structures import DynaMaskError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
 from dynamask.evaluation.choices import shares
-from dynamask.models.rcnn import policies
+from dynamask.models.masks import policies
 from dynamask.reports.collecting import Collected, annotations_of
 from dynamask.reports.facts import Source, fact_lines
 from dynamask.reports.judging import at_budget, mean_macs

@@ -7,7 +7,7 @@ from typing import Any
 
 from dynamask.bundled import list_baselines, list_bundled
 from dynamask.models.hub import find_weights
-from dynamask.models.weights_file import file_digest, read_header
+from dynamask.models.weights import file_digest, read_header
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import torch
 
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.ap_bootstrap import MASK_TYPES, DetectionJudge
 from dynamask.evaluation.choices import (
     Interval,
     PictureBootstrap,
@@ -27,7 +26,8 @@ from dynamask.evaluation.choices import (
     share_of_gain,
     shares,
 )
-from dynamask.models.rcnn import policies
+from dynamask.evaluation.detection_bootstrap import MASK_TYPES, DetectionJudge
+from dynamask.models.masks import policies
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.reports.collecting import MEASURES
 from dynamask.structures import MASK_SIZES, DynaMaskError

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamask.models.rcnn.losses import resolution_losses
+from dynamask.models.masks.losses import resolution_losses
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges
-from dynamask.predictor import Regions
+from dynamask.predict import Regions
 from dynamask.structures import MASK_SIZES
 
 SIGNALS = {

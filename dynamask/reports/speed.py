@@ -17,9 +17,9 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from dynamask.evaluation.efficiency import Case, device_name, interleave, machine, machine_line, rows_of
-from dynamask.models.rcnn import policies
-from dynamask.models.rcnn.baselines.torchvision_mask_rcnn import build_mask_rcnn
-from dynamask.predictor import Predictor
+from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
+from dynamask.models.masks import policies
+from dynamask.predict import Predictor
 from dynamask.reports.comparing import Line, Row, interval, measured, paper_table, provenance_table
 from dynamask.reports.figure7 import chosen_pictures
 from dynamask.reports.paper import PAPER

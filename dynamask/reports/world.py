@@ -12,9 +12,9 @@ import numpy as np
 
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.average_precision import evaluate_coco
 from dynamask.evaluation.choices import PictureBootstrap, at
-from dynamask.predictor import Predictor
+from dynamask.evaluation.coco_ap import evaluate_coco
+from dynamask.predict import Predictor
 from dynamask.reports.cache import collected_once, data_digest
 from dynamask.reports.collecting import MEASURES, Collected, collect_all
 from dynamask.reports.facts import Source

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dynamask.data.pictures import read_picture
 from dynamask.ops.masks import paste_mask
-from dynamask.predictor import Picture, Prediction, check_choice, choose
+from dynamask.predict import Picture, Prediction, check_choice, choose
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import why
 from dynamask.viz.clickable import ClickablePicture
@@ -39,7 +39,7 @@ def explore(
     """Look at a prediction in a notebook; the last line of a cell shows it.
 
     Args:
-        prediction: of :class:`dynamask.predictor.Predictor`; masks of other sizes are computed now if they are not
+        prediction: of :class:`dynamask.predict.Predictor`; masks of other sizes are computed now if they are not
             known (``all_sizes=True`` has them).
         image: the picture, where it is to be drawn on another than the one that was predicted on (of the same size).
         policy: what is shown first: "learned", "size" or "fixed:S".

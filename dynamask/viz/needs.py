@@ -82,7 +82,7 @@ def class_needs(summary: dict[str, Any]) -> go.Figure:
 
     Args:
         summary: ``kept``, ``all`` and ``classes``, each entry with ``instances``, ``boundary_iou`` and ``mask_iou`` by
-            mask size, the two needed sizes and ``by_area``, as :func:`dynamask.evaluation.analyze.summarise` returns.
+            mask size, the two needed sizes and ``by_area``: :func:`dynamask.evaluation.ideal_masks.summarise`.
     """
     order = _sorted_names(summary["classes"])
     entries = [(f"{escape(name)} ({summary['classes'][name]['instances']:,})", summary["classes"][name])

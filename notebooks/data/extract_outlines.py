@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamask.data.coco import read_coco_json
-from dynamask.evaluation.analyze import AREA_RANGES
+from dynamask.evaluation.ideal_masks import AREA_RANGES
 
 CLASSES = ("giraffe", "bicycle", "person", "book", "tv")
 NOTICE = (

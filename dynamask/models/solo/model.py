@@ -14,11 +14,11 @@ from torchvision.ops import masks_to_boxes
 
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.solo.aggregation import NeighbourAggregation, linear_decoder, sample_vectors
-from dynamask.models.solo.assignment import Assignment, assign, centres_of_mass, joined
 from dynamask.models.solo.config import STRIDES, SoloConfig
 from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
+from dynamask.models.solo.targets import Assignment, assign, centres_of_mass, joined
 from dynamask.ops.means import AT_HAND, RegionMeans
 
 MOST_DECODED = 1000

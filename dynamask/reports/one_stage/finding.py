@@ -21,7 +21,7 @@ from dynamask.engine.evaluate import category_map
 from dynamask.files import replacing
 from dynamask.models.solo.costs import decoding_macs
 from dynamask.ops.rle import encode_rle
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.reports.cache import cache_file
 from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError

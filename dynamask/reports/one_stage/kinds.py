@@ -77,9 +77,7 @@ def trained_like(config: SoloConfig) -> dict[str, Any]:
 def same_base(one: SoloConfig, other: SoloConfig, grids: bool = True) -> bool:
     """Whether two models differ in the aggregation alone, and, with ``grids`` false, in the grids besides."""
     left_out = {"aggregation", "mask_grids"} | (set() if grids else {"grids"})
-    return all(
-        trained_like(one)[key] == value for key, value in trained_like(other).items() if key not in left_out
-    )
+    return all(trained_like(one)[key] == value for key, value in trained_like(other).items() if key not in left_out)
 
 
 def differences(one: SoloConfig, other: SoloConfig) -> list[str]:
@@ -114,9 +112,7 @@ def preset_for(config: SoloConfig, variant: str = "") -> str:
     return "_".join(part for part in (prefix, variant, suffix) if part)
 
 
-def train_command(
-    model: str, like: tuple[SoloConfig, dict[str, Any]] | None, changed: dict[str, Any], out: str
-) -> str:
+def train_command(model: str, like: tuple[SoloConfig, dict[str, Any]] | None, changed: dict[str, Any], out: str) -> str:
     """The command that trains a preset, its aggregation changed, like given weights were trained.
 
     Args:

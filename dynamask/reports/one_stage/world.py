@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from dynamask.data.sources import Data
-from dynamask.evaluation.ap_bootstrap import DetectionJudge
-from dynamask.evaluation.average_precision import evaluate_coco
+from dynamask.evaluation.coco_ap import evaluate_coco
+from dynamask.evaluation.detection_bootstrap import DetectionJudge
 from dynamask.models.solo.config import SoloConfig
-from dynamask.predictor import Predictor
+from dynamask.predict import Predictor
 from dynamask.reports.facts import Source
 from dynamask.reports.judging import mean_macs, spending
 from dynamask.reports.one_stage.finding import Found, collect, found_once
@@ -254,7 +254,6 @@ class OneStageWorld(World):
             Group(own[0].config, tuple(own), name + _apart(number, ordered, names))
             for number, (own, name) in enumerate(zip(ordered, names))
         ]
-
 
 
 def _apart(number: int, groups: Sequence[Sequence[Evidence]], names: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""Detectors: pictures to boxes, labels, scores and a feature pyramid."""

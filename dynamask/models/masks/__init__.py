@@ -1,0 +1,1 @@
+"""Mask branches: feature pyramid and boxes to masks at the chosen sizes."""

@@ -1,0 +1,62 @@
+"""What the mask branch costs, in multiply–accumulates (1 MAC = 2 FLOPs), derived from the built layers.
+
+Counted are convolutions, deformable convolutions and matrix products; interpolation, RoIAlign, activations and biases
+are not, as is usual in the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynamask.models.macs import conv_macs
+from dynamask.models.masks.heads.base import MaskHead
+from dynamask.models.masks.switch import MaskSwitchModule
+from dynamask.structures import MASK_SIZES
+
+
+@dataclass(frozen=True)
+class MaskBranchCosts:
+    """MACs of the mask branch.
+
+    Attributes:
+        macs_per_instance: cumulative MACs of one instance that stops at 14, 28, 56, 112: the region branch up to that
+            size and its mask predictor for one class; four equal figures where the branch cannot stop early.
+        switch_macs: MACs of the switch, per instance.
+        projection_macs_per_pixel: MACs per pixel of each feature map that is projected as a whole.
+        projection_strides: strides of those maps.
+    """
+
+    macs_per_instance: tuple[int, ...]
+    switch_macs: int
+    projection_macs_per_pixel: tuple[int, ...]
+    projection_strides: tuple[int, ...]
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """Cost of each size as a fraction of the full branch."""
+        return tuple(macs / self.macs_per_instance[-1] for macs in self.macs_per_instance)
+
+    def image_macs(self, map_sizes: list[tuple[int, int]], instances: int) -> dict[str, int]:
+        """MACs that belong to the image: projections of the maps (h, w), coarse to fine, and the switch."""
+        rows = {
+            f"projection_stride{stride}": macs * height * width
+            for stride, macs, (height, width) in zip(
+                self.projection_strides, self.projection_macs_per_pixel, map_sizes, strict=True
+            )
+            if macs
+        }
+        return {**rows, "switch": self.switch_macs * instances}
+
+
+def switch_macs(switch: MaskSwitchModule) -> int:
+    """MACs of the switch for one region."""
+    squeeze = conv_macs(switch.squeeze.fc1, 1, 1) + conv_macs(switch.squeeze.fc2, 1, 1)
+    half, quarter = (MASK_SIZES[0] + 1) // 2, ((MASK_SIZES[0] + 1) // 2 + 1) // 2
+    convs = conv_macs(switch.convs[0], half, half) + conv_macs(switch.convs[2], quarter, quarter)
+    return squeeze + convs + switch.fc[0].weight.numel() + switch.fc[2].weight.numel()
+
+
+def mask_branch_costs(head: MaskHead, switch: MaskSwitchModule | None) -> MaskBranchCosts:
+    """Derive all costs from the layers of a built branch; a branch without a switch pays nothing for one."""
+    choosing = 0 if switch is None else switch_macs(switch)
+    return MaskBranchCosts(head.macs_per_instance(), choosing, head.map_macs_per_pixel(), head.map_strides)

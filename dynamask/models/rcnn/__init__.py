@@ -1,1 +1,0 @@
-"""The two-stage family: Mask R-CNN's detector with DynaMask's region branch."""

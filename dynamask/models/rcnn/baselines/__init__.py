@@ -1,1 +1,0 @@
-"""Mask heads and models to compare with: the same trainer, the same detector, the same regions, MACs counted."""

@@ -1,0 +1,441 @@
+"""Lesson 08: cells and what they learn, masks as vectors, matrix NMS, neighbours and what each of them knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynamask.data.shapes import Scene, ShapesDataset
+from dynamask.evaluation.mask_quality import mask_iou
+from dynamask.models.solo.aggregation import decode, dynamic_network, sample_vectors
+from dynamask.models.solo.config import NEIGHBOURS, STRIDES, SoloConfig
+from dynamask.models.solo.model import SoloNet
+from dynamask.models.solo.suppression import mask_ious, matrix_nms
+from dynamask.models.solo.targets import Assignment, assign, centres_of_mass
+from dynamask.solo_predictor import SoloPrediction
+from dynamask.viz import theme
+from dynamask.viz.overlay import hex_to_rgb
+from lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
+
+COLOURS = ("#3B82F6", "#EA580C", "#0D9488", "#DB2777", "#8B5CF6", "#B45309")
+"""Of objects and levels; each has a contrast of 3 or more to white and to black pages."""
+NEIGHBOUR_NAMES = ("top", "left", "centre", "right", "bottom")
+"""The five representations in the order in which they enter (``NEIGHBOURS["4"]``)."""
+WALL, SHADES = 480, 24
+"""Side of a wall of maps in pixels, and steps of its colour scale; fewer steps make smaller pages."""
+
+
+def level_name(level: int) -> str:
+    """How people count levels: "1 of 5" is the finest."""
+    return f"{level + 1} of {len(STRIDES)}"
+
+
+# --- the grid -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Responsible:
+    """Which cells of a scene learn which object.
+
+    Attributes:
+        frame: (H, W) of the padded picture that the grids divide.
+        scale: network-input pixels a scene pixel.
+        centres: (N, 2) float64 (x, y) centres of mass, in the frame.
+        sides: (N,) √(w·h), in network-input pixels.
+        levels: cells of the five levels, see :class:`Assignment`.
+    """
+
+    frame: tuple[int, int]
+    scale: float
+    centres: Tensor
+    sides: Tensor
+    levels: list[Assignment]
+
+
+def responsible(model: SoloNet, scene: Scene) -> Responsible:
+    """The cells that would learn the objects of a scene in training; the network is not run."""
+    image = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
+    target = {"boxes": torch.from_numpy(scene.boxes), "labels": torch.from_numpy(scene.labels)}
+    batch, (placed,) = model.transform([image], [target])
+    (height, width), frame = batch.image_sizes[0], tuple(batch.tensors.shape[-2:])
+    ratio = torch.tensor([width / image.shape[-1], height / image.shape[-2]], dtype=torch.float64)
+    placed["centres"] = centres_of_mass(torch.from_numpy(scene.masks)) * ratio
+    spans = placed["boxes"][:, 2:] - placed["boxes"][:, :2]
+    config = model.config
+    levels = assign([placed], frame, config.grids, config.scale_ranges, config.centre_share)
+    return Responsible(frame, float(ratio[0]), placed["centres"], spans.prod(1).sqrt(), levels)
+
+
+def unlearned(model: SoloNet, dataset: ShapesDataset) -> tuple[int, int]:
+    """How many objects of some scenes have no cell on any level, for others took theirs, and how many there are."""
+    lost = total = 0
+    for index in range(len(dataset)):
+        scene = dataset.scene(index)
+        held = [level.instance for level in responsible(model, scene).levels] if len(scene) else []
+        total += len(scene)
+        lost += len(scene) - (len(torch.cat(held).unique()) if held else 0)
+    return lost, total
+
+
+def grid_figure(model: SoloNet, scene: Scene, names: Sequence[str]) -> go.Figure:
+    """A scene under the grid of each level, the cells that learn its objects filled; a slider chooses the level."""
+    found, config, steps = responsible(model, scene), model.config, {}
+    for level, assigned in enumerate(found.levels):
+        grid, (low, high) = config.grids[level], config.scale_ranges[level]
+        drawn = _frame_figure(scene, found)
+        height, width = found.frame[0] / grid, found.frame[1] / grid
+        x, y = _grid_lines(found.frame, grid)
+        line = {"color": "rgba(255, 255, 255, 0.55)", "width": 1}
+        drawn.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+        for i, name in enumerate(names):
+            cells = assigned.cell[assigned.instance == i].tolist()
+            _add_cells(drawn, cells, grid, (height, width), COLOURS[i % len(COLOURS)], f"{name}: {len(cells)} cells")
+        _add_centres(drawn, found, names)
+        text = f"stride {STRIDES[level]}, {grid}×{grid} cells, for objects whose √(w·h) is {low} to {high} pixels"
+        drawn.add_annotation(text=text, x=0.5, y=1.0, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
+        steps[level_name(level)] = drawn
+    return with_slider(steps, "level ", active=2)
+
+
+def _grid_lines(frame: tuple[int, int], grid: int) -> tuple[list[float | None], list[float | None]]:
+    """x and y of the upright and the level lines of a grid, one trace."""
+    ends = range(grid + 1)
+    x = [v for k in ends for v in (k * frame[1] / grid, k * frame[1] / grid, None)] + [0, frame[1], None] * (grid + 1)
+    y = [0, frame[0], None] * (grid + 1) + [v for k in ends for v in (k * frame[0] / grid, k * frame[0] / grid, None)]
+    return x, y
+
+
+def _frame_figure(scene: Scene, found: Responsible) -> go.Figure:
+    """The picture in the coordinates of the frame."""
+    drawn = theme.figure(height=470, margin={"t": 34, "l": 8, "r": 8, "b": 34}, showlegend=True)
+    drawn.update_layout(legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+    place = {"x0": found.scale / 2, "y0": found.scale / 2, "dx": found.scale, "dy": found.scale}
+    drawn.add_trace(go.Image(source=data_uri(scene.image), hoverinfo="skip", **place))
+    drawn.update_xaxes(visible=False, range=[0, found.frame[1]], constrain="domain")
+    drawn.update_yaxes(visible=False, range=[found.frame[0], 0], scaleanchor="x", constrain="domain")
+    return drawn
+
+
+def _add_cells(
+    drawn: go.Figure, cells: Sequence[int], grid: int, cell: tuple[float, float], colour: str, name: str
+) -> None:
+    """Cells as filled rectangles of one trace."""
+    x, y = [], []
+    for index in cells:
+        top, left = index // grid * cell[0], index % grid * cell[1]
+        x += [left, left + cell[1], left + cell[1], left, left, None]
+        y += [top, top, top + cell[0], top + cell[0], top, None]
+    red, green, blue = hex_to_rgb(colour)
+    drawn.add_scatter(
+        x=x or [None], y=y or [None], fill="toself", fillcolor=f"rgba({red}, {green}, {blue}, 0.6)", mode="lines",
+        line={"color": colour, "width": 2}, name=name, hoverinfo="name",
+    )  # fmt: skip
+
+
+def _add_centres(drawn: go.Figure, found: Responsible, names: Sequence[str]) -> None:
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    marker = {"color": colours, "size": 11, "symbol": "x", "line": {"color": "#FFFFFF", "width": 1.5}}
+    drawn.add_scatter(
+        x=found.centres[:, 0].tolist(), y=found.centres[:, 1].tolist(), mode="markers", marker=marker,
+        text=list(names), hoverinfo="text", showlegend=False,
+    )  # fmt: skip
+
+
+def wall_figure(prediction: SoloPrediction, picture: np.ndarray, soft: bool = True) -> go.Figure:
+    """The map of every cell of a level, each in its cell's place, beside the picture; a slider chooses the level.
+
+    Args:
+        prediction: of the picture.
+        picture: (H, W, 3) uint8.
+        soft: through a sigmoid, as masks; otherwise logits, as the representations are.
+    """
+    steps = {}
+    for level in range(len(STRIDES)):
+        side = prediction.model.config.representation_grids[level]
+        titles = [f"level {level_name(level)}: {side}×{side} maps, one a cell", "the picture"]
+        steps[level_name(level)] = picture_grid([[wall(prediction, level, soft), picture]], [titles], cell=430)
+    return with_slider(steps, "level ", active=3)
+
+
+@torch.no_grad()
+def wall(prediction: SoloPrediction, level: int, soft: bool = True) -> np.ndarray:
+    """(H, W, 3) uint8: every cell's map, shrunk, in its cell's place, a line between them."""
+    grid = prediction.encoded.grids[level]
+    side = grid.vectors.shape[-1]
+    vectors = grid.vectors[:1].flatten(2).transpose(1, 2)  # (1, G′², V)
+    tile = max(10, WALL // side)
+    size = (max(8, round(tile * grid.features.shape[-2] / grid.features.shape[-1])), tile)
+    parts = []
+    for rows in vectors[0].split(64):
+        maps = decode(rows[None], torch.zeros(1, dtype=torch.int64), grid.features)
+        maps = maps.sigmoid() if soft else maps
+        parts.append(F.interpolate(maps, size=size, mode="area")[0])
+    tiles = torch.cat(parts).numpy()
+    low, high = (0.0, 1.0) if soft else np.quantile(tiles, [0.02, 0.98])
+    tiles = low + (high - low) * np.round((tiles - low) / max(high - low, 1e-12) * SHADES) / SHADES
+    out = np.full((side * (size[0] + 1), side * (size[1] + 1), 3), 255, dtype=np.uint8)
+    for index, values in enumerate(tiles):
+        top, left = index // side * (size[0] + 1), index % side * (size[1] + 1)
+        out[top : top + size[0], left : left + size[1]] = shade(values, low, high)
+    return out
+
+
+# --- what dense maps cost -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LevelMaps:
+    """The maps of all cells of a level, as SOLO makes them.
+
+    Attributes:
+        level: 0 … 4.
+        maps: G².
+        size: (h, w) of each.
+    """
+
+    level: int
+    maps: int
+    size: tuple[int, int]
+
+    @property
+    def megabytes(self) -> float:
+        """10⁶ bytes of all maps, float32."""
+        return 4 * self.maps * self.size[0] * self.size[1] / 1e6
+
+
+def dense_maps(config: SoloConfig, height: int, width: int) -> list[LevelMaps]:
+    """The maps of all cells on a padded picture: half the level's stride for SOLO, a stride of 4 for SOLOv2."""
+    strides = [4] * len(STRIDES) if config.kind == "solov2" else [stride // 2 for stride in STRIDES]
+    return [
+        LevelMaps(level, grid * grid, (height // stride, width // stride))
+        for level, (grid, stride) in enumerate(zip(config.representation_grids, strides))
+    ]
+
+
+def memory_figure(config: SoloConfig, sizes: Sequence[tuple[int, int]]) -> go.Figure:
+    """Megabytes of all cells' maps by level; a slider chooses the picture's size."""
+    steps, most = {}, max(row.megabytes for size in sizes for row in dense_maps(config, *size))
+    for height, width in sizes:
+        rows = dense_maps(config, height, width)
+        total = sum(row.megabytes for row in rows)
+        drawn = theme.figure(height=330, margin={"t": 40, "b": 30}, showlegend=False)
+        drawn.add_bar(
+            x=[f"level {level_name(row.level)}" for row in rows], y=[row.megabytes for row in rows], cliponaxis=False,
+            text=[f"{row.maps:,} of {row.size[0]}×{row.size[1]}" for row in rows], textposition="outside",
+            marker={"color": COLOURS[: len(rows)], "line": {"color": theme.INK, "width": 1}},
+        )  # fmt: skip
+        drawn.update_yaxes(title="MB, float32", range=[0, 1.12 * most])
+        text = f"{sum(row.maps for row in rows):,} maps, {total:,.0f} MB in all"
+        drawn.add_annotation(text=text, x=0.5, y=1.02, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
+        steps[f"{height}×{width}"] = drawn
+    return _inset(with_slider(steps, "a picture of ", active=len(steps) - 1))
+
+
+# --- masks as vectors -----------------------------------------------------------------------------------------------
+
+
+def kernel_of(prediction: SoloPrediction, index: int) -> Tensor:
+    """(V,) the vector of an instance's own cell."""
+    level, cell = int(prediction.level[index]), int(prediction.cell[index])
+    grid, side = prediction.encoded.grids[level], prediction.model.config.grids[level]
+    return grid.vectors[0, :, cell // side, cell % side]
+
+
+def feature_of(prediction: SoloPrediction) -> Tensor:
+    """(V, h, w) SOLOv2's mask feature, the same for every level."""
+    return prediction.encoded.grids[0].features[0]
+
+
+def full_size(prediction: SoloPrediction, logits: Tensor) -> np.ndarray:
+    """(H, W) bool: a mask's (h, w) logits brought to the picture as the model brings them."""
+    encoded = prediction.encoded
+    (height, width), quarter = encoded.network_sizes[0], tuple(side // 4 for side in encoded.frame)
+    probs = logits.sigmoid()[None, None]
+    for size in (quarter, encoded.frame):
+        probs = F.interpolate(probs, size=size, mode="bilinear", align_corners=False)
+    inside = probs[..., :height, :width]
+    return (F.interpolate(inside, size=prediction.image_size, mode="bilinear")[0, 0] > 0.5).numpy()
+
+
+def lit(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture, dark outside a mask, (H, W, 3) uint8."""
+    dark = picture // 32 * 8  # few shades of noise: a page holds many of these
+    return np.where(mask[..., None], picture, dark).astype(np.uint8)
+
+
+def mixing_figure(prediction: SoloPrediction, picture: np.ndarray, first: int, second: int) -> go.Figure:
+    """A mixture of two instances' vectors, decoded; a slider moves from the one to the other."""
+    a, b, feature, steps = kernel_of(prediction, first), kernel_of(prediction, second), feature_of(prediction), {}
+    for share in (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0):
+        logits = torch.einsum("c,chw->hw", (1 - share) * a + share * b, feature)
+        titles = ["the mixture's map, σ(logits)", "its mask"]
+        row = [shade(logits.sigmoid().numpy(), 0, 1), lit(picture, full_size(prediction, logits))]
+        steps[f"{share:.0%}"] = picture_grid([row], [titles], cell=330)
+    return _inset(with_slider(steps, f"share of #{second + 1} in the vector: ", active=0))
+
+
+# --- matrix NMS -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """Candidates of a picture before matrix NMS, best score first.
+
+    Attributes:
+        names: of each, with class and cell.
+        labels: (N,) int64.
+        scores: (N,) class score times maskness.
+        masks: (N, H, W) bool.
+        ious: (N, N) at the size that the masks are decoded at.
+    """
+
+    names: list[str]
+    labels: Tensor
+    scores: Tensor
+    masks: np.ndarray
+    ious: Tensor
+
+
+@torch.no_grad()
+def candidates_of(prediction: SoloPrediction, most: int = 12) -> Case:
+    """The candidates with the best scores, at most so many, each as the model sees it before matrix NMS."""
+    model, encoded = prediction.model, prediction.encoded
+    found = model.candidates(encoded, 0)
+    logits = [
+        model.mask_logits(encoded, level, torch.zeros(1, dtype=torch.int64), torch.tensor([cell]))[0]
+        for level, cell in zip(found.level.tolist(), found.cell.tolist())
+    ]
+    quarter = tuple(side // 4 for side in encoded.frame)
+    probs = [F.interpolate(x.sigmoid()[None, None], size=quarter, mode="bilinear")[0, 0] for x in logits]
+    soft = torch.stack(probs) if probs else torch.zeros((0, *quarter))
+    inside = soft > 0.5
+    areas = inside.sum((1, 2))
+    scores = found.score * (soft * inside).sum((1, 2)) / areas.clamp_min(1)
+    scores = scores * (areas > torch.tensor(STRIDES)[found.level])
+    order = scores.argsort(descending=True, stable=True)[:most]
+    order = order[scores[order] > 0]
+    names = [
+        f"{i} {prediction.class_names[int(found.label[k])]}<br>level {level_name(int(found.level[k]))}"
+        for i, k in enumerate(order.tolist(), start=1)
+    ]
+    masks = np.stack([full_size(prediction, logits[k]) for k in order.tolist()]) if len(order) else np.zeros((0, 1, 1))
+    return Case(names, found.label[order], scores[order], masks, mask_ious(inside[order]))
+
+
+def candidate_pictures(case: Case, picture: np.ndarray, columns: int = 6) -> go.Figure:
+    """The masks of candidates, the picture dark outside of each."""
+    rows = [list(range(start, min(start + columns, len(case.names)))) for start in range(0, len(case.names), columns)]
+    pictures = [[lit(picture, case.masks[i]) for i in row] for row in rows]
+    titles = [[f"{case.names[i].replace('<br>', ', ')}: {case.scores[i]:.2f}" for i in row] for row in rows]
+    return picture_grid(pictures, titles, cell=130)
+
+
+def suppression_figure(case: Case, threshold: float, sigmas: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0)) -> go.Figure:
+    """Scores before and after matrix NMS; a slider chooses the kernel and its σ."""
+    kernels = {"linear": ("linear", 2.0)} | {f"Gaussian, σ = {sigma:g}": ("gaussian", sigma) for sigma in sigmas}
+    steps = {}
+    for name, (kernel, sigma) in kernels.items():
+        after = matrix_nms(case.ious, case.labels, case.scores, kernel, sigma)
+        drawn = theme.figure(height=390, margin={"t": 40, "b": 76}, barmode="overlay")
+        edge = {"line": {"color": theme.INK, "width": 1}}
+        drawn.add_bar(x=case.names, y=case.scores.tolist(), name="before", marker={"color": theme.FAINT, **edge})
+        drawn.add_bar(x=case.names, y=after.tolist(), name="after", width=0.5, marker={"color": theme.ACCENT, **edge})
+        line = {"color": "#EA580C", "dash": "dash", "width": 2}
+        drawn.add_scatter(x=case.names, y=[threshold] * len(case.names), name=f"kept from {threshold:g}", mode="lines",
+                          line=line)  # fmt: skip
+        text = f"{int((after >= threshold).sum())} of {len(after)} stay above {threshold:g}"
+        drawn.add_annotation(text=text, x=0.5, y=1.02, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
+        drawn.update_yaxes(range=[0, 1], title="score")
+        drawn.update_xaxes(tickangle=0, tickfont={"size": 11})
+        steps[name] = drawn
+    names = list(kernels)
+    return _inset(with_slider(steps, "kernel: ", active=names.index("Gaussian, σ = 2") if 2.0 in sigmas else 0))
+
+
+def _inset(drawn: go.Figure) -> go.Figure:
+    """Room at both sides for the labels at a slider's ends."""
+    return drawn.update_layout(margin={"l": 44, "r": 44})
+
+
+# --- neighbours -----------------------------------------------------------------------------------------------------
+
+
+def theta_of(prediction: SoloPrediction, index: int) -> Tensor:
+    """(1, D) parameters of the aggregation that an instance's cell has predicted."""
+    level, cell = int(prediction.level[index]), int(prediction.cell[index])
+    return prediction.encoded.grids[level].theta.flatten(2)[:1, :, cell]
+
+
+def representations_of(prediction: SoloPrediction, index: int, moved: Tensor | None = None) -> Tensor:
+    """(S, h, w) logits of an instance's neighbours, each position moved by (S, 2) (Δrow, Δcolumn) cells."""
+    model, level = prediction.model, int(prediction.level[index])
+    grid, cell = prediction.encoded.grids[level], prediction.cell[index : index + 1]
+    aggregation, config = model.aggregation, model.config
+    offsets = None if grid.offsets is None else grid.offsets.flatten(2)[:1, :, int(cell)]
+    if moved is not None:
+        offsets = moved.flatten()[None] + (0 if offsets is None else offsets)
+    positions = aggregation.positions(cell, config.grids[level], config.representation_grids[level], offsets)
+    image = torch.zeros_like(cell)
+    return decode(sample_vectors(grid.vectors, image, positions, aggregation.config.border), image, grid.features)[0]
+
+
+@torch.no_grad()
+def redrawn(
+    prediction: SoloPrediction,
+    index: int,
+    maps: Tensor | None = None,
+    theta: Tensor | None = None,
+    with_context: bool = True,
+) -> Tensor:
+    """(h, w) logits of an instance's mask, with other representations (S, h, w) or another θ (1, D) if given."""
+    config, grid = prediction.model.aggregation.config, prediction.encoded.grids[int(prediction.level[index])]
+    maps = representations_of(prediction, index) if maps is None else maps
+    theta = theta_of(prediction, index) if theta is None else theta
+    context = None if grid.context is None else grid.context[:1] * float(with_context)
+    image = torch.zeros(1, dtype=torch.int64)
+    return dynamic_network(maps[None], context, image, theta, config.widths, config.kernel)[0]
+
+
+def swap_figure(prediction: SoloPrediction, picture: np.ndarray, indices: Sequence[int]) -> go.Figure:
+    """Masks from the representations of each instance (rows) with the θ of each (columns)."""
+    rows, titles = [], []
+    for i in indices:
+        logits = [redrawn(prediction, i, theta=theta_of(prediction, j)) for j in indices]
+        rows.append([lit(picture, full_size(prediction, each)) for each in logits])
+        titles.append([f"neighbours of #{i + 1}, θ of #{j + 1}" for j in indices])
+    return picture_grid(rows, titles, cell=190)
+
+
+def swapped_ious(prediction: SoloPrediction, indices: Sequence[int]) -> tuple[float, float]:
+    """Mean IoU of masks with what they become with another's θ, and with another's representations."""
+    masks = {(i, j): full_size(prediction, redrawn(prediction, i, theta=theta_of(prediction, j))) for i in indices
+             for j in indices}  # fmt: skip
+    pairs = [(i, j) for i in indices for j in indices if i != j]
+    theta = [mask_iou(masks[i, i], masks[i, j]) for i, j in pairs]
+    maps = [mask_iou(masks[i, i], masks[j, i]) for i, j in pairs]
+    return (float(np.mean(theta)), float(np.mean(maps))) if pairs else (1.0, 1.0)
+
+
+def spread_figure(prediction: SoloPrediction, picture: np.ndarray, index: int, truth: np.ndarray) -> go.Figure:
+    """An instance's mask when its neighbours are sampled further in or out; a slider moves them.
+
+    Args:
+        prediction: of a model with neighbours.
+        picture: (H, W, 3) uint8.
+        index: of the instance.
+        truth: (H, W) bool.
+    """
+    directions, steps = torch.tensor(NEIGHBOURS[prediction.model.aggregation.config.neighbours]), {}
+    for reach in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
+        maps = representations_of(prediction, index, directions * (reach - 1.0))
+        mask = full_size(prediction, redrawn(prediction, index, maps=maps))
+        titles = [f"the mask, IoU {mask_iou(truth, mask):.3f}", LEGEND]
+        row = [lit(picture, mask), error_picture(truth, mask)]
+        steps[f"{reach:g}"] = picture_grid([row], [titles], cell=320)
+    return with_slider(steps, "neighbours this many cells from the centre: ", active=2)

@@ -1,0 +1,333 @@
+"""Lesson 08: two one-stage models on the same scenes, what each neighbour is worth, and what masks cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from torch import Tensor
+
+from dynamask.data.shapes import Scene, ShapesDataset
+from dynamask.engine.evaluate_one_stage import collect_results
+from dynamask.evaluation.choices import Interval, PictureBootstrap, interval_of
+from dynamask.evaluation.detection_bootstrap import THRESHOLDS, DetectionJudge, Matches
+from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.models.masks.costs import MaskBranchCosts
+from dynamask.models.solo.config import SoloConfig
+from dynamask.models.solo.costs import decoding_macs
+from dynamask.predict import Predictor
+from dynamask.solo_predictor import SoloPrediction, SoloPredictor
+from dynamask.structures import MASK_SIZES
+from dynamask.viz import theme
+from lessons.counting import flops
+from lessons.judging import cut_out
+from lessons.one_stage import COLOURS, NEIGHBOUR_NAMES, full_size, redrawn, representations_of
+from lessons.pictures import LEGEND, error_picture, picture_grid, with_slider
+
+FIVE = (0, 2, 4, 6, 8)
+"""Positions of the IoU thresholds .5, .6, .7, .8, .9 among COCO's ten."""
+FOUR = "all four"
+"""The four neighbours together, in :func:`neighbour_losses`."""
+FEW = 20
+"""Below so many scenes an interval drawn from them is too narrow to be trusted."""
+
+
+# --- two models on the same scenes ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's detections on some scenes, compared with the truth.
+
+    Attributes:
+        results: COCO results with masks.
+        judge: of them.
+        segm, boundary: what became of each detection.
+    """
+
+    results: list[dict[str, Any]]
+    judge: DetectionJudge
+    segm: Matches
+    boundary: Matches
+
+    def precision(self, name: str, weights: np.ndarray | None = None) -> np.ndarray:
+        """(B,) average precision by name ("AP", "AP50" … "AP90", "boundary AP") of drawn sets of scenes."""
+        if name == "boundary AP":
+            return self.judge.average_precision(self.boundary, weights)
+        if name == "AP":
+            return self.judge.average_precision(self.segm, weights)
+        row = (int(name.removeprefix("AP")) - 50) // 5
+        return self.judge.at_thresholds(self.segm, weights)[row]
+
+
+def judged(predictor: SoloPredictor, dataset: ShapesDataset, score: float = 0.05) -> Judged:
+    """Run a model over all scenes and compare."""
+    results = collect_results(predictor, dataset, range(len(dataset)), score)
+    judge = DetectionJudge(dataset.coco, results, [{0: r["segmentation"]} for r in results], dataset.image_ids)
+    first = np.zeros(len(results), dtype=np.int64)
+    return Judged(results, judge, judge.match(first, "segm"), judge.match(first, "boundary"))
+
+
+NAMES = ("AP", *(f"AP{round(100 * THRESHOLDS[k])}" for k in FIVE), "boundary AP")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two models on the same scenes.
+
+    Attributes:
+        titles: of both.
+        first, second: average precision by name, 0–1.
+        difference: second − first by name, with the interval of drawn sets of scenes.
+        scenes: how many.
+    """
+
+    titles: tuple[str, str]
+    first: dict[str, float]
+    second: dict[str, float]
+    difference: dict[str, Interval]
+    scenes: int
+
+    def rows(self) -> list[list[object]]:
+        """Of a table: name, both figures, the difference and its interval."""
+        return [
+            [name, self.first[name], self.second[name], f"{d['mean']:+.3f}", f"{d['low']:+.3f} to {d['high']:+.3f}"]
+            for name, d in self.difference.items()
+        ]
+
+    def verdict(self, name: str = "AP") -> str:
+        """What the figures say of one measure, in a sentence."""
+        (a, b), found = self.titles, self.difference[name]
+        low, high = found["low"], found["high"]
+        if low > 0 or high < 0:
+            end = f"on these {self.scenes} scenes {b} is {'better' if low > 0 else 'worse'} than {a}"
+        else:
+            end = f"{self.scenes} scenes cannot tell {b} from {a}"
+        doubt = f" (of {self.scenes} scenes: do not trust the interval)" if self.scenes < FEW else ""
+        return f"{name}: {end}, {found['mean']:+.3f}, {low:+.3f} to {high:+.3f}{doubt}"
+
+
+def compare(titles: tuple[str, str], first: Judged, second: Judged, samples: int = 500, seed: int = 0) -> Compared:
+    """Average precision of both, and the difference on drawn sets of scenes, the same for both."""
+    drawn = PictureBootstrap(first.judge.image_ids, samples, seed).weights
+    weights = np.concatenate([np.ones((1, drawn.shape[1]), dtype=drawn.dtype), drawn])
+    values = [{name: each.precision(name, weights) for name in NAMES} for each in (first, second)]
+    return Compared(
+        titles,
+        {name: float(values[0][name][0]) for name in NAMES},
+        {name: float(values[1][name][0]) for name in NAMES},
+        {name: interval_of(values[1][name] - values[0][name], centre=True) for name in NAMES},
+        len(first.judge.image_ids),
+    )
+
+
+def comparison_figure(found: Compared) -> go.Figure:
+    """Bars of both models by measure, and the difference with its interval below."""
+    from plotly.subplots import make_subplots
+
+    titles = ["average precision", f"{found.titles[1]} minus {found.titles[0]}, with 95 % intervals over scenes"]
+    drawn = make_subplots(2, 1, subplot_titles=titles, row_heights=[0.58, 0.42], vertical_spacing=0.16)
+    looks = ((found.titles[0], found.first, COLOURS[0], ""), (found.titles[1], found.second, COLOURS[1], "/"))
+    for name, values, colour, pattern in looks:
+        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": theme.INK, "width": 1}}
+        text = [f"{value:.2f}" for value in values.values()]
+        drawn.add_bar(x=list(values), y=list(values.values()), name=name, marker=marker, text=text,
+                      textposition="outside", cliponaxis=False, row=1, col=1)  # fmt: skip
+    means = [d["mean"] for d in found.difference.values()]
+    reach = {
+        "array": [d["high"] - d["mean"] for d in found.difference.values()],
+        "arrayminus": [d["mean"] - d["low"] for d in found.difference.values()],
+        "color": theme.INK,
+    }
+    drawn.add_scatter(x=list(found.difference), y=means, mode="markers", error_y=reach, showlegend=False,
+                      marker={"color": COLOURS[1], "size": 11}, row=2, col=1)  # fmt: skip
+    drawn.add_hline(0, line={"color": theme.INK, "width": 1}, row=2, col=1)
+    drawn.update_layout(template=theme.TEMPLATE, height=560, margin={"t": 64, "b": 20}, barmode="group")
+    drawn.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.05, "yanchor": "bottom"})
+    drawn.update_yaxes(range=[0, 1.1], row=1, col=1)
+    drawn.update_annotations(font={"color": theme.INK, "size": 13})
+    return drawn
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One object that both models have found.
+
+    Attributes:
+        scene: index in the data set.
+        instance: row in its target.
+        masks: of both models, (H, W) bool.
+        boundary: boundary IoU of both with the truth.
+    """
+
+    scene: int
+    instance: int
+    masks: tuple[np.ndarray, np.ndarray]
+    boundary: tuple[float, float]
+
+
+def pairs(first: Judged, second: Judged, dataset: ShapesDataset, least: float = 0.5) -> list[Pair]:
+    """The objects whose best mask of the right class has at least this IoU in both models."""
+    found = []
+    for index, image_id in enumerate(dataset.image_ids):
+        target = dataset.target(index)
+        for row, label in enumerate(target["labels"].tolist()):
+            truth = target["masks"][row].numpy().astype(bool)
+            category = dataset.category_ids[label - 1]
+            masks = [_best_mask(each, image_id, category, truth, least) for each in (first, second)]
+            if masks[0] is not None and masks[1] is not None:
+                edges = (boundary_iou(truth, masks[0]), boundary_iou(truth, masks[1]))
+                found.append(Pair(index, row, (masks[0], masks[1]), edges))
+    return found
+
+
+def _best_mask(each: Judged, image_id: int, category: int, truth: np.ndarray, least: float) -> np.ndarray | None:
+    own = [r for r in each.results if r["image_id"] == image_id and r["category_id"] == category]
+    masks = [coco_mask.decode(r["segmentation"]).astype(bool) for r in own]
+    best = max(masks, key=lambda mask: mask_iou(truth, mask), default=None)
+    return best if best is not None and mask_iou(truth, best) >= least else None
+
+
+def outline_difference(found: Sequence[Pair], image_ids: Sequence[int], samples: int = 500) -> Interval:
+    """Mean of second − first boundary IoU over the objects that both found, with its interval over scenes."""
+    drawn = PictureBootstrap(image_ids, samples)
+    rows = np.array([pair.scene for pair in found], dtype=np.int64)
+    return drawn.estimate(np.array([pair.boundary[1] - pair.boundary[0] for pair in found]), rows)
+
+
+def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[str, str], count: int = 3) -> go.Figure:
+    """The objects where the two differ most, the second's best and its worst, one a step of a slider."""
+    order = sorted(found, key=lambda pair: pair.boundary[1] - pair.boundary[0], reverse=True)
+    shown, steps = [*order[:count], *order[max(count, len(order) - count) :]], {}
+    for number, pair in enumerate(shown, start=1):
+        scene = dataset.scene(pair.scene)
+        truth, label = scene.masks[pair.instance], dataset.class_names[int(scene.labels[pair.instance])]
+        window = cut_out(truth | pair.masks[0] | pair.masks[1])
+        texts = [f"{name}: boundary IoU {value:.2f}" for name, value in zip(titles, pair.boundary)]
+        row = [scene.image[window], *(error_picture(truth, mask)[window] for mask in pair.masks)]
+        better = titles[1] if pair.boundary[1] > pair.boundary[0] else titles[0]
+        steps[f"{number}: {label}"] = picture_grid([row], [[f"{better} ahead: {LEGEND}", *texts]], cell=330)
+    return with_slider(steps, "", active=0).update_layout(margin={"l": 44, "r": 44})
+
+
+# --- what each neighbour is worth -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def neighbour_losses(predictor: SoloPredictor, scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
+    """IoU with the truth that masks lose when the aggregation sees less, (N,) for N found objects.
+
+    A neighbour, or all four, is replaced by the centre's representation, the centre by the mean of the neighbours', and
+    the context by zeros.
+    """
+    centre, others = NEIGHBOUR_NAMES.index("centre"), [k for k, name in enumerate(NEIGHBOUR_NAMES) if name != "centre"]
+    groups = {NEIGHBOUR_NAMES[k]: [k] for k in others} | {FOUR: others}
+    lost: dict[str, list[float]] = {name: [] for name in (*groups, "centre", "context")}
+    for scene in scenes:
+        prediction = predictor(scene.image)
+        for row, index in matched(prediction, scene):
+            maps, truth = representations_of(prediction, index), scene.masks[row]
+            changed = {name: _with(maps, rows, maps[centre]) for name, rows in groups.items()}
+            changed["centre"] = _with(maps, [centre], maps[others].mean(0))
+            logits = {name: redrawn(prediction, index, fewer) for name, fewer in changed.items()}
+            logits["context"] = redrawn(prediction, index, with_context=False)
+            whole = mask_iou(truth, full_size(prediction, redrawn(prediction, index)))
+            for name, each in logits.items():
+                lost[name].append(whole - mask_iou(truth, full_size(prediction, each)))
+    return {name: np.array(values) for name, values in lost.items()}
+
+
+def _with(maps: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
+    """A copy of (S, h, w) with some rows replaced by (h, w)."""
+    changed = maps.clone()
+    changed[list(rows)] = values
+    return changed
+
+
+def matched(prediction: SoloPrediction, scene: Scene, least: float = 0.5) -> list[tuple[int, int]]:
+    """(row in the scene, index of the instance) of the objects that were found, the best instance for each."""
+    found = []
+    for row, label in enumerate(scene.labels.tolist()):
+        own = [i for i in range(len(prediction)) if int(prediction.labels[i]) == label]
+        ious = [mask_iou(scene.masks[row], prediction.mask(i).numpy()) for i in own]
+        if ious and max(ious) >= least:
+            found.append((row, own[int(np.argmax(ious))]))
+    return found
+
+
+def losses_figure(lost: dict[str, np.ndarray]) -> go.Figure:
+    """Means of what :func:`neighbour_losses` found as bars, each object a dot."""
+    drawn = theme.figure("IoU lost without …", height=360, showlegend=False)
+    means = [values.mean() for values in lost.values()]
+    looks = {FOUR: COLOURS[4], "centre": COLOURS[2], "context": COLOURS[1]}
+    colours = [looks.get(name, COLOURS[0]) for name in lost]
+    drawn.add_bar(y=means, marker={"color": colours, "line": {"color": theme.INK, "width": 1}}, hoverinfo="y")
+    texts = [f"{name}<br>{mean:+.3f}" for name, mean in zip(lost, means)]
+    drawn.update_xaxes(tickvals=[*range(len(texts))], ticktext=texts)
+    for k, (name, values) in enumerate(lost.items()):
+        spread = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else np.zeros(1)
+        drawn.add_scatter(x=k + spread, y=values, mode="markers", hoverinfo="y", name=name,
+                          marker={"color": theme.INK, "size": 5, "opacity": 0.7})  # fmt: skip
+    drawn.update_yaxes(title="IoU as it is − IoU without")
+    return drawn
+
+
+# --- costs ----------------------------------------------------------------------------------------------------------
+
+
+def spent(predictor: Predictor | SoloPredictor, image: np.ndarray) -> dict[str, float]:
+    """GMACs of a whole picture: what runs once a picture, the masks that are shown, and all else.
+
+    The total is what torch's flop counter sees, deformable convolutions included. "discarded" holds the masks of
+    candidates that no instance comes from, masks that are decoded a second time, and overlaps in matrix NMS.
+    """
+    held: dict[str, Any] = {}
+    run: Callable[[], None] = lambda: held.update(prediction=predictor(image))  # noqa: E731
+    total = flops(run) / 2
+    prediction = held["prediction"]
+    masks = int(prediction.macs.sum())
+    if isinstance(predictor, SoloPredictor):
+        network = sum(prediction.image_macs.values())
+        return {"network": network / 1e9, "masks": masks / 1e9, "discarded": max(0.0, total - network - masks) / 1e9}
+    return {"network": (total - masks) / 1e9, "masks": masks / 1e9, "discarded": 0.0}
+
+
+def spent_figure(cases: dict[str, dict[str, float]]) -> go.Figure:
+    """Stacked horizontal bars of :func:`spent`, one a model."""
+    drawn = theme.figure("GMACs of one picture", height=170 + 44 * len(cases), barmode="stack", margin={"t": 84})
+    looks = {"network": (COLOURS[0], ""), "masks": (COLOURS[1], "/"), "discarded": (COLOURS[4], ".")}
+    for part, (colour, pattern) in looks.items():
+        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": theme.INK, "width": 1}}
+        values = [case[part] for case in cases.values()]
+        drawn.add_bar(y=list(cases), x=values, orientation="h", name=part, marker=marker)
+    drawn.update_xaxes(title="GMACs")
+    drawn.update_yaxes(autorange="reversed")
+    drawn.update_layout(legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"})
+    return drawn
+
+
+def growth_figure(configs: dict[str, SoloConfig], costs: MaskBranchCosts, sides: Sequence[int]) -> go.Figure:
+    """GMACs of one mask against the picture's short side: one-stage masks grow with the picture, DynaMask's do not.
+
+    Args:
+        configs: one-stage models by name, with a mask feature at stride 4.
+        costs: of the mask branch beside them.
+        sides: short sides in pixels; the long side is 8/5 of it.
+    """
+    drawn = theme.figure("One mask, by the size of the picture", height=400, margin={"b": 96})
+    for k, (name, config) in enumerate(configs.items()):
+        values = [decoding_macs(s // 4, s * 8 // 20, config.kernel_channels, config.aggregation) / 1e9 for s in sides]
+        drawn.add_scatter(x=list(sides), y=values, name=name, mode="lines+markers",
+                          line={"color": COLOURS[(0, 1, 3)[k]], "width": 3})  # fmt: skip
+    for size, macs in zip(MASK_SIZES, costs.macs_per_instance):
+        drawn.add_scatter(x=list(sides), y=[macs / 1e9] * len(sides), name=f"DynaMask, {size}×{size}", mode="lines",
+                          line=theme.size_line(size))  # fmt: skip
+    drawn.update_xaxes(title="short side of the picture, pixels")
+    drawn.update_yaxes(title="GMACs", type="log", exponentformat="none", dtick=1)
+    drawn.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"})
+    return drawn

@@ -1,0 +1,303 @@
+"""Lesson 05: training that can be watched and stopped, in pieces small enough for a notebook.
+
+Every step is taken by :func:`dynamask.engine.train.train`; what stands here chooses what learns, and watches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dynamask.bundled import bundled_path
+from dynamask.config import LossConfig, recipe
+from dynamask.data.loaders import training_loader
+from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
+from dynamask.data.transforms import TrainingTransforms
+from dynamask.engine.cached_features import Cache
+from dynamask.engine.evaluate import EvaluationOptions, collect
+from dynamask.engine.run import Run
+from dynamask.engine.switch_training import SCHEDULE, logits_of
+from dynamask.engine.train import loss_weights, train
+from dynamask.evaluation.choices import shares
+from dynamask.models.build import build_model, preset
+from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.masks import losses
+from dynamask.models.weights import load_model
+from dynamask.predict import Predictor
+from dynamask.structures import MASK_SIZES
+
+
+class History:
+    """What a run said of itself: the values of every step, and what was measured now and then.
+
+    Attributes:
+        steps: steps done, after each of them.
+        values: by name the value of every step: losses, "gradient_norm", "lr".
+        measured_at: the steps after which something was measured.
+        measured: the (4,) figures, one a mask size, that were measured then.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.values: dict[str, list[float]] = {}
+        self.measured_at: list[int] = []
+        self.measured: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __call__(self, run: Run, values: dict[str, float]) -> None:
+        """Note the values of a step; an ``on_step`` of :func:`dynamask.engine.train.train`."""
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+        self.steps.append(run.step)
+
+    def note(self, step: int, figures: np.ndarray) -> None:
+        """Note what was measured after a step."""
+        self.measured_at.append(step)
+        self.measured.append(np.asarray(figures, dtype=np.float64))
+
+
+class BackgroundTraining:
+    """A run that trains in a thread of its own, so that the notebook stays free and a button can stop it.
+
+    Args:
+        run: to train, from wherever it stands.
+        measure: gives (4,) figures, one a mask size; asked before the first step, now and then, and at the end.
+        every: steps from one measurement to the next.
+        on_change: called in the thread of the training after every step.
+
+    Attributes:
+        history: grows as the run trains.
+        seconds: of training so far, measurements included.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        measure: Callable[[], np.ndarray] | None = None,
+        every: int = 10,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self.run, self.measure, self.every, self.on_change = run, measure, every, on_change
+        self.history, self.seconds = History(), 0.0
+        self._asked, self._thread = threading.Event(), None
+        self._error: BaseException | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread trains at this moment."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop since it began."""
+        return self._asked.is_set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done."""
+        return self.run.step >= self.run.config.iterations
+
+    def start(self) -> BackgroundTraining:
+        """Begin, or go on after a stop; nothing happens while it trains, or when the last step is done."""
+        if not self.running and not self.finished:
+            self._asked.clear()
+            self._error = None
+            self._thread = threading.Thread(target=self._work, name="training", daemon=True)
+            self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ask the run to stop; it finishes its step and saves its state first."""
+        self._asked.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the end of the run, or of the time; whether the last step is done.
+
+        Raises:
+            DynaMaskError: what ended the run, if it did not end well.
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+        if self._error is not None:
+            raise self._error
+        return self.finished
+
+    def _work(self) -> None:
+        begun = time.monotonic()
+        try:
+            if not self.history.measured_at:
+                self._measure()
+            train(self.run, progress=False, on_step=self._step, should_stop=self._asked.is_set)
+            if self.history.measured_at and self.history.measured_at[-1] != self.run.step:
+                self._measure()
+        except BaseException as error:  # told to whoever waits
+            self._error = error
+        self.seconds += time.monotonic() - begun
+        self._changed()
+
+    def _step(self, run: Run, values: dict[str, float]) -> None:
+        self.history(run, values)
+        if run.step % self.every == 0:
+            self._measure()
+        self._changed()
+
+    def _measure(self) -> None:
+        if self.measure is not None:
+            self.history.note(self.run.step, self.measure())
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+
+def fresh_mask_branch(weights: str, loss_config: LossConfig, seed: int = 0, **overrides: object) -> DynaMaskRCNN:
+    """Bundled weights whose mask branch, switch included, is thrown away and drawn anew.
+
+    Args:
+        weights: bundled name.
+        loss_config: of the new branch.
+        seed: of its first weights; no other random draw is touched.
+        overrides: fields of :class:`dynamask.config.ModelConfig`, such as ``mask_rois``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        stored = load_model(bundled_path(weights))
+        torch.manual_seed(seed)
+        model = build_model(dataclasses.replace(stored.config, **overrides), loss_config=loss_config)
+    kept = {key: value for key, value in stored.state_dict().items() if ".mask_branch." not in key}
+    model.load_state_dict({**model.state_dict(), **kept})
+    return model
+
+
+def iou_by_size(model: DynaMaskRCNN, dataset: ShapesDataset, indices: Sequence[int]) -> np.ndarray:
+    """(4,) mean mask IoU in true boxes, were all instances of these scenes given one size; the model's mode stays."""
+    training = model.training
+    options = EvaluationOptions(boxes="gt")
+    found = collect(Predictor(model), dataset, indices, options, every_size=True)
+    model.train(training)
+    return found.quality("mask_iou").mean(axis=0)
+
+
+def masks_by_size(
+    model: DynaMaskRCNN, dataset: ShapesDataset, index: int, row: int
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """One object of a scene in its true box, and what a model makes of it at every size; the model's mode stays.
+
+    Returns:
+        The picture (H, W, 3) uint8, the true mask (H, W) bool, and the four predicted ones, coarse to fine.
+    """
+    training, (image, target) = model.training, dataset[index]
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    box, label = target["boxes"][row : row + 1], target["labels"][row : row + 1].tolist()
+    prediction = Predictor(model)(pixels, boxes=box, labels=label, all_sizes=True)
+    model.train(training)
+    truth = target["masks"][row].numpy().astype(bool)
+    return pixels, truth, [prediction.mask_at(0, size).numpy() for size in MASK_SIZES]
+
+
+SMALL_SCENES = (144, 176)
+"""(height, width) of the scenes of :func:`small_run`, pixels."""
+
+
+def small_run(out: Path, iterations: int, seed: int = 0, lr: float | None = None) -> Run:
+    """The whole small model from random weights, backbone included, on small scenes, by its own recipe.
+
+    Args:
+        out: folder of the run.
+        iterations: steps of two scenes, the schedule stretched over them; the switch learns from the start.
+        seed: of first weights, scenes, their order and the noise.
+        lr: instead of the recipe's.
+    """
+    name = "dynamask_mobilenetv2_fpn_small"
+    schedule, loss_config = recipe(name)
+    changes = {"batch_size": 2, "iterations": iterations, "warm_start": 0.0, "warmup": 4, "seed": seed}
+    config = dataclasses.replace(schedule, **changes, lr=lr or schedule.lr)
+    side = SMALL_SCENES[0]
+    torch.manual_seed(seed)
+    model_config = preset(name, class_names=CLASS_NAMES, min_sizes=(side,), test_min_size=side, mask_rois=1)
+    model = build_model(model_config, loss_config=loss_config)
+    scenes = ShapesDataset(10_000, seed, SMALL_SCENES, transforms=TrainingTransforms(photometric=config.jitter))
+    settings = {"train": dataclasses.asdict(config), "losses": dataclasses.asdict(loss_config)}
+    loader = training_loader(scenes, config.batch_size, seed)
+    return Run(model, loader, config, loss_weights(loss_config), out, json.loads(json.dumps(settings)))
+
+
+class CachedRegions(Dataset):
+    """Rows of a cache as a data set for the engine: items are (empty picture, target of one region).
+
+    Args:
+        cache: what a frozen model says of every region; the targets hold its columns, one row of them each.
+    """
+
+    COLUMNS = ("feature", "mask_loss", "edge_loss", "boundary_error", "overlap_error")
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The item of a row; IndexError beyond the end."""
+        if not 0 <= index < len(self.cache):
+            raise IndexError(f"region {index} of {len(self.cache)}")
+        row = {name: getattr(self.cache, name)[index : index + 1].float() for name in self.COLUMNS}
+        return torch.zeros(3, 1, 1, dtype=torch.uint8), {**row, "image_id": self.cache.image_id[index]}
+
+
+class SwitchOnly(nn.Module):
+    """A switch that knows nothing, alone with its losses, as a model that the engine trains.
+
+    Args:
+        cache: that it learns from; it says how wide the switch is and what the sizes cost.
+        config: its losses. It may be replaced at any time, the next step takes it.
+        seed: of the first weights; no other random draw is touched.
+    """
+
+    def __init__(self, cache: Cache, config: LossConfig, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.switch = cache.new_switch()
+        self.config = config
+        self.register_buffer("fractions", torch.from_numpy(cache.macs / cache.macs[-1]).float())
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Named losses of a batch of regions (see :class:`CachedRegions`); the pictures are not looked at."""
+        joined = {key: torch.cat([t[key] for t in targets]) for key in CachedRegions.COLUMNS}
+        error = torch.lerp(joined["boundary_error"], joined["overlap_error"], self.config.overlap_share)
+        logits, tables = self.switch(joined["feature"]), (joined["mask_loss"], joined["edge_loss"], error)
+        return losses.switch_losses(logits, self.fractions, *tables, self.config)
+
+    def choose(self, cache: Cache) -> np.ndarray:
+        """(N,) size indices that the switch gives the regions of a cache, by argmax and without noise."""
+        return logits_of(self.switch, cache).argmax(dim=1).numpy()
+
+    def size_shares(self, cache: Cache) -> np.ndarray:
+        """(4,) shares of the sizes among the regions of a cache."""
+        return shares(self.choose(cache))
+
+
+def switch_run(switch: SwitchOnly, cache: Cache, steps: int, out: Path, seed: int = 0) -> Run:
+    """A run of a switch on the regions of a cache, by the schedule of ``engine.switch_training``, half its batch."""
+    config = dataclasses.replace(
+        SCHEDULE, batch_size=32, iterations=steps, warmup=min(10, steps), ema_decay=0.0, seed=seed, workers=0,
+        save_every=steps, keep=1,
+    )  # fmt: skip
+    loader = training_loader(CachedRegions(cache), config.batch_size, seed)
+    return Run(switch, loader, config, loss_weights(switch.config), out)
+
+
+def spent(choice: np.ndarray, macs: np.ndarray) -> float:
+    """Mean cost of size indices (N,) as a share of the finest size's, 0–1; ``macs`` (4,) of each size."""
+    return float((np.asarray(macs, dtype=np.float64) / macs[-1])[choice].mean())
