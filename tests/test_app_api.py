@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
+from helpers.small_models import tiny_model
 from PIL import Image
-from small_models import tiny_model
 
 pytest.importorskip("gradio", reason="the endpoints need gradio")
 gradio_client = pytest.importorskip("gradio_client", reason="the endpoints are called with gradio_client")

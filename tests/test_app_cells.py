@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from app_fakes import fake_shelf
 from faster_coco_eval.core import mask as coco_mask
+from helpers.app_fakes import fake_shelf
+from helpers.small_models import finding_solo
 from PIL import Image
-from small_models import finding_solo
 
 from app import cells, weights
 from app.handlers import Explorer, find_examples

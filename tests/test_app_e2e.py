@@ -7,7 +7,7 @@ import shutil
 import socket
 
 import pytest
-from app_fakes import MACS, FakePredictor, fake_shelf
+from helpers.app_fakes import MACS, FakePredictor, fake_shelf
 from PIL import Image
 
 from app.handlers import Explorer, find_examples

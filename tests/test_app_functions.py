@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from app_fakes import MACS, blob
+from helpers.app_fakes import MACS, blob
 
 from dynamask.ops.masks import paste_mask
 from dynamask.structures import MASK_SIZES

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_fakes import MACS, FakePredictor, fake_shelf
+from helpers.app_fakes import MACS, FakePredictor, fake_shelf
 from PIL import Image
 
 from app.__main__ import main
@@ -310,7 +310,7 @@ def test_the_mask_branch_is_measured_as_it_runs(small_predictor):
 
 @pytest.fixture
 def small_predictor():
-    from small_models import tiny_model
+    from helpers.small_models import tiny_model
 
     from dynamask.predict import Predictor
 

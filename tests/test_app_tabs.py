@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_fakes import FakePredictor, fake_shelf
+from helpers.app_fakes import FakePredictor, fake_shelf
+from helpers.small_models import tiny_model
 from PIL import Image
-from small_models import tiny_model
 
 from app import classes_data, visitors_data
 from app.classes_data import bundled_tables, csv_text, detected_rows, ideal, make_table, own_rows, predicted

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import TINY, picture, target, tiny_model
 from safetensors.torch import load_file, save_file
-from small_models import TINY, picture, target, tiny_model
 
 from app import weights as app_weights
 from dynamask import bundled, cli

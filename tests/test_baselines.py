@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import pyramid, some_rois
+from helpers.small_models import pyramid, some_rois
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 

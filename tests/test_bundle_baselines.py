@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from small_models import tiny_model
+from helpers.small_models import tiny_model
 
 from benchmarks import bundle_baselines
 from dynamask import bundled, cli

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import finding_solo
+from helpers.small_models import finding_solo
 
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.solo_predictor import CellView, SoloPredictor

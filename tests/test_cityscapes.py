@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from cityscapes_world import add_picture, labels, make_cityscapes
 from faster_coco_eval.core import mask as coco_mask
+from helpers.cityscapes_world import add_picture, labels, make_cityscapes
 from PIL import Image
 
 from dynamask.data.cityscapes import THINGS, CityscapesDataset

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import TINY, pyramid, some_rois, tiny_model
 from PIL import Image
 
 from benchmarks import fit_switch
@@ -14,7 +15,6 @@ from dynamask.data.coco import CocoDataset, dataset_for, merged, read_coco_json
 from dynamask.data.shapes import CLASS_NAMES
 from dynamask.models.weights import load_model, read_header, save_model
 from dynamask.structures import MASK_SIZES
-from tests.small_models import TINY, pyramid, some_rois, tiny_model
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import branch_of, pyramid, some_rois, tiny_model
+from helpers.small_models import branch_of, pyramid, some_rois, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamask.models.build import preset

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from cityscapes_world import make_cityscapes
-from small_models import TINY, tiny_model
+from helpers.cityscapes_world import make_cityscapes
+from helpers.small_models import TINY, tiny_model
 from test_layouts import coco_file
 
 from dynamask import cli

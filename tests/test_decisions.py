@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import tiny_model
+from helpers.small_models import tiny_model
 
 from benchmarks import decision_tables, decisions, switch_training
 from dynamask.config import LossConfig

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import joint_problems
 import pytest
 import test_survival
 import torch
-from joint_problems import OBJECTS, ONE_STAGE, OPTIONS, REGIONS
+from helpers import joint_problems
+from helpers.joint_problems import OBJECTS, ONE_STAGE, OPTIONS, REGIONS
 from test_survival import arguments, assert_equal_runs
 from test_training import toy_run
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import tiny_model
 
 from dynamask.models.masks import policies
 from dynamask.predict import Predictor
@@ -15,7 +16,6 @@ from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import explore, why
 from dynamask.viz.explorer import SHOWN_SIDES, Explorer
 from dynamask.viz.overlay import RepeatedOverlay, draw_overlay
-from tests.small_models import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from small_models import pyramid, some_rois, tiny_branch, tiny_model
+from helpers.small_models import pyramid, some_rois, tiny_branch, tiny_model
 from torch import nn
 
 from dynamask.models.masks.export import (

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 import yaml
+from helpers.small_models import picture, tiny_model
 from huggingface_hub import ModelCard as HubCard
-from small_models import picture, tiny_model
 
 import dynamask
 from dynamask.models import hub

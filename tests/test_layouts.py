@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cityscapes_world import add_picture, labels, make_cityscapes
+from helpers.cityscapes_world import add_picture, labels, make_cityscapes
 from PIL import Image
 
 from dynamask.cli import build_parser, main

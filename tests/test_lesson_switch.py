@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import tiny_model
 from lessons import switch, tour
 
 from dynamask.config import LossConfig
@@ -12,7 +13,6 @@ from dynamask.data.shapes import CLASS_NAMES
 from dynamask.models.masks.switch import straight_through_gumbel
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
-from tests.small_models import tiny_model
 
 FOUR = torch.tensor([0.0, 1.0, 1.6, 0.4])
 ERRORS = torch.tensor([0.30, 0.20, 0.15, 0.12])

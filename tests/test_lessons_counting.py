@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.small_models import tiny_branch
 from lessons import counting
-from small_models import tiny_branch
 
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

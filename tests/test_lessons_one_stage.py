@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
+from helpers.small_models import finding_solo, tiny_model
 from lessons import one_stage, one_stage_judging
-from small_models import finding_solo, tiny_model
 
 from dynamask.data.shapes import Scene, ShapesDataset, make_scene
 from dynamask.evaluation.coco_ap import evaluate_coco

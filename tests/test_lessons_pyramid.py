@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import tiny_model
 from lessons import pyramid
-from small_models import tiny_model
 
 from dynamask.data.shapes import make_scene
 from dynamask.predict import Predictor

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from small_models import tiny_model
+from helpers.small_models import tiny_model
 
 from app import live_training
 from app.lesson_scenes import STUDY_SCENE, LessonScenes

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch
+from helpers.small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch
 
 from dynamask.config import LossConfig
 from dynamask.engine.train import loss_weights, total_loss

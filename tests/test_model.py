@@ -6,8 +6,8 @@ import json
 import pytest
 import timm
 import torch
+from helpers.small_models import LOSS_NAMES, TINY, picture, target, tiny_model
 from safetensors.torch import save_file
-from small_models import LOSS_NAMES, TINY, picture, target, tiny_model
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator

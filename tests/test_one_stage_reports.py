@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
+from helpers.small_models import TINY_SOLO
 from PIL import Image
-from small_models import TINY_SOLO
 
 from dynamask import cli
 from dynamask.cli import one_stage_reports

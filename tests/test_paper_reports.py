@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_models import tiny_model
 from PIL import Image
-from small_models import tiny_model
 
 from dynamask import cli
 from dynamask.data.shapes import ShapesDataset

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
+from helpers.small_models import TINY, count_rows, tiny_model
 from PIL import Image
-from small_models import TINY, count_rows, tiny_model
 
 import dynamask
 from dynamask import MASK_SIZES, DynaMaskError, Prediction, Predictor

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import count_rows, pyramid, some_rois, tiny_branch
+from helpers.small_models import count_rows, pyramid, some_rois, tiny_branch
 
 from dynamask.models.masks.region_fpn import STAGE_STRIDES, FeatureAggregationModule, crop_assigned_level
 from dynamask.structures import MASK_SIZES

@@ -7,8 +7,8 @@ import shlex
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import TINY
 from PIL import Image
-from small_models import TINY
 
 from dynamask import cli
 from dynamask.engine.evaluate import Instances

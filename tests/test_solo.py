@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_models import TINY_SOLO as SMALL
+from helpers.small_models import tiny_solo as small
 from scipy.ndimage import map_coordinates
-from small_models import TINY_SOLO as SMALL
-from small_models import tiny_solo as small
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamask.engine.initialise import initialise

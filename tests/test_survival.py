@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import TINY
 from PIL import Image
 from safetensors.torch import load_file
-from small_models import TINY
 from test_training import LOSSES, SHORT, Rectangles, Toy, toy_run
 
 from dynamask import cli

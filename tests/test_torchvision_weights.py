@@ -6,8 +6,8 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from helpers.small_models import picture, tiny_model
 from safetensors.torch import save_file
-from small_models import picture, tiny_model
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d

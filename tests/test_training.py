@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
+from helpers.small_models import LOSS_NAMES, picture, target, tiny_model
 from safetensors.torch import save_file
-from small_models import LOSS_NAMES, picture, target, tiny_model
 from torch import nn
 
 from dynamask.config import LossConfig, TrainConfig, recipe

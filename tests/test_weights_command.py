@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
+from helpers.small_models import tiny_model
 from safetensors.torch import load_file, save_file
-from small_models import tiny_model
 
 from dynamask import bundled, cli
 from dynamask.bundled import checkpoint_dir, list_baselines, list_bundled

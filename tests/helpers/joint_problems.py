@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import torch
-from small_models import picture, target, tiny_branch, tiny_solo
 from torch import Tensor, nn
 
 from dynamask.config import LossConfig, TrainConfig
@@ -21,6 +20,7 @@ from dynamask.engine.step import loss_weights, one_stage_weights, train_step
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from helpers.small_models import picture, target, tiny_branch, tiny_solo
 
 PICTURES = 4
 CONFIG = TrainConfig(batch_size=PICTURES, optimizer="sgd", lr=0.0, warmup=0, clip_norm=0.0, workers=0)
