@@ -35,7 +35,7 @@ print(f"{len(scenes)} scenes, {len(kept.given.results)} objects in true boxes, {
 # %%
 from lessons.judging import curves, curves_figure
 
-from dynamask.reports.budget_curve import CurveOptions
+from dynamask.reports.options import CurveOptions
 
 options = CurveOptions(budgets=fast(4, 9), views=fast(1, 3))
 result = curves(kept, macs, scenes, options, samples=fast(100, 500), ap_samples=fast(20, 100))

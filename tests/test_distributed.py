@@ -156,8 +156,8 @@ def test_evaluation_shared_by_two_processes_equals_that_of_one(told):
 
 def test_what_goes_wrong_in_one_process_is_heard_in_all(told):
     first, second = told[0]["failing"], told[1]["failing"]
-    assert first[:2] == ["ToldElsewhere: process 1 refuses", "DynaMaskError: process 0 refuses"]
-    assert second[:2] == ["DynaMaskError: process 1 refuses", "ToldElsewhere: process 0 refuses"]
+    assert first[:2] == ["ReportedElsewhereError: process 1 refuses", "DynaMaskError: process 0 refuses"]
+    assert second[:2] == ["DynaMaskError: process 1 refuses", "ReportedElsewhereError: process 0 refuses"]
     assert first[2:] == second[2:] == ["True", "False"]
     assert told[0]["sum"] == told[1]["sum"] == [2.0, 1.0]
     assert told[0]["shares"] + told[1]["shares"] == [0, 1, 2, 3, 4]

@@ -12,8 +12,8 @@ from dynamask.evaluation.choices import PictureBootstrap
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.detection_bootstrap import DetectionJudge
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.reports.budget_curve import CurveOptions
 from dynamask.reports.collecting import Collected
+from dynamask.reports.options import CurveOptions
 from dynamask.structures import MASK_SIZES
 
 MACS = (10, 20, 40, 80)

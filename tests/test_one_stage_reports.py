@@ -359,11 +359,11 @@ def test_a_mistake_is_one_line_and_nothing_is_written(weights, pictures, capsys,
 
 
 def test_without_weights_the_bundled_ones_are_judged(pictures, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_stage_reports, "list_bundled", dict)
+    monkeypatch.setattr("dynamask.bundled.list_bundled", dict)
     words = ["report", "sodar-table3", "--data", str(pictures), "--out", str(tmp_path / "o")]
     assert cli.main(words) == 2
     assert "no one-stage weights are bundled here; name some with --weights" in capsys.readouterr().err
-    monkeypatch.setattr(one_stage_reports, "list_bundled", lambda: {"shapes-sodar": {}, "shapes": {}})
+    monkeypatch.setattr("dynamask.bundled.list_bundled", lambda: {"shapes-sodar": {}, "shapes": {}})
     for report, names in (("sodar-table3", ["shapes-sodar"]), ("sodar-table8", ["shapes-sodar", "shapes"])):
         arguments = cli.build_parser().parse_args(["report", report, "--data", str(pictures), "--out", "o"])
         assert one_stage_reports._weights(arguments) == names
@@ -381,7 +381,7 @@ def test_bundled_one_stage_weights_are_no_relatives_of_a_detector(monkeypatch):
 
 def test_everything_at_once_with_a_summary(weights, pictures, tmp_path, monkeypatch):
     counts = Report("sodar-table7", "Tab. VII: counts", [], [], [], {})
-    monkeypatch.setattr(one_stage_reports, "make_counts", lambda _command: counts)
+    monkeypatch.setattr("dynamask.reports.one_stage.counting.make_counts", lambda _command: counts)
     out = tmp_path / "o"
     words = ["report", "sodar-all", "--weights", str(weights["sodar"]), "--data", str(pictures), "--out", str(out),
              "--ap-samples", "4", "--summary", str(tmp_path / "s.md"), "--json", str(tmp_path / "s.json")]  # fmt: skip

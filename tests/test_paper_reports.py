@@ -25,11 +25,12 @@ from dynamask.reports.cache import data_digest
 from dynamask.reports.facts import Source, checkpoint_facts
 from dynamask.reports.figure5 import FINER, make_figure5, rankings, said
 from dynamask.reports.figure7 import LEGEND, make_figure7
+from dynamask.reports.options import TableOptions, Wanted
 from dynamask.reports.paper import PAPER, fraction
 from dynamask.reports.rare import categories_by_frequency, frequency_ap
 from dynamask.reports.tables import FCN_HEADS, TABLES, make_table
 from dynamask.reports.verdicts import sizes_said
-from dynamask.reports.world import TableOptions, Wanted, World
+from dynamask.reports.world import World
 from dynamask.reports.writer import Picture, markdown, page
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from dynamask import cli
-from dynamask.cli import train as train_command
 from dynamask.cli.recipes import fill_in
+from dynamask.cli.training import given_fields
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
 from dynamask.models.build import preset
 from dynamask.recipes import RECIPES, recipe_named
@@ -45,9 +45,9 @@ def configurations(arguments: argparse.Namespace) -> tuple[TrainConfig, LossConf
     """What the training command makes of its arguments."""
     base = recipe(arguments.model)
     return (
-        dataclasses.replace(base[0], **train_command._given(arguments, TrainConfig)),
-        dataclasses.replace(base[1], **train_command._given(arguments, LossConfig)),
-        preset(arguments.model, **train_command._given(arguments, ModelConfig)),
+        dataclasses.replace(base[0], **given_fields(arguments, TrainConfig)),
+        dataclasses.replace(base[1], **given_fields(arguments, LossConfig)),
+        preset(arguments.model, **given_fields(arguments, ModelConfig)),
     )
 
 

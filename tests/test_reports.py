@@ -18,7 +18,7 @@ from dynamask.reports import budget_curve, classes
 from dynamask.reports import world as world_module
 from dynamask.reports.collecting import Collected
 from dynamask.reports.facts import Source
-from dynamask.reports.world import TableOptions
+from dynamask.reports.options import TableOptions
 from dynamask.reports.writer import Heading, Paragraph, Report, Table, markdown, page, with_interval, write_report
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.curves import LOOKS, Series, quality_curves

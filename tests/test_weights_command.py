@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from dynamask import bundled, cli
 from dynamask.bundled import checkpoint_dir, list_baselines, list_bundled
-from dynamask.cli import weights as weights_command
 from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.models.masks.export import load_exported
 from dynamask.models.verify import verify_bundled, verify_path
@@ -170,8 +169,8 @@ def test_exporting_writes_a_program(capsys, tmp_path, monkeypatch):
 
 
 def test_nothing_bundled_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(weights_command, "list_bundled", dict)
-    monkeypatch.setattr(weights_command, "list_baselines", dict)
+    monkeypatch.setattr(bundled, "list_bundled", dict)
+    monkeypatch.setattr(bundled, "list_baselines", dict)
     for part in ("list", "verify"):
         code, _, err = run(capsys, part)
         assert code == 2 and "no weights are bundled here" in err[0]

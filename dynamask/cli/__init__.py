@@ -1,4 +1,9 @@
-"""Command line: ``dynamask <command>``, one module a command. Bad input exits with code 2 and one line on stderr."""
+"""Command line: ``dynamask <command>``, one module per command. Bad input exits with code 2 and one line on stderr.
+
+The modules of the commands import only the standard library and the light modules of dynamask (``config``, ``presets``,
+``recipes``, …) at the top, and everything that needs torch inside the functions that run, so that ``-h`` and errors in
+the arguments are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,7 @@ from collections.abc import Sequence
 
 from dynamask.cli import analyze, costs, data, evaluate, predict, recipes, report, runs, shapes, train, weights
 from dynamask.cli.common import check_json
-from dynamask.engine.distributed import ToldElsewhere
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
 COMMANDS = (costs, predict, train, recipes, runs, evaluate, report, shapes, analyze, data, weights)
 """Modules with ``add(commands)``, in the order of the help."""
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_json(vars(arguments).get("json"))
         arguments.run(arguments)
-    except ToldElsewhere:
+    except ReportedElsewhereError:
         return 2
     except (DynaMaskError, OSError) as error:
         text = " ".join(str(error).split())

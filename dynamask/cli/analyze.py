@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamask.cli.common import DATA_HELP, add_json, check_folder, say, write_json
-from dynamask.data.cityscapes import CityscapesDataset
-from dynamask.data.coco import drop_degenerate, read_coco_json
-from dynamask.data.layouts import find_source
-from dynamask.data.sources import names_scenes, open_data
-from dynamask.evaluation.ideal_masks import by_loss, ideal_quality, markdown_table, need_text, summarise, table_rows
 from dynamask.files import write_text
-from dynamask.reports.writer import csv_text
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.needs import headline, needs_page
 
 
 def add(commands: Any) -> None:
@@ -40,6 +33,11 @@ def add(commands: Any) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> None:
+    from dynamask.data.coco import drop_degenerate
+    from dynamask.evaluation.ideal_masks import ideal_quality, markdown_table, summarise, table_rows
+    from dynamask.reports.writer import csv_text
+    from dynamask.viz.needs import needs_page
+
     if arguments.out is not None:
         check_folder(arguments.out)
     coco, rles, _ = drop_degenerate(_annotations(arguments.annotations, arguments.data, arguments.split))
@@ -60,6 +58,11 @@ def _analyze(arguments: argparse.Namespace) -> None:
 
 def _annotations(path: Path | None, data: str | None, split: str | None) -> dict[str, Any]:
     """The checked COCO dict of a file, a folder or scenes; no picture is looked at."""
+    from dynamask.data.cityscapes import CityscapesDataset
+    from dynamask.data.coco import read_coco_json
+    from dynamask.data.layouts import find_source
+    from dynamask.data.sources import names_scenes, open_data
+
     if data is not None and names_scenes(data):
         return open_data(data).coco
     if path is None:
@@ -72,6 +75,9 @@ def _annotations(path: Path | None, data: str | None, split: str | None) -> dict
 
 def _print_table(summary: dict[str, Any], target: str | None) -> None:
     """Boundary IoU of the ideal masks, as lines for people."""
+    from dynamask.evaluation.ideal_masks import by_loss, need_text
+    from dynamask.viz.needs import headline
+
     say(headline(summary), target)
     columns = "".join(f"{size:>7}" for size in MASK_SIZES)
     say(f"  {'boundary IoU at':<24}{'instances':>9}{columns}   needs (boundary)  needs (mask)", target)

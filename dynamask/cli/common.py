@@ -7,21 +7,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dynamask.data.coco import HasImageIds, split_by_image_id
-from dynamask.data.sources import Data, open_data
-from dynamask.engine.distributed import Ranks
-from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
-from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
 from dynamask.files import write_text
-from dynamask.predict import Prediction, Predictor
-from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 from dynamask.structures import DynaMaskError
-from dynamask.viz.instances import draw_instances
-from dynamask.viz.overlay import draw_overlay
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dynamask.data.coco import HasImageIds
+    from dynamask.data.sources import Data
+    from dynamask.engine.distributed import Ranks
+    from dynamask.engine.evaluate import EvaluationOptions
+    from dynamask.predict import Prediction, Predictor
+    from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 
 DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or the root of COCO, LVIS or Cityscapes"
 
@@ -76,6 +75,8 @@ def opened_data(arguments: argparse.Namespace, class_names: Sequence[str] | None
 
     Without ``--split`` it is the part "val" of a data set that has several.
     """
+    from dynamask.data.sources import open_data
+
     source = (arguments.data, arguments.images, arguments.annotations)
     dataset = open_data(*source, class_names, split=arguments.split, default_split="val")
     indices = list(range(len(dataset)))
@@ -97,6 +98,10 @@ def judged(
     Raises:
         DynaMaskError: a choice of sizes, or boxes, for a one-stage model, which has neither.
     """
+    from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
+    from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
+    from dynamask.predict import Predictor
+
     if isinstance(predictor, Predictor):
         return run_evaluation(predictor, dataset, indices, options, progress, ranks)
     if options != EvaluationOptions(score=options.score, seed=options.seed, budget_scope=options.budget_scope):
@@ -108,6 +113,10 @@ def judged(
 
 def drawn(pixels: np.ndarray, prediction: Prediction | SoloPrediction, named: bool = True) -> np.ndarray:
     """A picture (H, W, 3) uint8 with its instances: in the colours of their mask sizes, or else of their classes."""
+    from dynamask.solo_predictor import SoloPrediction
+    from dynamask.viz.instances import draw_instances
+    from dynamask.viz.overlay import draw_overlay
+
     if isinstance(prediction, SoloPrediction):
         own = (prediction.masks, prediction.boxes, prediction.labels)
         return draw_instances(pixels, *own, prediction.class_names)
@@ -124,6 +133,8 @@ def check_folder(out: Path) -> None:
 
 def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
     """One side of the published split; refuses a modulus that leaves a side empty."""
+    from dynamask.data.coco import split_by_image_id
+
     if modulus < 2:
         raise DynaMaskError(f"--holdout is {modulus}; give a whole number of at least 2")
     indices = split_by_image_id(dataset, validation, modulus)

@@ -7,9 +7,7 @@ from typing import Any
 
 from dynamask.cli.common import add_json, say, write_json
 from dynamask.config import MASK_BRANCHES
-from dynamask.models.build import create_model, list_models, preset
-from dynamask.models.solo.config import SoloConfig
-from dynamask.models.solo.costs import decoding_macs, network_macs, trainable_parameters
+from dynamask.models.build import list_models
 from dynamask.structures import MASK_SIZES
 
 
@@ -29,6 +27,9 @@ def add(commands: Any) -> None:
 
 
 def _costs(arguments: argparse.Namespace) -> None:
+    from dynamask.models.build import create_model, preset
+    from dynamask.models.solo.config import SoloConfig
+
     if isinstance(preset(arguments.model), SoloConfig):
         _one_stage_costs(arguments)
         return
@@ -56,6 +57,9 @@ def _costs(arguments: argparse.Namespace) -> None:
 
 def _one_stage_costs(arguments: argparse.Namespace) -> None:
     """Parameters and MACs of a one-stage model on a picture of 1280×800 pixels, by the two rules of counting."""
+    from dynamask.models.build import create_model
+    from dynamask.models.solo.costs import decoding_macs, network_macs, trainable_parameters
+
     model = create_model(arguments.model)
     parts = network_macs(model)
     total = sum(network_macs(model, rule="table7").values())

@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dynamask.cli.common import DATA_HELP, add_json, say, write_json
-from dynamask.data.check import check_data
-from dynamask.data.check_cityscapes import check_cityscapes
-from dynamask.data.layouts import find_source
-from dynamask.data.sources import names_scenes, open_data
 from dynamask.structures import DynaMaskError
 
 SHOWN = 20
@@ -43,6 +39,11 @@ def add(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from dynamask.data.check import check_data
+    from dynamask.data.check_cityscapes import check_cityscapes
+    from dynamask.data.layouts import find_source
+    from dynamask.data.sources import names_scenes, open_data
+
     annotations, images, findings = arguments.annotations, arguments.images, []
     if arguments.data is not None:
         if images is not None:

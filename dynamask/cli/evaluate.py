@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynamask.cli.common import add_choice, add_data, add_json, held_out, judged, opened_data, print_summary, write_json
-from dynamask.data.coco import drop_degenerate, read_coco_json
-from dynamask.data.sources import Data
-from dynamask.engine.distributed import Ranks, joined
-from dynamask.engine.evaluate import EvaluationOptions
-from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.scoring import average_precision
-from dynamask.evaluation.coco_ap import load_results
-from dynamask.predict import Predictor, load
-from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import DynaMaskError
+
+if TYPE_CHECKING:
+    from dynamask.data.sources import Data
+    from dynamask.engine.distributed import Ranks
+    from dynamask.engine.evaluate import EvaluationOptions
+    from dynamask.predict import Predictor
+    from dynamask.solo_predictor import SoloPredictor
 
 
 def add(commands: Any) -> None:
@@ -42,6 +40,12 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from dynamask.data.coco import drop_degenerate, read_coco_json
+    from dynamask.engine.distributed import joined
+    from dynamask.engine.memory import keep_freed_memory
+    from dynamask.engine.scoring import average_precision
+    from dynamask.evaluation.coco_ap import load_results
+
     if arguments.predictions is not None:
         if arguments.annotations is None:
             raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
@@ -66,6 +70,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """The figures of weights; processes that torchrun started share the pictures."""
+    from dynamask.engine.evaluate import EvaluationOptions
+    from dynamask.predict import load
 
     def opened() -> tuple[Predictor | SoloPredictor, EvaluationOptions, Data, list[int]]:
         predictor = load(arguments.weights, ranks.device(arguments.device))

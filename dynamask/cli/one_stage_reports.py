@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from dynamask.bundled import list_bundled
 from dynamask.cli.common import add_json, opened_data
 from dynamask.cli.reporting import (
     Arguments,
@@ -22,31 +22,18 @@ from dynamask.cli.reporting import (
     source_of,
     write_all,
 )
-from dynamask.engine.memory import keep_freed_memory
-from dynamask.models.hub import find_weights
-from dynamask.models.weights import read_header
-from dynamask.predict import load
-from dynamask.reports import everything
-from dynamask.reports.cache import check_cache
-from dynamask.reports.facts import checkpoint_facts
-from dynamask.reports.one_stage.comparing import provenance_table
-from dynamask.reports.one_stage.counting import NAME as COUNTS
-from dynamask.reports.one_stage.counting import make_counts
-from dynamask.reports.one_stage.tables import (
-    DEFAULT_RIVAL,
-    DEFAULT_WEIGHTS,
-    HOW,
-    TABLES,
-    VOTING_IOUS,
-    make_table,
-)
-from dynamask.reports.one_stage.world import OneStageWorld
-from dynamask.reports.world import TableOptions, world_facts
-from dynamask.reports.writer import Report
+from dynamask.reports.options import DEFAULT_RIVAL, DEFAULT_WEIGHTS, VOTING_IOUS, TableOptions
+from dynamask.reports.titles import TITLES
 from dynamask.structures import DynaMaskError
+
+if TYPE_CHECKING:
+    from dynamask.reports.one_stage.world import OneStageWorld
+    from dynamask.reports.writer import Report
 
 _BOTH = ("sodar-table8", "sodar-all")
 """Reports that take two-stage weights, too."""
+COUNTS = "sodar-table7"
+"""The report that needs neither weights nor data."""
 
 
 def _voting_flags(parser: Parser) -> None:
@@ -71,6 +58,8 @@ def _common(parser: Parser, own: Callable[[Parser], None]) -> None:
 
 def _weights(arguments: Arguments) -> list[str]:
     """The weights that were named, else the bundled ones."""
+    from dynamask.bundled import list_bundled
+
     if arguments.weights:
         return list(arguments.weights)
     names = [name for name in DEFAULT_WEIGHTS if name in list_bundled()]
@@ -85,6 +74,14 @@ def _weights(arguments: Arguments) -> list[str]:
 
 def _world(arguments: Arguments) -> OneStageWorld:
     """Open weights and data."""
+    from dynamask.engine.memory import keep_freed_memory
+    from dynamask.models.hub import find_weights
+    from dynamask.models.weights import read_header
+    from dynamask.predict import load
+    from dynamask.reports.cache import check_cache
+    from dynamask.reports.facts import checkpoint_facts
+    from dynamask.reports.one_stage.world import OneStageWorld
+
     check_cache(arguments.cache)
     progress = sys.stderr.isatty()
     options = TableOptions(ap_samples=arguments.ap_samples, seed=arguments.seed, cache=arguments.cache,
@@ -102,27 +99,31 @@ def _world(arguments: Arguments) -> OneStageWorld:
 
 
 def _make(name: str, arguments: Arguments, world: OneStageWorld) -> Report:
+    from dynamask.reports.one_stage.tables import make_table
+
     return make_table(name, world, getattr(arguments, "voting_iou", VOTING_IOUS))
 
 
 def _counts(arguments: Arguments, _: object) -> Report:
+    from dynamask.reports.one_stage.counting import make_counts
+
     return make_counts(command_line(arguments.parser, arguments))
 
 
 def _kinds() -> dict[str, Kind]:
     kinds = {
         name: Kind(
-            kind.help,
+            title,
             partial(_make, name),
             _voting_flags if name == "sodar-table2" else no_flags,
             common=_common,
             world=_world,
         )
-        for name, kind in TABLES.items()
+        for name, title in TITLES.items()
+        if name.startswith("sodar-")
     }
-    help_text = "parameters and operations, counted without weights or data (SODAR, Tab. VII)"
-    kinds[COUNTS] = Kind(help_text, _counts, common=add_out_alone, world=lambda _arguments: None)
-    return dict(sorted(kinds.items()))
+    kinds[COUNTS] = Kind(TITLES[COUNTS], _counts, common=add_out_alone, world=lambda _arguments: None)
+    return kinds
 
 
 ONE_STAGE: dict[str, Kind] = _kinds()
@@ -143,6 +144,11 @@ def add_all(reports: object) -> None:
 
 
 def _everything(arguments: Arguments) -> None:
+    from dynamask.reports import everything
+    from dynamask.reports.one_stage.comparing import provenance_table
+    from dynamask.reports.one_stage.tables import HOW
+    from dynamask.reports.world import world_facts
+
     check_summary(arguments)
     world = _world(arguments)
     makers = {name: partial(kind.make, arguments, world) for name, kind in ONE_STAGE.items()}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from dynamask.cli.common import add_choice, check_folder, drawn, say, write_json
-from dynamask.data.pictures import read_picture
-from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import replacing
-from dynamask.predict import Prediction, load
-from dynamask.solo_predictor import SoloPrediction
 from dynamask.structures import DynaMaskError
+
+if TYPE_CHECKING:
+    from dynamask.predict import Prediction
+    from dynamask.solo_predictor import SoloPrediction
 
 
 def add(commands: Any) -> None:
@@ -32,6 +30,12 @@ def add(commands: Any) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from dynamask.data.pictures import read_picture
+    from dynamask.engine.memory import keep_freed_memory
+    from dynamask.predict import load
+
     keep_freed_memory()
     predictor = load(arguments.weights, arguments.device)
     policy = arguments.policy or "learned"
@@ -76,6 +80,8 @@ def _print_table(path: Path, prediction: Prediction | SoloPrediction) -> None:
 
 def _origins(prediction: Prediction | SoloPrediction) -> list[str]:
     """Of each instance its mask size, or the level and cell of the grid that it comes from."""
+    from dynamask.solo_predictor import SoloPrediction
+
     if isinstance(prediction, SoloPrediction):
         return [f"level {level} cell {cell:>4}" for level, cell in zip(prediction.level, prediction.cell)]
     return [f"mask {size:>3}" for size in prediction.mask_size.tolist()]

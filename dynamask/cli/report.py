@@ -6,9 +6,8 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dynamask.bundled import TWO_STAGE, list_baselines, list_bundled
 from dynamask.cli.common import add_json, check_folder, opened_data, say, write_json
 from dynamask.cli.one_stage_reports import ONE_STAGE, add_all
 from dynamask.cli.reporting import (
@@ -22,23 +21,18 @@ from dynamask.cli.reporting import (
     source_of,
     write_all,
 )
-from dynamask.engine.memory import keep_freed_memory
-from dynamask.predict import load
-from dynamask.reports import budget_curve, classes, everything, speed
-from dynamask.reports.cache import check_cache
-from dynamask.reports.collecting import Collected
-from dynamask.reports.comparing import provenance_table
-from dynamask.reports.facts import checkpoint_facts
-from dynamask.reports.figure5 import make_figure5
-from dynamask.reports.figure7 import make_figure7
-from dynamask.reports.tables import HOW, TABLES, make_table
-from dynamask.reports.world import TableOptions, Wanted, World, world_facts
-from dynamask.reports.writer import Report, write_report
+from dynamask.reports.options import CurveOptions, SpeedOptions, TableOptions, Wanted
+from dynamask.reports.titles import TITLES
 from dynamask.structures import DynaMaskError
+
+if TYPE_CHECKING:
+    from dynamask.reports.collecting import Collected
+    from dynamask.reports.world import World
+    from dynamask.reports.writer import Report
 
 
 def _curve_flags(parser: Parser) -> None:
-    defaults = budget_curve.CurveOptions()
+    defaults = CurveOptions()
     for name, what in (
         ("budgets", "budgets on the curve"),
         ("views", "other views of each picture for the noise-aware oracle"),
@@ -54,11 +48,13 @@ def _budget_curve_flags(parser: Parser) -> None:
     parser.add_argument("--no-detections", action="store_true", help="judge in true boxes only")
 
 
-def _curve_options(arguments: Arguments) -> budget_curve.CurveOptions:
-    return budget_curve.CurveOptions(arguments.budgets, arguments.views, arguments.permutations)
+def _curve_options(arguments: Arguments) -> CurveOptions:
+    return CurveOptions(arguments.budgets, arguments.views, arguments.permutations)
 
 
 def _budget_curve(arguments: Arguments, world: World) -> Report:
+    from dynamask.reports import budget_curve
+
     return budget_curve.make_report(world, _curve_options(arguments))
 
 
@@ -84,6 +80,8 @@ def _classes(arguments: Arguments, world: World) -> Report:
 def _class_report(
     world: World, kept: Collected, budget: float | None = None, least: int = 5, score: float = 0.5
 ) -> Report:
+    from dynamask.reports import classes
+
     main = world.main
     source = dataclasses.replace(world.source, weights=main.name)
     return classes.make_report(
@@ -102,7 +100,7 @@ def _figure7_flags(parser: Parser) -> None:
 
 
 def _table6_flags(parser: Parser) -> None:
-    defaults = speed.SpeedOptions()
+    defaults = SpeedOptions()
     for field, what in (
         ("rounds", "timed runs of each case"),
         ("pictures", "that the rounds go through in turn"),
@@ -113,53 +111,73 @@ def _table6_flags(parser: Parser) -> None:
 
 
 def _table6(arguments: Arguments, world: World) -> Report:
-    return speed.make_table6(world, speed.SpeedOptions(arguments.rounds, arguments.pictures, arguments.detections))
+    from dynamask.reports.speed import make_table6
+
+    return make_table6(world, SpeedOptions(arguments.rounds, arguments.pictures, arguments.detections))
 
 
-def _table(name: str) -> Kind:
-    return Kind(TABLES[name].help, lambda _arguments, world: make_table(name, world))
+def _table(name: str, _arguments: Arguments, world: World) -> Report:
+    from dynamask.reports.tables import make_table
+
+    return make_table(name, world)
 
 
-_TAB6 = Kind("pictures a second beside torchvision's Mask R-CNN (Tab. 6)", _table6, _table6_flags)
+def _figure5(_arguments: Arguments, world: World) -> Report:
+    from dynamask.reports.figure5 import make_figure5
+
+    return make_figure5(world)
+
+
+def _figure7(arguments: Arguments, world: World) -> Report:
+    from dynamask.reports.figure7 import make_figure7
+
+    return make_figure7(world, arguments.pictures, arguments.budget, arguments.score)
+
+
+def _tables(*names: str) -> dict[str, Kind]:
+    return {name: Kind(TITLES[name], partial(_table, name)) for name in names}
+
+
 REPORTS: dict[str, Kind] = {
-    **{name: _table(name) for name in list(TABLES)[:5]},
-    "table6": _TAB6,
-    **{name: _table(name) for name in list(TABLES)[5:]},
-    "figure5": Kind(
-        "edge loss and mask loss by mask size, and how they rank the sizes (Fig. 5)",
-        lambda _arguments, world: make_figure5(world),
-        wanted=lambda _arguments: Wanted(detected=False, signals=True),
-    ),
-    "figure7": Kind(
-        "pictures with the masks in the colours of their sizes (Fig. 7)",
-        lambda a, world: make_figure7(world, a.pictures, a.budget, a.score),
-        _figure7_flags,
-        single=True,
-    ),
-    "figure8": Kind("classes, under the name of the paper's Fig. 8", _figure8, _classes_flags, _classes_wanted, True),
+    **_tables("table1", "table2", "table3", "table4", "table5"),
+    "table6": Kind(TITLES["table6"], _table6, _table6_flags),
+    **_tables("table7", "table8", "tableS1", "tableS2", "tableS3"),
+    "figure5": Kind(TITLES["figure5"], _figure5, wanted=lambda _arguments: Wanted(detected=False, signals=True)),
+    "figure7": Kind(TITLES["figure7"], _figure7, _figure7_flags, single=True),
+    "figure8": Kind(TITLES["figure8"], _figure8, _classes_flags, _classes_wanted, True),
     "budget-curve": Kind(
-        "quality against mean MACs: the switch and what it has to beat",
+        TITLES["budget-curve"],
         _budget_curve,
         _budget_curve_flags,
         lambda a: Wanted(detected=not a.no_detections, views=_curve_options(a).views),
         single=True,
     ),
-    "classes": Kind("which mask sizes each class gets (Fig. 8)", _classes, _classes_flags, _classes_wanted, True),
+    "classes": Kind(TITLES["classes"], _classes, _classes_flags, _classes_wanted, True),
     **ONE_STAGE,
 }
 """Every report by its name on the command line."""
 
-_ALL: dict[str, Callable[[Arguments, World], Report]] = {
-    **{name: REPORTS[name].make for name in TABLES},
-    "table6": lambda _arguments, world: speed.make_table6(world, speed.SpeedOptions()),
-    "figure5": REPORTS["figure5"].make,
-    "figure7": lambda _arguments, world: make_figure7(world),
-    "figure8": lambda _arguments, world: dataclasses.replace(
-        _class_report(world, Collected(given=world.main.kept.given)), name="figure8"
-    ),
-    "budget-curve": _budget_curve,
-}
-"""What ``report all`` makes of one collection, in this order after sorting by the names in ``REPORTS``."""
+
+def _all_reports(arguments: Arguments, world: World) -> dict[str, Callable[[], Report]]:
+    """What ``report all`` makes of one collection, in the order of ``REPORTS``, each with its own defaults."""
+    from dynamask.reports.collecting import Collected
+    from dynamask.reports.figure7 import make_figure7
+    from dynamask.reports.speed import make_table6
+
+    def figure8() -> Report:
+        collected = Collected(given=world.main.kept.given)
+        return dataclasses.replace(_class_report(world, collected), name="figure8")
+
+    makers = {
+        "table6": partial(make_table6, world, SpeedOptions()),
+        "figure7": partial(make_figure7, world),
+        "figure8": figure8,
+    }
+    return {
+        name: makers.get(name) or partial(kind.make, arguments, world)
+        for name, kind in REPORTS.items()
+        if name not in ONE_STAGE and name != "classes"
+    }
 
 
 def add(commands: Any) -> None:
@@ -197,6 +215,8 @@ def _add_flags(parser: Parser, own: Callable[[Parser], None]) -> None:
 
 
 def _report(arguments: Arguments) -> None:
+    from dynamask.reports.writer import write_report
+
     check_folder(arguments.out)
     kind: Kind = arguments.kind
     world = kind.world(arguments) if kind.world else _world(arguments, kind.wanted(arguments), kind.single)
@@ -207,15 +227,19 @@ def _report(arguments: Arguments) -> None:
 
 
 def _everything(arguments: Arguments) -> None:
+    from dynamask.reports import everything
+    from dynamask.reports.comparing import provenance_table
+    from dynamask.reports.tables import HOW
+    from dynamask.reports.world import world_facts
+
     check_summary(arguments)
     world = _world(arguments, Wanted(views=_curve_options(arguments).views, signals=True))
-    makers = {name: partial(_ALL[name], arguments, world) for name in REPORTS if name in _ALL}
 
     def summarised(reports: list[Report], missing: dict[str, str]) -> str:
         checkpoints = provenance_table(world, world.evidences)
         return everything.summary(world_facts(world), HOW, reports, missing, checkpoints)
 
-    write_all(arguments, makers, summarised)
+    write_all(arguments, _all_reports(arguments, world), summarised)
 
 
 def with_relatives(names: Sequence[str]) -> list[str]:
@@ -223,6 +247,8 @@ def with_relatives(names: Sequence[str]) -> list[str]:
 
     One-stage weights have no detector to share, so those of such a name are none.
     """
+    from dynamask.bundled import TWO_STAGE, list_baselines, list_bundled
+
     if len(names) != 1 or names[0] not in list_bundled():
         return list(names)
     switches = [name for name in list_bundled(TWO_STAGE) if name.startswith(f"{names[0]}-")]
@@ -232,6 +258,12 @@ def with_relatives(names: Sequence[str]) -> list[str]:
 
 def _world(arguments: Arguments, wanted: Wanted, single: bool = False) -> World:
     """Open weights and data."""
+    from dynamask.engine.memory import keep_freed_memory
+    from dynamask.predict import load
+    from dynamask.reports.cache import check_cache
+    from dynamask.reports.facts import checkpoint_facts
+    from dynamask.reports.world import World
+
     check_cache(arguments.cache)
     options = TableOptions(
         arguments.samples, arguments.ap_samples, arguments.seed, arguments.cache, sys.stderr.isatty()

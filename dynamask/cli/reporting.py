@@ -7,14 +7,16 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynamask.cli.common import add_data, add_json, check_folder, say, write_json
 from dynamask.files import write_text
-from dynamask.reports.facts import Source
-from dynamask.reports.world import TableOptions, Wanted
-from dynamask.reports.writer import Report, write_report
+from dynamask.reports.options import TableOptions, Wanted
 from dynamask.structures import DynaMaskError
+
+if TYPE_CHECKING:
+    from dynamask.reports.facts import Source
+    from dynamask.reports.writer import Report
 
 Parser = argparse.ArgumentParser
 Arguments = argparse.Namespace
@@ -83,6 +85,8 @@ def add_out_alone(parser: Parser, own: Callable[[Parser], None]) -> None:
 
 def source_of(arguments: Arguments, names: Sequence[str]) -> Source:
     """Where the figures of a report on these weights come from."""
+    from dynamask.reports.facts import Source
+
     split = "all pictures"
     if arguments.holdout is not None:
         split = f"held out: the SHA-256 of the decimal image id is divisible by {arguments.holdout}"
@@ -122,6 +126,8 @@ def write_all(
     Raises:
         DynaMaskError: none can be made.
     """
+    from dynamask.reports.writer import write_report
+
     reports: list[Report] = []
     missing: dict[str, str] = {}
     for name, make in makers.items():

@@ -8,9 +8,7 @@ from typing import Any
 
 from dynamask.cli.common import say
 from dynamask.files import write_text
-from dynamask.reports.runs import read_runs
 from dynamask.structures import DynaMaskError
-from dynamask.viz.training import training_curves
 
 
 def add(commands: Any) -> None:
@@ -30,6 +28,9 @@ def add(commands: Any) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
+    from dynamask.reports.runs import read_runs
+    from dynamask.viz.training import training_curves
+
     if not 0 <= arguments.half_life < float("inf"):
         raise DynaMaskError(f"--half-life is {arguments.half_life}; give a number of rows, or 0 for no smoothing")
     runs = read_runs(arguments.folder)

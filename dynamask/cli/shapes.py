@@ -8,10 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dynamask.cli.common import say
-from dynamask.data.shapes import SCENE_SIZE, export
 from dynamask.structures import DynaMaskError
 
 
@@ -27,12 +24,16 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=int, required=True, metavar="S", help="of the world, at least 0")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=SCENE_SIZE, metavar=("H", "W"), help="pixels (default: 288 352)"
+        "--size", type=int, nargs=2, default=(288, 352), metavar=("H", "W"), help="pixels (default: 288 352)"
     )
     parser.set_defaults(run=_shapes)
 
 
 def _shapes(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from dynamask.data.shapes import export
+
     if arguments.images < 1:
         raise DynaMaskError(f"--images is {arguments.images}; give a number of scenes of at least 1")
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dynamask.bundled import bundled_path, list_baselines, list_bundled
 from dynamask.cli.common import add_json, check_folder, say, write_json
-from dynamask.models.dynamask import DynaMaskRCNN
-from dynamask.models.hub import SCHEME, ModelCard, find_weights
-from dynamask.models.masks.export import export_mask_branch, save_exported
-from dynamask.models.verify import verify_bundled, verify_path
-from dynamask.models.weights import load_model
 from dynamask.structures import MASK_SIZES, DynaMaskError
+
+if TYPE_CHECKING:
+    from dynamask.models.dynamask import DynaMaskRCNN
+    from dynamask.models.hub import ModelCard
 
 WEIGHTS_HELP = "bundled name, .safetensors file, saved folder, or hf://OWNER/NAME"
 
@@ -68,6 +66,8 @@ def add(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from dynamask.bundled import list_bundled
+
     rows = [_row(name, entry) for name, entry in list_bundled().items()]
     if not rows:
         raise DynaMaskError("no weights are bundled here; reinstall dynamask")
@@ -90,6 +90,8 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """What the list says of one entry of the manifest; None for what the entry does not have."""
+    from dynamask.bundled import bundled_path
+
     scores = entry.get("scores", {})
     main = scores.get("learned") or next(iter(scores.values()), {})
     macs = main.get("mean_macs_per_instance")
@@ -110,6 +112,10 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from dynamask.bundled import list_baselines, list_bundled
+    from dynamask.models.hub import find_weights
+    from dynamask.models.verify import verify_bundled, verify_path
+
     bundled = {**list_bundled(), **list_baselines()}
     names = arguments.weights or list(bundled)
     if not names:
@@ -130,6 +136,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from dynamask.models.masks.export import export_mask_branch, save_exported
+
     if arguments.out.suffix != ".pt2":
         raise DynaMaskError(f"--out {arguments.out} does not end in .pt2; other formats cannot hold the mask branch")
     model = _model(arguments.weights)
@@ -140,6 +148,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _model(weights: str) -> DynaMaskRCNN:
     """The model of weights; those of one-stage models are refused."""
+    from dynamask.models.dynamask import DynaMaskRCNN
+    from dynamask.models.hub import find_weights
+    from dynamask.models.weights import load_model
+
     model = load_model(find_weights(weights))
     if not isinstance(model, DynaMaskRCNN):
         raise DynaMaskError(f"{weights} is a one-stage model, which travels as its .safetensors file; copy that")
@@ -148,6 +160,9 @@ def _model(weights: str) -> DynaMaskRCNN:
 
 def _card(arguments: argparse.Namespace) -> ModelCard:
     """The card of the weights that were named; --licence wins over the bundled one's."""
+    from dynamask.bundled import list_bundled
+    from dynamask.models.hub import ModelCard
+
     bundled = arguments.weights in list_bundled()
     card = ModelCard.of_bundled(arguments.weights) if bundled else ModelCard()
     if arguments.licence is None:
@@ -163,6 +178,8 @@ def _save(arguments: argparse.Namespace) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
+    from dynamask.models.hub import SCHEME
+
     card = _card(arguments)
     address = _model(arguments.weights).push_to_hub(arguments.repo, card, arguments.private)
     say(f'{address}; dynamask.load("{SCHEME}{arguments.repo.removeprefix(SCHEME)}") loads it')

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
 Value = TypeVar("Value")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -24,10 +24,6 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
 FINE, STOP, FAILED = range(3)
 """What a process may say of itself; the worst counts for all."""
-
-
-class ToldElsewhere(DynaMaskError):
-    """An error that another process tells the user."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Ranks:
         if error is not None:
             raise error
         if told[1] is not None:
-            raise ToldElsewhere(told[1])
+            raise ReportedElsewhereError(told[1])
         return told[0]
 
     def worst(self, verdict: int) -> int:
@@ -103,7 +99,7 @@ class Ranks:
         """Whether any process wants to stop; an error of any is raised in all, by the others as one told elsewhere.
 
         Raises:
-            DynaMaskError: of another process, as :class:`ToldElsewhere`.
+            DynaMaskError: of another process, as :class:`ReportedElsewhereError`.
             Exception: its own error.
         """
         verdict = self.worst(FAILED if error else STOP if stop else FINE)
@@ -111,7 +107,7 @@ class Ranks:
             texts = self.gather(None if error is None else str(error))
             speaker = next(rank for rank, text in enumerate(texts) if text is not None)
             if self.rank != speaker:
-                raise ToldElsewhere(str(texts[speaker])) from error
+                raise ReportedElsewhereError(str(texts[speaker])) from error
         if error is not None:
             raise error
         return verdict == STOP

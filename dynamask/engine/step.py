@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dynamask.config import LossConfig
-from dynamask.engine.distributed import ToldElsewhere
 from dynamask.engine.joint import JointMeans, RecordedMeans
 from dynamask.engine.optimizer import lr_factor
 from dynamask.engine.run import Run
 from dynamask.ops.means import AT_HAND, RegionMeans
-from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.structures import MASK_SIZES, DynaMaskError, ReportedElsewhereError
 
 Target = dict[str, Any]
 DETECTOR_LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
@@ -200,4 +199,4 @@ def _not_finite(what: str, run: Run, targets: list[Target]) -> DynaMaskError:
     pictures = ", ".join(ids for ids in run.ranks.gather(picture_ids(targets)) if ids)
     left = "" if run.saved_step is None else f"; the state of step {run.saved_step} is intact"
     text = f"{what} is not finite at step {run.step} (pictures {pictures}); lower the learning rate{left}"
-    return DynaMaskError(text) if run.ranks.first else ToldElsewhere(text)
+    return DynaMaskError(text) if run.ranks.first else ReportedElsewhereError(text)

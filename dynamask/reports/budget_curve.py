@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from dynamask.evaluation.choices import PictureBootstrap
 from dynamask.reports.collecting import Collected, annotations_of
 from dynamask.reports.facts import fact_lines
 from dynamask.reports.judging import DetectionCurveJudge, DrawnPrecision, Row, TrueBoxJudge
+from dynamask.reports.options import CurveOptions
 from dynamask.reports.world import World
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
-from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.structures import MASK_SIZES
 from dynamask.viz.curves import Series, quality_curves
 
 TITLES = {
@@ -36,26 +37,6 @@ NAMES = {
 _LINES = ("random", "mix", "oracle", "noise-aware oracle", "budget")
 _BANDS = ("mix", "noise-aware oracle", "budget")
 _POINTS = (*(f"fixed:{size}" for size in MASK_SIZES), "size", "learned")
-
-
-@dataclass(frozen=True)
-class CurveOptions:
-    """What the curve has beside what every report is judged by (:class:`dynamask.reports.world.TableOptions`).
-
-    Attributes:
-        budgets: how many budgets, at least 2.
-        views: other views of each picture for the noise-aware oracle, at least 0.
-        permutations: how many permutations the random choice on detections is the mean over.
-    """
-
-    budgets: int = 12
-    views: int = 5
-    permutations: int = 5
-
-    def __post_init__(self) -> None:
-        for name, least in {"budgets": 2, "views": 0, "permutations": 1}.items():
-            if getattr(self, name) < least:
-                raise DynaMaskError(f"{name} must be at least {least}; give a larger number")
 
 
 def judge_curves(world: World, options: CurveOptions) -> dict[str, Any]:

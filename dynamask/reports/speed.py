@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from dynamask.models.masks import policies
 from dynamask.predict import Predictor
 from dynamask.reports.comparing import Line, Row, interval, measured, paper_table, provenance_table
 from dynamask.reports.figure7 import chosen_pictures
+from dynamask.reports.options import SpeedOptions
 from dynamask.reports.paper import PAPER
 from dynamask.reports.world import World, finest, size_label, world_facts
 from dynamask.reports.writer import Block, Heading, Paragraph, Report, Table, number, with_interval
@@ -30,26 +31,6 @@ from dynamask.structures import MASK_SIZES, DynaMaskError
 TORCHVISION = "Mask R-CNN (torchvision)"
 SHARE = 0.64 / 1.40
 """What the paper's bounded model spends, as a share of its full branch."""
-
-
-@dataclass(frozen=True)
-class SpeedOptions:
-    """How to time.
-
-    Attributes:
-        rounds: timed runs of each case, at least 1.
-        pictures: that the rounds go through in turn, at least 1.
-        detections: that every model keeps, the best whatever their scores, at least 1.
-    """
-
-    rounds: int = 15
-    pictures: int = 5
-    detections: int = 20
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise DynaMaskError(f"--{name} is {value}; give a whole number of at least 1")
 
 
 def same_detector(predictor: Predictor) -> MaskRCNN:

@@ -20,6 +20,7 @@ from dynamask.reports.comparing import (
 )
 from dynamask.reports.paper import PAPER, PaperTable
 from dynamask.reports.rare import rare_plan
+from dynamask.reports.titles import TITLES
 from dynamask.reports.verdicts import budgets_said, pyramids_said, sizes_said
 from dynamask.reports.world import Evidence, World, coarsest_first, finest, size_label, world_facts
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report
@@ -38,14 +39,12 @@ class TableKind:
     """A table.
 
     Attributes:
-        help: for the command line.
         columns: see :func:`dynamask.reports.comparing.rows_table`.
         plan: its rows and comparisons in a world; raises :class:`DynaMaskError` where there is nothing to show.
         text: what it shows.
         compare: what is missing to hold it against the paper's figures.
     """
 
-    help: str
     columns: tuple[str, ...]
     plan: Callable[[World], Plan]
     text: str
@@ -182,60 +181,58 @@ _SHORT = ("macs", "segm_ap", "boundary_ap", "mask_iou", "boundary_iou")
 
 TABLES: dict[str, TableKind] = {
     "table1": TableKind(
-        "FCN heads and the r-FPN at each mask size (Tab. 1)", _SHORT, _table1,
+        _SHORT, _table1,
         "Each FCN head is a model of its own with one mask size; the r-FPN is one model asked for one size at a time. "
         "The paper's point: larger masks make an FCN head worse and the r-FPN better.",
         f"{_SCALE}, for the r-FPN and each FCN head.",
     ),
     "table2": TableKind(
-        "Mask R-CNN against DynaMask (Tab. 2)", _WHOLE, _table2,
+        _WHOLE, _table2,
         "Mask R-CNN is the same detector with an FCN head at 28; DynaMask gives every instance 112, as the paper's row "
         "does.",
         f"{_SCALE}, for both; the paper's other rows need R101 and longer schedules.",
     ),
     "table3": TableKind(
-        "every weights file that was given (Tab. 3)", _WHOLE, _table3,
+        _WHOLE, _table3,
         "All weights side by side, at their finest size and with the sizes of their switch.",
         "R101 or X101 weights trained on COCO train2017 for 3×, and the answers of the test-dev2017 server.",
     ),
     "table4": TableKind(
-        "Mask R-CNN, PointRend and DynaMask (Tab. 4)", _WHOLE, _table4,
+        _WHOLE, _table4,
         "The three mask branches on one detector.",
         "R50 weights of the three branches trained on Cityscapes' fine annotations in COCO format, and its val set.",
     ),
     "table5": TableKind(
-        "budgets: trained for, and one model's slider at the same cost (Tab. 5)",
         ("macs", "saved", "segm_ap", "boundary_ap", "mask_iou", "boundary_iou"), _table5,
         "The paper trains a model for every budget. Beside such models stands one model whose switch is held to their "
         "cost by a price on MACs, without training. C_t is the budget that a switch was trained for.",
         f"{_SCALE}, with a switch trained for each C_t.",
     ),
     "table7": TableKind(
-        "one mask size for all (Tab. 7)", _WHOLE, _table7,
+        _WHOLE, _table7,
         "The same weights with every instance at one size.", f"{_SCALE}.",
     ),
     "table8": TableKind(
-        "size-based sizes and the switch, with shares (Tab. 8)",
         ("macs", "segm_ap", "boundary_ap", "mask_iou", "boundary_iou", "shares"), _table8,
         "Shares are of the detections. In the differences at equal MACs the switch is held to the other row's cost; "
         "the paper compares 0.64 with 0.56 and 0.62 G.",
         f"{_SCALE}.",
     ),
     "tableS1": TableKind(
-        "shares of the mask sizes (Tab. S1)", ("macs", "saved", "segm_ap", "boundary_ap", "shares"), _table_s1,
+        ("macs", "saved", "segm_ap", "boundary_ap", "shares"), _table_s1,
         "Which share of the detections gets each size. A switch cannot be held to more than it spends by itself; such "
         "rows are left out.",
         f"{_SCALE}, with a switch trained for each budget.",
     ),
     "tableS2": TableKind(
-        "AP by how frequent a class is (Tab. S2)", ("macs", "segm_ap", "boundary_ap"), rare_plan,
+        ("macs", "segm_ap", "boundary_ap"), rare_plan,
         "APr, APc and APf are the mask AP of the classes whose `frequency` is r, c and f. On LVIS, these and LVIS AP "
         "are its own, by the federated rule; the other columns are COCO's AP, at most 100 detections a picture and "
         "every picture searched for every class.",
         "R50 weights trained on LVIS, and its val set.",
     ),
     "tableS3": TableKind(
-        "the r-FPN against other pyramids at nearly equal MACs (Tab. S3)", _WHOLE, _table_s3,
+        _WHOLE, _table_s3,
         "Other pyramids for the mask branch, as wide as makes them cost what the r-FPN costs, all at 112.",
         f"{_SCALE}, for each pyramid.",
     ),
@@ -267,7 +264,7 @@ def make_table(name: str, world: World) -> Report:
         "mask_sizes": list(MASK_SIZES),
         "seed": world.options.seed,
     }
-    return Report(name, f"{paper.number.split(' (')[0]}: {kind.help.rsplit(' (', 1)[0]}", facts, blocks, flat, data)
+    return Report(name, f"{paper.number.split(' (')[0]}: {TITLES[name].rsplit(' (', 1)[0]}", facts, blocks, flat, data)
 
 
 def _blocks(

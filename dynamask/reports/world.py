@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,52 +19,10 @@ from dynamask.reports.cache import collected_once, data_digest
 from dynamask.reports.collecting import MEASURES, Collected, collect_all
 from dynamask.reports.facts import Source
 from dynamask.reports.judging import DrawnPrecision, at_budget, budget_limits, choice_of
+from dynamask.reports.options import TableOptions, Wanted
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 REGION_FPN = "region_fpn"
-
-
-@dataclass(frozen=True)
-class TableOptions:
-    """How to judge.
-
-    Attributes:
-        samples: resampled sets of pictures for means over instances, at least 2.
-        ap_samples: the same for AP; at least 2.
-        seed: of the resampling and of the other views.
-        cache: folder for what was predicted; None keeps nothing.
-        progress: show a bar for every pass over the pictures.
-    """
-
-    samples: int = 1000
-    ap_samples: int = 200
-    seed: int = 0
-    cache: Path | None = None
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in {"samples": 2, "ap_samples": 2, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise DynaMaskError(f"{name.replace('_', '-')} must be at least {least}; give a larger number")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is predicted of every picture.
-
-    Attributes:
-        given: masks in the true boxes.
-        detected: detections.
-        score: those below it are left out.
-        views: how many other views of each picture the first weights with a switch see, for the noise-aware oracle.
-        signals: keep the losses of every size of the first weights with a switch, for Fig. 5.
-    """
-
-    given: bool = True
-    detected: bool = True
-    score: float = 0.05
-    views: int = 0
-    signals: bool = False
 
 
 class Evidence:

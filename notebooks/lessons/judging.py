@@ -18,9 +18,10 @@ from dynamask.evaluation.choices import PictureBootstrap, at, permuted, shares
 from dynamask.evaluation.detection_bootstrap import DetectionJudge
 from dynamask.evaluation.mask_quality import boundary_width, mask_iou
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.reports.budget_curve import NAMES, TITLES, CurveOptions, chosen, judge_collected
+from dynamask.reports.budget_curve import NAMES, TITLES, chosen, judge_collected
 from dynamask.reports.collecting import Collected
 from dynamask.reports.judging import DrawnPrecision, Row, at_budget, choice_of, mean_macs
+from dynamask.reports.options import CurveOptions
 from dynamask.reports.writer import with_interval
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import theme

@@ -20,16 +20,12 @@ from dynamask.reports.one_stage.comparing import (
 )
 from dynamask.reports.one_stage.paper import PAPER
 from dynamask.reports.one_stage.world import Evidence, OneStageWorld
+from dynamask.reports.options import VOTING_IOUS
 from dynamask.reports.tables import UNEQUAL
+from dynamask.reports.titles import TITLES
 from dynamask.reports.world import world_facts
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report
 from dynamask.structures import DynaMaskError
-
-DEFAULT_WEIGHTS = ("shapes-solov2", "shapes-sodar", "shapes-sodar-mask")
-"""Bundled weights that the reports judge where none are given, as far as they are bundled."""
-DEFAULT_RIVAL = "shapes"
-"""DynaMask's beside them, where both families are compared."""
-VOTING_IOUS = (0.7,)
 
 
 @dataclass(frozen=True)
@@ -37,14 +33,12 @@ class TableKind:
     """A table.
 
     Attributes:
-        help: for the command line.
         wanted: columns, see :func:`dynamask.reports.one_stage.comparing.rows_table`.
         plan: its rows and comparisons in a world; raises :class:`DynaMaskError` where there is nothing to show.
         text: what it shows.
         compare: what is missing to hold it against the paper's figures.
     """
 
-    help: str
     wanted: tuple[str, ...]
     plan: Callable[[OneStageWorld], Plan]
     text: str
@@ -55,20 +49,19 @@ _SCALE = "trained on COCO train2017 by the paper's schedule, and its val2017 wit
 _QUALITY = ("ious", "areas", "boundary")
 TABLES: dict[str, TableKind] = {
     "sodar-table2": TableKind(
-        "mask voting among overlapping candidates of plain SOLO or SOLOv2 (SODAR, Tab. II)", _QUALITY,
+        _QUALITY,
         lambda world: plans.voting_plan(world, VOTING_IOUS),
         "Every mask is replaced by a weighted mean of the candidates that overlap it: all alike, weighted by their "
         "scores, or by their overlap. Inference alone changes; the weights are the same.",
         f"SOLO-R50 weights {_SCALE}.",
     ),
     "sodar-table3": TableKind(
-        "SOLO and SOLOv2 without and with the aggregation, gains by IoU threshold (SODAR, Tab. III)",
         (*_QUALITY, "parameters", "macs"), plans.aggregation_plan,
         "The same model with and without the aggregation of neighbouring mask representations.",
         f"R50 and R101 weights {_SCALE}.",
     ),
     "sodar-table4": TableKind(
-        "mask interpolation: as is, +cls, −mask (SODAR, Tab. IV)", (*_QUALITY, "parameters", "macs"),
+        (*_QUALITY, "parameters", "macs"),
         plans.interpolation_plan,
         "A finer classification grid on the same mask grid (+cls), or a coarser mask grid under the same "
         "classification grid (−mask). Values are counted, not measured: those of the mask maps of all cells, which "
@@ -76,19 +69,18 @@ TABLES: dict[str, TableKind] = {
         f"R101 weights {_SCALE}.",
     ),
     "sodar-table5": TableKind(
-        "deformable neighbours (SODAR, Tab. V)", (*_QUALITY, "parameters", "macs"), plans.deformable_plan,
+        (*_QUALITY, "parameters", "macs"), plans.deformable_plan,
         "SODAR whose neighbours may move by learned offsets, against the same with neighbours at rest.",
         f"R101 weights {_SCALE}.",
     ),
     "sodar-table6": TableKind(
-        "ablations of the aggregation, found among the weights by configuration (SODAR, Tab. VI)",
         ("ious", "areas", "boundary"), ablation_plan,
         "One design choice a row. θ is the number of weights that the aggregation of one mask has; MACs a pixel are "
         "those that decode a mask, its representations included; parameters are counted from the built model.",
         f"SOLO-R101 weights {_SCALE}, for each row.",
     ),
     "sodar-table8": TableKind(
-        "every given model of either family by the MACs of a picture (SODAR, Tab. VIII)", ("areas", "boundary", "macs"),
+        ("areas", "boundary", "macs"),
         everything_plan,
         "All given weights side by side, and each one-stage model against DynaMask at the same MACs of a whole "
         "picture.",
@@ -127,7 +119,7 @@ def make_table(name: str, world: OneStageWorld, voting_ious: Sequence[float] = V
         "paper": asdict(paper),
         "seed": world.options.seed,
     }
-    return Report(name, f"{paper.number} of SODAR: {kind.help.rsplit(' (', 1)[0]}", facts, blocks, flat, data)
+    return Report(name, f"{paper.number} of SODAR: {TITLES[name].rsplit(' (', 1)[0]}", facts, blocks, flat, data)
 
 
 def _blocks(

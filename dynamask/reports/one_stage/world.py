@@ -22,7 +22,8 @@ from dynamask.reports.facts import Source
 from dynamask.reports.judging import mean_macs, spending
 from dynamask.reports.one_stage.finding import Found, collect, found_once
 from dynamask.reports.one_stage.kinds import differences, name_of, trained_like
-from dynamask.reports.world import TableOptions, World
+from dynamask.reports.options import TableOptions
+from dynamask.reports.world import World
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

@@ -1,0 +1,27 @@
+"""The reports by their names on the command line, each with its help, which is also its title."""
+
+TITLES: dict[str, str] = {
+    "table1": "FCN heads and the r-FPN at each mask size (Tab. 1)",
+    "table2": "Mask R-CNN against DynaMask (Tab. 2)",
+    "table3": "every weights file that was given (Tab. 3)",
+    "table4": "Mask R-CNN, PointRend and DynaMask (Tab. 4)",
+    "table5": "budgets: trained for, and one model's slider at the same cost (Tab. 5)",
+    "table6": "pictures a second beside torchvision's Mask R-CNN (Tab. 6)",
+    "table7": "one mask size for all (Tab. 7)",
+    "table8": "size-based sizes and the switch, with shares (Tab. 8)",
+    "tableS1": "shares of the mask sizes (Tab. S1)",
+    "tableS2": "AP by how frequent a class is (Tab. S2)",
+    "tableS3": "the r-FPN against other pyramids at nearly equal MACs (Tab. S3)",
+    "figure5": "edge loss and mask loss by mask size, and how they rank the sizes (Fig. 5)",
+    "figure7": "pictures with the masks in the colours of their sizes (Fig. 7)",
+    "figure8": "classes, under the name of the paper's Fig. 8",
+    "budget-curve": "quality against mean MACs: the switch and what it has to beat",
+    "classes": "which mask sizes each class gets (Fig. 8)",
+    "sodar-table2": "mask voting among overlapping candidates of plain SOLO or SOLOv2 (SODAR, Tab. II)",
+    "sodar-table3": "SOLO and SOLOv2 without and with the aggregation, gains by IoU threshold (SODAR, Tab. III)",
+    "sodar-table4": "mask interpolation: as is, +cls, −mask (SODAR, Tab. IV)",
+    "sodar-table5": "deformable neighbours (SODAR, Tab. V)",
+    "sodar-table6": "ablations of the aggregation, found among the weights by configuration (SODAR, Tab. VI)",
+    "sodar-table7": "parameters and operations, counted without weights or data (SODAR, Tab. VII)",
+    "sodar-table8": "every given model of either family by the MACs of a picture (SODAR, Tab. VIII)",
+}
