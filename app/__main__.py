@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from typing import NoReturn
 
@@ -55,6 +56,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Load the weights, analyse the first picture and serve the page until interrupted."""
     options = parse_arguments(arguments)
+
+    if importlib.util.find_spec("gradio") is None:
+        fail("the app needs Gradio; install it with `pip install 'dynamask[app]'`")
 
     from dynamask.structures import DynaMaskError
 

@@ -57,7 +57,7 @@ def macs_table() -> dict[str, list[str]]:
 
 def test_the_two_commands_are_there():
     lines = "\n".join(blocks("bash")).splitlines()
-    assert "pip install -e . && python -m app" in lines
+    assert 'pip install -e ".[app]" && python -m app' in lines
     assert 'pip install -e ".[dev]" && pytest' in lines
 
 

@@ -69,11 +69,42 @@ def test_wheel_names_its_dependencies_and_licence(wheel):
         folder = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
         metadata = archive.read(f"{folder}/METADATA").decode()
         assert "dynamask = dynamask.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
-    for line in (ROOT / "requirements.txt").read_text().split():
-        assert f"Requires-Dist: {line}" in metadata
     assert "License-Expression: Apache-2.0" in metadata
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nVersion: {version}\n" in metadata
+
+
+def test_a_plain_install_needs_no_extra_and_requirements_hold_them_all():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    used = [line for name in ("app", "notebooks", "train") for line in extras[name]]
+    assert sorted((ROOT / "requirements.txt").read_text().split()) == sorted(project["dependencies"] + used)
+    assert "dynamask[app,notebooks,train]" in extras["dev"]
+    names = {line.split(">")[0] for line in project["dependencies"]}
+    assert not names & {"gradio", "jupyterlab", "ipywidgets", "anywidget", "tensorboard"}
+
+
+PLAIN_INSTALL = """
+import sys
+for name in ("gradio", "jupyterlab", "ipywidgets", "anywidget", "tensorboard", "IPython", "scipy", "skimage"):
+    sys.modules[name] = None  # as if it were not installed
+"""
+
+
+@pytest.mark.slow
+def test_a_plain_install_trains_and_names_the_missing_extras(outside, tmp_path):
+    """A process in which the extras cannot be imported."""
+    words = ["train", "--data", "shapes:0:4", "--model", "dynamask_resnet18_fpn_small", "--out", "run", "--iterations",
+             "1", "--batch-size", "1", "--min-sizes", "96", "--test-min-size", "96", "--max-size", "128"]  # fmt: skip
+    script = PLAIN_INSTALL + f"from dynamask.cli import main; sys.exit(main({words}))"
+    done = run(sys.executable, "-c", script, **outside)
+    assert "TensorBoard is not installed" in done.stderr and (tmp_path / "run" / "log.csv").is_file()
+    for script, message in (
+        ("import dynamask; dynamask.viz.explore", "explore needs ipywidgets; install it with `pip install"),
+        ("from app.__main__ import main; main([])", "the app needs Gradio; install it with `pip install"),
+    ):
+        done = subprocess.run([sys.executable, "-c", PLAIN_INSTALL + script], capture_output=True, text=True, **outside)
+        assert done.returncode != 0 and message in done.stderr.splitlines()[-1]
 
 
 def test_costs_run_outside_the_checkout(installed, outside):

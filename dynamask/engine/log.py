@@ -7,12 +7,15 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from dynamask.files import replacing, system_reason
 from dynamask.structures import DynaMaskError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Table:
@@ -87,7 +90,7 @@ class RunLog:
     def __init__(self, out: Path, step: int) -> None:
         self.out = out
         self.table, self.validation = Table(out / "log.csv", step), Table(out / "validation.csv", step)
-        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.writer = _tensorboard_writer(out / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step.
@@ -104,13 +107,15 @@ class RunLog:
     def _append(self, table: Table, prefix: str, step: int, values: dict[str, float]) -> None:
         try:
             table.write(step, values)
-            for name, value in values.items():
+            for name, value in values.items() if self.writer else ():
                 self.writer.add_scalar(prefix + name, value, step)
         except OSError as error:
             raise self._refused(error) from error
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Add a picture (H, W, 3) uint8 RGB of a step; raises as :meth:`write`."""
+        if self.writer is None:
+            return
         try:
             self.writer.add_image(name, pixels, step, dataformats="HWC")
         except OSError as error:
@@ -119,7 +124,8 @@ class RunLog:
     def flush(self) -> None:
         """Bring everything written so far to the disk; raises as :meth:`write`."""
         try:
-            self.writer.flush()
+            if self.writer is not None:
+                self.writer.flush()
             self.table.flush()
             self.validation.flush()
         except OSError as error:
@@ -127,6 +133,8 @@ class RunLog:
 
     def close(self) -> None:
         """Close the TensorBoard file; what it cannot write any more is given up."""
+        if self.writer is None:
+            return
         try:
             self.writer.close()
         except OSError as error:
@@ -137,6 +145,20 @@ class RunLog:
             f"the log in {self.out} cannot be written ({system_reason(error)}), and the saved states are "
             "intact; make room, then --resume goes on from the last one"
         )
+
+
+def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter | None:
+    """A writer of TensorBoard events that replaces those after ``step``; None, with a warning, without TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        warnings.warn(
+            "TensorBoard is not installed, so this run is logged in CSV files only; "
+            "`pip install 'dynamask[train]'` adds it",
+            stacklevel=2,
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 class SilentLog(RunLog):
