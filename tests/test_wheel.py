@@ -94,9 +94,9 @@ for name in ("gradio", "jupyterlab", "ipywidgets", "anywidget", "tensorboard", "
 @pytest.mark.slow
 def test_a_plain_install_trains_and_names_the_missing_extras(outside, tmp_path):
     """A process in which the extras cannot be imported."""
-    words = ["train", "--data", "shapes:0:4", "--model", "dynamask_resnet18_fpn_small", "--out", "run", "--iterations",
-             "1", "--batch-size", "1", "--min-sizes", "96", "--test-min-size", "96", "--max-size", "128"]  # fmt: skip
-    script = PLAIN_INSTALL + f"from dynamask.cli import main; sys.exit(main({words}))"
+    words = "train --data shapes:0:4 --model dynamask_resnet18_fpn_small --out run --iterations 1 --log-every 1"
+    words += " --batch-size 1 --min-sizes 96 --test-min-size 96 --max-size 128"
+    script = PLAIN_INSTALL + f"from dynamask.cli import main; sys.exit(main({words.split()}))"
     done = run(sys.executable, "-c", script, **outside)
     assert "TensorBoard is not installed" in done.stderr and (tmp_path / "run" / "log.csv").is_file()
     for script, message in (
