@@ -63,12 +63,12 @@ def main(arguments: list[str] | None = None) -> None:
     from dynamask.structures import DynaMaskError
 
     try:
-        from app.handlers import Explorer, find_examples
-        from app.weights import open_shelf
+        from app.catalog import open_catalog
+        from app.handlers import ExploreHandlers, find_examples
         from dynamask.engine.memory import keep_freed_memory
 
         keep_freed_memory()
-        explorer = Explorer(open_shelf(options.weights, options.device), find_examples())
+        explorer = ExploreHandlers(open_catalog(options.weights, options.device), find_examples())
         from app import ui
 
         page = ui.build(explorer)

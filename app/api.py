@@ -20,7 +20,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from app import cells
-from app.tabs.spoken import refuse
+from app.errors import refuse
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
@@ -31,7 +31,7 @@ from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
-    from app.shared import Shared
+    from app.context import PageContext
     from dynamask.predict import Prediction
 
 MAX_BOXES = 300
@@ -244,12 +244,12 @@ def cell_answer(
     return cells.answer_of(predictor(picture, score=least, **wanted), weights)
 
 
-def build(shared: Shared) -> None:
+def build(context: PageContext) -> None:
     """Add the endpoints to the page that is being built."""
 
     def predict(
         image: dict | str,
-        weights: str = shared.explorer.shelf.first,
+        weights: str = context.explorer.catalog.first,
         policy: str = "learned",
         budget: float | None = None,
         score: float = 0.5,
@@ -258,7 +258,7 @@ def build(shared: Shared) -> None:
     ) -> dict:
         """Find the objects of a picture, or take given boxes, and make a mask of the chosen size for each."""
         try:
-            predictor = shared.predictor(weights)
+            predictor = context.predictor(weights)
             if isinstance(predictor, SoloPredictor):
                 return cell_answer(predictor, weights, image, policy, budget, score, boxes, all_sizes)
             macs = tuple(int(value) for value in predictor.costs.macs_per_instance)
@@ -284,7 +284,7 @@ def build(shared: Shared) -> None:
         except DynaMaskError as error:
             refuse(error)
 
-    queue = {key: value for key, value in shared.model_queue.items() if key != "trigger_mode"}
+    queue = {key: value for key, value in context.model_queue.items() if key != "trigger_mode"}
     gr.api(predict, api_name="predict", **queue)
     gr.api(select, api_name="select", concurrency_limit=2)
     gr.api(scene, api_name="scene", concurrency_limit=2)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from app.catalog import WeightsCatalog
 from app.cells import CellInstances, Recent, explained, found_again, level_facts
-from app.export import KINDS, Picks, export
-from app.session import Instances, Session
-from app.view import (
+from app.downloads import KINDS, Picks, export
+from app.messages import (
     LOWEST_SCORE,
     THUMBNAIL_SIDE,
     UInt8Array,
@@ -31,7 +31,7 @@ from app.view import (
     encode_view,
     jpeg_url,
 )
-from app.weights import Shelf
+from app.session import Instances, Session
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import quality_by_size
@@ -167,7 +167,7 @@ def compact(source: Any, image: UInt8Array) -> Any:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SourcePicture:
     """A picture before it is analysed; the attributes are those of :class:`Session`."""
 
     kind: str
@@ -178,22 +178,24 @@ class Picture:
     truth: np.ndarray | None = None
 
 
-def scene_picture(seed: int, index: int, difficulty: float | None) -> Picture:
+def scene_picture(seed: int, index: int, difficulty: float | None) -> SourcePicture:
     """A scene of the shapes world with its truth."""
     scene = make_scene(seed, index, detail=difficulty)
     word = "mixed" if difficulty is None else f"{difficulty:g}"
     title = f"Shapes scene {index} of seed {seed}, difficulty {word}"
-    return Picture("scene", f"{seed}:{index}:{word}", title, "made by dynamask.data.shapes", scene.image, scene.masks)
+    return SourcePicture(
+        "scene", f"{seed}:{index}:{word}", title, "made by dynamask.data.shapes", scene.image, scene.masks
+    )
 
 
-class Explorer:
+class ExploreHandlers:
     """Answers the Explore tab: opens pictures, masks boxes, measures, exports.
 
     Keeps the answers for examples and scenes; of what visitors send only what their own session holds.
     """
 
-    def __init__(self, shelf: Shelf, examples: list[Example]) -> None:
-        self.shelf = shelf
+    def __init__(self, shelf: WeightsCatalog, examples: list[Example]) -> None:
+        self.catalog = shelf
         self.examples = examples
         self._kept: OrderedDict[tuple[str, str, str], tuple[str, Session]] = OrderedDict()
         self._opening: tuple[str, Session] | None = None
@@ -202,7 +204,7 @@ class Explorer:
 
     # ---- pictures ----
 
-    def analyse(self, picture: Picture, weights: str) -> tuple[str, Session]:
+    def analyse(self, picture: SourcePicture, weights: str) -> tuple[str, Session]:
         """All four masks of every instance, ready for the canvas, and what the server remembers of it.
 
         Raises:
@@ -212,7 +214,7 @@ class Explorer:
         if picture.kind != "own" and kept in self._kept:
             self._kept.move_to_end(kept)
             return self._kept[kept]
-        predictor = self.shelf.get(weights)
+        predictor = self.catalog.get(weights)
         if isinstance(predictor, SoloPredictor):
             answer = self._cells(picture, weights, predictor)
         else:
@@ -223,7 +225,7 @@ class Explorer:
                 self._kept.popitem(last=False)
         return answer
 
-    def _sizes(self, picture: Picture, weights: str, predictor: Predictor) -> tuple[str, Session]:
+    def _sizes(self, picture: SourcePicture, weights: str, predictor: Predictor) -> tuple[str, Session]:
         """The answer of weights with a switch."""
         image = read_picture(picture.source)
         prediction = predictor(image, all_sizes=True, score=LOWEST_SCORE)
@@ -239,7 +241,7 @@ class Explorer:
         image_macs = int(sum(macs for row, macs in prediction.image_macs.items() if row != "switch"))
         return encode_view(session, image, int(predictor.costs.switch_macs), image_macs), session
 
-    def _cells(self, picture: Picture, weights: str, predictor: SoloPredictor) -> tuple[str, Session]:
+    def _cells(self, picture: SourcePicture, weights: str, predictor: SoloPredictor) -> tuple[str, Session]:
         """The answer of one-stage weights; what is behind each mask is asked for later."""
         image = read_picture(picture.source)
         prediction = predictor(image, score=LOWEST_SCORE)
@@ -264,21 +266,21 @@ class Explorer:
         row = whole(wish.get("row"), "instance", 0, max(0, len(session.instances) - 1))
         prediction = self._recent.get(session.token)
         if prediction is None:
-            prediction = self.shelf.get(session.weights)(read_picture(session.source), score=LOWEST_SCORE)
+            prediction = self.catalog.get(session.weights)(read_picture(session.source), score=LOWEST_SCORE)
             self._recent.put(session.token, prediction)
         own = found_again(prediction, session.instances, row)
         if own is None:
             raise DynaMaskError("this instance was not found again; open the picture again")
         return as_json({"type": "cell", "token": session.token, "row": row, **explained(prediction, own)})
 
-    def example(self, name: Any) -> Picture:
+    def example(self, name: Any) -> SourcePicture:
         """An example by its file name; DynaMaskError where there is none."""
         for example in self.examples:
             if example.path.name == name:
-                return Picture("example", example.path.name, example.title, example.credit, example.path)
+                return SourcePicture("example", example.path.name, example.title, example.credit, example.path)
         raise DynaMaskError("there is no such example; choose one of the pictures shown")
 
-    def uploaded(self, path: Any, name: Any, folder: Path) -> Picture:
+    def uploaded(self, path: Any, name: Any, folder: Path) -> SourcePicture:
         """A picture that a visitor sent.
 
         Args:
@@ -293,9 +295,9 @@ class Explorer:
         if not file.is_relative_to(folder.resolve()) or not file.is_file():
             raise DynaMaskError("this file was not uploaded here; choose the picture again")
         # bytes: a refusal must not tell where files are kept
-        return Picture("own", "", str(name)[:120], "", file.read_bytes())
+        return SourcePicture("own", "", str(name)[:120], "", file.read_bytes())
 
-    def picture(self, wish: Mapping[str, Any], session: Session | None, folder: Path) -> Picture:
+    def picture(self, wish: Mapping[str, Any], session: Session | None, folder: Path) -> SourcePicture:
         """The picture that a request names: an example, a scene, an upload, or the one at hand."""
         kind = wish.get("kind")
         if kind == "example":
@@ -310,7 +312,9 @@ class Explorer:
         if kind == "upload":
             return self.uploaded(wish.get("path"), wish.get("name", ""), folder)
         if kind == "same" and session is not None:
-            return Picture(session.kind, session.key, session.title, session.credit, session.source, session.truth)
+            return SourcePicture(
+                session.kind, session.key, session.title, session.credit, session.source, session.truth
+            )
         raise DynaMaskError("there is no such picture; choose one of those shown")
 
     # ---- what the page asks for ----
@@ -352,11 +356,11 @@ class Explorer:
     def open(self, wish: Mapping[str, Any], session: Session | None, folder: Path) -> tuple[str, Session]:
         """Analyse another picture, or the same with other weights; boxes drawn on it may come along."""
         picture = self.picture(wish, session, folder)
-        weights = wish.get("weights", self.shelf.first)
+        weights = wish.get("weights", self.catalog.first)
         if not isinstance(weights, str):
-            raise DynaMaskError(f"there are no such weights here; choose one of {', '.join(self.shelf.names)}")
+            raise DynaMaskError(f"there are no such weights here; choose one of {', '.join(self.catalog.names)}")
         if wish.get("keep") is not True:
-            weights = self.shelf.suited("scene" if picture.kind == "scene" else "photo", weights)
+            weights = self.catalog.suited("scene" if picture.kind == "scene" else "photo", weights)
         text, opened = self.analyse(picture, weights)
         if not wish.get("boxes"):
             return text, opened
@@ -375,7 +379,7 @@ class Explorer:
         self._needs_boxes(session, "a mask for a drawn box")
         if int(session.instances.drawn.sum()) + len(boxes) > MAX_DRAWN:
             raise DynaMaskError(f"more than {MAX_DRAWN} boxes on one picture are too many; open it again to start anew")
-        prediction = self.shelf.get(session.weights)(read_picture(session.source), boxes=boxes, all_sizes=True)
+        prediction = self.catalog.get(session.weights)(read_picture(session.source), boxes=boxes, all_sizes=True)
         added = Instances.of(prediction, drawn=True)
         if session.truth is not None:
             added = quality(added, session.image_size, session.truth)
@@ -393,7 +397,7 @@ class Explorer:
         milliseconds = 0.0
         if picks:
             rows = [row for row, _ in picks]
-            predictor = self.shelf.get(session.weights)
+            predictor = self.catalog.get(session.weights)
             milliseconds = mask_branch_time(
                 predictor, read_picture(session.source), session.instances.boxes[rows],
                 session.instances.labels[rows].tolist(), [k for _, k in picks],
@@ -413,7 +417,7 @@ class Explorer:
 
     def _first(self) -> tuple[str, Session]:
         if self._opening is None:
-            self._opening = self.analyse(self.example(self.examples[0].path.name), self.shelf.first)
+            self._opening = self.analyse(self.example(self.examples[0].path.name), self.catalog.first)
         return self._opening
 
     def shown_examples(self) -> str:

@@ -13,23 +13,19 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from app import api
-from app.handlers import Explorer
+from app.context import PageContext
+from app.errors import refuse
+from app.handlers import ExploreHandlers
 from app.session import Session
-from app.shared import Shared
-from app.tabs import budget, classes, train
-from app.tabs.spoken import refuse
+from app.tabs import budget_tab, classes_tab, train
+from app.templates import module_loader, static_route, template
 from dynamask.structures import DynaMaskError
 
-APP_DIR = Path(__file__).resolve().parent
-SCRIPTS = (
-    "masks.js", "policies.js", "panels.js", "cells.js", "why.js", "canvas.js", "link.js", "boxes.js", "pictures.js",
-    "events.js",
-)  # fmt: skip
-STYLES = ("canvas.css", "details.css", "cells.css")
+STYLES = ("explore.css", "details.css", "one_stage.css")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 MAX_UPLOAD = "100mb"
-OTHER_TABS = {"Budget curve": budget, "Classes": classes, "Train": train}
+OTHER_TABS = {"Budget curve": budget_tab, "Classes": classes_tab, "Train": train}
 KEPT_SESSIONS = 60
 """Visitors whose pictures the server remembers at a time; the oldest is forgotten first."""
 SESSION_SECONDS = 3600
@@ -45,23 +41,18 @@ PAGE_HEAD = """<style>
 REFUSED = "() => { document.dispatchEvent(new CustomEvent('dynamask-refused')); }"
 
 
-def page_text(*names: str) -> str:
-    """Text of the canvas's files, one behind the other."""
-    return "\n".join((APP_DIR / name).read_text(encoding="utf-8") for name in names)
-
-
-def explore(shared: Shared) -> None:
+def explore(context: PageContext) -> None:
     """The Explore tab."""
-    explorer = shared.explorer
+    explorer = context.explorer
     canvas = gr.HTML(
         value=explorer.first_view(),
-        html_template=page_text("canvas.html"),
-        css_template=page_text(*STYLES),
-        js_on_load=page_text(*SCRIPTS),
+        html_template=template("explore.html"),
+        css_template=template(*STYLES),
+        js_on_load=module_loader("explore"),
         apply_default_css=False,
         elem_id="dynamask-canvas",
         examples=explorer.shown_examples(),
-        weights=json.dumps(explorer.shelf.described()).replace("<", "\\u003c"),
+        weights=json.dumps(explorer.catalog.described()).replace("<", "\\u003c"),
     )
 
     def answer(session: Session | None, event: gr.EventData) -> tuple[str, Session | None]:
@@ -71,28 +62,36 @@ def explore(shared: Shared) -> None:
             refuse(error)
 
     answered = canvas.select(
-        answer, shared.session, [canvas, shared.session], show_progress="hidden", api_visibility="private",
-        **shared.model_queue,
+        answer, context.session, [canvas, context.session], show_progress="hidden", api_visibility="private",
+        **context.model_queue,
     )  # fmt: skip
     answered.failure(None, js=REFUSED, api_visibility="private")  # `then` is not told of a refusal
 
 
-def build(explorer: Explorer) -> gr.Blocks:
+def build(explorer: ExploreHandlers) -> gr.Blocks:
     """The page around an explorer, its first picture analysed."""
     with gr.Blocks(title="DynaMask", fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        shared = Shared(explorer, gr.State(None, time_to_live=SESSION_SECONDS))
+        context = PageContext(explorer, gr.State(None, time_to_live=SESSION_SECONDS))
         with gr.Tabs(elem_id="dynamask-tabs"):
             with gr.Tab("Explore", id="explore"):
-                explore(shared)
+                explore(context)
             for label, tab in OTHER_TABS.items():
                 with gr.Tab(label):
-                    tab.build(shared)
-        api.build(shared)
+                    tab.build(context)
+        api.build(context)
     return page
 
 
 def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
     """Serve the page; `options` go to `gr.Blocks.launch`."""
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO)
-    return page.launch(theme=theme, head=PAGE_HEAD, max_file_size=MAX_UPLOAD, run_history=False, footer_links=[],
-                       state_session_capacity=KEPT_SESSIONS, **options)  # fmt: skip
+    return page.launch(
+        theme=theme,
+        head=PAGE_HEAD,
+        max_file_size=MAX_UPLOAD,
+        run_history=False,
+        footer_links=[],
+        state_session_capacity=KEPT_SESSIONS,
+        app_kwargs={"routes": [static_route()]},
+        **options,
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app.classes_data import ideal, make_table, own_rows, predicted
+from app.class_table import ideal, make_table, own_rows, predicted
 from dynamask.cli.common import add_data, opened_data
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text

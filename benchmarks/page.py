@@ -87,13 +87,13 @@ class MadeUp:
     """What the page needs of an explorer, with one made-up picture."""
 
     def __init__(self, count: int) -> None:
-        from app.weights import Shelf
+        from app.catalog import WeightsCatalog
 
-        self.session, self.shelf = flowers(count, (480, 640)), Shelf(lambda name: None, "none", [])
+        self.session, self.catalog = flowers(count, (480, 640)), WeightsCatalog(lambda name: None, "none", [])
 
     def first_view(self) -> str:
         """The made-up view."""
-        from app.view import encode_view
+        from app.messages import encode_view
 
         return encode_view(self.session, self.session.source, 0, 0)
 

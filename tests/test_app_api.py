@@ -22,9 +22,9 @@ gradio_client = pytest.importorskip("gradio_client", reason="the endpoints are c
 import gradio as gr  # noqa: E402
 
 from app import api  # noqa: E402
-from app.handlers import Explorer  # noqa: E402
-from app.shared import Shared  # noqa: E402
-from app.weights import Shelf  # noqa: E402
+from app.catalog import WeightsCatalog  # noqa: E402
+from app.context import PageContext  # noqa: E402
+from app.handlers import ExploreHandlers  # noqa: E402
 from dynamask.data.shapes.scene import make_scene  # noqa: E402
 from dynamask.predict import Predictor  # noqa: E402
 from dynamask.structures import MASK_SIZES, DynaMaskError  # noqa: E402
@@ -39,9 +39,9 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def address(predictor: Predictor):
-    explorer = Explorer(Shelf(lambda name: predictor, "people", ["people", "shapes"]), [])
+    explorer = ExploreHandlers(WeightsCatalog(lambda name: predictor, "people", ["people", "shapes"]), [])
     with gr.Blocks(analytics_enabled=False) as page:
-        api.build(Shared(explorer, gr.State(None)))
+        api.build(PageContext(explorer, gr.State(None)))
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
     yield url
     page.close(verbose=False)

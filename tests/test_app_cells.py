@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
-from helpers.app_fakes import fake_shelf
+from helpers.app_fakes import fake_catalog
 from helpers.small_models import finding_solo
 from PIL import Image
 
-from app import cells, weights
-from app.handlers import Explorer, find_examples
-from app.visitors_data import opened as opened_files
-from app.visitors_data import table_of
+from app import catalog, cells
+from app.handlers import ExploreHandlers, find_examples
+from app.uploads import opened as opened_files
+from app.uploads import table_of
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.models.solo.config import STRIDES, AggregationConfig
@@ -46,7 +46,7 @@ def picture(tmp_path_factory) -> Path:
 @pytest.fixture
 def shown(predictor, picture):
     """An explorer, the view of an upload, and its session."""
-    explorer = Explorer(fake_shelf("solo", ("people",), solo=predictor), [])
+    explorer = ExploreHandlers(fake_catalog("solo", ("people",), solo=predictor), [])
     wish = {"ask": "open", "kind": "upload", "path": str(picture), "name": "photo.png", "weights": "solo"}
     text, session = explorer.answer(wish, None, picture.parent)
     return explorer, json.loads(text), session
@@ -81,7 +81,7 @@ def test_a_view_holds_the_masks_the_levels_and_the_cells(shown, predictor, pictu
 
 
 def cells_text(session) -> str:
-    from app.tabs.budget import curve_text
+    from app.tabs.budget_tab import curve_text
 
     text = curve_text(session)
     assert "one-stage" in json.loads(text)["sentence"] and "macs" not in json.loads(text)
@@ -188,7 +188,7 @@ def test_the_shelf_opens_with_one_stage_weights_and_not_without_a_switch(predict
     import dynamask.predict
 
     monkeypatch.setattr(dynamask.predict, "load", lambda source, device: predictor)
-    assert weights.open_shelf("any.safetensors", "cpu").first == "any"
+    assert catalog.open_catalog("any.safetensors", "cpu").first == "any"
 
     class Baseline:
         def check_switch(self, what):
@@ -196,7 +196,7 @@ def test_the_shelf_opens_with_one_stage_weights_and_not_without_a_switch(predict
 
     monkeypatch.setattr(dynamask.predict, "load", lambda source, device: Baseline())
     with pytest.raises(DynaMaskError, match="the page needs a switch"):
-        weights.open_shelf("any.safetensors", "cpu")
+        catalog.open_catalog("any.safetensors", "cpu")
 
 
 def test_the_endpoints_serve_levels_and_cells(predictor, picture):
@@ -237,7 +237,7 @@ def address(tmp_path_factory, predictor):
         "plain": SoloPredictor(finding_solo()),
         "coarse": SoloPredictor(finding_solo(coarse, mask_grids=(4, 3, 2, 2, 1))),
     }
-    page = ui.build(Explorer(fake_shelf("people", tuple(others), **others), find_examples(folder)))
+    page = ui.build(ExploreHandlers(fake_catalog("people", tuple(others), **others), find_examples(folder)))
     _, url, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
     yield url
     page.close(verbose=False)
@@ -309,7 +309,7 @@ def test_an_object_shows_its_cell_and_its_representations(page):
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")  # faster than the answers
         page.wait_for_function(
-            f"{STATE}.shown.find((one) => one.index === {STATE}.selected)?.behind && "
+            f"{STATE}.shown.find((one) => one.index === {STATE}.selected)?.explanation && "
             "document.querySelector('.dm-cell-tiles')"
         )
         number = page.evaluate(f"{STATE}.selected + 1")

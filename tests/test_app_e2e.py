@@ -7,10 +7,10 @@ import shutil
 import socket
 
 import pytest
-from helpers.app_fakes import MACS, FakePredictor, fake_shelf
+from helpers.app_fakes import MACS, FakePredictor, fake_catalog
 from PIL import Image
 
-from app.handlers import Explorer, find_examples
+from app.handlers import ExploreHandlers, find_examples
 from dynamask.data.shapes import make_scene
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
@@ -29,8 +29,8 @@ def address(tmp_path_factory):
     shutil.copy(find_examples()[0].path, folder / "first.jpg")
     Image.new("RGB", (90, 60), "teal").save(folder / "second.jpg")
     shapes = FakePredictor(given=make_scene(7, 18).boxes.tolist(), class_names=("__background__", "<b>gear"))
-    shelf = fake_shelf("people", ("shapes", "objects"), shapes=shapes)
-    page = ui.build(Explorer(shelf, find_examples(folder)))
+    shelf = fake_catalog("people", ("shapes", "objects"), shapes=shapes)
+    page = ui.build(ExploreHandlers(shelf, find_examples(folder)))
     _, url, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
     yield url
     page.close(verbose=False)
@@ -83,10 +83,10 @@ def caption(page, words: str) -> None:
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(monkeypatch, capsys):
-    from app import weights
+    from app import catalog
     from app.__main__ import main
 
-    monkeypatch.setattr(weights, "open_shelf", lambda first, device: fake_shelf())
+    monkeypatch.setattr(catalog, "open_catalog", lambda first, device: fake_catalog())
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as stop:
         main(["--port", str(taken.getsockname()[1])])
     error = capsys.readouterr().err.splitlines()[-1]
@@ -125,7 +125,7 @@ def test_the_budget_is_answered_in_the_browser(page):
     page.focus(".dm-budget")
     page.keyboard.press("Home")
     assert set(picks(page)) == {0}
-    assert "0.0100 GMACs" in page.get_attribute(".dm-budget", "aria-valuetext")
+    assert "10.0 M MACs" in page.get_attribute(".dm-budget", "aria-valuetext")
     page.fill(".dm-opacity", "0.8")
     page.check(".dm-paper")
     page.check(".dm-boxes")
@@ -143,7 +143,7 @@ def test_policies_score_classes_and_numbers(page):
             assert set(chosen) == {position - 3}
             assert f"{len(chosen)} · 100 %" in page.inner_text(".dm-numbers .dm-bars")
     figures = page.inner_text(".dm-figures")
-    assert "100 %" in figures and f"{0.032 * len(chosen):.3g}" in figures
+    assert "100 %" in figures and f"{32 * len(chosen)}" in figures
     page.fill(".dm-score", "0.06")
     assert len(picks(page)) == 6
     page.fill(".dm-score", "0.99")
@@ -170,7 +170,7 @@ def test_an_instance_explains_itself_to_keyboard_and_pointer(page):
     spot = spot_of(page, 3)
     page.mouse.move(*spot)
     tip = page.inner_text(".dm-tip")
-    assert "person 0.51" in tip and "GMACs" in tip and "112:" in tip
+    assert "person 0.51" in tip and "M MACs" in tip and "112:" in tip
     page.mouse.click(*spot)
     page.wait_for_function("document.querySelector('.dm-why').innerText.includes('Instance 4')")
 
@@ -184,7 +184,7 @@ def test_a_size_set_by_hand_moves_outline_and_budget(page):
     chosen = picks(page)
     budget = MACS[0] + (MACS[3] - MACS[0]) * 60 / 200
     assert chosen[0] == 3 and sum(MACS[k] for k in chosen) <= budget * len(chosen)
-    assert "by hand" in page.inner_text(".dm-why") and chosen != learned
+    assert "set by hand" in page.inner_text(".dm-why") and chosen != learned
     assert page.evaluate("document.activeElement.value") == "112"  # the focus stays where it was
     page.check("[name=dm-policy][value='fixed:14']", force=True)
     assert picks(page) == [3] + [0] * (len(chosen) - 1)
@@ -197,7 +197,7 @@ def test_two_policies_stand_side_by_side(page):
     page.click(".dm-compare")
     page.wait_for_selector(".dm-divider-row:not([hidden])")
     text = page.inner_text(".dm-compare-text")
-    assert "sizes differ" in text and text.startswith("0.0320 → 0.0100")
+    assert "sizes differ" in text and text.startswith("32.0 M MACs → 10.0 M MACs")
     colours = """() => { const c = document.querySelector('.dm-canvas'), x = c.getContext('2d');
         return [0.02, 0.98].map((s) => [...x.getImageData(c.width * s, c.height / 2, 1, 1).data]); }"""
     page.focus(".dm-divider")
@@ -263,7 +263,7 @@ def test_scenes_have_truth_and_an_oracle(page):
     quality = f"(picks) => picks.reduce((sum, k, i) => sum + {STATE}.shown[i].iou[k], 0)"
     assert page.evaluate(quality, oracle) >= page.evaluate(quality, by_switch)
     assert sum(MACS[k] for k in oracle) <= (MACS[0] + (MACS[3] - MACS[0]) * 0.45) * len(oracle)
-    assert "true boundary IoU" in page.inner_text(".dm-figures")
+    assert "boundary IoU" in page.inner_text(".dm-figures")
     page.click(".dm-pick >> nth=0")
     page.wait_for_selector(".dm-truth")
     assert page.inner_text(".dm-tiles").count("boundary") == 4

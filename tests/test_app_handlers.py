@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.app_fakes import MACS, FakePredictor, fake_shelf
+from helpers.app_fakes import MACS, FakePredictor, fake_catalog
 from PIL import Image
 
 from app.__main__ import main
-from app.export import safe_name
-from app.handlers import EXAMPLES_DIR, SCENES, Explorer, checked_picks, find_examples, finite, scene_picture
+from app.catalog import WeightsCatalog
+from app.downloads import safe_name
+from app.handlers import EXAMPLES_DIR, SCENES, ExploreHandlers, checked_picks, find_examples, finite, scene_picture
+from app.messages import LOWEST_SCORE, encode_masks, jpeg_url
 from app.session import Instances
-from app.view import LOWEST_SCORE, encode_masks, jpeg_url
-from app.weights import Shelf
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -45,7 +45,7 @@ def upload(path: Path, name: str = "photo.png", **more) -> dict:
 
 def opened(path: Path, predictor: FakePredictor | None = None, name: str = "photo.png"):
     """An explorer, the view of an upload, and its session."""
-    explorer = Explorer(fake_shelf(people=predictor or FakePredictor()), [])
+    explorer = ExploreHandlers(fake_catalog(people=predictor or FakePredictor()), [])
     text, session = explorer.answer(upload(path, name), None, path.parent)
     return explorer, json.loads(text), session
 
@@ -88,7 +88,7 @@ def test_a_picture_without_objects_gives_an_empty_view(picture):
 
 def test_text_from_outside_is_inert(picture):
     predictor = FakePredictor(class_names=("__background__", "</script><script>alert(1)"))
-    explorer = Explorer(fake_shelf(people=predictor), [])
+    explorer = ExploreHandlers(fake_catalog(people=predictor), [])
     text, _ = explorer.answer(upload(picture, "<img src=x onerror=alert(1)>" + "x" * 500), None, picture.parent)
     assert "<" not in text
     view = json.loads(text)
@@ -105,10 +105,10 @@ def test_large_pictures_are_shrunk_for_the_browser_only():
 
 def test_examples_are_analysed_once_and_only_if_they_exist(picture):
     predictor = FakePredictor()
-    explorer = Explorer(fake_shelf(people=predictor), find_examples(picture.parent))
+    explorer = ExploreHandlers(fake_catalog(people=predictor), find_examples(picture.parent))
     assert explorer.examples == [] and explorer.first_view() == "" and explorer.first_session() is None
     Image.open(picture).save(picture.with_suffix(".jpg"))
-    explorer = Explorer(fake_shelf(people=predictor), find_examples(picture.parent))
+    explorer = ExploreHandlers(fake_catalog(people=predictor), find_examples(picture.parent))
     wish = {"ask": "open", "kind": "example", "key": "photo.jpg", "weights": "people"}
     answers = [explorer.answer(wish, None, picture.parent) for _ in range(2)]
     assert len(predictor.calls) == 1 and answers[0][1] is answers[1][1] is explorer.first_session()
@@ -120,7 +120,7 @@ def test_examples_are_analysed_once_and_only_if_they_exist(picture):
 
 
 def test_an_upload_is_read_from_the_upload_folder_only(picture, tmp_path):
-    explorer = Explorer(fake_shelf(), [])
+    explorer = ExploreHandlers(fake_catalog(), [])
     secret = tmp_path / "secret.png"
     secret.write_bytes(picture.read_bytes())
     outside = picture.parent / ".." / "secret.png"
@@ -139,7 +139,7 @@ def test_an_upload_that_is_no_picture_is_refused(picture):
         path = picture.with_name(name)
         path.write_bytes(data)
         with pytest.raises(DynaMaskError) as refusal:
-            Explorer(fake_shelf(people=predictor), []).answer(upload(path), None, picture.parent)
+            ExploreHandlers(fake_catalog(people=predictor), []).answer(upload(path), None, picture.parent)
         assert str(picture.parent) not in str(refusal.value)
     assert predictor.calls == []
 
@@ -159,14 +159,14 @@ def test_an_upload_that_is_no_picture_is_refused(picture):
 ])  # fmt: skip
 def test_a_wish_that_makes_no_sense_is_a_sentence(wish, tmp_path):
     with pytest.raises(DynaMaskError) as refusal:
-        Explorer(fake_shelf(), []).answer(wish, None, tmp_path)
+        ExploreHandlers(fake_catalog(), []).answer(wish, None, tmp_path)
     assert len(str(refusal.value)) > 20 and "\n" not in str(refusal.value)
 
 
 def test_scenes_come_with_their_truth():
     scene = make_scene(7, 18)
     predictor = FakePredictor(given=scene.boxes.tolist())
-    explorer = Explorer(fake_shelf(shapes=predictor, others=("shapes",)), [])
+    explorer = ExploreHandlers(fake_catalog(shapes=predictor, others=("shapes",)), [])
     wish = {"ask": "open", "kind": "scene", "seed": 7, "index": 18, "difficulty": None, "weights": "people"}
     text, session = explorer.answer(wish, None, Path())
     view = json.loads(text)
@@ -181,24 +181,24 @@ def test_scenes_come_with_their_truth():
 
 def test_an_instance_far_from_every_true_shape_has_no_quality():
     predictor = FakePredictor(given=[[0, 0, 4, 4]])
-    _, session = Explorer(fake_shelf(people=predictor), []).analyse(scene_picture(7, 18, None), "people")
+    _, session = ExploreHandlers(fake_catalog(people=predictor), []).analyse(scene_picture(7, 18, None), "people")
     assert np.isnan(session.instances.mask_iou).all()
-    _, empty = Explorer(fake_shelf(), []).analyse(scene_picture(7, 9, None), "people")
+    _, empty = ExploreHandlers(fake_catalog(), []).analyse(scene_picture(7, 9, None), "people")
     assert len(empty.truth) == 0 and np.isnan(empty.instances.mask_iou).all()
 
 
 def test_weights_follow_the_kind_of_picture():
-    shelf = fake_shelf("people", ("shapes", "objects"))
+    shelf = fake_catalog("people", ("shapes", "objects"))
     assert shelf.suited("scene", "people") == "shapes" and shelf.suited("photo", "shapes") == "people"
     assert shelf.suited("scene", "objects") == shelf.suited("photo", "objects") == "objects"
-    assert fake_shelf("people").suited("scene", "people") == "people"
+    assert fake_catalog("people").suited("scene", "people") == "people"
     with pytest.raises(DynaMaskError, match="choose one of people"):
         shelf.get("absent")
 
 
 def test_weights_are_loaded_once_and_a_file_goes_by_its_stem():
     asked = []
-    shelf = Shelf(lambda source: asked.append(source) or FakePredictor(), "runs/mine.safetensors", ["people"])
+    shelf = WeightsCatalog(lambda source: asked.append(source) or FakePredictor(), "runs/mine.safetensors", ["people"])
     assert shelf.names == ["mine", "people"] and shelf.get("mine") is shelf.get("mine")
     assert asked == ["runs/mine.safetensors"]
 
@@ -220,7 +220,7 @@ def test_a_drawn_box_brings_an_instance(picture):
 
 
 def test_a_link_may_bring_boxes(picture):
-    explorer = Explorer(fake_shelf(), [])
+    explorer = ExploreHandlers(fake_catalog(), [])
     wish = {"ask": "open", "kind": "scene", "seed": 1, "index": 2, "difficulty": 0.5, "boxes": [[5, 5, 60, 60]]}
     answer = json.loads(explorer.answer(wish, None, picture.parent)[0])
     assert answer["type"] == "both" and answer["view"]["type"] == "view"
@@ -290,10 +290,10 @@ def test_an_unknown_export_is_refused(picture):
 def test_the_mask_branch_is_measured_as_it_runs(small_predictor):
     """Only the chosen size of each instance is computed, with the model's own dispatch."""
     image = np.random.default_rng(1).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    explorer = Explorer(fake_shelf(people=small_predictor), [])
-    from app.handlers import Picture
+    explorer = ExploreHandlers(fake_catalog(people=small_predictor), [])
+    from app.handlers import SourcePicture
 
-    _, session = explorer.analyse(Picture("own", "", "x", "", image), "people")
+    _, session = explorer.analyse(SourcePicture("own", "", "x", "", image), "people")
     _, session = explorer._masked(session, [[5, 5, 60, 60], [30, 20, 100, 90]])
     first = len(session.instances) - 2
     wish = {"ask": "measure", "token": session.token, "picks": [[first, 0], [first + 1, 2]]}
@@ -342,7 +342,7 @@ def test_every_bundled_example_says_where_it_comes_from():
     examples = find_examples()
     assert examples and {example.path for example in examples} == set(EXAMPLES_DIR.glob("*.jpg"))
     assert all(example.credit for example in examples)
-    shown = json.loads(Explorer(fake_shelf(), examples).shown_examples())
+    shown = json.loads(ExploreHandlers(fake_catalog(), examples).shown_examples())
     assert len(shown) == len(examples) + len(SCENES)
     assert [one["key"] for one in shown if one["kind"] == "scene"][0] == "7:18:mixed"
 

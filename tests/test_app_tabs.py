@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.app_fakes import FakePredictor, fake_shelf
+from helpers.app_fakes import FakePredictor, fake_catalog
 from helpers.small_models import tiny_model
 from PIL import Image
 
-from app import classes_data, visitors_data
-from app.classes_data import bundled_tables, csv_text, detected_rows, ideal, make_table, own_rows, predicted
-from app.curves import budget_curve, checked_rows
-from app.handlers import Explorer, find_examples
+from app import class_table, uploads
+from app.class_table import bundled_tables, csv_text, detected_rows, ideal, make_table, own_rows, predicted
+from app.handlers import ExploreHandlers, find_examples
+from app.quality_curve import budget_curve, checked_rows
 from app.session import Instances, Session
-from app.visitors_data import opened, table_of
+from app.uploads import opened, table_of
 from dynamask.data.shapes import ShapesDataset, make_scene
 from dynamask.data.shapes.dataset import export
 from dynamask.predict import Predictor
@@ -146,8 +146,8 @@ def test_csv_has_a_row_for_each_class_and_no_formulas():
 
 
 def test_bundled_tables_are_read_and_broken_ones_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(classes_data, "checkpoint_dir", lambda: tmp_path)
-    monkeypatch.setattr(classes_data, "list_bundled", lambda: {"a": {}, "b": {}, "c": {}})
+    monkeypatch.setattr(class_table, "checkpoint_dir", lambda: tmp_path)
+    monkeypatch.setattr(class_table, "list_bundled", lambda: {"a": {}, "b": {}, "c": {}})
     good = make_table(detected_rows([("cat", 3)]), None, "a", "d", 1, "detected", MACS)
     (tmp_path / "a.classes.json").write_text(json.dumps(good))
     (tmp_path / "b.classes.json").write_text("{")
@@ -215,7 +215,7 @@ def test_what_cannot_be_used_is_one_sentence(exported, predictor, tmp_path, monk
         with pytest.raises(DynaMaskError, match=words) as refused:
             work(files, predictor)
         assert "dynamask-" not in str(refused.value) and "\n" not in str(refused.value)
-    monkeypatch.setattr(visitors_data, "MAX_BYTES", 2000)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 2000)
     for files in ([zipped(exported, tmp_path / "big.zip")], [exported / "images" / "000000.png"]):
         with pytest.raises(DynaMaskError, match="hold"):
             work(files, predictor)
@@ -233,7 +233,7 @@ def test_nothing_leaves_the_folder_and_too_many_pictures_are_left_out(tmp_path, 
             "b.png",
         ):
             archive.writestr(name, b"x")
-    monkeypatch.setattr(visitors_data, "MAX_PICTURES", 3)
+    monkeypatch.setattr(uploads, "MAX_PICTURES", 3)
     with opened([tmp_path / "evil.zip"]) as found:
         names = sorted(path.name for path in (found.folder / "images").iterdir())
         assert names == ["abs.png", "b.png", "evil.png", "win.png"] and found.left_out == 1
@@ -249,15 +249,15 @@ def served(tmp_path_factory, predictor):
     """The whole page; its `shapes` are a small real model, so that a switch can learn on top of it."""
     pytest.importorskip("gradio", reason="the browser test needs gradio")
     from app import ui
-    from app.tabs import classes
+    from app.tabs import classes_tab
 
     folder = tmp_path_factory.mktemp("examples")
     shutil.copy(find_examples()[0].path, folder / "first.jpg")
     rows = detected_rows([("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1)])
     own = {"people": make_table(rows, None, "people", "a test", 1, "detected", MACS)}
     patch = pytest.MonkeyPatch()
-    patch.setattr(classes, "bundled_tables", lambda: own)
-    explorer = Explorer(fake_shelf("people", ("shapes",), shapes=predictor), find_examples(folder))
+    patch.setattr(classes_tab, "bundled_tables", lambda: own)
+    explorer = ExploreHandlers(fake_catalog("people", ("shapes",), shapes=predictor), find_examples(folder))
     page = ui.build(explorer)
     patch.undo()
     _, url, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
@@ -296,7 +296,7 @@ def test_touching_the_curve_moves_the_slider_on_explore(page):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.wait_for_function(f"window.dynamask.now().mean > {first['mean']}")
-    assert first["mean"] < before and "GMACs per instance" in page.inner_text(".dt-read")
+    assert first["mean"] < before and "MACs per instance" in page.inner_text(".dt-read")
     box = page.locator(".dt-plot").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5)
     page.mouse.move(box["x"] + box["width"] * 0.06, box["y"] + box["height"] * 0.5)
@@ -321,7 +321,7 @@ def test_classes_are_sorted_filtered_and_taken_home(page):
     page.fill(".dt-filter", "E")
     assert names.all_inner_texts() == ["<b>bee"] and page.inner_text(".dt-count") == "1 of 3 classes"
     page.fill(".dt-filter", "zebra")
-    assert "No class fits" in page.inner_text(".dt-classes tbody")
+    assert "No class matches" in page.inner_text(".dt-classes tbody")
     page.fill(".dt-filter", "")
     page.fill(".dt-least", "2")
     assert names.all_inner_texts() == ["<b>bee"]
@@ -428,7 +428,7 @@ def test_scenes_of_the_lesson_are_nobody_elses():
 
 def test_an_analysis_is_cancelled_between_two_pictures():
     pytest.importorskip("gradio")
-    from app.tabs.classes import Errand
+    from app.tabs.classes_tab import Errand
 
     done, errand = [], Errand()
 

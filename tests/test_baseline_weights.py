@@ -372,10 +372,10 @@ def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, 
 
 def test_the_app_offers_the_others_alone_and_needs_a_switch(baseline, monkeypatch):
     _, _, branch = baseline
-    assert app_weights.open_shelf("toy", "cpu").names == ["toy"]
+    assert app_weights.open_catalog("toy", "cpu").names == ["toy"]
     for weights in ("toy-fcn-28", str(branch)):
         with pytest.raises(DynaMaskError, match=r"the page needs a switch, and these weights have none: .* fcn:28"):
-            app_weights.open_shelf(weights, "cpu")
+            app_weights.open_catalog(weights, "cpu")
 
 
 def test_the_bundled_baselines_are_whole_and_rest_on_the_bundled_detector():

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from app.errors import refuse
 from app.lesson_scenes import LessonScenes
 from app.live_training import BUDGET_RANGE, MAX_RUNS, WEIGHT_RANGE, LiveTraining
-from app.tabs import page_text
-from app.tabs.spoken import refuse
+from app.templates import template
 from app.train_view import frame, invitation
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
-    from app.shared import Shared
+    from app.context import PageContext
 
 PREFERRED = ("shapes", "objects", "people")
 """Weights whose frozen parts the lesson uses, the best suited first."""
@@ -106,16 +106,16 @@ class Lesson:
     """What the controls of the tab do.
 
     Args:
-        shared: of the page; its weights' frozen parts are what the switch stands on.
+        context: of the page; its weights' frozen parts are what the switch stands on.
     """
 
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
+    def __init__(self, context: PageContext) -> None:
+        self.context = context
 
     @cached_property
     def scenes(self) -> LessonScenes:
         """Made for the first visitor, kept for all."""
-        predictor = self.shared.predictor(lesson_weights(self.shared.explorer.shelf.names))
+        predictor = self.context.predictor(lesson_weights(self.context.explorer.catalog.names))
         predictor.check_switch("the lesson")
         return LessonScenes(predictor)
 
@@ -155,10 +155,10 @@ class Lesson:
         return invitation(), *buttons(visit)
 
 
-def build(shared: Shared) -> None:
+def build(context: PageContext) -> None:
     """Put the controls and the run on the page."""
-    lesson = Lesson(shared)
-    gr.HTML(page_text("train_head.html"), css_template=page_text("tabs.css"), apply_default_css=False)
+    lesson = Lesson(context)
+    gr.HTML(template("train_head.html"), css_template=template("tabs.css"), apply_default_css=False)
     visit = gr.State(Visit(), time_to_live=KEPT_SECONDS, delete_callback=Visit.leave)
     with gr.Row():
         start = gr.Button("Start", variant="primary", elem_id="dynamask-train-start")
@@ -170,7 +170,7 @@ def build(shared: Shared) -> None:
         weight = gr.Slider(*WEIGHT_RANGE, value=0.4, step=0.05, label="λ2, weight of the budget and entropy terms",
                            elem_id="dynamask-train-weight")  # fmt: skip
     picture = gr.HTML(
-        value=invitation(), css_template=page_text("tabs.css") + page_text("train.css"), js_on_load=None,
+        value=invitation(), css_template=template("tabs.css") + template("train.css"), js_on_load=None,
         apply_default_css=False, elem_id="dynamask-train",
     )  # fmt: skip
     private = {"api_visibility": "private", "show_progress": "hidden"}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from app.weights import Shelf
+from app.catalog import WeightsCatalog
 from dynamask.predict import check_boxes
 from dynamask.structures import MASK_SIZES
 
@@ -83,6 +83,6 @@ class FakePredictor:
         return FakePrediction(boxes, scores, probs, grids, self.class_names)
 
 
-def fake_shelf(first: str = "people", others: tuple[str, ...] = (), **predictors) -> Shelf:
+def fake_catalog(first: str = "people", others: tuple[str, ...] = (), **predictors) -> WeightsCatalog:
     """A shelf of fakes; `predictors` by name, where a particular one is wanted."""
-    return Shelf(lambda name: predictors.get(name) or FakePredictor(), first, [first, *others])
+    return WeightsCatalog(lambda name: predictors.get(name) or FakePredictor(), first, [first, *others])
