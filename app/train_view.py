@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from app.live_training import MAX_SECONDS, MAX_STEPS, LiveTraining, Point, sizes_of
+from app.live_training import MAX_SECONDS, MAX_STEPS, LiveTraining, Point
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.overlay import SIZE_COLOURS, contrast_colour, draw_overlay
 
@@ -27,11 +27,10 @@ WIDTH, HEIGHT = 420, 215
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, WIDTH - 10, 12, HEIGHT - 30
 
 
-def scene_url(image: np.ndarray, masks: Sequence[np.ndarray], sizes: np.ndarray) -> str:
+def scene_url(image: np.ndarray, masks: np.ndarray, sizes: np.ndarray) -> str:
     """The scene with masks and printed sizes, as a `data:` URL."""
-    stack = np.array(masks, dtype=bool).reshape(-1, *image.shape[:2])
     buffer = io.BytesIO()
-    Image.fromarray(draw_overlay(image, stack, sizes)).save(buffer, "JPEG", quality=85)
+    Image.fromarray(draw_overlay(image, masks, sizes)).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -136,12 +135,11 @@ def frame(training: LiveTraining, words: str, kept: dict[bytes, str]) -> str:
     """
     study, scenes = training.scenes.study, training.scenes
     choice = training.choose(study.features)
-    key = choice.tobytes()
+    key, sizes = choice.tobytes(), np.array(MASK_SIZES)[choice]
     if key not in kept:
         kept.clear()
-        masks = [row[k] for row, k in zip(study.masks, choice.tolist())]
-        kept[key] = scene_url(study.image, masks, sizes_of(choice))
-    printed = ", ".join(str(size) for size in sizes_of(choice).tolist())
+        kept[key] = scene_url(study.image, study.masks[range(len(choice)), choice], sizes)
+    printed = ", ".join(map(str, sizes.tolist()))
     history = training.history
     figures = _figures(training, history[-1], scenes.macs.macs_per_instance[-1]) if history else ""
     return (

@@ -32,9 +32,9 @@ from benchmarks import decision_tables, report
 from benchmarks.switch_training import MEASURES, Judge, run_setting
 from dynamask.cli.common import add_data, opened_data
 from dynamask.config import LossConfig
-from dynamask.engine.cached_features import Cache, build_cache, load_cache, save_cache
+from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
+from dynamask.engine.frozen_switch import SCHEDULE
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.switch_training import SCHEDULE, Signals
 from dynamask.evaluation.choices import PictureBootstrap, interval
 from dynamask.files import replacing
 from dynamask.predict import load
@@ -111,7 +111,7 @@ def settings(table: str | None, base: Sequence[str], grid: Sequence[str]) -> dic
     return {name: dataclasses.replace(PAPER, **{**common, **options}) for name, options in rows.items()}
 
 
-def describe_cache(path: Path, cache: Cache) -> dict[str, Any]:
+def describe_cache(path: Path, cache: FeatureCache) -> dict[str, Any]:
     """What a result is measured on, as JSON values."""
     about = {key: value for key, value in cache.about.items() if key != "config"}
     return {"file": path.name, "rows": len(cache), "instances": int((cache.view == 0).sum()), **about}
@@ -139,9 +139,9 @@ def train_switches(arguments: argparse.Namespace) -> None:
     train, validation = load_cache(arguments.train), load_cache(arguments.validation)
     if train.about["config"] != validation.about["config"] or train.about.get("weights") != validation.about["weights"]:
         raise DynaMaskError("the two caches are of different weights; make both with the same --weights")
-    signals, judge, found = Signals.of(train), Judge(validation), {}
+    judge, found = Judge(validation), {}
     for name, config in rows.items():
-        found[name] = run_setting(train, signals, judge, config, schedule, arguments.seeds)
+        found[name] = run_setting(train, judge, config, schedule, arguments.seeds)
         print(decision_tables.line(name, found[name]), flush=True)
     result = {
         "kind": "switch",
@@ -156,7 +156,7 @@ def train_switches(arguments: argparse.Namespace) -> None:
 SIGNALS = ("boundary error", "edge loss", "mask loss", "mask IoU", "box size", "complexity")
 
 
-def premise(cache: Cache, samples: int = 1000) -> dict[str, dict[str, float | None]]:
+def premise(cache: FeatureCache, samples: int = 1000) -> dict[str, dict[str, float | None]]:
     """Fig. 5's premise: rank correlation of the true gain in boundary IoU, 112 over 14, with what could foretell it.
 
     The losses are of the same masks, so they stand for what can teach the switch, not for what it can learn.
@@ -186,7 +186,7 @@ def rank(arguments: argparse.Namespace) -> None:
     report.write_json(result, arguments.json)
 
 
-def compare_branches(branches: dict[str, Cache]) -> dict[str, Any]:
+def compare_branches(branches: dict[str, FeatureCache]) -> dict[str, Any]:
     """Branches on the same instances, the first one being what the others are measured against.
 
     Args:

@@ -18,22 +18,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
 from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.decisions import parse_values
 from benchmarks.switch_training import spend
 from dynamask.config import LossConfig
-from dynamask.engine.cached_features import Cache, build_cache, load_cache, save_cache
+from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
+from dynamask.engine.frozen_switch import SCHEDULE, train_switch
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.switch_training import SCHEDULE, Signals, train_switch
 from dynamask.models.weights import read_header, save_model
 from dynamask.predict import Predictor, load
 from dynamask.structures import DynaMaskError
 
 
-def features(arguments: argparse.Namespace, predictor: Predictor) -> Cache:
+def features(arguments: argparse.Namespace, predictor: Predictor) -> FeatureCache:
     """The cache that was given, or a new one of the training side of the data, kept where `--cache` says."""
     if arguments.cache is not None and arguments.cache.is_file():
         return load_cache(arguments.cache)
@@ -58,8 +57,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     cache = features(arguments, predictor)
     config = dataclasses.replace(LossConfig(), **{k: v[0] for k, v in map(parse_values, arguments.set)})
     schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps, lr=arguments.lr)
-    torch.manual_seed(arguments.seed)
-    switch = train_switch(Signals.of(cache), cache.new_switch(), config, schedule, arguments.seed)
+    switch = train_switch(cache, config, schedule, arguments.seed)
     price = spend(switch, cache, arguments.spend) if arguments.spend is not None else None
     predictor.model.mask_branch.switch.load_state_dict(switch.state_dict())
     header = read_header(arguments.weights)["training"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dynamask.config import LossConfig, TrainConfig
-from dynamask.engine.cached_features import Cache
-from dynamask.engine.switch_training import Signals, logits_of, train_switch
+from dynamask.engine.frozen_features import FeatureCache
+from dynamask.engine.frozen_switch import predict_logits, train_switch
 from dynamask.evaluation.choices import at, blind_mix, interval, permuted, shares, spearman
 from dynamask.models.masks import policies
 from dynamask.models.masks.switch import MaskSwitchModule
@@ -23,7 +23,7 @@ MEASURES = ("boundary_iou", "mask_iou")
 
 
 @torch.no_grad()
-def spend(switch: MaskSwitchModule, cache: Cache, fraction: float) -> float:
+def spend(switch: MaskSwitchModule, cache: FeatureCache, fraction: float) -> float:
     """Let a switch's own choice cost at most a fraction of the full branch, in the mean over the true boxes of a cache.
 
     The price per MAC that meets it goes into the last bias: argmax (log p_k − μ C_k) becomes the argmax of p. What a
@@ -33,7 +33,7 @@ def spend(switch: MaskSwitchModule, cache: Cache, fraction: float) -> float:
         The price μ.
     """
     macs = tuple(int(m) for m in cache.macs)
-    logits = logits_of(switch.eval(), cache.true_boxes())
+    logits = predict_logits(switch, cache.true_boxes())
     price = policies.price_for_budget(logits, macs, fraction * macs[-1] / 1e9) * (1 + 1e-4)  # float32 keeps it
     switch.fc[2].bias -= price * torch.tensor(macs, dtype=torch.float64).to(switch.fc[2].bias.dtype)
     return price
@@ -69,7 +69,7 @@ class Judge:
         budgets: fractions of the full branch's MACs.
     """
 
-    def __init__(self, cache: Cache, budgets: Sequence[float] = BUDGETS) -> None:
+    def __init__(self, cache: FeatureCache, budgets: Sequence[float] = BUDGETS) -> None:
         self.cache, self.budgets, self.macs = cache.true_boxes(), tuple(budgets), cache.macs
         self.quality = {m: getattr(self.cache, m).double().numpy() for m in MEASURES}
         views = {m: cache.other_views(m) for m in MEASURES}
@@ -128,7 +128,7 @@ def _share(own: np.ndarray, chance: np.ndarray, best: float) -> float | None:
 
 
 def run_setting(
-    train: Cache, signals: Signals, judge: Judge, config: LossConfig, schedule: TrainConfig, seeds: Sequence[int]
+    train: FeatureCache, judge: Judge, config: LossConfig, schedule: TrainConfig, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """Train and judge one setting for every seed.
 
@@ -137,7 +137,6 @@ def run_setting(
     """
     runs = []
     for seed in seeds:
-        torch.manual_seed(seed)
-        switch = train_switch(signals, train.new_switch().train(), config, schedule, seed)
-        runs.append({"seed": seed, **judge.judge(logits_of(switch.eval(), judge.cache))})
+        switch = train_switch(train, config, schedule, seed)
+        runs.append({"seed": seed, **judge.judge(predict_logits(switch, judge.cache))})
     return {"losses": dataclasses.asdict(config), "schedule": dataclasses.asdict(schedule), "runs": runs}

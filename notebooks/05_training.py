@@ -309,10 +309,11 @@ schedules_figure({"paper, 1×": paper_schedule, "small presets": schedule})
 # live.
 
 # %%
-from lessons.training import SwitchOnly, switch_run
+from lessons.training import size_shares
 
 from dynamask import load
-from dynamask.engine.cached_features import build_cache
+from dynamask.engine.frozen_features import build_cache
+from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining
 
 predictor = load("shapes")
 many, few = fast(8, 40), fast(4, 16)
@@ -325,12 +326,12 @@ print(f"{len(regions)} regions to learn from, {len(others)} objects kept back; f
 # objects first? Pull the slider while it learns.
 
 # %%
-switch = SwitchOnly(regions, dataclasses.replace(loss_config, budget_target=0.6))
-learning = switch_run(switch, regions, fast(60, 500), Path(folder.name) / "switch")
-learning.config = dataclasses.replace(learning.config, stop_at=learning.config.iterations // 2)
-live = BackgroundTraining(learning, measure=partial(switch.size_shares, others), every=10)
+count = fast(60, 500)
+short = dataclasses.replace(SCHEDULE, batch_size=32, iterations=count, warmup=10, ema_decay=0.0, stop_at=count // 2)
+learning = SwitchTraining(regions, dataclasses.replace(loss_config, budget_target=0.6), short)
+live = BackgroundTraining(learning, measure=partial(size_shares, learning.switch, others), every=10)
 names = ("loss_boundary", "loss_budget", "loss_entropy")
-watch = LivePanel(live, names, "size shares, objects kept back", stacked=True, switch=switch)
+watch = LivePanel(live, names, "size shares, objects kept back", stacked=True, switch=learning)
 watch.start()
 
 # %% [markdown]
@@ -356,18 +357,15 @@ watch.figure()
 
 # %%
 from lessons.live import shares_figure
-from lessons.training import spent
 
-from dynamask.engine.switch_training import SCHEDULE, Signals, train_switch
+from dynamask.engine.frozen_switch import train_switch
 
-targets, signals = (0.2, 0.35, 0.5, 0.7), Signals.of(regions)
+targets = (0.2, 0.35, 0.5, 0.7)
 short = dataclasses.replace(SCHEDULE, iterations=fast(30, 300), batch_size=32)
-trained = {}
-for target in targets:
-    aimed = dataclasses.replace(loss_config, budget_target=target)
-    trained[target] = SwitchOnly(regions, aimed)
-    train_switch(signals, trained[target].switch, aimed, short, seed=0)
-by_target = {f"C_t = {target:.0%}": one.size_shares(others) for target, one in trained.items()}
+trained = {
+    target: train_switch(regions, dataclasses.replace(loss_config, budget_target=target), short) for target in targets
+}
+by_target = {f"C_t = {target:.0%}": size_shares(switch, others) for target, switch in trained.items()}
 shares_figure(by_target, "Sizes that switches trained for four targets give")
 
 # %% [markdown]
@@ -377,14 +375,16 @@ shares_figure(by_target, "Sizes that switches trained for four targets give")
 # object the size that is still worth it. Let the switch of the largest target spend what the others spend:
 
 # %%
-from dynamask.engine.switch_training import logits_of
+from lessons.training import chosen_sizes, spent
+
+from dynamask.engine.frozen_switch import predict_logits
 from dynamask.evaluation.choices import at
 from dynamask.reports.judging import at_budget
 
 macs, iou, table = others.macs, others.mask_iou.double().numpy(), []
-logits = logits_of(trained[targets[-1]].switch, others)
-for target, one in trained.items():
-    own = one.choose(others)
+logits = predict_logits(trained[targets[-1]], others)
+for target, switch in trained.items():
+    own = chosen_sizes(switch, others)
     priced = at_budget(logits, predictor.costs.macs_per_instance, spent(own, macs) * macs[-1])
     figures = [(f"{spent(choice, macs):.0%}", float(at(iou, choice).mean())) for choice in (own, priced)]
     table.append([f"{target:.0%}", *figures[0], *figures[1]])

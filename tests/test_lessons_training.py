@@ -6,19 +6,19 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers.feature_caches import synthetic_cache
 from lessons import live
 from lessons.show import Table
 from lessons.training import (
     BackgroundTraining,
-    CachedRegions,
     History,
-    SwitchOnly,
+    chosen_sizes,
     fresh_mask_branch,
     iou_by_size,
     masks_by_size,
+    size_shares,
     small_run,
     spent,
-    switch_run,
 )
 from torch import nn
 
@@ -26,14 +26,12 @@ from dynamask.bundled import bundled_path
 from dynamask.config import LossConfig, TrainConfig, recipe
 from dynamask.data.loaders import training_loader
 from dynamask.data.shapes import ShapesDataset
-from dynamask.engine.cached_features import Cache
 from dynamask.engine.checkpoint import checkpoints
+from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining
 from dynamask.engine.optimizer import lr_factor
 from dynamask.engine.run import Run
 from dynamask.engine.train import train
 from dynamask.evaluation.mask_quality import mask_iou
-from dynamask.models.build import preset
-from dynamask.models.masks import losses
 from dynamask.models.weights import load_model
 from dynamask.structures import DynaMaskError
 
@@ -61,18 +59,6 @@ class Blanks(torch.utils.data.Dataset):
 def slope_run(out, steps=8, **kwargs):
     config = TrainConfig(batch_size=2, iterations=steps, optimizer="adamw", lr=0.1, warmup=0, workers=0, save_every=100)
     return Run(Slope(**kwargs), training_loader(Blanks(), 2), config, {"loss_mask": 1.0}, out)
-
-
-def random_cache(count: int = 12, seed: int = 0) -> Cache:
-    """A cache of noise, as wide as the small preset's features."""
-    generator = torch.Generator().manual_seed(seed)
-    config = preset("dynamask_mobilenetv2_fpn_small")
-    tables = [torch.rand(count, 4, generator=generator) for _ in range(7)]
-    whole = torch.zeros(count, dtype=torch.int64)
-    feature = torch.randn(count, config.region_channels, 14, 14, generator=generator).half()
-    about = {"config": config.to_dict(), "macs_per_instance": [10, 20, 40, 80]}
-    return Cache(feature, *tables, torch.zeros(count, 4), torch.zeros(count, 2), whole, torch.arange(count), whole,
-                 whole, torch.zeros(count), about)  # fmt: skip
 
 
 def test_a_run_in_a_thread_notes_what_a_run_notes(tmp_path):
@@ -153,43 +139,13 @@ def test_a_small_run_is_the_same_each_time_and_resumes_with_its_settings_only(tm
     assert again.step == 1
 
 
-def test_items_of_a_cache_are_its_rows():
-    cache = random_cache()
-    items = CachedRegions(cache)
-    assert len(items) == 12
-    _, target = items[5]
-    assert target["image_id"] == 5 and target["feature"].dtype == torch.float32
-    for name in CachedRegions.COLUMNS:
-        assert torch.equal(target[name], getattr(cache, name)[5:6].float())
-    with pytest.raises(IndexError, match="region 12 of 12"):
-        items[12]
-
-
-@pytest.mark.parametrize("signal", ["boundary", "edge"])
-def test_the_switch_alone_has_the_losses_of_the_branch(signal):
-    cache = random_cache()
-    config = LossConfig(switch_signal=signal, switch_selection="expected", overlap_share=0.25, budget_target=0.4)
-    switch = SwitchOnly(cache, config, seed=3)
-    named = switch([], [CachedRegions(cache)[i][1] for i in range(len(cache))])
-    error = 0.75 * cache.boundary_error + 0.25 * cache.overlap_error
-    expected = losses.switch_losses(
-        switch.switch(cache.feature.float()), torch.tensor([10, 20, 40, 80]) / 80.0, cache.mask_loss, cache.edge_loss,
-        error, config,
-    )  # fmt: skip
-    assert named.keys() == expected.keys()
-    assert all(torch.allclose(named[name], expected[name]) for name in named)
-
-
-def test_a_switch_learns_to_keep_its_budget(tmp_path):
-    cache = random_cache(24)
-    cheap = LossConfig(switch_signal="boundary", switch_selection="expected", switch_weight=4.0, budget_target=0.15)
-    switch = SwitchOnly(cache, cheap)
-    history = History()
-    train(switch_run(switch, cache, 40, tmp_path), on_step=history, progress=False)
-    assert history.values["loss_budget"][-1] < 0.5 * history.values["loss_budget"][0]
-    assert switch.size_shares(cache)[0] > 0.5
-    assert switch.size_shares(cache).sum() == pytest.approx(1)
-    assert spent(switch.choose(cache), cache.macs) == pytest.approx(float(cache.macs[switch.choose(cache)].mean()) / 80)
+def test_choices_of_a_switch_and_what_they_cost():
+    cache = synthetic_cache(12)
+    switch = SwitchTraining(cache, LossConfig()).switch
+    choice = chosen_sizes(switch, cache)
+    assert np.array_equal(choice, switch(cache.feature.float()).argmax(1).numpy())
+    assert size_shares(switch, cache).tolist() == [(choice == k).mean() for k in range(4)]
+    assert spent(choice, cache.macs) == pytest.approx(float(cache.macs[choice].mean()) / 100)
 
 
 def test_smoothing_is_a_mean_of_the_last_values():
@@ -234,18 +190,17 @@ def test_losses_and_shares_are_drawn_as_they_are():
     assert [list(bar.y) for bar in bars] == [[0.1, 1.0], [0.2, 0], [0.3, 0], [0.4, 0]]
 
 
-def test_the_panel_moves_with_the_run_and_its_controls_reach_it(tmp_path):
-    cache = random_cache()
-    switch = SwitchOnly(cache, LossConfig(switch_signal="boundary", budget_target=0.5))
-    run = switch_run(switch, cache, 6, tmp_path)
-    run.config = dataclasses.replace(run.config, stop_at=3)
-    training = BackgroundTraining(run, measure=lambda: switch.size_shares(cache), every=2)
-    panel = live.LivePanel(training, ("loss_budget",), "shares", True, switch)
+def test_the_panel_moves_with_the_run_and_its_controls_reach_it():
+    cache = synthetic_cache(12)
+    config = dataclasses.replace(SCHEDULE, batch_size=8, iterations=6, stop_at=3)
+    run = SwitchTraining(cache, LossConfig(switch_signal="boundary", budget_target=0.5), config)
+    training = BackgroundTraining(run, measure=lambda: size_shares(run.switch, cache), every=2)
+    panel = live.LivePanel(training, ("loss_budget",), "shares", True, run)
     assert "step 0 of 6" in panel.status.value
     panel.start()
     assert training.wait() is False and run.step == 3
     panel.slider.value = 0.25
-    assert switch.config.budget_target == 0.25
+    assert run.loss_config.budget_target == 0.25
     run.config = dataclasses.replace(run.config, stop_at=0)
     panel.go_on_button.click()
     assert training.wait()

@@ -27,6 +27,7 @@ REDRAW_SECONDS = 0.4
 STEPS_PER_FRAME = 6
 KEPT_SECONDS = 1800
 """A run that was left alone for so long is forgotten."""
+LOOKING = "Computing the features of the scenes…"
 PAUSED, DONE = "Paused. Start goes on.", "Done: the run has reached its end."
 """Said when a run rests."""
 
@@ -52,7 +53,7 @@ class Visit:
     def pause(self) -> None:
         """Let the run rest, if any."""
         if self.training is not None:
-            self.training.wanted = False
+            self.training.active = False
 
     def leave(self) -> None:
         """End the run, if any; a closed tab and a forgotten session call it too."""
@@ -81,13 +82,13 @@ def frames(visit: Visit, pace: float = REDRAW_SECONDS) -> Iterator[str]:
     if training is None:  # Stop was pressed since
         yield invitation()
         return
-    while visit.turn == turn and training.wanted and not training.finished:
+    while visit.turn == turn and training.active and not training.finished:
         start = time.monotonic()
         training.work(STEPS_PER_FRAME)
-        yield frame(training, "Training…", visit.drawn)
+        yield frame(training, "Training…" if training.scenes.ready else LOOKING, visit.drawn)
         time.sleep(max(0.0, pace - (time.monotonic() - start)))
     if visit.turn == turn:
-        training.wanted = False
+        training.active = False
         yield frame(training, DONE if training.finished else PAUSED, visit.drawn)
     if visit.training is not training:
         training.stop()  # again: its last step may have counted it as alive
@@ -98,7 +99,7 @@ def frames(visit: Visit, pace: float = REDRAW_SECONDS) -> Iterator[str]:
 def buttons(visit: Visit) -> tuple[dict[str, Any], ...]:
     """Start, Pause and Stop, those alone enabled that do something now."""
     exists = visit.training is not None
-    running = exists and visit.training.wanted
+    running = exists and visit.training.active
     return tuple(gr.update(interactive=enabled) for enabled in (not running, running, exists))
 
 
@@ -126,8 +127,8 @@ class Lesson:
                 visit.take_up(LiveTraining(self.scenes, target, weight))
             training = visit.training
             training.set(target, weight)
-            training.wanted = True
-            yield visit, frame(training, "Looking at the first scenes…", visit.drawn), *buttons(visit)
+            training.active = True
+            yield visit, frame(training, LOOKING if training.step == 0 else "Training…", visit.drawn), *buttons(visit)
             for picture in frames(visit):
                 yield visit, picture, *buttons(visit)
         except DynaMaskError as error:
@@ -136,7 +137,7 @@ class Lesson:
                 visit.leave()
                 yield visit, invitation(), *buttons(visit)
             else:
-                visit.training.wanted = False
+                visit.training.active = False
                 yield visit, frame(visit.training, PAUSED, visit.drawn), *buttons(visit)
 
     @staticmethod

@@ -18,7 +18,8 @@ from dynamask.viz import theme
 if TYPE_CHECKING:
     import ipywidgets
 
-    from lessons.training import BackgroundTraining, History, SwitchOnly
+    from dynamask.engine.frozen_switch import SwitchTraining
+    from lessons.training import BackgroundTraining, History
 
 LOSS_LOOKS: dict[str, tuple[str, str, str]] = {
     "loss": ("total, weighted", theme.INK, "solid"),
@@ -134,7 +135,7 @@ class LivePanel:
         names: Sequence[str],
         measured: str,
         stacked: bool = False,
-        switch: SwitchOnly | None = None,
+        switch: SwitchTraining | None = None,
     ) -> None:
         import ipywidgets
 
@@ -185,18 +186,18 @@ class LivePanel:
         self.status.value = f"step {run.step} of {run.config.iterations}, {word}"
 
 
-def _budget_slider(switch: SwitchOnly) -> ipywidgets.FloatSlider:
+def _budget_slider(switch: SwitchTraining) -> ipywidgets.FloatSlider:
     """A slider that sets the budget target of a switch, from its next step on."""
     import dataclasses
 
     import ipywidgets
 
     slider = ipywidgets.FloatSlider(
-        value=switch.config.budget_target, min=0.12, max=1.0, step=0.01, description="C_t", readout_format=".0%"
+        value=switch.loss_config.budget_target, min=0.12, max=1.0, step=0.01, description="C_t", readout_format=".0%"
     )
 
     def moved(change: dict) -> None:
-        switch.config = dataclasses.replace(switch.config, budget_target=change["new"])
+        switch.loss_config = dataclasses.replace(switch.loss_config, budget_target=change["new"])
 
     slider.observe(moved, names="value")
     return slider

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dynamask.config import LossConfig
 from dynamask.data.shapes import ShapesDataset
-from dynamask.engine.cached_features import Cache, build_cache
-from dynamask.engine.switch_training import SCHEDULE, Signals, logits_of, train_switch
+from dynamask.engine.frozen_features import FeatureCache, build_cache
+from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining, predict_logits
 from dynamask.evaluation.choices import PictureBootstrap, shares
 from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges
@@ -41,7 +41,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
 """Settings that are compared, and the losses that each leaves out."""
 
 
-def regions(predictor: Predictor, scenes: int, seed: int) -> Cache:
+def regions(predictor: Predictor, scenes: int, seed: int) -> FeatureCache:
     """What frozen weights say of every object of some scenes of the shapes world, in its true box.
 
     Args:
@@ -216,7 +216,7 @@ def gradient_figure(quality: GradientQuality) -> go.Figure:
     return drawn
 
 
-def losses_figure(cache: Cache) -> go.Figure:
+def losses_figure(cache: FeatureCache) -> go.Figure:
     """Mean mask and edge loss of every size (each on its own grid) with 95 % intervals over pictures."""
     boot, panels = PictureBootstrap(cache.image_id.unique().tolist(), samples=400), ("mask_loss", "edge_loss")
     rows = boot.rows(cache.image_id.numpy())
@@ -236,7 +236,7 @@ def losses_figure(cache: Cache) -> go.Figure:
     return drawn
 
 
-def rank_table(cache: Cache, samples: int = 200) -> Table:
+def rank_table(cache: FeatureCache, samples: int = 200) -> Table:
     """Which signal goes with what a finer mask gains: Spearman's ρ of gains, 112 over 14, with 95 % intervals."""
     boot = PictureBootstrap(cache.image_id.unique().tolist(), samples=samples)
     rows = boot.rows(cache.image_id.numpy())
@@ -251,7 +251,7 @@ def rank_table(cache: Cache, samples: int = 200) -> Table:
     return Table(["what falls from 14 to 112", "ρ with the gain in boundary IoU", "ρ with the gain in mask IoU"], table)
 
 
-def baseline_table(cache: Cache, scenes: int, seed: int) -> Table:
+def baseline_table(cache: FeatureCache, scenes: int, seed: int) -> Table:
     """How rare the edges are at each size, and how much of the loss of a blind guess each predictor saves.
 
     The blind guess knows only the share b of ones: its cross-entropy is −b log b − (1 − b) log(1 − b).
@@ -303,7 +303,7 @@ class SwitchRun:
 
 
 def run_switch(
-    cache: Cache,
+    cache: FeatureCache,
     name: str = "quality + budget + entropy",
     config: LossConfig = SIGNAL,
     steps: int = 200,
@@ -323,19 +323,17 @@ def run_switch(
     schedule = dataclasses.replace(SCHEDULE, iterations=steps, warmup=1, batch_size=32, ema_decay=0.0)
     fractions, every, seen = cache.macs / cache.macs[-1], max(1, steps // 30), []
 
-    def look(step: int, switch: MaskSwitchModule) -> None:
-        if step % every == 0 or step in (1, steps):
-            probs = F.softmax(logits_of(switch, cache), dim=1)
+    def look(training: SwitchTraining, _: dict[str, float]) -> None:
+        if training.step % every == 0 or training.step in (1, steps):
+            probs = F.softmax(predict_logits(training.switch, cache), dim=1)
             choice = probs.argmax(1).numpy()
             cost, spread = float(fractions[choice].mean()), float(probs.std(0).mean())
-            seen.append((step, shares(choice), cost, probs.double().mean(0).numpy(), spread))
+            seen.append((training.step, shares(choice), cost, probs.double().mean(0).numpy(), spread))
 
-    left_out = LEFT_OUT[name] if without is None else without
-    torch.manual_seed(seed)
-    switch = cache.new_switch().train()
-    train_switch(Signals.of(cache), switch, config, schedule, seed, look, left_out)
+    training = SwitchTraining(cache, config, schedule, seed, LEFT_OUT[name] if without is None else without)
+    training.train(look)
     columns: list[Any] = [np.array(column) for column in zip(*seen)]
-    return SwitchRun(name, *columns, switch.eval())
+    return SwitchRun(name, *columns, training.switch.eval())
 
 
 class StepPlayer(widgets.VBox):

@@ -10,27 +10,26 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from dynamask.bundled import bundled_path
 from dynamask.config import LossConfig, recipe
 from dynamask.data.loaders import training_loader
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
 from dynamask.data.transforms import TrainingTransforms
-from dynamask.engine.cached_features import Cache
 from dynamask.engine.evaluate import EvaluationOptions, collect
+from dynamask.engine.frozen_features import FeatureCache
+from dynamask.engine.frozen_switch import SwitchTraining, predict_logits
 from dynamask.engine.run import Run
-from dynamask.engine.switch_training import SCHEDULE, logits_of
 from dynamask.engine.train import loss_weights, train
 from dynamask.evaluation.choices import shares
 from dynamask.models.build import build_model, preset
 from dynamask.models.dynamask import DynaMaskRCNN
-from dynamask.models.masks import losses
+from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.weights import load_model
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
@@ -55,7 +54,7 @@ class History:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __call__(self, run: Run, values: dict[str, float]) -> None:
+    def __call__(self, run: Run | SwitchTraining, values: dict[str, float]) -> None:
         """Note the values of a step; an ``on_step`` of :func:`dynamask.engine.train.train`."""
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
@@ -83,7 +82,7 @@ class BackgroundTraining:
 
     def __init__(
         self,
-        run: Run,
+        run: Run | SwitchTraining,
         measure: Callable[[], np.ndarray] | None = None,
         every: int = 10,
         on_change: Callable[[], None] | None = None,
@@ -138,7 +137,8 @@ class BackgroundTraining:
         try:
             if not self.history.measured_at:
                 self._measure()
-            train(self.run, progress=False, on_step=self._step, should_stop=self._asked.is_set)
+            steps = self.run.train if isinstance(self.run, SwitchTraining) else partial(train, self.run, progress=False)
+            steps(on_step=self._step, should_stop=self._asked.is_set)
             if self.history.measured_at and self.history.measured_at[-1] != self.run.step:
                 self._measure()
         except BaseException as error:  # told to whoever waits
@@ -146,7 +146,7 @@ class BackgroundTraining:
         self.seconds += time.monotonic() - begun
         self._changed()
 
-    def _step(self, run: Run, values: dict[str, float]) -> None:
+    def _step(self, run: Run | SwitchTraining, values: dict[str, float]) -> None:
         self.history(run, values)
         if run.step % self.every == 0:
             self._measure()
@@ -232,70 +232,14 @@ def small_run(out: Path, iterations: int, seed: int = 0, lr: float | None = None
     return Run(model, loader, config, loss_weights(loss_config), out, json.loads(json.dumps(settings)))
 
 
-class CachedRegions(Dataset):
-    """Rows of a cache as a data set for the engine: items are (empty picture, target of one region).
-
-    Args:
-        cache: what a frozen model says of every region; the targets hold its columns, one row of them each.
-    """
-
-    COLUMNS = ("feature", "mask_loss", "edge_loss", "boundary_error", "overlap_error")
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The item of a row; IndexError beyond the end."""
-        if not 0 <= index < len(self.cache):
-            raise IndexError(f"region {index} of {len(self.cache)}")
-        row = {name: getattr(self.cache, name)[index : index + 1].float() for name in self.COLUMNS}
-        return torch.zeros(3, 1, 1, dtype=torch.uint8), {**row, "image_id": self.cache.image_id[index]}
+def size_shares(switch: MaskSwitchModule, cache: FeatureCache) -> np.ndarray:
+    """(4,) shares of the sizes that a switch chooses for the regions of a cache, by argmax and without noise."""
+    return shares(chosen_sizes(switch, cache))
 
 
-class SwitchOnly(nn.Module):
-    """A switch that knows nothing, alone with its losses, as a model that the engine trains.
-
-    Args:
-        cache: that it learns from; it says how wide the switch is and what the sizes cost.
-        config: its losses. It may be replaced at any time, the next step takes it.
-        seed: of the first weights; no other random draw is touched.
-    """
-
-    def __init__(self, cache: Cache, config: LossConfig, seed: int = 0) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.switch = cache.new_switch()
-        self.config = config
-        self.register_buffer("fractions", torch.from_numpy(cache.macs / cache.macs[-1]).float())
-
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Named losses of a batch of regions (see :class:`CachedRegions`); the pictures are not looked at."""
-        joined = {key: torch.cat([t[key] for t in targets]) for key in CachedRegions.COLUMNS}
-        error = torch.lerp(joined["boundary_error"], joined["overlap_error"], self.config.overlap_share)
-        logits, tables = self.switch(joined["feature"]), (joined["mask_loss"], joined["edge_loss"], error)
-        return losses.switch_losses(logits, self.fractions, *tables, self.config)
-
-    def choose(self, cache: Cache) -> np.ndarray:
-        """(N,) size indices that the switch gives the regions of a cache, by argmax and without noise."""
-        return logits_of(self.switch, cache).argmax(dim=1).numpy()
-
-    def size_shares(self, cache: Cache) -> np.ndarray:
-        """(4,) shares of the sizes among the regions of a cache."""
-        return shares(self.choose(cache))
-
-
-def switch_run(switch: SwitchOnly, cache: Cache, steps: int, out: Path, seed: int = 0) -> Run:
-    """A run of a switch on the regions of a cache, by the schedule of ``engine.switch_training``, half its batch."""
-    config = dataclasses.replace(
-        SCHEDULE, batch_size=32, iterations=steps, warmup=min(10, steps), ema_decay=0.0, seed=seed, workers=0,
-        save_every=steps, keep=1,
-    )  # fmt: skip
-    loader = training_loader(CachedRegions(cache), config.batch_size, seed)
-    return Run(switch, loader, config, loss_weights(switch.config), out)
+def chosen_sizes(switch: MaskSwitchModule, cache: FeatureCache) -> np.ndarray:
+    """(N,) size indices that a switch chooses for the regions of a cache, by argmax and without noise."""
+    return predict_logits(switch, cache).argmax(dim=1).numpy()
 
 
 def spent(choice: np.ndarray, macs: np.ndarray) -> float:
