@@ -26,7 +26,7 @@ from dynamask.models.solo.config import STRIDES
 from dynamask.ops.rle import encode_rle
 from dynamask.solo_predictor import SoloPrediction
 from dynamask.viz import cells
-from dynamask.viz.overlay import Outline, contrast_colour
+from dynamask.viz.style import LEVEL_COLOURS, Outline, contrast_colour
 
 MASK_SIDE = 320
 """Longest side, in cells, of a mask that is sent to the browser."""
@@ -139,7 +139,7 @@ class Recent:
 def level_styles() -> list[dict[str, Any]]:
     """Name, colour, text colour and outline of each level, fine to coarse."""
     styles = []
-    for level, (colour, outline) in enumerate(zip(cells.LEVEL_COLOURS, LEVEL_OUTLINES)):
+    for level, (colour, outline) in enumerate(zip(LEVEL_COLOURS, LEVEL_OUTLINES)):
         red, green, blue = contrast_colour(colour)
         text = f"#{red:02x}{green:02x}{blue:02x}"
         styles.append({"size": f"L{level + 1}", "colour": colour, "text": text, **dataclasses.asdict(outline)})

@@ -20,9 +20,8 @@ from app.session import Session
 from dynamask.data.pictures import read_picture
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.cells import LEVEL_COLOURS
-from dynamask.viz.instances import draw_instances
-from dynamask.viz.overlay import draw_overlay
+from dynamask.viz.overlay import draw_instances, draw_overlay
+from dynamask.viz.style import LEVEL_COLOURS
 
 Picks = Sequence[tuple[int, int]]
 """(row of the instance, index of its size) of the shown instances, best score first."""

@@ -21,7 +21,7 @@ from PIL import Image
 from app import cells
 from app.session import Instances, Session
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.overlay import SIZE_COLOURS, SIZE_OUTLINES, contrast_colour
+from dynamask.viz.style import SIZE_COLOURS, SIZE_OUTLINES, contrast_colour
 
 LOWEST_SCORE = 0.05
 """Detections below this score are not sent to the browser."""

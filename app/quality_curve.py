@@ -10,7 +10,7 @@ import numpy as np
 from dynamask.evaluation.choices import at, permuted, shares
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.overlay import SIZE_COLOURS
+from dynamask.viz.style import SIZE_COLOURS
 
 if TYPE_CHECKING:
     from app.session import Session

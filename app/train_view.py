@@ -14,7 +14,8 @@ from PIL import Image
 
 from app.live_training import MAX_SECONDS, MAX_STEPS, LiveTraining, Point
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.overlay import SIZE_COLOURS, contrast_colour, draw_overlay
+from dynamask.viz.overlay import draw_overlay
+from dynamask.viz.style import SIZE_COLOURS, contrast_colour
 
 LOSSES = {
     "loss_boundary": ("boundary error of the drawn sizes", "var(--accent)", ""),

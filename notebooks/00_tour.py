@@ -132,7 +132,7 @@ print(
 widget.slider.value = 0.03
 widget.selected = order[0]
 print(widget.mask_size)
-widget.reason
+widget.explanation
 
 # %% [markdown]
 # ## Anything, not only people

@@ -195,10 +195,9 @@ assert (gap[:2] > 0).all()
 # is the smallest size that keeps 95 %.
 
 # %%
-from dynamask.viz import theme
-from dynamask.viz.needs import class_needs
+from dynamask.viz.required_size import required_size_by_class
 
-theme.dress(class_needs(summary))
+required_size_by_class(summary)
 
 # %% [markdown]
 # ## A world where the difficulty is known

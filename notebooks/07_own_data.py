@@ -130,12 +130,11 @@ needs
 # %%
 from dynamask.data.coco import drop_degenerate
 from dynamask.evaluation.ideal_masks import ideal_quality, summarise
-from dynamask.viz import theme
-from dynamask.viz.needs import class_needs
+from dynamask.viz.required_size import required_size_by_class
 
 sound, rles, _ = drop_degenerate(coco)
 summary = summarise(ideal_quality(sound, rles))
-theme.dress(class_needs(summary))
+required_size_by_class(summary)
 
 # %% [markdown]
 # Read a row from left to right: 14 to 112. The large dot is the smallest size whose mean boundary IoU reaches 95 %.

@@ -15,6 +15,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from IPython import get_ipython
 
+from dynamask.viz.widgets import PageSetup
+
 CONFIG = {"displaylogo": False, "responsive": True}
 
 
@@ -36,7 +38,7 @@ def page_of(widget: widgets.Widget) -> str:
 
 def html_of(widget: widgets.Widget) -> str:
     """One widget with its children."""
-    if type(widget).__name__ == "PageManners":
+    if isinstance(widget, PageSetup):
         return ""
     if isinstance(widget, go.FigureWidget):  # its `layout` is plotly's
         return f'<div style="width: 100%; min-width: 0">{figure_html(go.Figure(widget))}</div>'

@@ -24,7 +24,7 @@ from dynamask.evaluation.ideal_masks import (
 )
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.needs import class_needs, headline, needs_page
+from dynamask.viz.required_size import headline, required_size_by_class, required_size_page
 
 COCO_MINI = Path(os.environ.get("DYNAMASK_DATA") or "../shared/data") / "coco-mini" / "annotations" / "instances.json"
 
@@ -169,14 +169,14 @@ def test_no_instance_is_an_answer():
     summary = summarise(ideal_quality(coco, rles, min_area=1e9))
     assert summary["all"]["instances"] == 0 and summary["classes"] == {}
     assert summary["all"]["boundary_iou"]["14"] is None and summary["all"]["needed_size_mask"] is None
-    assert "no instance" in needs_page(summary) and "| all | 0 | – |" in markdown_table(summary)
+    assert "no instance" in required_size_page(summary) and "| all | 0 | – |" in markdown_table(summary)
     assert [row["class"] for row in table_rows(summary)] == [""]
 
 
 def test_the_chart_sorts_rings_and_counts():
     coco, rles = annotated([plate(), comb(), comb()], class_ids=[2, 1, 1])
     summary = summarise(ideal_quality(coco, rles))
-    figure = class_needs(summary)
+    figure = required_size_by_class(summary)
     assert figure.layout.yaxis.categoryarray == ("plate (1)", "comb (2)")  # drawn from the bottom up
     coarse = next(trace for trace in figure.data if trace.name == "14×14")
     assert coarse.y == ("comb (2)", "plate (1)")
@@ -186,7 +186,7 @@ def test_the_chart_sorts_rings_and_counts():
     labels = [button.label for button in figure.layout.updatemenus[0].buttons]
     assert labels == ["all (3)", "small (0)", "medium (3)", "large (0)"]
     assert sum(figure.layout.updatemenus[0].buttons[0].args[1]) == sum(trace.visible for trace in figure.data)
-    assert "3 instances of 2 classes" in headline(summary) and "least of the boundary of comb" in headline(summary)
+    assert "3 instances of 2 classes" in headline(summary) and "is lowest for comb" in headline(summary)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from app.session import Instances
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.overlay import SIZE_COLOURS
+from dynamask.viz.style import SIZE_COLOURS
 
 ROOT = Path(__file__).resolve().parent.parent
 

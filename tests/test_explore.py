@@ -13,9 +13,9 @@ from helpers.small_models import tiny_model
 from dynamask.models.masks import policies
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz import explore, why
+from dynamask.viz import explore
 from dynamask.viz.explorer import SHOWN_SIDES, Explorer
-from dynamask.viz.overlay import RepeatedOverlay, draw_overlay
+from dynamask.viz.overlay import CachedOverlay, draw_overlay, encode_jpeg
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def test_slider_is_the_exact_budget(prediction, predictor):
         assert explorer.mask_size == [MASK_SIZES[k] for k in expected.tolist()]
         mean = float(explorer.prediction.macs.double().mean()) / 1e9
         assert mean <= explorer.slider.value + 1e-9 or share == 0.0
-        assert explorer.bars.data[1].y[0] == pytest.approx(mean)
-        assert explorer.bars.layout.shapes[0].visible and explorer.bars.layout.shapes[0].y0 == pytest.approx(
-            max(explorer.slider.value, macs[0] / 1e9)
-        )
+        assert explorer.totals_chart.data[1].y[0] == pytest.approx(mean)
+        assert explorer.totals_chart.layout.shapes[0].visible and explorer.totals_chart.layout.shapes[
+            0
+        ].y0 == pytest.approx(max(explorer.slider.value, macs[0] / 1e9))
     explorer.slider.value = explorer.slider.min
     assert set(explorer.mask_size) == {14}
 
@@ -90,9 +90,9 @@ def test_policies_change_sizes_figures_and_picture(prediction):
     for size in MASK_SIZES:
         explorer.policy.value = f"fixed:{size}"
         assert explorer.mask_size == [size] * 3
-        assert list(explorer.bars.data[0].y) == [3 * (size == each) for each in MASK_SIZES]
+        assert list(explorer.totals_chart.data[0].y) == [3 * (size == each) for each in MASK_SIZES]
         assert all(f"· {size}" in line for line, _ in explorer.instances.options)
-        assert not explorer.bars.layout.shapes[0].visible
+        assert not explorer.totals_chart.layout.shapes[0].visible
         pictures.append(explorer.picture.jpeg)
     assert len(set(pictures)) == 4
     explorer.policy.value = "size"
@@ -103,13 +103,15 @@ def test_policies_change_sizes_figures_and_picture(prediction):
 def test_reasons_are_those_of_the_picked_instance(prediction):
     explorer = explore(prediction)
     explorer.instances.value = 2
-    assert explorer.selected == 2 and "#3 class" in explorer.reason.value.replace(prediction.class_names[3], "class")
-    assert list(explorer.reasons.data[0].y) == pytest.approx(prediction.switch_probs[2].tolist())
+    assert explorer.selected == 2 and "#3 class" in explorer.explanation.value.replace(
+        prediction.class_names[3], "class"
+    )
+    assert list(explorer.selection_chart.data[0].y) == pytest.approx(prediction.switch_probs[2].tolist())
     explorer.policy.value = "fixed:14"
-    assert list(explorer.reasons.data[0].y) == pytest.approx(prediction.switch_probs[2].tolist())
+    assert list(explorer.selection_chart.data[0].y) == pytest.approx(prediction.switch_probs[2].tolist())
     assert explorer.crops.value.count("<img") == 4 and "mask at 14×14, chosen" in explorer.crops.value
     learned = int(prediction.switch_logits[2].argmax())
-    assert f"believes in {MASK_SIZES[learned]}×{MASK_SIZES[learned]}" in explorer.reason.value
+    assert f"the switch prefers {MASK_SIZES[learned]}×{MASK_SIZES[learned]}" in explorer.explanation.value
     assert explorer.selected == 2, "a change of the policy keeps the picked instance"
 
 
@@ -123,7 +125,7 @@ def test_what_the_budget_changed_is_said(prediction):
     explorer.selected = row
     masks = [prediction.mask_at(row, size) for size in (14, MASK_SIZES[int(learned[row])])]
     kept = float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
-    assert f"IoU of {kept:.2f}" in explorer.reason.value
+    assert f"IoU of {kept:.2f}" in explorer.explanation.value
 
 
 def test_clicks_and_keys_pick_instances(prediction):
@@ -171,7 +173,7 @@ def test_no_instance(predictor, pixels):
     explorer.picture._handle_custom_msg({"x": 0.5, "y": 0.5}, [])
     assert explorer.selected is None and len(explorer.prediction) == 0
     shown = cv2.resize(pixels, (160, 120), interpolation=cv2.INTER_CUBIC)
-    assert explorer.picture.jpeg == why.jpeg(shown)
+    assert explorer.picture.jpeg == encode_jpeg(shown)
 
 
 def test_one_instance_and_class_agnostic_weights(pixels):
@@ -203,7 +205,7 @@ def test_large_pictures_are_shown_smaller_and_small_ones_larger(predictor, predi
 
 def test_bad_input_is_one_sentence(prediction, pixels):
     bare = dataclasses.replace(prediction, picture=None)
-    with pytest.raises(DynaMaskError, match="remembers no picture"):
+    with pytest.raises(DynaMaskError, match="holds no picture"):
         explore(bare)
     assert explore(bare, pixels).mask_size == prediction.mask_size.tolist()
     with pytest.raises(DynaMaskError, match="40 x 30 pixels"):
@@ -215,7 +217,7 @@ def test_bad_input_is_one_sentence(prediction, pixels):
 
 
 def test_repeated_overlay_draws_what_the_overlay_draws(prediction, pixels):
-    repeated = RepeatedOverlay(pixels, lambda i, size: prediction.mask_at(i, size).numpy())
+    repeated = CachedOverlay(pixels, lambda i, size: prediction.mask_at(i, size).numpy())
     before = pixels.copy()
     for sizes in ([14, 28, 112], [56, 56, 14], [14, 28, 112]):
         masks = np.stack([prediction.mask_at(i, size).numpy() for i, size in enumerate(sizes)])
@@ -227,7 +229,7 @@ def test_repeated_overlay_draws_what_the_overlay_draws(prediction, pixels):
 
 
 def test_charts_do_without_widgets():
-    code = "import sys, dynamask.viz.charts, dynamask.viz.overlay; assert 'ipywidgets' not in sys.modules"
+    code = "import sys, dynamask.viz.charts, dynamask.viz.overlay, dynamask.viz; assert 'ipywidgets' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(ImportError):
         from dynamask.viz import nothing  # noqa: F401
@@ -235,7 +237,7 @@ def test_charts_do_without_widgets():
 
 def test_a_reloaded_page_gets_the_figures_as_they_stand(prediction):
     explorer = explore(prediction, policy="fixed:56")
-    state = explorer.bars.get_state()
+    state = explorer.totals_chart.get_state()
     assert list(state["_widget_data"][0]["y"]) == [0, 0, 3, 0]
     explorer.policy.value = "fixed:14"
-    assert list(explorer.bars.get_state()["_widget_data"][0]["y"]) == [3, 0, 0, 0]
+    assert list(explorer.totals_chart.get_state()["_widget_data"][0]["y"]) == [3, 0, 0, 0]

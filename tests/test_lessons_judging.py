@@ -15,6 +15,7 @@ from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.reports.collecting import Collected
 from dynamask.reports.options import CurveOptions
 from dynamask.structures import MASK_SIZES
+from dynamask.viz.style import POLICY_STYLES
 
 MACS = (10, 20, 40, 80)
 
@@ -157,7 +158,7 @@ def test_curves_tables_and_points_come_from_the_rows(scenes):
     finest = drawn["all at 112"]
     assert finest.y[0] == pytest.approx(given.quality("mask_iou")[:, 3].mean())
     assert finest.x[0] == pytest.approx(MACS[-1] / 1e9)
-    assert drawn["oracle"].line.color == judging.CURVE_LOOKS["oracle"]
+    assert drawn["oracle"].line.color == POLICY_STYLES["oracle"].colour
     assert judging.share_rows(result["rows"]) == []  # without other views there is no noise-aware oracle
 
 

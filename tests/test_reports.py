@@ -21,8 +21,7 @@ from dynamask.reports.facts import Source
 from dynamask.reports.options import TableOptions
 from dynamask.reports.writer import Heading, Paragraph, Report, Table, markdown, page, with_interval, write_report
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.curves import LOOKS, Series, quality_curves
-from dynamask.viz.overlay import SIZE_COLOURS
+from dynamask.viz.style import POLICY_STYLES
 
 CURVE = ("--budgets", "3", "--views", "2", "--samples", "20", "--ap-samples", "5", "--permutations", "2")
 
@@ -95,7 +94,7 @@ def test_the_budget_curve_is_four_files_that_agree(curve):
         assert row["mean"] is None or float(text["mean"]) == row["mean"]
     assert data["pictures"] == 4 and data["true_instances"] == 6 and data["detections"] > 0
     policies = {row["policy"] for row in data["rows"] if row["boxes"] == "gt" and not row["against"]}
-    assert policies == set(LOOKS) and {row["boxes"] for row in data["rows"]} == {"gt", "detected"}
+    assert policies == set(POLICY_STYLES) and {row["boxes"] for row in data["rows"]} == {"gt", "detected"}
     assert {row["measure"] for row in data["rows"]} == set(budget_curve.TITLES)
     known = data["known_complexity"]
     assert set(known) == {"mean_macs", "complexity", "object_size", "complexity_by_size"}
@@ -223,18 +222,6 @@ def test_a_report_is_written_whole(tmp_path):
     assert "H &lt;1&gt;" in page(report) and "a &amp; b" in page(report)
     assert with_interval({"mean": 0.5, "low": 0.25, "high": 0.75}, 2, True) == "+0.50 [+0.25, +0.75]"
     assert with_interval({"mean": None, "low": None, "high": None}) == "–"
-
-
-def test_curves_draw_bands_and_points_in_the_colours_of_the_sizes():
-    line = Series("budget", "b", [0.1, 0.2, 0.3], [1, 2, None], [0.5, 1.5, None], [1.5, 2.5, None])
-    point = Series("fixed:56", "all at 56", [0.2], [1.2], [1.0], [1.3])
-    figure = quality_curves({"m": [line, point], "n": [line]}, "t", bands=("budget",), zero=True)
-    band, drawn, marker, *_ = figure.data
-    assert list(band.x) == [0.1, 0.2, 0.2, 0.1] and list(band.y) == [1.5, 2.5, 1.5, 0.5] and band.fill == "toself"
-    assert list(drawn.y) == [1, 2, None] and band.legendgroup == drawn.legendgroup == "b"
-    assert marker.marker.color == SIZE_COLOURS[56] and marker.error_y.array[0] == pytest.approx(0.1)
-    assert [trace.showlegend for trace in figure.data] == [False, True, True, False, False]
-    assert len(figure.layout.shapes) == 2
 
 
 def test_options_are_checked():

@@ -15,7 +15,7 @@ from app.errors import refuse
 from app.templates import module_loader, template
 from app.uploads import MAX_BYTES, MAX_INSTANCES, MAX_PICTURES, opened, table_of
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.overlay import SIZE_COLOURS, contrast_colour
+from dynamask.viz.style import SIZE_COLOURS, contrast_colour
 
 if TYPE_CHECKING:
     from app.context import PageContext

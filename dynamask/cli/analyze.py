@@ -36,7 +36,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
     from dynamask.data.coco import drop_degenerate
     from dynamask.evaluation.ideal_masks import ideal_quality, markdown_table, summarise, table_rows
     from dynamask.reports.writer import csv_text
-    from dynamask.viz.needs import needs_page
+    from dynamask.viz.required_size import required_size_page
 
     if arguments.out is not None:
         check_folder(arguments.out)
@@ -48,7 +48,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
         files = {
             "analyze.md": markdown_table(summary),
             "analyze.csv": csv_text(table_rows(summary)),
-            "analyze.html": needs_page(summary),
+            "analyze.html": required_size_page(summary),
         }
         for name, text in files.items():
             write_text(arguments.out / name, text)
@@ -76,7 +76,7 @@ def _annotations(path: Path | None, data: str | None, split: str | None) -> dict
 def _print_table(summary: dict[str, Any], target: str | None) -> None:
     """Boundary IoU of the ideal masks, as lines for people."""
     from dynamask.evaluation.ideal_masks import by_loss, need_text
-    from dynamask.viz.needs import headline
+    from dynamask.viz.required_size import headline
 
     say(headline(summary), target)
     columns = "".join(f"{size:>7}" for size in MASK_SIZES)

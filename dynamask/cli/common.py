@@ -114,8 +114,7 @@ def judged(
 def drawn(pixels: np.ndarray, prediction: Prediction | SoloPrediction, named: bool = True) -> np.ndarray:
     """A picture (H, W, 3) uint8 with its instances: in the colours of their mask sizes, or else of their classes."""
     from dynamask.solo_predictor import SoloPrediction
-    from dynamask.viz.instances import draw_instances
-    from dynamask.viz.overlay import draw_overlay
+    from dynamask.viz.overlay import draw_instances, draw_overlay
 
     if isinstance(prediction, SoloPrediction):
         own = (prediction.masks, prediction.boxes, prediction.labels)

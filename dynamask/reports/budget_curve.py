@@ -16,7 +16,7 @@ from dynamask.reports.options import CurveOptions
 from dynamask.reports.world import World
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.curves import Series, quality_curves
+from dynamask.viz.charts import Series, curve_chart, policy_series
 
 TITLES = {
     "mask_iou": "mean mask IoU",
@@ -36,6 +36,7 @@ NAMES = {
 }
 _LINES = ("random", "mix", "oracle", "noise-aware oracle", "budget")
 _BANDS = ("mix", "noise-aware oracle", "budget")
+_COST = "mean GMACs per instance"
 _POINTS = (*(f"fixed:{size}" for size in MASK_SIZES), "size", "learned")
 
 
@@ -149,11 +150,12 @@ def chosen(rows: Sequence[Row], boxes: str, measure: str, policy: str, against: 
 def _section(rows: Sequence[Row], boxes: str, measures: tuple[str, str], full: int) -> list[Block]:
     """Figures and tables of one kind of boxes."""
     lines = [p for p in _LINES if chosen(rows, boxes, measures[0], p)]
-    curves = {TITLES[m]: _series(rows, boxes, m, (*lines, *_POINTS)) for m in measures}
-    gains = {TITLES[m]: _series(rows, boxes, m, [p for p in lines if p != "random"], "random") for m in measures}
+    curves = {TITLES[m]: _series(rows, boxes, m, (*lines, *_POINTS), bands=("budget",)) for m in measures}
+    others = [p for p in lines if p != "random"]
+    gains = {TITLES[m]: _series(rows, boxes, m, others, "random", _BANDS) for m in measures}
     blocks: list[Block] = [
-        Figure(quality_curves(curves, "Quality against cost", bands=("budget",))),
-        Figure(quality_curves(gains, "Gain over random at equal MACs", bands=_BANDS, zero=True)),
+        Figure(curve_chart(curves, "Quality against cost", _COST, height=500)),
+        Figure(curve_chart(gains, "Gain over random at equal MACs", _COST, height=500, zero_line=True)),
         _own_table(rows, boxes, measures, full),
         Paragraph("Learned sizes minus the others, at the others' mean MACs:"),
         _difference_table(rows, boxes, measures),
@@ -164,13 +166,21 @@ def _section(rows: Sequence[Row], boxes: str, measures: tuple[str, str], full: i
     return blocks
 
 
-def _series(rows: Sequence[Row], boxes: str, measure: str, policies: Sequence[str], against: str = "") -> list[Series]:
+def _series(
+    rows: Sequence[Row],
+    boxes: str,
+    measure: str,
+    policies: Sequence[str],
+    against: str = "",
+    bands: Sequence[str] = (),
+) -> list[Series]:
     series = []
     for policy in policies:
         own = chosen(rows, boxes, measure, policy, against)
         if own:
             values = {key: [row[key] for row in own] for key in ("mean", "low", "high")}
-            series.append(Series(policy, NAMES[policy], [row["mean_macs"] / 1e9 for row in own], **values))
+            gmacs = [row["mean_macs"] / 1e9 for row in own]
+            series.append(policy_series(policy, NAMES[policy], gmacs, **values, band=policy in bands))
     return series
 
 

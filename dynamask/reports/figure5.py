@@ -14,7 +14,7 @@ from dynamask.reports.signals import SIGNALS
 from dynamask.reports.world import Evidence, World, world_facts
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.violins import size_violins
+from dynamask.viz.charts import size_violins
 
 FINER = "finer is better, always"
 _SHOWN = 2000  # instances in the figure, at most

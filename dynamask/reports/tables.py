@@ -25,7 +25,7 @@ from dynamask.reports.verdicts import budgets_said, pyramids_said, sizes_said
 from dynamask.reports.world import Evidence, World, coarsest_first, finest, size_label, world_facts
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.tables import cost_quality, stacked_shares
+from dynamask.viz.charts import cost_quality, stacked_shares
 
 FULL = f"fixed:{MASK_SIZES[-1]}"
 FCN_HEADS = tuple(f"fcn:{size}" for size in MASK_SIZES)

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
+from dynamask.viz.charts import page_html
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -190,8 +191,7 @@ def page(report: Report) -> str:
                 f"<figcaption>{caption}</figcaption></figure>"
             )
         else:
-            config = {"responsive": True, "displaylogo": False}
-            drawn = block.figure.to_html(full_html=False, include_plotlyjs=library, config=config)
+            drawn = page_html(block.figure, plotlyjs=library)
             parts.append(f'<div class="scroll"><div class="figure">{drawn}</div></div>')
             library = False
     return "\n".join([*parts, "</body></html>\n"])

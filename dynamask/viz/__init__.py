@@ -1,4 +1,4 @@
-"""Pictures and figures of predictions: arrays in, arrays or figures out; and `explore`, the notebook's widget."""
+"""Charts, overlays and the notebook widget ``explore``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["explore"]
 
 
 def __getattr__(name: str) -> Any:
-    """``explore`` on first use: it brings ipywidgets and the predictor, which the drawing of arrays does without."""
+    """Import ``explore`` on first use, since drawing arrays does not need ipywidgets."""
     if name == "explore":
         try:
             return importlib.import_module("dynamask.viz.explorer").explore

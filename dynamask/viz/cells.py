@@ -14,16 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
 from dynamask.models.solo.config import NEIGHBOURS
 from dynamask.solo_predictor import CellView
-from dynamask.viz import theme
-from dynamask.viz.overlay import UInt8Array, hex_to_rgb
-from dynamask.viz.why import jpeg
+from dynamask.viz.charts import figure, panel_figure
+from dynamask.viz.overlay import UInt8Array, encode_jpeg
+from dynamask.viz.style import hex_to_rgb
 
-LEVEL_COLOURS = ("#32084A", "#A8123E", "#2C6BE0", "#5CC8A8", "#FEE90C")
-"""Colour (sRGB hex) of each level of the pyramid, fine to coarse; apart for colour-blind eyes, darker means finer."""
 CELL_COLOUR, NEIGHBOUR_COLOUR, MOVED_COLOUR = "#FFB000", "#7FE7FF", "#FF5FA2"
 """Of the cell, of its neighbours, and of the places where representations are taken."""
 LOGIT_SCALE, PROBABILITY_SCALE = "RdBu_r", "Cividis"
@@ -179,7 +176,7 @@ def cell_sentence(view: CellView) -> str:
 def _picture_source(pixels: UInt8Array) -> str:
     """A picture for a figure as `data:` text, thinned out where it is very large."""
     step = max(1, -(-max(pixels.shape[:2]) // _LARGEST))
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(pixels[::step, ::step])).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(pixels[::step, ::step])).decode("ascii")
 
 
 def _polyline(segments: Iterator[tuple[float, float, float, float]]) -> dict[str, list[float | None]]:
@@ -216,7 +213,7 @@ def cell_figure(pixels: UInt8Array, view: CellView) -> go.Figure:
         view: of one instance.
     """
     size = pixels.shape[0], pixels.shape[1]
-    drawn = theme.figure(height=min(620, max(260, round(760 * size[0] / size[1]) + 60)))
+    drawn = figure(height=min(620, max(260, round(760 * size[0] / size[1]) + 60)))
     drawn.add_layout_image(
         source=_picture_source(pixels), xref="x", yref="y", x=0, y=0, sizex=size[1], sizey=size[0], sizing="stretch",
         layer="below",
@@ -299,10 +296,10 @@ def representations_figure(view: CellView, crop: Crop | None = None) -> go.Figur
     ] + ["the mask"]  # fmt: skip
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
-    drawn = make_subplots(
-        rows=rows, cols=columns, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.28 / (rows + 1)
-    )
     (x0, y0, x1, y1), limit = crop_box(view, crop), logit_limit(view, crop)
+    side = 210 * min(1.4, max(0.5, (y1 - y0) / (x1 - x0)))
+    height = round(rows * (side + 34) + 70)
+    drawn = panel_figure(titles, height, columns, horizontal_spacing=0.03, vertical_spacing=0.28 / (rows + 1))
     dx, dy = (x1 - x0) / (crop[3] - crop[2]), (y1 - y0) / (crop[1] - crop[0])
     place = {"x0": x0 + dx / 2, "dx": dx, "y0": y0 + dy / 2, "dy": dy}
     for i, title in enumerate(titles):
@@ -318,15 +315,11 @@ def representations_figure(view: CellView, crop: Crop | None = None) -> go.Figur
         anchor = drawn.data[-1].xaxis or "x"
         drawn.update_xaxes(range=[x0, x1], visible=False, constrain="domain", row=row, col=column)
         drawn.update_yaxes(range=[y1, y0], visible=False, scaleanchor=anchor, constrain="domain", row=row, col=column)
-    side = 210 * min(1.4, max(0.5, (y1 - y0) / (x1 - x0)))
     drawn.update_layout(
-        template=theme.TEMPLATE,
-        height=round(rows * (side + 34) + 70),
         margin={"l": 4, "r": 4, "t": 34, "b": 4},
         coloraxis={"colorscale": LOGIT_SCALE, "cmin": -limit, "cmax": limit, "colorbar": _bar("logit", 0.0)},
         coloraxis2={"colorscale": PROBABILITY_SCALE, "cmin": 0, "cmax": 1, "colorbar": _bar("probability", 0.52)},
     )
-    drawn.update_annotations(font={"size": 12, "color": theme.INK})
     return drawn
 
 
@@ -334,6 +327,6 @@ def _bar(title: str, start: float) -> dict[str, object]:
     """A low colour bar under the figure."""
     return {
         "orientation": "h", "x": start, "xanchor": "left", "len": 0.46, "thickness": 10, "y": -0.02, "yanchor": "top",
-        "title": {"text": title, "side": "bottom", "font": {"size": 12, "color": theme.INK}}, "nticks": 5,
-        "tickfont": {"size": 11, "color": theme.INK}, "outlinewidth": 0,
+        "title": {"text": title, "side": "bottom", "font": {"size": 12}}, "nticks": 5,
+        "tickfont": {"size": 11}, "outlinewidth": 0,
     }  # fmt: skip

@@ -1,7 +1,8 @@
-"""Predictions drawn on their picture (numpy and OpenCV).
+"""Instances drawn on their picture with NumPy and OpenCV: filled, outlined and labelled.
 
-Each mask size has a colour, an outline pattern and its number printed on the instance, so that no reader depends on the
-colour alone. The four colours stay apart for colour-blind eyes, and darker means finer.
+Models that choose a mask size per instance are drawn by size (:func:`draw_overlay`), others by class
+(:func:`draw_instances`). Each mask size has a colour, an outline pattern and its number printed on the instance, so
+that no information is carried by colour alone.
 """
 
 from __future__ import annotations
@@ -12,54 +13,25 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from dynamask.structures import MASK_SIZES
-
-SIZE_COLOURS: dict[int, str] = {14: "#FEE90C", 28: "#66C2A5", 56: "#1F5FBF", 112: "#8E0B2B"}
-"""Colour (sRGB hex) of each mask size."""
+from dynamask.viz.style import SIZE_COLOURS, SIZE_OUTLINES, Outline, class_colour, contrast_colour, hex_to_rgb
 
 UInt8Array = npt.NDArray[np.uint8]
 Rectangle = tuple[int, int, int, int]  # xyxy in whole pixels, ends exclusive
 
-_MOVES = sorted(
+_CLASS_OUTLINE = Outline(width=2)
+_LABEL_OFFSETS = sorted(
     ((across, down) for across in range(-2, 3) for down in range(-4, 5)),
-    key=lambda move: 2 * abs(move[0]) + abs(move[1]),
-)  # where a plate may go, in plates across and down, nearest first
+    key=lambda offset: 2 * abs(offset[0]) + abs(offset[1]),
+)
+"""Positions tried for a label, in label widths and heights from the preferred one, nearest first."""
 
 
-@dataclass(frozen=True)
-class Outline:
-    """How the outline of one mask size is drawn; lengths in pixels of a picture whose short side is at most 480 px.
-
-    The line is `width` wide and lies inside the mask. Marks of length `dash` alternate with gaps of length `gap` in
-    black or white (gap 0: a full line). `core` puts a thin line of black or white along the middle: a double line.
-    """
-
-    width: int
-    dash: int = 1
-    gap: int = 0
-    core: bool = False
-
-
-SIZE_OUTLINES: dict[int, Outline] = {
-    14: Outline(width=3, dash=5, gap=5),
-    28: Outline(width=3, dash=13, gap=6),
-    56: Outline(width=3),
-    112: Outline(width=5, core=True),
-}
-"""Outline of each mask size: dotted, dashed, full, double."""
-
-
-def hex_to_rgb(colour: str) -> tuple[int, int, int]:
-    """`"#RRGGBB"` as (red, green, blue), each 0-255."""
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
-
-
-def contrast_colour(colour: str) -> tuple[int, int, int]:
-    """Black or white (red, green, blue), whichever stands out more from `colour` (`"#RRGGBB"`) by WCAG contrast."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(hex_to_rgb(colour)) / 255]
-    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
-    return (0, 0, 0) if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else (255, 255, 255)
+def encode_jpeg(picture: UInt8Array, quality: int = 88) -> bytes:
+    """Encode an (H, W, 3) uint8 RGB picture as JPEG."""
+    return cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def draw_overlay(
@@ -70,14 +42,13 @@ def draw_overlay(
     labels: Sequence[str] | None = None,
     opacity: float = 0.5,
 ) -> UInt8Array:
-    """Draw instances on a picture: fill, outline and printed mask size.
+    """Draw instances in the colours and outlines of their mask sizes, with the size printed on each.
 
-    Instances come with the highest score first, as a prediction holds them, and are drawn from the last to the first:
-    the surest lies on top.
+    Instances are sorted by falling score, as in a prediction, and drawn in reverse order, so that the best is on top.
 
     Args:
         image: (H, W, 3) uint8 RGB; left unchanged.
-        masks: (R, H, W) bool; R may be 0, and a mask may be empty (then only its box is drawn).
+        masks: (R, H, W) bool; R may be 0, and of an empty mask only the box is drawn.
         mask_size: (R,) int, each one of 14, 28, 56, 112.
         boxes: (R, 4) xyxy in pixels of the picture, or None to draw no boxes.
         labels: R names to print before the sizes, or None to print the sizes alone.
@@ -87,46 +58,98 @@ def draw_overlay(
         A new (H, W, 3) uint8 RGB picture.
 
     Raises:
-        ValueError: shapes or lengths do not fit each other, a size is not one of the four, or opacity is outside 0-1.
+        ValueError: shapes or lengths do not match, a size is not one of the four, or opacity is outside 0–1.
     """
     mask_array, sizes, box_array = _checked(image, masks, mask_size, boxes, labels, opacity)
-    scale = max(1, round(min(image.shape[:2]) / 480))
-    paint = _Paint(image.shape[:2], scale)
-    shapes = [shape_of(mask) for mask in mask_array]
-    for i in range(len(sizes) - 1, -1, -1):
-        paint.add_instance(shapes[i], int(sizes[i]))
-    picture = paint.composite(image, opacity)
-    if box_array is not None:
-        for i in range(len(sizes) - 1, -1, -1):
-            draw_box(picture, box_array[i], SIZE_COLOURS[int(sizes[i])], scale)
-    _draw_plates(picture, shapes, sizes.tolist(), labels, scale)
+    looks = [(SIZE_COLOURS[size], SIZE_OUTLINES[size]) for size in sizes]
+    return _draw(image, mask_array, looks, _size_texts(sizes, labels), box_array, opacity)
+
+
+def draw_instances(
+    image: UInt8Array,
+    masks: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    opacity: float = 0.5,
+    colours: Sequence[str] | None = None,
+    framed: bool = True,
+) -> UInt8Array:
+    """Draw instances in the colours of their classes, with the class name printed on each, the best on top.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; left unchanged.
+        masks: (R, H, W) bool, sorted by falling score; R may be 0.
+        boxes: (R, 4) xyxy in pixels.
+        labels: (R,) int64.
+        names: by label.
+        opacity: of the fill, 0–1.
+        colours: sRGB hex of each instance, instead of the colour of its class.
+        framed: draw the boxes.
+
+    Returns:
+        A new (H, W, 3) uint8 RGB picture.
+    """
+    rows = labels.tolist()
+    looks = [(colour, _CLASS_OUTLINE) for colour in colours or [class_colour(label) for label in rows]]
+    box_array = boxes.double().numpy() if framed else None
+    return _draw(image, masks.numpy(), looks, [names[label] for label in rows], box_array, opacity)
+
+
+def _draw(
+    image: UInt8Array,
+    masks: npt.NDArray[np.bool_],
+    looks: Sequence[tuple[str, Outline]],
+    texts: Sequence[str],
+    boxes: npt.NDArray[np.float64] | None,
+    opacity: float,
+) -> UInt8Array:
+    """Draw masks (R, H, W) in R colours and outlines, with R texts and optionally boxes (R, 4)."""
+    scale = _scale(image)
+    colours = [colour for colour, _ in looks]
+    palette = list(dict.fromkeys(colours))
+    layers = _Layers(image.shape[:2], palette)
+    shapes = [shape_of(mask) for mask in masks]
+    for shape, (colour, outline) in reversed(list(zip(shapes, looks, strict=True))):
+        if shape is not None:
+            index = palette.index(colour)
+            layers.add(shape, index, _line_codes(shape, index, outline, scale))
+    picture = layers.composite(image, opacity)
+    if boxes is not None:
+        for box, colour in reversed(list(zip(boxes, colours, strict=True))):
+            _draw_box(picture, box, hex_to_rgb(colour), scale)
+    _draw_labels(picture, shapes, texts, colours, scale)
     return picture
 
 
-class RepeatedOverlay:
-    """The overlay of one picture, drawn again and again while the sizes of its instances change.
+class CachedOverlay:
+    """Overlay of one picture that is drawn repeatedly while the mask sizes of its instances change.
 
-    What an instance looks like at a size is worked out once, the first time that it is drawn so.
+    The appearance of an instance at a size is computed once, when it is first needed.
 
     Args:
         image: (H, W, 3) uint8 RGB; kept, not changed.
-        mask_at: the mask (H, W) bool of an instance (its index) at a size of ``MASK_SIZES``.
-        opacity: of the fill, 0-1.
+        mask_at: returns the mask (H, W) bool of an instance (its index) at a size of ``MASK_SIZES``.
+        opacity: of the fill, 0–1.
     """
 
     def __init__(self, image: UInt8Array, mask_at: Callable[[int, int], npt.ArrayLike], opacity: float = 0.5) -> None:
         self.image, self.mask_at, self.opacity = image, mask_at, opacity
-        self.scale = max(1, round(min(image.shape[:2]) / 480))
-        self._patches: dict[tuple[int, int], tuple[Shape, UInt8Array] | None] = {}
+        self.scale = _scale(image)
+        self._patches: dict[tuple[int, int], tuple[Shape, npt.NDArray[np.uint]] | None] = {}
 
     def prepare(self, index: int, size: int) -> None:
-        """Work out one instance at one size now."""
+        """Compute the appearance of one instance at one size."""
         if (index, size) not in self._patches:
             shape = shape_of(np.asarray(self.mask_at(index, size), dtype=bool))
-            self._patches[index, size] = None if shape is None else (shape, _line_codes(shape, size, self.scale))
+            if shape is None:
+                self._patches[index, size] = None
+            else:
+                codes = _line_codes(shape, MASK_SIZES.index(size), SIZE_OUTLINES[size], self.scale)
+                self._patches[index, size] = (shape, codes)
 
     def contains(self, index: int, size: int, x: int, y: int) -> bool:
-        """Whether the mask of an instance at a size covers a pixel."""
+        """Whether the mask of an instance at a size covers the pixel (x, y)."""
         self.prepare(index, size)
         patch = self._patches[index, size]
         if patch is None:
@@ -138,27 +161,28 @@ class RepeatedOverlay:
     def draw(
         self, mask_size: npt.ArrayLike, labels: Sequence[str] | None = None, frame: Sequence[float] | None = None
     ) -> UInt8Array:
-        """What :func:`draw_overlay` draws without boxes; a frame (xyxy in pixels) marks an instance in black and white.
+        """Draw the picture of :func:`draw_overlay` without boxes.
 
         Args:
             mask_size: (R,) int, each one of 14, 28, 56, 112.
             labels: R names to print before the sizes, or None to print the sizes alone.
+            frame: box (xyxy in pixels) to mark in black and white, or None.
         """
         sizes = [int(size) for size in np.asarray(mask_size).reshape(-1)]
-        paint = _Paint(self.image.shape[:2], self.scale)
-        shapes: list[Shape | None] = []
+        layers = _Layers(self.image.shape[:2], [SIZE_COLOURS[size] for size in MASK_SIZES])
         for i, size in enumerate(sizes):
             self.prepare(i, size)
-            patch = self._patches[i, size]
-            shapes.append(None if patch is None else patch[0])
-        for i in range(len(sizes) - 1, -1, -1):
-            patch = self._patches[i, sizes[i]]
+        patches = [self._patches[i, size] for i, size in enumerate(sizes)]
+        for patch, size in reversed(list(zip(patches, sizes, strict=True))):
             if patch is not None:
-                paint.lay(patch[0], sizes[i], patch[1])
-        picture = paint.composite(self.image, self.opacity)
+                layers.add(patch[0], MASK_SIZES.index(size), patch[1])
+        picture = layers.composite(self.image, self.opacity)
         if frame is not None:
-            _draw_frame(picture, np.asarray(frame, dtype=np.float64), self.scale)
-        _draw_plates(picture, shapes, sizes, labels, self.scale)
+            box = np.asarray(frame, dtype=np.float64)
+            _draw_box(picture, box, (255, 255, 255), 5 * self.scale)
+            _draw_box(picture, box, (0, 0, 0), 2 * self.scale)
+        shapes = [None if patch is None else patch[0] for patch in patches]
+        _draw_labels(picture, shapes, _size_texts(sizes, labels), [SIZE_COLOURS[s] for s in sizes], self.scale)
         return picture
 
 
@@ -169,17 +193,17 @@ def _checked(
     boxes: npt.ArrayLike | None,
     labels: Sequence[str] | None,
     opacity: float,
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64] | None]:
-    """The arrays in their types, or a ValueError that says what does not fit."""
+) -> tuple[npt.NDArray[np.bool_], list[int], npt.NDArray[np.float64] | None]:
+    """Masks, sizes and boxes in their types; raises ValueError for what does not match."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
-    sizes = np.asarray(mask_size, dtype=np.int64).reshape(-1)
+    sizes = [int(size) for size in np.asarray(mask_size, dtype=np.int64).reshape(-1)]
     mask_array = np.asarray(masks, dtype=bool)
-    if mask_array.size == 0 and len(sizes) == 0:
+    if mask_array.size == 0 and not sizes:
         mask_array = mask_array.reshape(0, *image.shape[:2])
     if mask_array.shape != (len(sizes), *image.shape[:2]):
         raise ValueError(f"masks must be {(len(sizes), *image.shape[:2])}, not {mask_array.shape}")
-    unknown = sorted(set(sizes.tolist()) - set(MASK_SIZES))
+    unknown = sorted(set(sizes) - set(MASK_SIZES))
     if unknown:
         raise ValueError(f"mask sizes {unknown} are none of {MASK_SIZES}")
     box_array = None if boxes is None else np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -190,11 +214,24 @@ def _checked(
     return mask_array, sizes, box_array
 
 
+def _scale(image: UInt8Array) -> int:
+    """Factor of all line widths: 1 for a picture whose short side is at most 719 px."""
+    return max(1, round(min(image.shape[:2]) / 480))
+
+
+def _size_texts(sizes: Sequence[int], labels: Sequence[str] | None) -> list[str]:
+    """Texts to print on instances: the size, after the label if there is one."""
+    return [str(size) if labels is None else f"{labels[i]} {size}" for i, size in enumerate(sizes)]
+
+
 @dataclass(frozen=True)
 class Shape:
-    """The part of a mask that is not empty: its top left corner in the picture and a crop (h, w).
+    """Non-empty part of a mask: its top left corner in the picture and a crop (h, w).
 
-    `depth` is each pixel's distance to the mask's border in pixels, float32, 0 outside the mask.
+    Attributes:
+        top, left: position of the crop in pixels.
+        inside: (h, w) bool, the crop of the mask.
+        depth: (h, w) float32, distance of each pixel to the mask's border in pixels, 0 outside the mask.
     """
 
     top: int
@@ -210,7 +247,7 @@ class Shape:
 
 
 def shape_of(mask: npt.NDArray[np.bool_]) -> Shape | None:
-    """The shape of a mask (H, W), or None where it is empty."""
+    """Return the shape of a mask (H, W), or None if it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if len(rows) == 0:
         return None
@@ -220,60 +257,60 @@ def shape_of(mask: npt.NDArray[np.bool_]) -> Shape | None:
     return Shape(int(rows[0]), int(columns[0]), inside, depth)
 
 
-class _Paint:
-    """Two index maps of the picture, what fills a pixel and what line crosses it, turned into colours at the end.
+class _Layers:
+    """Two index maps of the picture, the fill and the line at each pixel, turned into colours at the end.
 
-    Fill codes: 0 none, k + 1 for the k-th size. Line codes: 0 none, 2k + 1 the casing and 2k + 2 the line of the k-th.
+    Fill codes: 0 none, k + 1 the k-th colour. Line codes: 0 none, 2k + 1 the casing and 2k + 2 the line in the k-th
+    colour.
+
+    Args:
+        image_size: (H, W).
+        palette: colours, sRGB hex.
     """
 
-    def __init__(self, image_size: tuple[int, int], scale: int) -> None:
-        self.fill = np.zeros(image_size, dtype=np.uint8)
-        self.line = np.zeros(image_size, dtype=np.uint8)
-        self.scale = scale
+    def __init__(self, image_size: tuple[int, int], palette: Sequence[str]) -> None:
+        codes = np.uint8 if len(palette) < 127 else np.uint16
+        self.palette = palette
+        self.fill = np.zeros(image_size, dtype=codes)
+        self.line = np.zeros(image_size, dtype=codes)
 
-    def add_instance(self, shape: Shape | None, size: int) -> None:
-        """Lay one instance over those that are there; its outline lies inside its mask."""
-        if shape is not None:
-            self.lay(shape, size, _line_codes(shape, size, self.scale))
-
-    def lay(self, shape: Shape, size: int, codes: UInt8Array) -> None:
-        """The same with the line codes of its crop, (h, w), worked out before."""
-        self.fill[shape.window][shape.inside] = MASK_SIZES.index(size) + 1
+    def add(self, shape: Shape, colour: int, codes: npt.NDArray[np.uint]) -> None:
+        """Add one instance over the others; `codes` are the line codes (h, w) of its crop."""
+        self.fill[shape.window][shape.inside] = colour + 1
         self.line[shape.window][shape.inside] = codes[shape.inside]
 
     def composite(self, image: UInt8Array, opacity: float) -> UInt8Array:
-        """The picture with fills and lines: one table look-up per pixel and channel."""
-        colours = np.array([hex_to_rgb(SIZE_COLOURS[size]) for size in MASK_SIZES], dtype=np.float64)
+        """Return the picture with fills and lines, by one table look-up per pixel and channel."""
+        colours = np.array([hex_to_rgb(colour) for colour in self.palette], dtype=np.float64).reshape(-1, 3)
         values = np.arange(256, dtype=np.float64)
-        table = np.empty((3, len(MASK_SIZES) + 1, 256), dtype=np.uint8)  # (channel, fill code, value)
+        table = np.empty((3, len(colours) + 1, 256), dtype=np.uint8)  # (channel, fill code, value)
         for channel in range(3):
             table[channel, 0] = values
             table[channel, 1:] = np.rint((1 - opacity) * values + opacity * colours[:, channel : channel + 1])
         fill = self.fill.astype(np.intp) << 8
         picture = np.stack([table[c].reshape(-1)[fill | image[..., c]] for c in range(3)], axis=-1)
-        lines = [[0, 0, 0]]
-        for size in MASK_SIZES:
-            lines += [list(contrast_colour(SIZE_COLOURS[size])), list(hex_to_rgb(SIZE_COLOURS[size]))]
+        lines = [(0, 0, 0)]
+        for colour in self.palette:
+            lines += [contrast_colour(colour), hex_to_rgb(colour)]
         drawn = self.line > 0
         picture[drawn] = np.array(lines, dtype=np.uint8)[self.line[drawn]]
         return picture
 
 
-def _line_codes(shape: Shape, size: int, scale: int) -> UInt8Array:
-    """Line codes of a shape's crop (h, w), as :class:`_Paint` has them; 0 where no line crosses."""
-    k, style = MASK_SIZES.index(size), SIZE_OUTLINES[size]
+def _line_codes(shape: Shape, colour: int, style: Outline, scale: int) -> npt.NDArray[np.uint]:
+    """Line codes of a shape's crop (h, w), as in :class:`_Layers`; 0 where there is no line."""
     inside, depth = shape.inside, shape.depth
-    codes = np.zeros(inside.shape, dtype=np.uint8)
+    codes = np.zeros(inside.shape, dtype=np.uint8 if colour < 126 else np.uint16)
     width = max(1.0, min(style.width * scale, float(depth.max()) / 2))
-    codes[inside & (depth <= width + scale + 0.5)] = 2 * k + 1
-    codes[inside & (depth <= width + 0.5) & _marks(inside, style, width, scale)] = 2 * k + 2
+    codes[inside & (depth <= width + scale + 0.5)] = 2 * colour + 1
+    codes[inside & (depth <= width + 0.5) & _marks(inside, style, width, scale)] = 2 * colour + 2
     if style.core:
-        codes[inside & (np.abs(depth - width / 2 - 0.5) <= scale / 2)] = 2 * k + 1
+        codes[inside & (np.abs(depth - width / 2 - 0.5) <= scale / 2)] = 2 * colour + 1
     return codes
 
 
 def _marks(inside: npt.NDArray[np.bool_], style: Outline, width: float, scale: int) -> npt.NDArray[np.bool_]:
-    """Where the line of a mask crop (h, w) has a mark and no gap, (h, w) bool."""
+    """Where the line of a mask crop (h, w) has a mark rather than a gap, (h, w) bool."""
     if style.gap == 0:
         return inside
     marks = np.zeros((inside.shape[0] + 2, inside.shape[1] + 2), dtype=np.uint8)
@@ -288,40 +325,30 @@ def _marks(inside: npt.NDArray[np.bool_], style: Outline, width: float, scale: i
     return cv2.dilate(marks, kernel)[1:-1, 1:-1] > 0
 
 
-def draw_box(picture: UInt8Array, box: npt.NDArray[np.float64], colour: str, scale: int) -> None:
+def _draw_box(picture: UInt8Array, box: npt.NDArray[np.float64], colour: tuple[int, int, int], thickness: int) -> None:
     """Draw one xyxy box in place, clipped to the picture."""
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])))
-    cv2.rectangle(picture, (x0, y0), (x1, y1), hex_to_rgb(colour), scale)
+    cv2.rectangle(picture, (x0, y0), (x1, y1), colour, thickness)
 
 
-def _draw_frame(picture: UInt8Array, box: npt.NDArray[np.float64], scale: int) -> None:
-    """Draw a box of a black line in a white one, in place: seen on any picture."""
-    height, width = picture.shape[:2]
-    x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])))
-    for colour, thickness in (((255, 255, 255), 5 * scale), ((0, 0, 0), 2 * scale)):
-        cv2.rectangle(picture, (x0, y0), (x1, y1), colour, thickness)
-
-
-def _draw_plates(
-    picture: UInt8Array,
-    shapes: Sequence[Shape | None],
-    sizes: Sequence[int],
-    labels: Sequence[str] | None,
-    scale: int,
+def _draw_labels(
+    picture: UInt8Array, shapes: Sequence[Shape | None], texts: Sequence[str], colours: Sequence[str], scale: int
 ) -> None:
-    """Print name and size on every instance that has a shape, in place."""
+    """Print the texts on the instances that have a shape, in place."""
     taken: list[Rectangle] = []
-    for i, shape in enumerate(shapes):
+    for shape, text, colour in zip(shapes, texts, colours, strict=True):
         if shape is not None:
-            text = str(sizes[i]) if labels is None else f"{labels[i]} {sizes[i]}"
-            draw_plate(picture, text, shape, SIZE_COLOURS[sizes[i]], scale, taken)
+            taken.append(_draw_label(picture, text, shape, colour, scale, taken))
 
 
-def draw_plate(picture: UInt8Array, text: str, shape: Shape, colour: str, scale: int, taken: list[Rectangle]) -> None:
-    """Print `text` on a plate at the deepest place of the instance, in place, and add the plate to `taken`.
+def _draw_label(
+    picture: UInt8Array, text: str, shape: Shape, colour: str, scale: int, taken: list[Rectangle]
+) -> Rectangle:
+    """Print a text on a plate at the deepest point of a shape, in place, and return the rectangle of the plate.
 
-    A shape smaller than the plate gets it above itself; where another plate is in the way, it moves aside.
+    If the shape is smaller than the plate, the plate is placed above it. The plate avoids the rectangles in `taken`
+    where it can.
     """
     font, font_scale, pad = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * scale, 2 * scale
     (text_width, text_height), baseline = cv2.getTextSize(text, font, font_scale, scale)
@@ -331,20 +358,20 @@ def draw_plate(picture: UInt8Array, text: str, shape: Shape, colour: str, scale:
     if shape.inside.shape[0] < 2 * height or shape.inside.shape[1] < width:
         top = shape.top - height
     room = (max(0, picture.shape[1] - width), max(0, picture.shape[0] - height))
-    for across, down in _MOVES:
-        x0 = int(np.clip(left + across * width, 0, room[0]))
-        y0 = int(np.clip(top + down * height, 0, room[1]))
-        plate = (x0, y0, x0 + width, y0 + height)
-        if not any(_overlap(plate, other) for other in taken):
-            break
-    else:
-        x0, y0 = int(np.clip(left, 0, room[0])), int(np.clip(top, 0, room[1]))
-        plate = (x0, y0, x0 + width, y0 + height)
-    taken.append(plate)
-    text_colour = contrast_colour(colour)
+
+    def plate_at(across: int, down: int) -> Rectangle:
+        x0 = min(max(left + across * width, 0), room[0])
+        y0 = min(max(top + down * height, 0), room[1])
+        return x0, y0, x0 + width, y0 + height
+
+    plates = (plate_at(*offset) for offset in _LABEL_OFFSETS)
+    free = (plate for plate in plates if not any(_overlap(plate, other) for other in taken))
+    plate = next(free, plate_at(0, 0))
+    text_colour, bottom_left = contrast_colour(colour), (plate[0] + pad, plate[1] + pad + text_height)
     cv2.rectangle(picture, plate[:2], (plate[2] - 1, plate[3] - 1), hex_to_rgb(colour), cv2.FILLED)
     cv2.rectangle(picture, plate[:2], (plate[2] - 1, plate[3] - 1), text_colour, scale)
-    cv2.putText(picture, text, (x0 + pad, y0 + pad + text_height), font, font_scale, text_colour, scale, cv2.LINE_AA)
+    cv2.putText(picture, text, bottom_left, font, font_scale, text_colour, scale, cv2.LINE_AA)
+    return plate
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:

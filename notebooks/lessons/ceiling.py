@@ -19,7 +19,8 @@ from dynamask.evaluation.ideal_masks import BOUNDARY_WIDTH_RATIO, METRICS, Ideal
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou, quality_by_size
 from dynamask.ops.masks import crop_masks, paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.theme import INK, TEMPLATE, figure, size_dot, size_line
+from dynamask.viz.charts import figure
+from dynamask.viz.style import INK, TEMPLATE, size_dot, size_line
 from lessons.pictures import LEGEND, error_picture, picture_grid, shade, with_slider
 
 OUTLINES = Path(__file__).resolve().parents[2] / "notebooks" / "data" / "coco-outlines.json"

@@ -26,7 +26,7 @@ from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_LEVELS, STAGE_
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.deform import sampled_deform_conv2d
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.theme import INK, TEMPLATE, size_bar
+from dynamask.viz.style import INK, TEMPLATE, size_bar
 
 PAPER_GMACS = (0.23, 0.62, 1.01, 1.40)
 """The paper's Table 7: an instance's cost at each size, G multiply–accumulates."""

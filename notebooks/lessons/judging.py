@@ -24,9 +24,8 @@ from dynamask.reports.judging import DrawnPrecision, Row, at_budget, choice_of, 
 from dynamask.reports.options import CurveOptions
 from dynamask.reports.writer import with_interval
 from dynamask.structures import MASK_SIZES
-from dynamask.viz import theme
+from dynamask.viz import charts, style
 from dynamask.viz.charts import class_distribution
-from dynamask.viz.curves import Series, quality_curves
 from lessons.pictures import with_slider
 
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -41,11 +40,6 @@ PAPER_TABLE_8 = {
     "DynaMask, 19 % saved": ((0.05, 0.13, 0.25, 0.56), 1.13, 37.6),
 }
 """Shares of the sizes 14 … 112, mean GMACs and mask AP on COCO val 2017, per cent: Tab. 8 of the paper."""
-
-
-CURVE_LOOKS = {"learned": "#DB2777", "budget": "#DB2777", "size": "#0891B2", "random": theme.INK, "mix": "#B45309",
-               "oracle": "#8B5CF6", "noise-aware oracle": "#EA580C"}  # fmt: skip
-"""Colours of the policies on pages of either kind; the fixed sizes keep those of their sizes."""
 
 
 @dataclass(frozen=True)
@@ -162,22 +156,22 @@ def coco_of_class(
 
 def precision_recall_figure(curve: Curve, title: str = "") -> go.Figure:
     """Every detection as a point, the envelope over them, and the area that is the AP (written into it)."""
-    figure = theme.figure(title, height=420)
+    figure = charts.figure(title, height=420)
     figure.add_annotation(x=0.03, y=0.06, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
-                          text=f"AP = {curve.ap:.3f}", font={"size": 22, "color": theme.INK})  # fmt: skip
+                          text=f"AP = {curve.ap:.3f}", font={"size": 22, "color": style.INK})  # fmt: skip
     figure.add_scatter(
-        x=RECALLS, y=curve.sampled, mode="lines", line={"color": theme.ACCENT, "width": 3, "shape": "vh"},
+        x=RECALLS, y=curve.sampled, mode="lines", line={"color": style.ACCENT, "width": 3, "shape": "vh"},
         fill="tozeroy", fillcolor="rgba(59, 130, 246, 0.18)", name="envelope, read at 101 recalls",
     )  # fmt: skip
     figure.add_scatter(
-        x=curve.recall, y=curve.precision, mode="lines", line={"color": theme.INK, "width": 1, "dash": "dot"},
+        x=curve.recall, y=curve.precision, mode="lines", line={"color": style.INK, "width": 1, "dash": "dot"},
         name="after each detection", hoverinfo="skip",
     )  # fmt: skip
     for word, wanted, symbol, colour in (("hit", True, "circle", "#16A34A"), ("miss", False, "x", "#DC2626")):
         rows = np.flatnonzero(curve.hit == wanted)
         figure.add_scatter(
             x=curve.recall[rows], y=curve.precision[rows], mode="markers", name=word, customdata=curve.scores[rows],
-            marker={"symbol": symbol, "color": colour, "size": 9, "line": {"color": theme.INK, "width": 1}},
+            marker={"symbol": symbol, "color": colour, "size": 9, "line": {"color": style.INK, "width": 1}},
             hovertemplate="score %{customdata:.3f}<br>recall %{x:.2f}, precision %{y:.2f}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="recall", range=[0, 1.02])
@@ -251,31 +245,31 @@ def budget_figure(
     quality, limit = given.quality(measure), mean_macs(choice, macs)
     rows = bootstrap.rows(np.array([result["image_id"] for result in given.results]))
     chosen_by = {
-        "at random": (permuted(quality, choice), CURVE_LOOKS["random"]),
-        "learned": (at(quality, choice), CURVE_LOOKS["learned"]),
-        "oracle": (at(quality, best_under_budget(quality, macs, limit)), CURVE_LOOKS["oracle"]),
-        f"all at {MASK_SIZES[-1]}": (quality[:, -1], theme.size_dot(MASK_SIZES[-1])["color"]),
+        "at random": (permuted(quality, choice), style.POLICY_STYLES["random"].colour),
+        "learned": (at(quality, choice), style.POLICY_STYLES["learned"].colour),
+        "oracle": (at(quality, best_under_budget(quality, macs, limit)), style.POLICY_STYLES["oracle"].colour),
+        f"all at {MASK_SIZES[-1]}": (quality[:, -1], style.size_dot(MASK_SIZES[-1])["color"]),
     }
     titles = [f"sizes; {limit / macs[-1]:.0%} of the full MACs are spent", f"mean {TITLES[measure].split(' ', 1)[1]}"]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
     for size, part in zip(MASK_SIZES, shares(choice).tolist()):
-        figure.add_bar(x=[f"{size}"], y=[part], marker=theme.size_bar(size), text=[f"{part:.0%}"],
+        figure.add_bar(x=[f"{size}"], y=[part], marker=style.size_bar(size), text=[f"{part:.0%}"],
                        textposition="outside", cliponaxis=False, row=1, col=1)  # fmt: skip
     for name, (values, colour) in chosen_by.items():
         one = bootstrap.estimate(values, rows)
         reach = {"array": [one["high"] - one["mean"]], "arrayminus": [one["mean"] - one["low"]]}
         figure.add_scatter(
             x=[f"{name}<br>{one['mean']:.3f}"], y=[one["mean"]], mode="markers",
-            marker={"size": 14, "color": colour, "line": {"color": theme.INK, "width": 1.5}},
-            error_y={"type": "data", "symmetric": False, "color": theme.INK, "thickness": 1.5, "width": 6, **reach},
+            marker={"size": 14, "color": colour, "line": {"color": style.INK, "width": 1.5}},
+            error_y={"type": "data", "symmetric": False, "color": style.INK, "thickness": 1.5, "width": 6, **reach},
             row=1, col=2,
         )  # fmt: skip
-    figure.update_layout(template=theme.TEMPLATE, height=380, showlegend=False, margin={"t": 40, "b": 48})
+    figure.update_layout(template=style.TEMPLATE, height=380, showlegend=False, margin={"t": 40, "b": 48})
     figure.update_xaxes(type="category")
     figure.update_xaxes(title="mask size", row=1, col=1)
     figure.update_yaxes(range=[0, 1.12], tickformat=".0%", row=1, col=1)
     figure.update_yaxes(range=[0.5, 1.0], row=1, col=2)
-    figure.update_annotations(font={"color": theme.INK, "size": 13})
+    figure.update_annotations(font={"color": style.INK, "size": 13})
     return figure
 
 
@@ -290,7 +284,7 @@ def slider_below(steps: dict[str, go.Figure], prefix: str = "", active: int = 0)
 def classes_figure(given: Instances, dataset: ShapesDataset, choice: np.ndarray) -> go.Figure:
     """Shares of the sizes by class for chosen sizes (N,), as Fig. 8 of the paper has them, in the notebooks' look."""
     labels = [result["category_id"] for result in given.results]
-    drawn = theme.dress(class_distribution(labels, np.array(MASK_SIZES)[choice], dataset.class_names))
+    drawn = class_distribution(labels, np.array(MASK_SIZES)[choice], dataset.class_names)
     legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.35, "traceorder": "normal"}
     drawn.update_layout(margin={"t": 56, "b": 56, "r": 36}, legend=legend)
     return drawn
@@ -298,11 +292,11 @@ def classes_figure(given: Instances, dataset: ShapesDataset, choice: np.ndarray)
 
 def bootstrap_figure(drawn: np.ndarray, mean: float, low: float, high: float, title: str) -> go.Figure:
     """Histogram of a figure under resampling (B,), with its own value and the bounds of the 95 % interval."""
-    figure = theme.figure(title, height=340, showlegend=False, bargap=0.05)
-    figure.add_histogram(x=drawn, nbinsx=40, marker={"color": theme.ACCENT, "line": {"color": theme.INK, "width": 1}})
+    figure = charts.figure(title, height=340, showlegend=False, bargap=0.05)
+    figure.add_histogram(x=drawn, nbinsx=40, marker={"color": style.ACCENT, "line": {"color": style.INK, "width": 1}})
     for value, dash, text in ((low, "dash", "2.5 %"), (mean, "solid", "ours"), (high, "dash", "97.5 %")):
-        figure.add_vline(x=value, line={"color": theme.INK, "dash": dash, "width": 2}, annotation_text=text,
-                         annotation_position="top", annotation_font={"color": theme.INK})  # fmt: skip
+        figure.add_vline(x=value, line={"color": style.INK, "dash": dash, "width": 2}, annotation_text=text,
+                         annotation_position="top", annotation_font={"color": style.INK})  # fmt: skip
     figure.add_vline(x=0, line={"color": "#DC2626", "width": 2})
     figure.update_yaxes(title="resampled sets of pictures")
     return figure
@@ -310,13 +304,13 @@ def bootstrap_figure(drawn: np.ndarray, mean: float, low: float, high: float, ti
 
 def iou_scatter(mask_iou: np.ndarray, boundary_iou: np.ndarray, sizes: Sequence[int] = MASK_SIZES) -> go.Figure:
     """Boundary IoU against mask IoU, (N, 4) each; a point is an object at one of some sizes."""
-    figure = theme.figure("The same masks, measured twice", height=420, margin={"b": 90})
+    figure = charts.figure("The same masks, measured twice", height=420, margin={"b": 90})
     for size in sizes:
         k = MASK_SIZES.index(size)
         figure.add_scatter(x=mask_iou[:, k], y=boundary_iou[:, k], mode="markers", name=f"{size}×{size}",
-                           marker=theme.size_dot(size, 9), opacity=0.85)  # fmt: skip
+                           marker=style.size_dot(size, 9), opacity=0.85)  # fmt: skip
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="equal", hoverinfo="skip",
-                       line={"color": theme.INK, "dash": "dot", "width": 1.5})  # fmt: skip
+                       line={"color": style.INK, "dash": "dot", "width": 1.5})  # fmt: skip
     low = float(np.floor(min(mask_iou.min(initial=0.9), boundary_iou.min(initial=0.9)) * 10) / 10)
     figure.update_xaxes(title="mask IoU", range=[low, 1.01])
     figure.update_yaxes(title="boundary IoU", range=[low, 1.01])
@@ -348,29 +342,19 @@ def curves_figure(rows: Sequence[Row], boxes: str, measures: Sequence[str], titl
         measures: "mask_iou" and "boundary_iou", or "segm_ap" and "boundary_ap".
         title: of the figure.
     """
-    lines, points = ("random", "mix", "oracle", "noise-aware oracle", "budget"), (*FIXED, "size", "learned")
-    panels = {TITLES[m]: [s for p in (*lines, *points) if (s := _series(rows, boxes, m, p))] for m in measures}
-    figure = theme.dress(quality_curves(panels, title, bands=("budget",)))
-    by_name = {NAMES[policy]: colour for policy, colour in CURVE_LOOKS.items()}
-    for trace in figure.data:
-        colour = by_name.get(str(trace.name))
-        if colour is not None and trace.line.color is not None:
-            trace.line.color = colour
-        if colour is not None:
-            trace.marker.color = colour
-        elif trace.name is None:
-            trace.fillcolor = "rgba(219, 39, 119, 0.16)"
-    figure.update_layout(height=560, margin={"b": 150, "t": 84}, title={"y": None, "yanchor": "auto"})
-    return figure
+    policies = ("random", "mix", "oracle", "noise-aware oracle", "budget", *FIXED, "size", "learned")
+    panels = {TITLES[m]: [s for policy in policies if (s := _series(rows, boxes, m, policy))] for m in measures}
+    return charts.curve_chart(panels, title, "mean GMACs per instance", height=560)
 
 
-def _series(rows: Sequence[Row], boxes: str, measure: str, policy: str) -> Series | None:
+def _series(rows: Sequence[Row], boxes: str, measure: str, policy: str) -> charts.Series | None:
     """A policy in a panel, None where it has no figures there."""
     own = chosen(rows, boxes, measure, policy)
     if not own:
         return None
     values = {key: [row[key] for row in own] for key in ("mean", "low", "high")}
-    return Series(policy, NAMES[policy], [row["mean_macs"] / 1e9 for row in own], **values)
+    gmacs = [row["mean_macs"] / 1e9 for row in own]
+    return charts.policy_series(policy, NAMES[policy], gmacs, **values, band=policy == "budget")
 
 
 def share_rows(rows: Sequence[Row]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from dynamask.config import TrainConfig
 from dynamask.engine.optimizer import lr_factor
 from dynamask.structures import MASK_SIZES
-from dynamask.viz import theme
+from dynamask.viz import charts, style
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from lessons.training import BackgroundTraining, History
 
 LOSS_LOOKS: dict[str, tuple[str, str, str]] = {
-    "loss": ("total, weighted", theme.INK, "solid"),
+    "loss": ("total, weighted", style.INK, "solid"),
     "loss_objectness": ("objectness", "#0891B2", "dot"),
     "loss_rpn_box_reg": ("proposal boxes", "#B45309", "dash"),
     "loss_classifier": ("classes", "#16A34A", "solid"),
     "loss_box_reg": ("boxes", "#8B5CF6", "dashdot"),
-    "loss_mask": ("mask (Eq. 3)", theme.ACCENT, "solid"),
+    "loss_mask": ("mask (Eq. 3)", style.ACCENT, "solid"),
     "loss_edge": ("edge (Eq. 4)", "#0D9488", "dash"),
     "loss_boundary": ("error of the sizes", "#A855F7", "solid"),
     "loss_budget": ("budget (Eq. 5)", "#EA580C", "dash"),
@@ -65,26 +65,26 @@ def training_figure(history: History, names: Sequence[str], measured: str, stack
         )  # fmt: skip
     rows = np.array(history.measured).reshape(-1, len(MASK_SIZES))
     for k, size in enumerate(MASK_SIZES):
-        look = {"stackgroup": "sizes", "fillcolor": theme.size_line(size)["color"]} if stacked else {}
-        line = {"color": theme.INK, "width": 1} if stacked else theme.size_line(size)
+        look = {"stackgroup": "sizes", "fillcolor": style.size_line(size)["color"]} if stacked else {}
+        line = {"color": style.INK, "width": 1} if stacked else style.size_line(size)
         figure.add_scatter(
             x=list(history.measured_at), y=rows[:, k], name=f"{size}×{size}", line=line,
-            mode="lines" if stacked else "lines+markers", marker=None if stacked else theme.size_dot(size, 7),
+            mode="lines" if stacked else "lines+markers", marker=None if stacked else style.size_dot(size, 7),
             row=1, col=2, **look,
         )  # fmt: skip
-    figure.update_layout(template=theme.TEMPLATE, height=400, margin={"t": 40, "b": 110})
+    figure.update_layout(template=style.TEMPLATE, height=400, margin={"t": 40, "b": 110})
     figure.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top", "entrywidth": 130,
                                  "traceorder": "normal"})  # fmt: skip
     figure.update_xaxes(title="step")
     if stacked:
         figure.update_yaxes(range=[0, 1], tickformat=".0%", row=1, col=2)
-    figure.update_annotations(font={"color": theme.INK, "size": 13})
+    figure.update_annotations(font={"color": style.INK, "size": 13})
     return figure
 
 
 def losses_figure(history: History, names: Sequence[str], title: str, window: int = 1) -> go.Figure:
     """Losses of a run against the step, unweighted, each the mean of the last ``window`` steps."""
-    figure = theme.figure(title, height=380, margin={"b": 120, "t": 48})
+    figure = charts.figure(title, height=380, margin={"b": 120, "t": 48})
     for name in names:
         text, colour, dash = LOSS_LOOKS[name]
         figure.add_scatter(x=list(history.steps), y=smoothed(history.values[name], window), name=text, mode="lines",
@@ -96,8 +96,8 @@ def losses_figure(history: History, names: Sequence[str], title: str, window: in
 
 def schedules_figure(schedules: dict[str, TrainConfig]) -> go.Figure:
     """Learning rates of schedules, each as a share of its largest, against the share of its steps."""
-    figure = theme.figure("Learning rate over a run", height=340, margin={"b": 90})
-    looks = zip(schedules.items(), ((theme.ACCENT, "solid"), ("#EA580C", "dash"), ("#0D9488", "dot")))
+    figure = charts.figure("Learning rate over a run", height=340, margin={"b": 90})
+    looks = zip(schedules.items(), ((style.ACCENT, "solid"), ("#EA580C", "dash"), ("#0D9488", "dot")))
     for (name, config), (colour, dash) in looks:
         steps = np.unique(np.linspace(0, config.iterations - 1, 1500).astype(int))
         factors = [lr_factor(int(step), config) for step in steps]
@@ -111,10 +111,10 @@ def schedules_figure(schedules: dict[str, TrainConfig]) -> go.Figure:
 
 def shares_figure(by_target: dict[str, np.ndarray], title: str) -> go.Figure:
     """Stacked bars of the size shares (4,), one bar a name."""
-    figure = theme.figure(title, height=340, barmode="stack")
+    figure = charts.figure(title, height=340, barmode="stack")
     for k, size in enumerate(MASK_SIZES):
         figure.add_bar(x=list(by_target), y=[row[k] for row in by_target.values()], name=f"{size}×{size}",
-                       marker=theme.size_bar(size))  # fmt: skip
+                       marker=style.size_bar(size))  # fmt: skip
     figure.update_xaxes(type="category")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     return figure
@@ -139,10 +139,10 @@ class LivePanel:
     ) -> None:
         import ipywidgets
 
-        from dynamask.viz.living import PageManners, living
+        from dynamask.viz.widgets import PageSetup, live_figure
 
         self.training, self.look = training, {"names": names, "measured": measured, "stacked": stacked}
-        self.widget = living(self.figure())
+        self.widget = live_figure(self.figure())
         self.status = ipywidgets.HTML()
         self.stop_button = ipywidgets.Button(
             description="Stop", icon="stop", tooltip="after this step; saves the state"
@@ -154,7 +154,7 @@ class LivePanel:
         if switch is not None:
             self.slider = _budget_slider(switch)
             controls.insert(2, self.slider)
-        self.box = ipywidgets.VBox([ipywidgets.HBox(controls), self.widget, PageManners()])
+        self.box = ipywidgets.VBox([ipywidgets.HBox(controls), self.widget, PageSetup()])
         self._drawn = 0.0
         training.on_change = self._changed
         self._say()

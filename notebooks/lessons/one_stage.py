@@ -19,8 +19,8 @@ from dynamask.models.solo.model import SoloNet
 from dynamask.models.solo.suppression import mask_ious, matrix_nms
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass
 from dynamask.solo_predictor import SoloPrediction
-from dynamask.viz import theme
-from dynamask.viz.overlay import hex_to_rgb
+from dynamask.viz import charts, style
+from dynamask.viz.style import hex_to_rgb
 from lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
 
 COLOURS = ("#3B82F6", "#EA580C", "#0D9488", "#DB2777", "#8B5CF6", "#B45309")
@@ -113,7 +113,7 @@ def _grid_lines(frame: tuple[int, int], grid: int) -> tuple[list[float | None], 
 
 def _frame_figure(scene: Scene, found: Responsible) -> go.Figure:
     """The picture in the coordinates of the frame."""
-    drawn = theme.figure(height=470, margin={"t": 34, "l": 8, "r": 8, "b": 34}, showlegend=True)
+    drawn = charts.figure(height=470, margin={"t": 34, "l": 8, "r": 8, "b": 34}, showlegend=True)
     drawn.update_layout(legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0.5, "xanchor": "center"})
     place = {"x0": found.scale / 2, "y0": found.scale / 2, "dx": found.scale, "dy": found.scale}
     drawn.add_trace(go.Image(source=data_uri(scene.image), hoverinfo="skip", **place))
@@ -224,11 +224,11 @@ def memory_figure(config: SoloConfig, sizes: Sequence[tuple[int, int]]) -> go.Fi
     for height, width in sizes:
         rows = dense_maps(config, height, width)
         total = sum(row.megabytes for row in rows)
-        drawn = theme.figure(height=330, margin={"t": 40, "b": 30}, showlegend=False)
+        drawn = charts.figure(height=330, margin={"t": 40, "b": 30}, showlegend=False)
         drawn.add_bar(
             x=[f"level {level_name(row.level)}" for row in rows], y=[row.megabytes for row in rows], cliponaxis=False,
             text=[f"{row.maps:,} of {row.size[0]}×{row.size[1]}" for row in rows], textposition="outside",
-            marker={"color": COLOURS[: len(rows)], "line": {"color": theme.INK, "width": 1}},
+            marker={"color": COLOURS[: len(rows)], "line": {"color": style.INK, "width": 1}},
         )  # fmt: skip
         drawn.update_yaxes(title="MB, float32", range=[0, 1.12 * most])
         text = f"{sum(row.maps for row in rows):,} maps, {total:,.0f} MB in all"
@@ -342,10 +342,10 @@ def suppression_figure(case: Case, threshold: float, sigmas: Sequence[float] = (
     steps = {}
     for name, (kernel, sigma) in kernels.items():
         after = matrix_nms(case.ious, case.labels, case.scores, kernel, sigma)
-        drawn = theme.figure(height=390, margin={"t": 40, "b": 76}, barmode="overlay")
-        edge = {"line": {"color": theme.INK, "width": 1}}
-        drawn.add_bar(x=case.names, y=case.scores.tolist(), name="before", marker={"color": theme.FAINT, **edge})
-        drawn.add_bar(x=case.names, y=after.tolist(), name="after", width=0.5, marker={"color": theme.ACCENT, **edge})
+        drawn = charts.figure(height=390, margin={"t": 40, "b": 76}, barmode="overlay")
+        edge = {"line": {"color": style.INK, "width": 1}}
+        drawn.add_bar(x=case.names, y=case.scores.tolist(), name="before", marker={"color": style.FAINT, **edge})
+        drawn.add_bar(x=case.names, y=after.tolist(), name="after", width=0.5, marker={"color": style.ACCENT, **edge})
         line = {"color": "#EA580C", "dash": "dash", "width": 2}
         drawn.add_scatter(x=case.names, y=[threshold] * len(case.names), name=f"kept from {threshold:g}", mode="lines",
                           line=line)  # fmt: skip

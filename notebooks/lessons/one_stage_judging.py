@@ -23,7 +23,7 @@ from dynamask.models.solo.costs import decoding_macs
 from dynamask.predict import Predictor
 from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 from dynamask.structures import MASK_SIZES
-from dynamask.viz import theme
+from dynamask.viz import charts, style
 from lessons.counting import flops
 from lessons.judging import cut_out
 from lessons.one_stage import COLOURS, NEIGHBOUR_NAMES, full_size, redrawn, representations_of
@@ -134,7 +134,7 @@ def comparison_figure(found: Compared) -> go.Figure:
     drawn = make_subplots(2, 1, subplot_titles=titles, row_heights=[0.58, 0.42], vertical_spacing=0.16)
     looks = ((found.titles[0], found.first, COLOURS[0], ""), (found.titles[1], found.second, COLOURS[1], "/"))
     for name, values, colour, pattern in looks:
-        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": theme.INK, "width": 1}}
+        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": style.INK, "width": 1}}
         text = [f"{value:.2f}" for value in values.values()]
         drawn.add_bar(x=list(values), y=list(values.values()), name=name, marker=marker, text=text,
                       textposition="outside", cliponaxis=False, row=1, col=1)  # fmt: skip
@@ -142,15 +142,15 @@ def comparison_figure(found: Compared) -> go.Figure:
     reach = {
         "array": [d["high"] - d["mean"] for d in found.difference.values()],
         "arrayminus": [d["mean"] - d["low"] for d in found.difference.values()],
-        "color": theme.INK,
+        "color": style.INK,
     }
     drawn.add_scatter(x=list(found.difference), y=means, mode="markers", error_y=reach, showlegend=False,
                       marker={"color": COLOURS[1], "size": 11}, row=2, col=1)  # fmt: skip
-    drawn.add_hline(0, line={"color": theme.INK, "width": 1}, row=2, col=1)
-    drawn.update_layout(template=theme.TEMPLATE, height=560, margin={"t": 64, "b": 20}, barmode="group")
+    drawn.add_hline(0, line={"color": style.INK, "width": 1}, row=2, col=1)
+    drawn.update_layout(template=style.TEMPLATE, height=560, margin={"t": 64, "b": 20}, barmode="group")
     drawn.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.05, "yanchor": "bottom"})
     drawn.update_yaxes(range=[0, 1.1], row=1, col=1)
-    drawn.update_annotations(font={"color": theme.INK, "size": 13})
+    drawn.update_annotations(font={"color": style.INK, "size": 13})
     return drawn
 
 
@@ -262,17 +262,17 @@ def matched(prediction: SoloPrediction, scene: Scene, least: float = 0.5) -> lis
 
 def losses_figure(lost: dict[str, np.ndarray]) -> go.Figure:
     """Means of what :func:`neighbour_losses` found as bars, each object a dot."""
-    drawn = theme.figure("IoU lost without …", height=360, showlegend=False)
+    drawn = charts.figure("IoU lost without …", height=360, showlegend=False)
     means = [values.mean() for values in lost.values()]
     looks = {FOUR: COLOURS[4], "centre": COLOURS[2], "context": COLOURS[1]}
     colours = [looks.get(name, COLOURS[0]) for name in lost]
-    drawn.add_bar(y=means, marker={"color": colours, "line": {"color": theme.INK, "width": 1}}, hoverinfo="y")
+    drawn.add_bar(y=means, marker={"color": colours, "line": {"color": style.INK, "width": 1}}, hoverinfo="y")
     texts = [f"{name}<br>{mean:+.3f}" for name, mean in zip(lost, means)]
     drawn.update_xaxes(tickvals=[*range(len(texts))], ticktext=texts)
     for k, (name, values) in enumerate(lost.items()):
         spread = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else np.zeros(1)
         drawn.add_scatter(x=k + spread, y=values, mode="markers", hoverinfo="y", name=name,
-                          marker={"color": theme.INK, "size": 5, "opacity": 0.7})  # fmt: skip
+                          marker={"color": style.INK, "size": 5, "opacity": 0.7})  # fmt: skip
     drawn.update_yaxes(title="IoU as it is − IoU without")
     return drawn
 
@@ -299,10 +299,10 @@ def spent(predictor: Predictor | SoloPredictor, image: np.ndarray) -> dict[str, 
 
 def spent_figure(cases: dict[str, dict[str, float]]) -> go.Figure:
     """Stacked horizontal bars of :func:`spent`, one a model."""
-    drawn = theme.figure("GMACs of one picture", height=170 + 44 * len(cases), barmode="stack", margin={"t": 84})
+    drawn = charts.figure("GMACs of one picture", height=170 + 44 * len(cases), barmode="stack", margin={"t": 84})
     looks = {"network": (COLOURS[0], ""), "masks": (COLOURS[1], "/"), "discarded": (COLOURS[4], ".")}
     for part, (colour, pattern) in looks.items():
-        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": theme.INK, "width": 1}}
+        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": style.INK, "width": 1}}
         values = [case[part] for case in cases.values()]
         drawn.add_bar(y=list(cases), x=values, orientation="h", name=part, marker=marker)
     drawn.update_xaxes(title="GMACs")
@@ -319,14 +319,14 @@ def growth_figure(configs: dict[str, SoloConfig], costs: MaskBranchCosts, sides:
         costs: of the mask branch beside them.
         sides: short sides in pixels; the long side is 8/5 of it.
     """
-    drawn = theme.figure("One mask, by the size of the picture", height=400, margin={"b": 96})
+    drawn = charts.figure("One mask, by the size of the picture", height=400, margin={"b": 96})
     for k, (name, config) in enumerate(configs.items()):
         values = [decoding_macs(s // 4, s * 8 // 20, config.kernel_channels, config.aggregation) / 1e9 for s in sides]
         drawn.add_scatter(x=list(sides), y=values, name=name, mode="lines+markers",
                           line={"color": COLOURS[(0, 1, 3)[k]], "width": 3})  # fmt: skip
     for size, macs in zip(MASK_SIZES, costs.macs_per_instance):
         drawn.add_scatter(x=list(sides), y=[macs / 1e9] * len(sides), name=f"DynaMask, {size}×{size}", mode="lines",
-                          line=theme.size_line(size))  # fmt: skip
+                          line=style.size_line(size))  # fmt: skip
     drawn.update_xaxes(title="short side of the picture, pixels")
     drawn.update_yaxes(title="GMACs", type="log", exponentformat="none", dtick=1)
     drawn.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"})

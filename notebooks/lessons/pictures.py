@@ -11,8 +11,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from dynamask.viz.overlay import hex_to_rgb
-from dynamask.viz.theme import INK, TEMPLATE
+from dynamask.viz.style import INK, TEMPLATE, hex_to_rgb
 
 KEPT, MISSED, ADDED = "#8A94A3", "#E4572E", "#2D9CDB"
 """Colours of a mask's pixels against the truth: in both, in the truth alone, in the mask alone."""

@@ -20,7 +20,7 @@ from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_STRIDES, Regio
 from dynamask.ops.masks import paste_mask
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.theme import INK, TEMPLATE
+from dynamask.viz.style import INK, TEMPLATE
 from lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
 
 ARROW = "#E4572E"

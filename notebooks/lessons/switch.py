@@ -24,8 +24,8 @@ from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
-from dynamask.viz import theme
-from dynamask.viz.living import PageManners, living
+from dynamask.viz import charts, style
+from dynamask.viz.widgets import PageSetup, live_figure
 from lessons.show import Table
 
 NAMES = [f"{size}×{size}" for size in MASK_SIZES]
@@ -54,12 +54,12 @@ def regions(predictor: Predictor, scenes: int, seed: int) -> FeatureCache:
 
 def probabilities_figure(probs: Tensor, names: Sequence[str]) -> go.Figure:
     """Stacked bars of the switch's probabilities (R, 4), one an instance; the largest is the choice."""
-    drawn = theme.figure("What the switch believes, and what it chooses", height=110 + 30 * max(3, len(names)))
+    drawn = charts.figure("What the switch believes, and what it chooses", height=110 + 30 * max(3, len(names)))
     labels = [f"{name} → {MASK_SIZES[k]}" for name, k in zip(names, probs.argmax(dim=1).tolist())]
     drawn.update_layout(barmode="stack")
     for k, size in enumerate(MASK_SIZES):
         drawn.add_bar(
-            x=probs[:, k].tolist(), y=labels, orientation="h", name=NAMES[k], marker=theme.size_bar(size),
+            x=probs[:, k].tolist(), y=labels, orientation="h", name=NAMES[k], marker=style.size_bar(size),
             hovertemplate=f"%{{y}}: {NAMES[k]} %{{x:.0%}}<extra></extra>",
         )  # fmt: skip
     drawn.update_xaxes(tickformat=".0%", range=[0, 1])
@@ -91,12 +91,12 @@ class TemperaturePanel(widgets.VBox):
         self.draw = widgets.IntSlider(value=draw, min=0, max=200, description="noise no.", style=wide,
                                       tooltip="0: no noise", layout={"width": "330px"})  # fmt: skip
         self.said = widgets.HTML()
-        self.figure = living(_panels())
+        self.figure = live_figure(_panels())
         wrap, controls = {"flex_flow": "row wrap", "overflow": "hidden"}, [self.temperature, self.draw, self.said]
         super().__init__([
             widgets.HBox([widgets.VBox(self.logits), widgets.VBox(controls)], layout=wrap),
             widgets.VBox([self.figure], layout={"overflow": "hidden"}),
-            PageManners(),
+            PageSetup(),
         ])  # fmt: skip
         for slider in (*self.logits, self.temperature, self.draw):
             slider.observe(lambda _: self._update(), "value")
@@ -129,14 +129,14 @@ def _panels() -> go.Figure:
 
 def _empty_bars(drawn: go.Figure, columns: int, height: int, top: int) -> go.Figure:
     """Four bars of the sizes in every panel, at 0, on an axis of shares."""
-    pattern = {"shape": [theme.SIZE_PATTERNS[size] for size in MASK_SIZES]}
-    colours = [theme.SIZE_COLOURS[size] for size in MASK_SIZES]
-    marker = {"color": colours, "pattern": pattern, "line": {"color": theme.INK, "width": 1}}
+    pattern = {"shape": [style.SIZE_PATTERNS[size] for size in MASK_SIZES]}
+    colours = [style.SIZE_COLOURS[size] for size in MASK_SIZES]
+    marker = {"color": colours, "pattern": pattern, "line": {"color": style.INK, "width": 1}}
     for column in range(1, columns + 1):
         drawn.add_bar(x=[str(size) for size in MASK_SIZES], y=[0.0] * 4, text=[""] * 4, marker=marker,
                       textposition="outside", cliponaxis=False, row=1, col=column)  # fmt: skip
-    drawn.update_layout(template=theme.TEMPLATE, showlegend=False, height=height, margin={"t": top})
-    drawn.update_annotations(font={"size": 13, "color": theme.INK})
+    drawn.update_layout(template=style.TEMPLATE, showlegend=False, height=height, margin={"t": top})
+    drawn.update_annotations(font={"size": 13, "color": style.INK})
     drawn.update_xaxes(type="category", autotypenumbers="strict")
     drawn.update_yaxes(range=[0, 1.15], tickformat=".0%", tickvals=[0, 0.5, 1])
     return drawn
@@ -150,11 +150,11 @@ def gumbel_noise(count: int, seed: int) -> Tensor:
 
 def frequencies_figure(probs: Tensor, frequencies: dict[str, Tensor]) -> go.Figure:
     """The probabilities (4,) beside how often each size was drawn (4,), by the name of the series."""
-    drawn = theme.figure("How often each size is drawn", height=320, barmode="group")
+    drawn = charts.figure("How often each size is drawn", height=320, barmode="group")
     for k, size in enumerate(MASK_SIZES):
         x, values = ["p", *frequencies], [float(probs[k]), *(float(values[k]) for values in frequencies.values())]
         drawn.add_bar(x=x, y=values, text=[f"{v:.3f}" for v in values], textposition="outside", cliponaxis=False,
-                      name=NAMES[k], marker=theme.size_bar(size))  # fmt: skip
+                      name=NAMES[k], marker=style.size_bar(size))  # fmt: skip
     drawn.update_yaxes(tickformat=".0%")
     return drawn
 
@@ -205,11 +205,11 @@ def gradient_quality(
 
 def gradient_figure(quality: GradientQuality) -> go.Figure:
     """Bias and noise of the straight-through gradient over the temperature."""
-    drawn = theme.figure("The straight-through gradient, as shares of the true one", height=330)
+    drawn = charts.figure("The straight-through gradient, as shares of the true one", height=330)
     looks = {"bias": ("solid", "circle"), "noise of one draw": ("dash", "diamond")}
     for (name, (dash, symbol)), values in zip(looks.items(), (quality.bias, quality.noise)):
         drawn.add_scatter(x=quality.temperatures, y=values, mode="lines+markers", name=name,
-                          line={"color": theme.ACCENT, "dash": dash}, marker={"symbol": symbol, "size": 8})  # fmt: skip
+                          line={"color": style.ACCENT, "dash": dash}, marker={"symbol": symbol, "size": 8})  # fmt: skip
     ticks = [float(t) for t in quality.temperatures]
     drawn.update_xaxes(type="log", title="temperature τ", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     drawn.update_yaxes(title="÷ length of the true gradient", rangemode="tozero")
@@ -226,12 +226,12 @@ def losses_figure(cache: FeatureCache) -> go.Figure:
             found = boot.estimate(getattr(cache, name)[:, k].double().numpy(), rows)
             spread = {"array": [found["high"] - found["mean"]], "arrayminus": [found["mean"] - found["low"]]}
             drawn.add_bar(
-                x=[f"{NAMES[k]}<br>{found['mean']:.3f}"], y=[found["mean"]], marker=theme.size_bar(size),
-                error_y={"type": "data", "symmetric": False, "color": theme.INK, **spread}, row=1, col=column,
+                x=[f"{NAMES[k]}<br>{found['mean']:.3f}"], y=[found["mean"]], marker=style.size_bar(size),
+                error_y={"type": "data", "symmetric": False, "color": style.INK, **spread}, row=1, col=column,
             )  # fmt: skip
-    drawn.update_layout(template=theme.TEMPLATE, title="Cross-entropy of each size, mean over the objects", height=330)
+    drawn.update_layout(template=style.TEMPLATE, title="Cross-entropy of each size, mean over the objects", height=330)
     drawn.update_layout(showlegend=False, margin={"t": 76})
-    drawn.update_annotations(font={"size": 13, "color": theme.INK})
+    drawn.update_annotations(font={"size": 13, "color": style.INK})
     drawn.update_yaxes(rangemode="tozero")
     return drawn
 
@@ -351,8 +351,8 @@ class StepPlayer(widgets.VBox):
             options=steps, value=steps[-1], description="training step", style={"description_width": "110px"},
             layout={"width": "560px", "max_width": "100%"},
         )  # fmt: skip
-        self.figure = living(self._empty())
-        super().__init__([self.slider, widgets.VBox([self.figure], layout={"overflow": "hidden"}), PageManners()])
+        self.figure = live_figure(self._empty())
+        super().__init__([self.slider, widgets.VBox([self.figure], layout={"overflow": "hidden"}), PageSetup()])
         self.slider.observe(lambda _: self._update(), "value")
         self._update()
 
@@ -376,11 +376,11 @@ def runs_figure(runs: Sequence[SwitchRun], target: float | None = None) -> go.Fi
                           horizontal_spacing=0.03)  # fmt: skip
     for column, run in enumerate(runs, start=1):
         for k, size in enumerate(MASK_SIZES):
-            look = theme.size_bar(size)
+            look = style.size_bar(size)
             fill = {**look["pattern"], "bgcolor": look["color"], "fgcolor": "#FFFFFF", "size": 7, "solidity": 0.2}
             drawn.add_scatter(
                 x=run.steps, y=run.shares[:, k], stackgroup=f"sizes{column}", name=NAMES[k], mode="lines",
-                line={"color": theme.INK, "width": 1}, fillcolor=look["color"], fillpattern=fill,
+                line={"color": style.INK, "width": 1}, fillcolor=look["color"], fillpattern=fill,
                 legendgroup=str(size), showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
         lines = [("mean cost", run.cost, "solid")]
@@ -391,8 +391,8 @@ def runs_figure(runs: Sequence[SwitchRun], target: float | None = None) -> go.Fi
                               hoverinfo="skip", row=1, col=column)  # fmt: skip
             drawn.add_scatter(x=run.steps, y=values, mode="lines", name=name, legendgroup=name, showlegend=column == 1,
                               line={"color": "#111111", "width": 3, "dash": dash}, row=1, col=column)  # fmt: skip
-    drawn.update_layout(template=theme.TEMPLATE, height=340, margin={"t": 40}, legend={"orientation": "h", "y": -0.25})
-    drawn.update_annotations(font={"size": 13, "color": theme.INK})
+    drawn.update_layout(template=style.TEMPLATE, height=340, margin={"t": 40}, legend={"orientation": "h", "y": -0.25})
+    drawn.update_annotations(font={"size": 13, "color": style.INK})
     drawn.update_xaxes(title="step")
     drawn.update_yaxes(range=[0, 1], tickformat=".0%")
     return drawn

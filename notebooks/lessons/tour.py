@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 
 from dynamask.predict import Prediction, Predictor
 from dynamask.structures import MASK_SIZES
-from dynamask.viz import theme
-from dynamask.viz.overlay import SIZE_COLOURS, draw_overlay, hex_to_rgb
+from dynamask.viz import charts, style
+from dynamask.viz.overlay import draw_overlay
+from dynamask.viz.style import SIZE_COLOURS, hex_to_rgb
 from lessons.pictures import picture_grid
 from lessons.show import Table
 
@@ -58,15 +59,15 @@ def grids(prediction: Prediction, index: int) -> go.Figure:
 
 def costs(predictor: Predictor) -> go.Figure:
     """GMACs of one instance's mask at each size, and of the switch that decides."""
-    drawn = theme.figure("What a mask costs", height=300, showlegend=False)
+    drawn = charts.figure("What a mask costs", height=300, showlegend=False)
     for size, macs in zip(MASK_SIZES, predictor.costs.macs_per_instance):
         drawn.add_bar(
             x=[f"{size}×{size}"], y=[macs / 1e9], text=[f"{macs / 1e9:.4f}"], textposition="outside",
-            marker=theme.size_bar(size), cliponaxis=False,
+            marker=style.size_bar(size), cliponaxis=False,
         )  # fmt: skip
     switch = predictor.costs.switch_macs / 1e9
     drawn.add_bar(x=["the switch"], y=[switch], text=[f"{switch:.4f}"], textposition="outside",
-                  marker={"color": theme.INK})  # fmt: skip
+                  marker={"color": style.INK})  # fmt: skip
     drawn.update_yaxes(title="GMACs per instance", range=[0, 1.15 * predictor.costs.macs_per_instance[-1] / 1e9])
     return drawn
 
@@ -84,12 +85,12 @@ def sweep(predictor: Predictor, prediction: Prediction, gmacs: Sequence[float]) 
 
 def sweep_figure(gmacs: Sequence[float], sizes: np.ndarray) -> go.Figure:
     """Shares of the sizes over the budget, from sizes (B, R), stacked."""
-    drawn = theme.figure("What each budget buys", height=340)
+    drawn = charts.figure("What each budget buys", height=340)
     for size in MASK_SIZES:
-        look = theme.size_bar(size)
+        look = style.size_bar(size)
         drawn.add_scatter(
             x=list(gmacs), y=(sizes == size).mean(axis=1), stackgroup="sizes", name=f"{size}×{size}",
-            mode="lines", line={"color": theme.INK, "width": 1, "shape": "hv"}, fillcolor=look["color"],
+            mode="lines", line={"color": style.INK, "width": 1, "shape": "hv"}, fillcolor=look["color"],
             fillpattern={**look["pattern"], "bgcolor": look["color"], "fgcolor": "#FFFFFF", "size": 7, "solidity": 0.2},
         )  # fmt: skip
     drawn.update_xaxes(title="budget, mean GMACs per instance", range=[min(gmacs), max(gmacs)])
@@ -113,18 +114,18 @@ def overlaps(prediction: Prediction) -> np.ndarray:
 def overlap_figure(prediction: Prediction) -> go.Figure:
     """One row an instance: what of its finest mask each coarser one keeps; the chosen size has a ring."""
     found, count = overlaps(prediction), len(prediction)
-    drawn = theme.figure("How alike an instance's four masks are (ring: its size)", height=130 + 30 * count)
+    drawn = charts.figure("How alike an instance's four masks are (ring: its size)", height=130 + 30 * count)
     names = [f"#{i + 1} {prediction.class_names[int(prediction.labels[i])]}" for i in range(count)]
     spans = [value for row in found for value in (row.min(), row.max(), None)]
     rows = [value for name in names for value in (name, name, None)]
-    line = {"color": theme.FAINT, "width": 6}
+    line = {"color": style.FAINT, "width": 6}
     drawn.add_scatter(x=spans, y=rows, mode="lines", line=line, showlegend=False, hoverinfo="skip")
     for k, size in enumerate(MASK_SIZES):
         chosen = [int(each) == size for each in prediction.mask_size]
-        look = theme.size_dot(size)
+        look = style.size_dot(size)
         look["opacity"] = 1.0
         look["size"] = [16 if ring else 10 for ring in chosen]
-        look["line"] = {"color": theme.INK, "width": [3.5 if ring else 1.2 for ring in chosen]}
+        look["line"] = {"color": style.INK, "width": [3.5 if ring else 1.2 for ring in chosen]}
         drawn.add_scatter(
             x=found[:, k], y=names, mode="markers", marker=look, name=f"{size}×{size}", cliponaxis=False,
             hovertemplate=f"%{{y}}: {size}×{size} keeps %{{x:.3f}}<extra></extra>",

@@ -25,7 +25,7 @@ from dynamask.reports.one_stage.plans import reference
 from dynamask.reports.one_stage.world import Group, OneStageWorld
 from dynamask.reports.verdicts import told
 from dynamask.reports.writer import Paragraph, Table, number
-from dynamask.viz.one_stage import ablation_bars
+from dynamask.viz.charts import ablation_bars
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dynamask.reports.one_stage.world import Evidence, Group, Member, OneStageWo
 from dynamask.reports.verdicts import told
 from dynamask.reports.writer import Paragraph, Table, with_interval
 from dynamask.structures import DynaMaskError
-from dynamask.viz.one_stage import ap_against_macs
+from dynamask.viz.charts import ap_against_macs
 
 NOT_BUILT = (
     ("TensorMask, TensorMask+agg", "not built: there is no TensorMask here"),

@@ -24,7 +24,7 @@ from dynamask.reports.one_stage.world import Group, Member, OneStageWorld
 from dynamask.reports.verdicts import told
 from dynamask.reports.writer import number, with_interval
 from dynamask.structures import DynaMaskError
-from dynamask.viz.one_stage import ap_against_macs, gains_by_iou
+from dynamask.viz.charts import ap_against_macs, gains_by_iou
 
 SCHEMES = ("average", "score", "iou")
 _CORNERS = AggregationConfig(neighbours="corners")
