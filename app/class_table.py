@@ -1,7 +1,7 @@
 """Which sizes each class gets, and which it needs: tables for the Classes tab, without Gradio.
 
 A table is a JSON object. For bundled weights it travels beside them as `checkpoints/NAME.classes.json` (written by
-`benchmarks/class_shares.py`):
+`tools/class_shares.py`):
 
     format              "dynamask-classes-1"
     weights, data       what was measured on what, in words

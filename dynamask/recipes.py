@@ -239,7 +239,7 @@ _OWN = {"model": "dynamask_mobilenetv2_fpn_small", "epochs": None, "batch_size":
         "seconds_per_step": 4 / 5.5, "basis": _CPU_BASIS}  # fmt: skip
 _SHAPES = {"jitter": False, "min_sizes": (288,), "test_min_size": 288, "warm_start": 1.0}
 _BACKBONE_FLAG = "--backbone-weights mobilenetv2_100_imagenet.safetensors"
-_FIT = "python benchmarks/fit_switch.py --weights runs/{} --set switch_signal=boundary switch_selection=expected {}"
+_FIT = "python tools/fit_switch.py --weights runs/{} --set switch_signal=boundary switch_selection=expected {}"
 
 _OWN_RECIPES = (
     Recipe(

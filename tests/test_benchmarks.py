@@ -10,25 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import (
-    bundle_baselines,
-    class_shares,
-    fit_switch,
-    loading,
-    mask_rcnn,
-    one_stage,
-    page,
-    report,
-    scenes,
-    seeds,
-    speed,
-    switch,
-    training,
-)
+from benchmarks import loading, mask_rcnn, one_stage, page, report, scenes, speed, switch, training
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
 from dynamask.models.build import build_model, preset
 from dynamask.structures import DynaMaskError
+from tools import bundle_baselines, class_shares, fit_switch, seeds
 
 SMALL = preset(mask_rcnn.PRESET, class_names=("__background__", "person"))
 MACS = np.array([10.0, 30.0, 50.0, 70.0])
@@ -47,7 +34,7 @@ def random_quality(count=6, seed=0):
 
 def readme_commands():
     lines = README.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.startswith(("python benchmarks/", "dynamask "))]
+    return [line for line in lines if line.startswith(("python benchmarks/", "python tools/", "dynamask "))]
 
 
 def test_the_yardstick_has_our_detector_and_torchvisions_head(baseline):
@@ -186,7 +173,7 @@ def test_commands_of_the_readme_parse(command):
         bundle_baselines, class_shares, fit_switch, loading, mask_rcnn, one_stage, page, scenes, seeds, speed, switch,
         training,
     )  # fmt: skip
-    modules = {f"benchmarks/{module.__name__.split('.')[-1]}.py": module for module in known}
+    modules = {f"{module.__name__.replace('.', '/')}.py": module for module in known}
     modules[words[1]].build_parser().parse_args(words[2:])
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from helpers.small_models import tiny_model
 
-from benchmarks import bundle_baselines
 from dynamask import bundled, cli
 from dynamask.data.sources import open_data
 from dynamask.engine.initialise import initialise
 from dynamask.models.weights import file_digest, save_model
 from dynamask.predict import load
+from tools import bundle_baselines
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import torch
 from helpers.small_models import TINY, pyramid, some_rois, tiny_model
 from PIL import Image
 
-from benchmarks import fit_switch
 from dynamask import cli
 from dynamask.data.coco import CocoDataset, dataset_for, merged, read_coco_json
 from dynamask.data.shapes import CLASS_NAMES
 from dynamask.models.weights import load_model, read_header, save_model
 from dynamask.structures import MASK_SIZES
+from tools import fit_switch
 
 
 @pytest.fixture

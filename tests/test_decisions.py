@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers.feature_caches import synthetic_cache
 
-from benchmarks import decision_tables, decisions, switch_training
 from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import save_cache
 from dynamask.engine.frozen_switch import SCHEDULE as DEFAULT
@@ -18,6 +17,7 @@ from dynamask.engine.frozen_switch import predict_logits, train_switch
 from dynamask.models.masks.policies import at_price, learned, price_for_budget
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import DynaMaskError
+from tools import decision_tables, decisions, switch_training
 
 DOC = Path(decisions.__file__).parents[1] / "docs" / "decisions.md"
 SCHEDULE = dataclasses.replace(DEFAULT, iterations=150, batch_size=32, lr=5e-3)
@@ -129,7 +129,7 @@ def test_the_document_has_a_block_for_every_table_and_commands_that_parse():
     for name in (*decisions.TABLES, "rank", "supervision", "edge", "detach"):
         block = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", text, re.S)
         assert block, f"no block for the table {name}"
-    commands = [c for c in text.replace("\\\n", " ").splitlines() if c.startswith("python benchmarks/decisions.py")]
+    commands = [c for c in text.replace("\\\n", " ").splitlines() if c.startswith("python tools/decisions.py")]
     assert len(commands) >= 5
     for command in commands:
         decisions.build_parser().parse_args(shlex.split(command)[2:])

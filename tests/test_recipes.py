@@ -64,7 +64,7 @@ def test_recipe_becomes_configurations_and_its_commands_parse(name):
         if command.startswith("dynamask"):
             assert parsed(command).recipe in RECIPES
         else:
-            assert command.startswith("python benchmarks/fit_switch.py ")
+            assert command.startswith("python tools/fit_switch.py ")
     assert found.expect and found.basis.startswith("estimate: ") and found.hours > 0
 
 

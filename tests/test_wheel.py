@@ -61,7 +61,7 @@ def test_wheel_holds_every_module_and_asset(wheel):
     folder = ROOT / "checkpoints" / "baselines"
     baselines = {f"dynamask/checkpoints/baselines/{path.name}" for path in folder.iterdir()}
     assert any(name.endswith(".safetensors") for name in baselines) and not baselines - held
-    assert not [name for name in held if name.startswith(("tests/", "benchmarks/", "checkpoints/"))]
+    assert not [name for name in held if name.startswith(("tests/", "benchmarks/", "tools/", "checkpoints/"))]
 
 
 def test_wheel_names_its_dependencies_and_licence(wheel):

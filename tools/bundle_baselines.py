@@ -2,7 +2,7 @@
 
 The figures are measured here. The card, README.md, covers all baselines and is written anew from the manifest.
 
-    python benchmarks/bundle_baselines.py --weights runs/fcn-28/last.safetensors --name shapes-fcn-28 \
+    python tools/bundle_baselines.py --weights runs/fcn-28/last.safetensors --name shapes-fcn-28 \
         --detector shapes --data shapes:1001:100 --trained-on "a sentence" --licence "of weights and data" \
         --command "dynamask train …"
 """
@@ -20,7 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
-from benchmarks.bundle import cell, measure, rule
 from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_baselines, list_bundled
 from dynamask.config import MASK_BRANCHES, ModelConfig
 from dynamask.engine.memory import keep_freed_memory
@@ -28,6 +27,7 @@ from dynamask.files import write_text
 from dynamask.models.build import build_model
 from dynamask.models.weights import file_digest, read_header, save_branch
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from tools.bundle import cell, measure, rule
 
 ABOUT = {
     "region_fpn": "DynaMask's r-FPN, trained anew like its rivals.",
@@ -93,7 +93,7 @@ def card(entries: dict[str, dict[str, Any]]) -> str:
     lines += ["```", "", f"Code of commit {commits}; {seen} images seen by each.", "",
               f"Measured on pictures that training never saw: {rules}. All have the detector's boxes, with score > "
               "0.05 and at most 100 a picture; 1 MAC = 2 FLOPs.", "", *scores_table(entries), "",
-              "`python benchmarks/bundle_baselines.py` measures the table and writes this card.", ""]  # fmt: skip
+              "`python tools/bundle_baselines.py` measures the table and writes this card.", ""]  # fmt: skip
     return "\n".join(lines)
 
 

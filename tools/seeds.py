@@ -1,6 +1,6 @@
 """Several budget-curve reports of models that differ in their seed alone, as one table: each seed, and their mean.
 
-python benchmarks/seeds.py --reports runs/seed0/budget-curve.json runs/seed1/budget-curve.json --out seeds.md
+python tools/seeds.py --reports runs/seed0/budget-curve.json runs/seed1/budget-curve.json --out seeds.md
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
-from benchmarks.decision_tables import table
 from dynamask.files import write_text
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from tools.decision_tables import table
 
 MEASURES = {"mask AP": "segm_ap", "boundary AP": "boundary_ap"}
 RIVALS = {

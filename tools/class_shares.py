@@ -1,7 +1,7 @@
 """Write the table of the app's Classes tab for bundled weights: which sizes each class gets, and which it needs.
 
-    python benchmarks/class_shares.py --weights shapes --data shapes:1001:150 --out checkpoints/shapes.classes.json
-    python benchmarks/class_shares.py --weights people --images DIR --annotations JSON --holdout 8 \
+    python tools/class_shares.py --weights shapes --data shapes:1001:150 --out checkpoints/shapes.classes.json
+    python tools/class_shares.py --weights people --images DIR --annotations JSON --holdout 8 \
         --out checkpoints/people.classes.json
 """
 

@@ -3,7 +3,7 @@
 Detector and mask branch stay as they are and see every picture once. `dynamask train --freeze all-but-switch` has the
 same losses and computes the features anew at every step.
 
-    python benchmarks/fit_switch.py --weights W.safetensors --data shapes:3:400 --cache train.safetensors \
+    python tools/fit_switch.py --weights W.safetensors --data shapes:3:400 --cache train.safetensors \
         --out NEW.safetensors \
         --set switch_signal=boundary switch_selection=expected entropy_on=instances overlap_share=1 boundary_weight=24
 """
@@ -21,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from benchmarks import report
-from benchmarks.decisions import parse_values
-from benchmarks.switch_training import spend
 from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE, train_switch
@@ -30,6 +28,8 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.models.weights import read_header, save_model
 from dynamask.predict import Predictor, load
 from dynamask.structures import DynaMaskError
+from tools.decisions import parse_values
+from tools.switch_training import spend
 
 
 def features(arguments: argparse.Namespace, predictor: Predictor) -> FeatureCache:

@@ -1,6 +1,6 @@
 """Put a trained model into checkpoints/: weights, manifest entry and model card, all figures measured here.
 
-    python benchmarks/bundle.py --weights runs/people/last.safetensors --name people --images DIR --annotations JSON \
+    python tools/bundle.py --weights runs/people/last.safetensors --name people --images DIR --annotations JSON \
         --holdout 8 --trained-on "a sentence" --licence "of the weights and of the data" --command "dynamask train …"
 """
 
@@ -128,7 +128,7 @@ def card(name: str, entry: dict[str, Any]) -> str:
             "",
             *table(entry["scores"]),
             "",
-            "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. `python benchmarks/bundle.py` "
+            "Detections with score > 0.05, at most 100 a picture; 1 MAC = 2 FLOPs. `python tools/bundle.py` "
             "measures the table and writes this card.",
             "",
             entry["notes"],

@@ -1,13 +1,13 @@
 r"""Measured on frozen features: what should guide the switch, how it is drawn, and every weight of its losses.
 
-    python benchmarks/decisions.py cache --weights W.safetensors --data shapes:1:500 --views 2 --out train.safetensors
-    python benchmarks/decisions.py cache --weights W.safetensors --data shapes:2:250 --views 4 --out val.safetensors
-    python benchmarks/decisions.py rank --cache val.safetensors --json rank.json
-    python benchmarks/decisions.py switch --train train.safetensors --validation val.safetensors --table signal \
+    python tools/decisions.py cache --weights W.safetensors --data shapes:1:500 --views 2 --out train.safetensors
+    python tools/decisions.py cache --weights W.safetensors --data shapes:2:250 --views 4 --out val.safetensors
+    python tools/decisions.py rank --cache val.safetensors --json rank.json
+    python tools/decisions.py switch --train train.safetensors --validation val.safetensors --table signal \
         --json signal.json
-    python benchmarks/decisions.py branches --table supervision --caches all=a.safetensors selected=b.safetensors \
+    python tools/decisions.py branches --table supervision --caches all=a.safetensors selected=b.safetensors \
         --json supervision.json
-    python benchmarks/decisions.py write --results rank.json signal.json supervision.json --doc docs/decisions.md
+    python tools/decisions.py write --results rank.json signal.json supervision.json --doc docs/decisions.md
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from benchmarks import decision_tables, report
-from benchmarks.switch_training import MEASURES, Judge, run_setting
+from benchmarks import report
 from dynamask.cli.common import add_data, opened_data
 from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
@@ -39,6 +38,8 @@ from dynamask.evaluation.choices import PictureBootstrap, interval
 from dynamask.files import replacing
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from tools import decision_tables
+from tools.switch_training import MEASURES, Judge, run_setting
 
 PAPER = LossConfig()
 """Eq. 7 as printed: the edge loss guides, y is drawn."""
@@ -195,7 +196,7 @@ def compare_branches(branches: dict[str, FeatureCache]) -> dict[str, Any]:
     Returns:
         ``sizes``: by measure and size the mean quality of each branch, and the paired differences of the others from
         the first. ``slider``: by measure and branch what its own switch gains over the same sizes permuted, the mean of
-        the budgets of :data:`benchmarks.switch_training.BUDGETS`.
+        the budgets of :data:`tools.switch_training.BUDGETS`.
     """
     first, *others = (cache.true_boxes() for cache in branches.values())
     for other in others:
