@@ -22,22 +22,27 @@ from benchmarks import report
 from dynamask.data.coco import CocoDataset
 from dynamask.engine.evaluate import EvaluationOptions, Instances, collect
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.evaluation.bootstrap import paired_bootstrap
 from dynamask.evaluation.choices import (
     at,
     best_fixed_within,
     interpolated_fixed,
-    interval,
     permutation_p,
     permuted,
+    share_of_oracle_gain,
     shares,
 )
-from dynamask.evaluation.mask_quality import share_of_oracle_gain
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.predict import load
-from dynamask.reports.judging import at_budget, size_based_choice
+from dynamask.reports.size_choices import at_budget, size_based_choice
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 MEASURES = ("mask_iou", "boundary_iou")
+
+
+def interval(differences: np.ndarray) -> dict[str, float | None]:
+    """Mean of paired differences (N,) with its bootstrap 95 % interval over instances, as JSON values."""
+    return paired_bootstrap(differences).to_dict()
 
 
 def size_steps(quality: np.ndarray) -> dict[str, Any]:

@@ -1,14 +1,41 @@
-"""Names that every layer of the package shares."""
+"""Names and value types that every layer of the package shares."""
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
 
 MASK_SIZES: tuple[int, ...] = (14, 28, 56, 112)
 """Candidate mask sides in mask pixels, coarse to fine (tiny, small, medium, large in the paper)."""
 
 
 class DynaMaskError(ValueError):
-    """A mistake the user can mend; the message is one sentence that says what is wrong and what to do."""
+    """A mistake that the user can correct; the message is one sentence: what is wrong and what to do."""
 
 
 class ReportedElsewhereError(DynaMaskError):
     """A mistake that another process of a distributed run reports to the user, so that this one stays silent."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % confidence interval; what is undefined is None.
+
+    Attributes:
+        mean: the estimate.
+        low, high: bounds of the interval.
+    """
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The JSON form: ``{"mean": …, "low": …, "high": …}``."""
+        return asdict(self)
+
+    @property
+    def sign(self) -> int:
+        """Of a difference: 1 if the interval lies above zero, -1 if below, 0 if it contains zero or is undefined."""
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > 0) - int(self.high < 0)

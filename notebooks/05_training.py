@@ -379,7 +379,7 @@ from lessons.training import chosen_sizes, spent
 
 from dynamask.engine.frozen_switch import predict_logits
 from dynamask.evaluation.choices import at
-from dynamask.reports.judging import at_budget
+from dynamask.reports.size_choices import at_budget
 
 macs, iou, table = others.macs, others.mask_iou.double().numpy(), []
 logits = predict_logits(trained[targets[-1]], others)

@@ -39,7 +39,7 @@ from dynamask.reports.options import CurveOptions
 
 options = CurveOptions(budgets=fast(4, 9), views=fast(1, 3))
 result = curves(kept, macs, scenes, options, samples=fast(100, 500), ap_samples=fast(20, 100))
-curves_figure(result["rows"], "gt", ("mask_iou", "boundary_iou"), "In true boxes: quality against cost")
+curves_figure(result.points, "gt", ("mask_iou", "boundary_iou"), "In true boxes: quality against cost")
 
 # %% [markdown]
 # How to read it. To the right is dearer, up is better. The thick line is the switch, held to a budget by a price; the
@@ -141,9 +141,9 @@ iou_scatter(quality["mask_iou"], quality["boundary_iou"], sizes=(14, 112))
 from lessons.judging import FIXED, PAPER_TABLE_7, baselines
 from lessons.show import Table
 
-from dynamask.evaluation.detection_bootstrap import DetectionJudge
+from dynamask.evaluation.resampled_ap import ResampledAP
 
-judge = DetectionJudge(scenes.coco, kept.found.results, kept.found.rles, scenes.image_ids)
+judge = ResampledAP(scenes.coco, kept.found.results, kept.found.rles, scenes.image_ids)
 found = baselines(kept.found, macs, scenes, judge)
 measures = ("segm", "boundary", "gmacs")
 fixed = [[size, *(found[policy][m] for m in measures)] for size, policy in zip(MASK_SIZES, FIXED)]
@@ -200,7 +200,7 @@ Table(["policy (paper, Tab. 8)", "14", "28", "56", "112", "GMACs", "mask AP, COC
 # switch the other's budget, over the whole data set:
 
 # %%
-from dynamask.reports.judging import at_budget, mean_macs
+from dynamask.reports.size_choices import at_budget, mean_macs
 
 logits = kept.found.logits()
 fair = []
@@ -230,15 +230,16 @@ Table(["learned minus …", "learned spends", "it spends", "mask AP", "boundary 
 # %%
 from lessons.judging import bootstrap_figure
 
-from dynamask.evaluation.choices import PictureBootstrap, at, permuted
+from dynamask.evaluation.bootstrap import PictureBootstrap
+from dynamask.evaluation.choices import at, permuted
 
 bootstrap = PictureBootstrap(scenes.image_ids, samples=fast(200, 2000))
 pictures = bootstrap.rows(np.array([r["image_id"] for r in kept.given.results]))
 learned = np.array(kept.given.choice)
 difference = at(quality["mask_iou"], learned) - permuted(quality["mask_iou"], learned)
-estimate = bootstrap.estimate(difference, pictures)
+estimate = bootstrap.interval(difference, pictures)
 bootstrap_figure(
-    bootstrap.means(difference, pictures), **estimate, title="Learned minus random at equal cost, mean mask IoU"
+    bootstrap.resampled_means(difference, pictures), estimate, title="Learned minus random at equal cost, mean mask IoU"
 )
 
 # %% [markdown]
@@ -280,7 +281,7 @@ from lessons.judging import share_rows
 
 Table(
     ["spent", "of the oracle's gain", "of the noise-aware oracle's", "the same in boundary IoU"],
-    share_rows(result["rows"]),
+    share_rows(result.points),
 )
 
 # %% [markdown]
@@ -290,7 +291,7 @@ Table(
 # whether the objects were found, so the masks weigh less in it.
 
 # %%
-curves_figure(result["rows"], "detected", ("segm_ap", "boundary_ap"), "On detections: AP against cost")
+curves_figure(result.points, "detected", ("segm_ap", "boundary_ap"), "On detections: AP against cost")
 
 # %% [markdown]
 # The paper's Tab. 5 names two operating points: one that loses no AP, and one at about half the cost. Ours:
@@ -298,7 +299,7 @@ curves_figure(result["rows"], "detected", ("segm_ap", "boundary_ap"), "On detect
 # %%
 from dynamask.reports.writer import with_interval
 
-points = result["operating_points"]
+points = result.operating_points
 named = {"cheapest within 0.001 mask AP of all at 112": points["within_drop"], "half of the cost": points["half"]}
 rows = []
 for title, point in named.items():
@@ -331,11 +332,11 @@ slider_below(by_budget, prefix="budget, share of the full MACs: ", active=len(by
 # is known, so we can ask. Spearman's correlation with the chosen size, at half the full cost:
 
 # %%
-known = result["known_complexity"]
+known = result.known_complexity
 Table(
     ["chosen size against", "Spearman", "95 % interval"],
     [
-        [what, f"{known[key]['mean']:.2f}", f"[{known[key]['low']:.2f}, {known[key]['high']:.2f}]"]
+        [what, f"{known[key].mean:.2f}", f"[{known[key].low:.2f}, {known[key].high:.2f}]"]
         for what, key in (("known complexity", "complexity"), ("√ of the box area", "object_size"))
     ],
 )
@@ -375,7 +376,7 @@ print(behind, round(beside, 3))
 # with `best_under_budget`, `permuted` and `at`.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-from dynamask.evaluation.mask_quality import share_of_oracle_gain
+from dynamask.evaluation.choices import share_of_oracle_gain
 from dynamask.ops.knapsack import best_under_budget
 
 choice = at_budget(given_logits, macs, macs[-1] / 2)
@@ -392,16 +393,16 @@ print(f"{share:.2f}")
 
 # %% [markdown]
 # **4.** Draw objects instead of pictures in the bootstrap. Is the interval wider or narrower, and why? Check your own
-# draws against `bootstrap.means` by giving it one weight per picture.
+# draws against `bootstrap.resampled_means` by giving it one weight per picture.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 weights = bootstrap.weights[0]
 redrawn = np.repeat(difference, weights[pictures])
-assert np.isclose(redrawn.mean(), bootstrap.means(difference, pictures)[0])
+assert np.isclose(redrawn.mean(), bootstrap.resampled_means(difference, pictures)[0])
 rng = np.random.default_rng(1)
 own = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(1000)]
 objects = np.subtract(*np.quantile(own, [0.975, 0.025]))
-by_picture = estimate["high"] - estimate["low"]
+by_picture = estimate.high - estimate.low
 assert objects > 0 and by_picture > 0
 print(f"width by objects {objects:.4f}, by pictures {by_picture:.4f}")
 

@@ -243,13 +243,13 @@ one_stage.wall_figure(seen, scene.image, soft=False)
 # these weights rely on, not what the design is worth.) Each dot is an object. **Predict** the highest bar.
 
 # %%
-from dynamask.evaluation.mask_quality import paired_bootstrap
+from dynamask.evaluation.bootstrap import paired_bootstrap
 
 parts = one_stage_judging.neighbour_losses(sodar, [scenes.scene(i) for i in range(fast(4, 30))])
-mean, low, high = paired_bootstrap(parts[one_stage_judging.FOUR])
-print(f"{len(parts['centre'])} objects; IoU that all four neighbours add to the centre alone: {mean:+.3f}",
-      f"(95 % interval over objects {low:+.3f} to {high:+.3f})")  # fmt: skip
-print("These weights gain", "by" if low > 0 else "nothing by", "looking at their neighbours.")
+gain = paired_bootstrap(parts[one_stage_judging.FOUR])
+print(f"{len(parts['centre'])} objects; IoU that all four neighbours add to the centre alone: {gain.mean:+.3f}",
+      f"(95 % interval over objects {gain.low:+.3f} to {gain.high:+.3f})")  # fmt: skip
+print("These weights gain", "by" if gain.sign > 0 else "nothing by", "looking at their neighbours.")
 one_stage_judging.losses_figure(parts)
 
 # %% [markdown]
@@ -397,9 +397,9 @@ for measure in ("AP", "AP50", "AP90", "boundary AP"):
 # %%
 both = one_stage_judging.pairs(plain, aggregated, scenes)
 edge = one_stage_judging.outline_difference(both, scenes.image_ids)
-print(f"{len(both)} objects; boundary IoU {edge['mean']:+.3f} with SODAR, 95 % interval {edge['low']:+.3f} to",
-      f"{edge['high']:+.3f}")  # fmt: skip
-told = "better" if edge["low"] > 0 else "worse" if edge["high"] < 0 else "not to be told apart"
+print(f"{len(both)} objects; boundary IoU {edge.mean:+.3f} with SODAR, 95 % interval {edge.low:+.3f} to",
+      f"{edge.high:+.3f}")  # fmt: skip
+told = "better" if edge.sign > 0 else "worse" if edge.sign < 0 else "not to be told apart"
 print(f"On these scenes SODAR's outlines are {told}.")
 
 # %% [markdown]

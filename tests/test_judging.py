@@ -8,25 +8,30 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.choices import (
+from dynamask.evaluation.bootstrap import (
     PictureBootstrap,
-    along,
-    at_equal_cost,
-    blind_mix,
-    interval,
+    PrecisionBootstrap,
     interval_of,
-    mixed,
-    percentiles,
+    paired_bootstrap,
+    percentile_interval,
     share_of_gain,
+)
+from dynamask.evaluation.choices import (
+    Draws,
+    at_equal_cost,
+    best_mix_quality,
+    blind_mix,
+    interpolate,
     shares,
     spearman,
 )
 from dynamask.evaluation.coco_ap import evaluate_coco
-from dynamask.evaluation.detection_bootstrap import MASK_TYPES, DetectionJudge
+from dynamask.evaluation.resampled_ap import MASK_TYPES, ResampledAP
 from dynamask.reports.cache import load_collected, save_collected
 from dynamask.reports.collecting import Collected, other_views
-from dynamask.reports.judging import DetectionCurveJudge, DrawnPrecision, TrueBoxJudge, at_budget, budget_limits
-from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.reports.curve_points import DetectionCurve, TrueBoxCurve
+from dynamask.reports.size_choices import at_budget, budget_limits
+from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
 
 MACS = (10, 30, 50, 70)
 
@@ -99,7 +104,7 @@ def copied(annotations, results, weights):
 @pytest.mark.parametrize("seed", range(3))
 def test_without_resampling_ap_is_that_of_the_evaluation(seed):
     annotations, results, rles = generated(seed)
-    judge = DetectionJudge(annotations, results, rles, [i["id"] for i in annotations["images"]])
+    judge = ResampledAP(annotations, results, rles, [i["id"] for i in annotations["images"]])
     choice = np.random.default_rng(seed).integers(0, 4, len(results))
     expected = reference(annotations, results, rles, choice)
     for kind in MASK_TYPES:
@@ -109,7 +114,7 @@ def test_without_resampling_ap_is_that_of_the_evaluation(seed):
 
 def test_resampled_ap_is_that_of_copied_pictures():
     annotations, results, rles = generated(7)
-    judge = DetectionJudge(annotations, results, rles, [i["id"] for i in annotations["images"]])
+    judge = ResampledAP(annotations, results, rles, [i["id"] for i in annotations["images"]])
     choice = np.random.default_rng(0).integers(0, 4, len(results))
     weights = np.array([[2, 0, 1, 3, 1, 0, 1, 0], [0, 1, 1, 0, 0, 4, 1, 1], [0, 0, 8, 0, 0, 0, 0, 0]])
     for kind in MASK_TYPES:
@@ -126,22 +131,22 @@ def test_bootstrap_resamples_whole_pictures():
     pictures = np.array([1, 1, 1, 2, 3, 3])
     rows = bootstrap.rows(pictures)
     values = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    drawn = bootstrap.means(values, rows)
+    drawn = bootstrap.resampled_means(values, rows)
     for weights, mean in itertools.islice(zip(bootstrap.weights, drawn), 20):
         bag = np.repeat(values, weights[np.searchsorted([1, 2, 3, 9], pictures)])
         assert np.isnan(mean) if bag.size == 0 else mean == pytest.approx(bag.mean())
-    clustered, alone = bootstrap.estimate(values, rows), interval(values)
-    assert clustered["mean"] == alone["mean"] == 0.5
-    assert clustered["high"] - clustered["low"] > alone["high"] - alone["low"]
+    clustered, alone = bootstrap.interval(values, rows), paired_bootstrap(values)
+    assert clustered.mean == alone.mean == 0.5
+    assert clustered.high - clustered.low > alone.high - alone.low
 
 
 def test_shares_of_a_gain():
     gain = np.array([0.04, 0.02, 0.06, 0.05])
     share = share_of_gain(gain / 2, gain)
-    assert [share[key] for key in ("mean", "low", "high")] == pytest.approx([0.5] * 3)
-    assert share_of_gain(gain, 0 * gain) == {"mean": None, "low": None, "high": None}
-    assert percentiles(0.1, np.array([np.nan])) == {"mean": 0.1, "low": None, "high": None}
-    assert interval_of(np.array([np.nan, 0.1])) == {"mean": None, "low": None, "high": None}
+    assert [share.mean, share.low, share.high] == pytest.approx([0.5] * 3)
+    assert share_of_gain(gain, 0 * gain) == Interval()
+    assert percentile_interval(0.1, np.array([np.nan])) == Interval(0.1)
+    assert interval_of(np.array([np.nan, 0.1])) == Interval()
     with pytest.raises(DynaMaskError, match="no pictures"):
         PictureBootstrap([])
 
@@ -154,7 +159,7 @@ def test_spearman_ranks_ties_by_their_mean():
     assert spearman(a, np.ones(5)) is None and spearman(a[:0], b[:0]) is None
     bootstrap = PictureBootstrap(range(5), samples=100)
     estimate = bootstrap.spearman(a, b, np.arange(5))
-    assert estimate["mean"] == spearman(a, b) and estimate["low"] <= estimate["mean"] <= estimate["high"]
+    assert estimate.mean == spearman(a, b) and estimate.low <= estimate.mean <= estimate.high
 
 
 class World:
@@ -176,43 +181,40 @@ def judged(logits, quality, views, budgets=4):
     world = World({"images": [{"id": i, "height": 100, "width": 100} for i in range(pictures.max() + 1)]})
     bootstrap = PictureBootstrap(pictures, 100)
     both = {"mask_iou": views, "boundary_iou": views}
-    return TrueBoxJudge(instances(logits, quality, pictures), MACS, world, budgets, both, bootstrap)
+    return TrueBoxCurve(instances(logits, quality, pictures), MACS, world, budgets, both, bootstrap)
 
 
 def one(rows, policy, against="", budget=None, measure="boundary_iou"):
-    (row,) = [
-        r
-        for r in rows
-        if (r["policy"], r["against"], r["measure"]) == (policy, against, measure) and r["budget_macs"] == budget
-    ]
+    wanted = (policy, against, measure, budget)
+    (row,) = [r.to_dict() for r in rows if (r.policy, r.against, r.measure, r.budget_macs) == wanted]
     return row
 
 
 def test_a_switch_that_knows_gains_what_the_oracle_gains():
     quality = np.tile(np.array([[0.9, 0.9, 0.9, 0.9], [0.1, 0.2, 0.3, 0.8]]), (20, 1))
     logits = np.where(np.arange(40)[:, None] % 2, [0, 0, 0, 5.0], [5.0, 0, 0, 0])
-    rows = judged(logits, quality, quality[None]).rows()
+    rows = judged(logits, quality, quality[None]).points()
     learned = one(rows, "learned")
     assert learned["mean"] == pytest.approx(0.85) and learned["mean_macs"] == 40 and learned["share_112"] == 0.5
     for name in ("oracle", "noise-aware oracle"):
         assert one(rows, "learned", f"share of {name}")["mean"] == pytest.approx(1)
     assert one(rows, "learned", "random")["mean"] == pytest.approx(0.85 - (0.9 + 0.1 + 0.9 + 0.8) / 4)
-    top = max(r["budget_macs"] for r in rows if r["policy"] == "random")
+    top = max(r.budget_macs for r in rows if r.policy == "random")
     assert top == 40 and one(rows, "random", budget=top)["mean"] == pytest.approx(0.675)
     assert one(rows, "budget", budget=top)["mean"] == pytest.approx(0.85)
-    assert {row["boxes"] for row in rows} == {"gt"} and len({tuple(row) for row in rows}) == 1
+    assert {row.boxes for row in rows} == {"gt"}
 
 
 def test_the_noise_aware_oracle_does_not_gain_from_noise():
     rng = np.random.default_rng(0)
     noise = rng.normal(0.5, 0.1, (6, 300, 4))  # nothing tells the sizes apart but noise of each view
     logits = rng.normal(0, 1, (300, 4))
-    rows = judged(logits, noise[0], noise[1:]).rows()
+    rows = judged(logits, noise[0], noise[1:]).points()
     gains = {name: one(rows, name, "random", budget=b)["mean"] for name in ("oracle", "noise-aware oracle")
-             for b in [max(r["budget_macs"] for r in rows if r["policy"] == name)]}  # fmt: skip
+             for b in [max(r.budget_macs for r in rows if r.policy == name)]}  # fmt: skip
     assert gains["oracle"] > 0.05 and abs(gains["noise-aware oracle"]) < 0.02
-    without = judged(logits, noise[0], noise[:0]).rows()
-    assert not [row for row in without if row["policy"] == "noise-aware oracle"]
+    without = judged(logits, noise[0], noise[:0]).points()
+    assert not [row for row in without if row.policy == "noise-aware oracle"]
 
 
 def test_known_complexity_needs_it_on_every_instance():
@@ -221,7 +223,7 @@ def test_known_complexity_needs_it_on_every_instance():
     flat = 0 * complexity
     judge = judged(np.stack([-6 * complexity, flat, flat, 6 * complexity - 3], 1), quality, quality[None])
     known = judge.known_complexity([{"complexity": c} for c in complexity])
-    assert known["complexity"]["mean"] > 0.8 and known["object_size"]["mean"] is None and known["mean_macs"] <= 35
+    assert known["complexity"].mean > 0.8 and known["object_size"].mean is None and known["mean_macs"] <= 35
     assert judge.known_complexity([{}] * 20) is None and judge.known_complexity([None] * 20) is None
 
 
@@ -245,10 +247,9 @@ def test_detections_are_judged_at_equal_macs():
     found = Instances(results, rles, list(logits), [], [], choice.tolist(), [None] * len(results))
     ids = [i["id"] for i in annotations["images"]]
     bootstrap = PictureBootstrap(ids, 20)
-    pictures = np.array([r["image_id"] for r in results])
-    drawn = DrawnPrecision(DetectionJudge(annotations, results, rles, ids), bootstrap.weights, pictures, MACS)
-    curve = DetectionCurveJudge(found, MACS, World(annotations), 3, drawn, draws=2)
-    rows = curve.rows()
+    precision = PrecisionBootstrap(ResampledAP(annotations, results, rles, ids), bootstrap.weights)
+    curve = DetectionCurve(found, MACS, World(annotations), 3, precision, permutations=2)
+    rows = curve.points()
     learned = one(rows, "learned", measure="segm_ap")
     assert learned["mean"] == pytest.approx(reference(annotations, results, rles, choice)["segm"])
     assert learned["low"] <= learned["mean"] <= learned["high"]
@@ -268,23 +269,24 @@ def test_a_mixture_is_mixed_anew_in_every_draw():
     bags = [rng.integers(0, 30, 30) for _ in range(20)]
     limits = rng.uniform(MACS[0], MACS[-1], 20)
     limits[0], limits[1] = MACS[0], MACS[-1]
-    found = mixed(np.stack([quality[bag].mean(0) for bag in bags], 1), macs, limits)
+    found = best_mix_quality(np.stack([quality[bag].mean(0) for bag in bags], 1), macs, limits)
     assert found == pytest.approx([blind_mix(quality[bag], macs, limit).mean() for bag, limit in zip(bags, limits)])
 
 
 def test_curves_are_read_between_and_beyond_their_points():
     costs, values = np.array([[3.0, 1], [1, 2], [2, 2]]), np.array([[9.0, 0], [1, 5], [4, 5]])
-    assert along(costs, values, np.array([2.5, 1.5])) == pytest.approx([6.5, 2.5])
-    assert along(costs, values, np.array([4.0, 0.0])) == pytest.approx([14, -5])
-    assert along(costs[:1], values[:1], np.array([7.0, 7.0])) == pytest.approx([9, 0])
+    assert interpolate(costs, values, np.array([2.5, 1.5])) == pytest.approx([6.5, 2.5])
+    assert interpolate(costs, values, np.array([4.0, 0.0])) == pytest.approx([14, -5])
+    assert interpolate(costs[:1], values[:1], np.array([7.0, 7.0])) == pytest.approx([9, 0])
 
 
 def test_at_equal_cost_what_is_only_dearer_gains_nothing():
     cost = np.array([4.0, 5, 3, 6])
-    curve = np.stack([cost - 2, cost + 2]), np.stack([2 * (cost - 2), 2 * (cost + 2)])
-    theirs = np.full(4, 2 * 4.0)  # of a fixed size
-    assert at_equal_cost(2 * cost + 0.5, theirs, cost, np.full(4, 4.0), curve) == pytest.approx([0.5] * 4)
-    kept = at_equal_cost(2 * cost, theirs + 6, cost, np.full(4, 7.0), curve)  # dearer over all pictures: it stays so
+    curve = [Draws(2 * (cost - 2), cost - 2), Draws(2 * (cost + 2), cost + 2)]
+    fixed = Draws(np.full(4, 8.0), np.full(4, 4.0))
+    assert at_equal_cost(Draws(2 * cost + 0.5, cost), fixed, curve) == pytest.approx([0.5] * 4)
+    larger = Draws(np.full(4, 14.0), np.full(4, 7.0))  # it costs more over the pictures as they are, and still does so
+    kept = at_equal_cost(Draws(2 * cost, cost), larger, curve)
     assert kept == pytest.approx([-6] * 4)
 
 
@@ -292,7 +294,7 @@ def test_chance_is_dealt_anew_in_every_draw():
     rng = np.random.default_rng(3)
     quality, logits = rng.random((24, 4)), rng.normal(size=(24, 4))
     judge = judged(logits, quality, quality[None])
-    row, choice = one(judge.rows(), "learned", "random"), logits.argmax(1)
+    row, choice = one(judge.points(), "learned", "random"), logits.argmax(1)
     drawn = []
     for weights in judge.bootstrap.weights:
         bag = np.repeat(np.arange(24), weights[np.arange(24) // 2])
@@ -305,19 +307,17 @@ def test_intervals_of_ap_are_centred_on_it():
     drawn = np.array([0.5, 0.52, 0.54, 0.53, np.nan])
     centred = interval_of(drawn, centre=True)
     low, high = np.quantile([0.49, 0.51, 0.5], [0.025, 0.975])
-    assert (centred["mean"], centred["low"], centred["high"]) == pytest.approx((0.5, low, high))
-    assert interval_of(drawn)["low"] > 0.5
+    assert (centred.mean, centred.low, centred.high) == pytest.approx((0.5, low, high))
+    assert interval_of(drawn).low > 0.5
     annotations, results, rles = generated(1, pictures=30)
     ids = [i["id"] for i in annotations["images"]]
-    judge = DetectionJudge(annotations, results, rles, ids)
-    precision = DrawnPrecision(
-        judge, PictureBootstrap(ids, 400).weights, np.array([r["image_id"] for r in results]), MACS
-    )
-    values = precision.precision(np.full(len(results), 3), "segm")
+    judge = ResampledAP(annotations, results, rles, ids)
+    precision = PrecisionBootstrap(judge, PictureBootstrap(ids, 400).weights)
+    values = precision.draws(np.full(len(results), 3), "segm")
     assert values[1:].mean() > values[0] + 0.01  # pictures drawn twice
     own = interval_of(values, centre=True)
-    assert own["low"] < own["mean"] < own["high"]
-    assert abs((own["low"] + own["high"]) / 2 - own["mean"]) < 0.01
+    assert own.low < own.mean < own.high
+    assert abs((own.low + own.high) / 2 - own.mean) < 0.01
 
 
 class Seer:

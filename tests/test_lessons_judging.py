@@ -8,13 +8,13 @@ from lessons import judging
 
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.choices import PictureBootstrap
+from dynamask.evaluation.bootstrap import PictureBootstrap
 from dynamask.evaluation.coco_ap import evaluate_coco
-from dynamask.evaluation.detection_bootstrap import DetectionJudge
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.reports.collecting import Collected
 from dynamask.reports.options import CurveOptions
-from dynamask.structures import MASK_SIZES
+from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz.style import POLICY_STYLES
 
 MACS = (10, 20, 40, 80)
@@ -117,7 +117,7 @@ def test_the_window_holds_the_mask_and_stays_in_the_picture():
 
 def test_baselines_spend_alike_and_the_oracle_is_best_in_iou(scenes):
     found = instances(scenes, spurious=1)
-    judge = DetectionJudge(scenes.coco, found.results, found.rles, scenes.image_ids)
+    judge = ResampledAP(scenes.coco, found.results, found.rles, scenes.image_ids)
     rows = judging.baselines(found, MACS, scenes, judge)
     assert list(rows) == [*judging.FIXED, "size", "random", "learned", "oracle"]
     assert rows["random"]["gmacs"] == pytest.approx(rows["learned"]["gmacs"])
@@ -153,13 +153,13 @@ def test_curves_tables_and_points_come_from_the_rows(scenes):
     options = CurveOptions(budgets=3, views=0, permutations=1)
     kept = Collected(given, instances(scenes, spurious=1))
     result = judging.curves(kept, MACS, scenes, options, samples=20, ap_samples=5)
-    figure = judging.curves_figure(result["rows"], "gt", ("mask_iou",), "title")
+    figure = judging.curves_figure(result.points, "gt", ("mask_iou",), "title")
     drawn = {trace.name: trace for trace in figure.data if trace.name}
     finest = drawn["all at 112"]
     assert finest.y[0] == pytest.approx(given.quality("mask_iou")[:, 3].mean())
     assert finest.x[0] == pytest.approx(MACS[-1] / 1e9)
     assert drawn["oracle"].line.color == POLICY_STYLES["oracle"].colour
-    assert judging.share_rows(result["rows"]) == []  # without other views there is no noise-aware oracle
+    assert judging.share_rows(result.points) == []  # without other views there is no noise-aware oracle
 
 
 def test_figures_hold_their_data(scenes):
@@ -173,7 +173,7 @@ def test_figures_hold_their_data(scenes):
     assert f"{curve.ap:.3f}" in drawn.layout.annotations[0].text
     bars = judging.classes_figure(given, scenes, np.full(len(given.results), 3)).data
     assert [bar.name for bar in bars] == [f"{s}×{s}" for s in MASK_SIZES] and set(bars[3].x) == {1.0}
-    histogram = judging.bootstrap_figure(np.arange(10.0), 4.5, 1.0, 9.0, "title")
+    histogram = judging.bootstrap_figure(np.arange(10.0), Interval(4.5, 1.0, 9.0), "title")
     assert len(histogram.data[0].x) == 10 and [shape.x0 for shape in histogram.layout.shapes] == [1.0, 4.5, 9.0, 0]
 
 

@@ -290,8 +290,8 @@ def test_a_class_that_no_draw_holds_is_left_out(both, scenes):
 def test_compared_and_verdict(both):
     worse, better = both
     found = one_stage_judging.compare(("A", "B"), worse, better, samples=60)
-    assert found.difference["AP"]["mean"] == pytest.approx(found.second["AP"] - found.first["AP"]) and found.scenes == 6
-    assert found.difference["AP"]["low"] > 0
+    assert found.difference["AP"].mean == pytest.approx(found.second["AP"] - found.first["AP"]) and found.scenes == 6
+    assert found.difference["AP"].low > 0
     text = found.verdict()
     assert text.startswith("AP: on these 6 scenes B is better than A, +") and "do not trust the interval" in text
     back = one_stage_judging.compare(("A", "B"), better, worse, samples=60)
@@ -300,7 +300,7 @@ def test_compared_and_verdict(both):
     assert "cannot tell B from A, +0.000" in same.verdict("AP90")
     assert [row[0] for row in found.rows()] == ["AP", "AP50", "AP60", "AP70", "AP80", "AP90", "boundary AP"]
     drawn = one_stage_judging.comparison_figure(found)
-    assert drawn.data[0].y[0] == found.first["AP"] and drawn.data[2].y[0] == found.difference["AP"]["mean"]
+    assert drawn.data[0].y[0] == found.first["AP"] and drawn.data[2].y[0] == found.difference["AP"].mean
 
 
 def test_pairs_hold_what_both_have_found(both, scenes):
@@ -309,7 +309,7 @@ def test_pairs_hold_what_both_have_found(both, scenes):
     none = one_stage_judging.pairs(*both, scenes, least=0.999)
     assert none == []
     edge = one_stage_judging.outline_difference(found, scenes.image_ids, samples=50)
-    assert edge["mean"] == pytest.approx(np.mean([pair.boundary[1] - pair.boundary[0] for pair in found]))
+    assert edge.mean == pytest.approx(np.mean([pair.boundary[1] - pair.boundary[0] for pair in found]))
     drawn = one_stage_judging.pairs_figure(found, scenes, ("A", "B"), count=2)
     assert len(drawn.layout.sliders[0].steps) == min(4, len(found))
 

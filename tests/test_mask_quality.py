@@ -6,16 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from dynamask.evaluation.mask_quality import (
-    boundary_iou,
-    boundary_width,
-    mask_iou,
-    paired_bootstrap,
-    quality_by_size,
-    share_of_oracle_gain,
-)
+from dynamask.evaluation.bootstrap import paired_bootstrap
+from dynamask.evaluation.choices import share_of_oracle_gain
+from dynamask.evaluation.mask_quality import boundary_iou, boundary_width, mask_iou, quality_by_size
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, Interval
 
 
 def random_mask(rng, shape):
@@ -102,13 +97,14 @@ def test_masks_are_compared_fast_enough_for_thousands():
 def test_paired_bootstrap():
     rng = np.random.default_rng(4)
     differences = rng.normal(0.3, 1.0, 400)
-    mean, low, high = paired_bootstrap(differences)
-    assert mean == pytest.approx(differences.mean())
+    found = paired_bootstrap(differences)
+    assert found.mean == pytest.approx(differences.mean()) and found.sign == 1
     half = 1.96 * differences.std() / 20
-    assert low == pytest.approx(mean - half, abs=0.02) and high == pytest.approx(mean + half, abs=0.02)
-    assert paired_bootstrap(differences) == (mean, low, high)
-    assert paired_bootstrap(differences, seed=1) != (mean, low, high)
-    assert paired_bootstrap(np.full(5, 0.25)) == (0.25, 0.25, 0.25)
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.02)
+    assert paired_bootstrap(differences) == found != paired_bootstrap(differences, seed=1)
+    assert paired_bootstrap(-differences).sign == -1 and paired_bootstrap(differences - found.mean).sign == 0
+    assert paired_bootstrap(np.full(5, 0.25)) == Interval(0.25, 0.25, 0.25)
+    assert Interval(0.5).to_dict() == {"mean": 0.5, "low": None, "high": None} and Interval(0.5).sign == 0
     with pytest.raises(DynaMaskError):
         paired_bootstrap(np.zeros(0))
     with pytest.raises(ValueError):
@@ -120,8 +116,7 @@ def test_bootstrap_interval_covers():
     rng = np.random.default_rng(5)
     covered = 0
     for _ in range(200):
-        _, low, high = paired_bootstrap(rng.normal(size=60), samples=400)
-        covered += low <= 0 <= high
+        covered += paired_bootstrap(rng.normal(size=60), samples=400).sign == 0
     assert 178 <= covered <= 199
 
 

@@ -19,7 +19,7 @@ from dynamask.data.shapes import ShapesDataset
 from dynamask.data.sources import open_data
 from dynamask.engine.evaluate_one_stage import collect_results
 from dynamask.evaluation.coco_ap import evaluate_coco, threshold_rows
-from dynamask.evaluation.detection_bootstrap import THRESHOLDS
+from dynamask.evaluation.resampled_ap import THRESHOLDS
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.solo.costs import decoded_values, decoding_macs, network_macs
 from dynamask.models.solo.factory import PRESETS, build_solo
@@ -27,12 +27,12 @@ from dynamask.models.solo.model import CHUNK
 from dynamask.models.weights import save_model
 from dynamask.ops.rle import encode_rle
 from dynamask.predict import load
-from dynamask.reports.judging import mean_macs, spending
 from dynamask.reports.one_stage.ablations import ABLATIONS, ablated
 from dynamask.reports.one_stage.kinds import interpolation, name_of
 from dynamask.reports.one_stage.paper import PAPER, gains
 from dynamask.reports.one_stage.plans import quality_said
 from dynamask.reports.one_stage.tables import TABLES
+from dynamask.reports.size_choices import at_cost, mean_macs
 from dynamask.reports.writer import Report
 from dynamask.structures import DynaMaskError
 
@@ -327,9 +327,9 @@ def test_a_switch_can_be_driven_beyond_what_it_spends():
     logits, macs = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)), (1, 2, 4, 8)
     own = mean_macs(logits.argmax(1).numpy(), macs)
     for limit in (1.5, own + 0.5, 7.0, 8.0):
-        spent = mean_macs(spending(logits, macs, limit), macs)
+        spent = mean_macs(at_cost(logits, macs, limit), macs)
         assert limit - 0.1 < spent <= limit
-    assert (spending(logits, macs, own) == logits.argmax(1).numpy()).all()
+    assert (at_cost(logits, macs, own) == logits.argmax(1).numpy()).all()
 
 
 def test_seeds_are_grouped_and_lengths_of_training_are_not(run, weights, tmp_path):

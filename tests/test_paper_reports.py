@@ -15,7 +15,8 @@ from PIL import Image
 from dynamask import cli
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
-from dynamask.evaluation.choices import PictureBootstrap, spearman
+from dynamask.evaluation.bootstrap import PictureBootstrap
+from dynamask.evaluation.choices import spearman
 from dynamask.evaluation.ranking import SizeRanking, pairwise, row_spearman
 from dynamask.models.weights import save_model
 from dynamask.ops.masks import crop_masks
@@ -32,7 +33,7 @@ from dynamask.reports.tables import FCN_HEADS, TABLES, make_table
 from dynamask.reports.verdicts import sizes_said
 from dynamask.reports.world import World
 from dynamask.reports.writer import Picture, markdown, page
-from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
 
 SCENES = 5
 
@@ -199,7 +200,7 @@ def test_rare_common_and_frequent_classes(shapes):
     report = make_table("tableS2", world)
     assert "carry no" not in markdown(report)
     found, groups = frequency_ap(evidence, "fixed:112"), categories_by_frequency(world)
-    judge = evidence.drawn.judge
+    judge = evidence.drawn.ap
     matches = judge.match(evidence.choice("fixed:112"), "segm")
     single = {c: float(judge.average_precision(matches, categories=[c])[0]) for ids in groups.values() for c in ids}
     for key, name in (("r", "APr"), ("c", "APc"), ("f", "APf")):
@@ -242,10 +243,10 @@ def test_pairs_and_ranks_against_counting():
     expected = [spearman(a, b) for a, b in zip(signal, quality)]
     assert row_spearman(signal, quality) == pytest.approx([np.nan if v is None else v for v in expected], nan_ok=True)
     ranking = SizeRanking(quality, PictureBootstrap(range(15), 50), np.arange(30) // 2)
-    assert ranking.row(quality)["pairs"] == {"mean": 1, "low": 1, "high": 1}
-    assert ranking.difference(quality, -quality)["pairs"]["mean"] == 1
+    assert ranking.row(quality)["pairs"] == Interval(1, 1, 1)
+    assert ranking.difference(quality, -quality)["pairs"].mean == 1
     flat = SizeRanking(np.ones((30, 4)), ranking.bootstrap, ranking.rows).row(signal)
-    assert flat["pairs"]["mean"] is None and flat["spearman"]["mean"] is None and flat["gain"]["mean"] is None
+    assert flat == {"pairs": Interval(), "spearman": Interval(), "gain": Interval()}
 
 
 def test_figure5_signals_are_the_losses_by_hand(shapes):
@@ -278,12 +279,12 @@ def test_figure5_ranks_by_true_boundary_iou(shapes):
     found, against = rankings(shapes.main)
     quality, edge = shapes.main.kept.given.quality("boundary_iou"), shapes.main.kept.signals["edge_loss"]
     right, pairs = pairwise(-edge, quality)
-    assert found["edge_loss"]["pairs"]["mean"] == pytest.approx(right.sum() / pairs.sum())
-    expected = found["edge_loss"]["pairs"]["mean"] - found["mask_loss"]["pairs"]["mean"]
-    assert against["mask_loss"]["pairs"]["mean"] == pytest.approx(expected)
+    assert found["edge_loss"]["pairs"].mean == pytest.approx(right.sum() / pairs.sum())
+    expected = found["edge_loss"]["pairs"].mean - found["mask_loss"]["pairs"].mean
+    assert against["mask_loss"]["pairs"].mean == pytest.approx(expected)
     assert FINER in found and page(report).count("violin") > 0 and len({tuple(row) for row in report.rows}) == 1
     assert json.dumps(report.data, allow_nan=False)
-    flat = {"mean": None, "low": None, "high": None}
+    flat = Interval()
     assert said({"edge_loss": {"pairs": flat}, "mask_loss": {"pairs": flat}}, {"mask_loss": {"pairs": flat}}) == []
 
 

@@ -20,7 +20,7 @@ from dynamask.reports.collecting import Collected
 from dynamask.reports.facts import Source
 from dynamask.reports.options import TableOptions
 from dynamask.reports.writer import Heading, Paragraph, Report, Table, markdown, page, with_interval, write_report
-from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
 from dynamask.viz.style import POLICY_STYLES
 
 CURVE = ("--budgets", "3", "--views", "2", "--samples", "20", "--ap-samples", "5", "--permutations", "2")
@@ -220,8 +220,8 @@ def test_a_report_is_written_whole(tmp_path):
     assert paths[0].read_text() == f"# T\n\n- command: `run it`\n\n## H <1>\n\na & b\n\n{table}"
     assert paths[1].read_text() == "a,b\n1,\n" and json.loads(paths[3].read_text()) == {"k": 1}
     assert "H &lt;1&gt;" in page(report) and "a &amp; b" in page(report)
-    assert with_interval({"mean": 0.5, "low": 0.25, "high": 0.75}, 2, True) == "+0.50 [+0.25, +0.75]"
-    assert with_interval({"mean": None, "low": None, "high": None}) == "–"
+    assert with_interval(Interval(0.5, 0.25, 0.75), 2, True) == "+0.50 [+0.25, +0.75]"
+    assert with_interval(Interval()) == "–"
 
 
 def test_options_are_checked():

@@ -28,7 +28,7 @@ from dynamask.models.solo.costs import network_macs
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import read_header
 from dynamask.predict import load
-from dynamask.reports.judging import choice_of
+from dynamask.reports.size_choices import choice_of
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES
 

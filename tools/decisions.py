@@ -34,7 +34,7 @@ from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.evaluation.choices import PictureBootstrap, interval
+from dynamask.evaluation.bootstrap import PictureBootstrap, paired_bootstrap
 from dynamask.files import replacing
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -175,7 +175,7 @@ def premise(cache: FeatureCache, samples: int = 1000) -> dict[str, dict[str, flo
     known = {name: columns[name].double().numpy() for name in SIGNALS if not bool(columns[name].isnan().any())}
     bootstrap = PictureBootstrap(cache.image_id.tolist(), samples)
     rows = bootstrap.rows(cache.image_id.numpy())
-    return {name: bootstrap.spearman(values, gain, rows) for name, values in known.items()}
+    return {name: bootstrap.spearman(values, gain, rows).to_dict() for name, values in known.items()}
 
 
 def rank(arguments: argparse.Namespace) -> None:
@@ -210,7 +210,9 @@ def compare_branches(branches: dict[str, FeatureCache]) -> dict[str, Any]:
         sizes[measure] = {
             str(size): {
                 "mean": {name: float(table[:, k].mean()) for name, table in zip(names, tables)},
-                "minus_first": {n: interval(t[:, k] - tables[0][:, k]) for n, t in zip(names[1:], tables[1:])},
+                "minus_first": {
+                    n: paired_bootstrap(t[:, k] - tables[0][:, k]).to_dict() for n, t in zip(names[1:], tables[1:])
+                },
             }
             for k, size in enumerate(MASK_SIZES)
         }

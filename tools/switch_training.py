@@ -13,7 +13,8 @@ from torch import Tensor
 from dynamask.config import LossConfig, TrainConfig
 from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.frozen_switch import predict_logits, train_switch
-from dynamask.evaluation.choices import at, blind_mix, interval, permuted, shares, spearman
+from dynamask.evaluation.bootstrap import paired_bootstrap
+from dynamask.evaluation.choices import at, blind_mix, permuted, shares, spearman
 from dynamask.models.masks import policies
 from dynamask.models.masks.switch import MaskSwitchModule
 
@@ -104,7 +105,7 @@ class Judge:
             own, chance = at(quality, choice), permuted(quality, choice)
             figures[measure] = {
                 "mean": float(own.mean()),
-                "gain": interval(own - chance),
+                "gain": paired_bootstrap(own - chance).to_dict(),
                 "gain_over_mix": float((own - blind_mix(quality, self.macs, limit)).mean()),
                 "share_of_oracle": _share(own, chance, self.oracle[measure](limit)),
                 "share_of_noise_aware": _share(own, chance, self.aware[measure](limit)) if self.aware else None,

@@ -1,11 +1,9 @@
-"""Quality of single masks against the truth, and how much of the possible gain a choice of mask sizes reaches."""
+"""Mask IoU and boundary IoU of single masks."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-
-from dynamask.structures import DynaMaskError
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -81,51 +79,6 @@ def quality_by_size(
             mask_ious[i, k] = _iou(a, b)
             boundary_ious[i, k] = _iou(_rim(a, width), _rim(b, width))
     return mask_ious, boundary_ious
-
-
-def paired_bootstrap(differences: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of paired differences with its bootstrap 95 % percentile interval.
-
-    Args:
-        differences: (N,) one number per instance, for example IoU of method A minus IoU of method B.
-        samples: how many times N instances are drawn with replacement.
-        seed: of the draws; the same seed gives the same interval.
-
-    Returns:
-        ``(mean, low, high)``, in the unit of the differences.
-
-    Raises:
-        DynaMaskError: if there is nothing to compare.
-        ValueError: if a difference is not finite.
-    """
-    differences = np.asarray(differences, dtype=np.float64).reshape(-1)
-    if differences.size == 0:
-        raise DynaMaskError("there are no instances to compare; give data with at least one annotated instance")
-    if not np.isfinite(differences).all():
-        raise ValueError("a difference is not finite")
-    rng = np.random.default_rng(seed)
-    means = np.empty(samples)
-    for s in range(samples):
-        means[s] = differences[rng.integers(0, differences.size, differences.size)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(differences.mean()), float(low), float(high)
-
-
-def share_of_oracle_gain(policy: float, random: float, oracle: float) -> float | None:
-    """How much of the gain of a perfect choice over a random one a policy reaches.
-
-    That is (policy - random) / (oracle - random).
-
-    Args:
-        policy: mean quality, for example mask IoU, under the policy.
-        random: mean quality with the policy's sizes permuted among the instances.
-        oracle: mean quality of the oracle at the same mean MACs.
-
-    Returns:
-        1 for the oracle, 0 for chance, negative for worse than chance; None where the oracle gains nothing.
-    """
-    gain = oracle - random
-    return float((policy - random) / gain) if gain > 0 else None
 
 
 def _cropped_pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynamask.evaluation.choices import Interval, PictureBootstrap, interval_of
+from dynamask.evaluation.bootstrap import PictureBootstrap, interval_of
+from dynamask.structures import Interval
 
 
 def pairwise(signal: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +58,7 @@ class SizeRanking:
         """(1 + B,) share of all pairs of sizes of one instance that the signal puts in the right order."""
         right, pairs = pairwise(signal, self.quality)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.bootstrap.drawn(right, self.rows) / self.bootstrap.drawn(pairs, self.rows)
+            return self.bootstrap.draws(right, self.rows) / self.bootstrap.draws(pairs, self.rows)
 
     def correlation(self, signal: np.ndarray) -> np.ndarray:
         """(1 + B,) mean over instances of Spearman's rank correlation between signal and quality of the sizes."""
@@ -65,7 +66,7 @@ class SizeRanking:
         known = np.isfinite(values)
         if not known.any():
             return np.full(1 + len(self.bootstrap.weights), np.nan)
-        return self.bootstrap.drawn(values[known], self.rows[known])
+        return self.bootstrap.draws(values[known], self.rows[known])
 
     def of_gain(self, signal: np.ndarray) -> Interval:
         """Rank correlation, across instances, of what signal and quality say the finest size gains on the coarsest."""

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynamask.data.sources import Data
-from dynamask.evaluation.choices import PictureBootstrap
+from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
 from dynamask.reports.collecting import Collected, annotations_of
+from dynamask.reports.curve_points import FIXED, CurvePoint, DetectionCurve, TrueBoxCurve
 from dynamask.reports.facts import fact_lines
-from dynamask.reports.judging import DetectionCurveJudge, DrawnPrecision, Row, TrueBoxJudge
 from dynamask.reports.options import CurveOptions
 from dynamask.reports.world import World
-from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
+from dynamask.reports.writer import (
+    Block,
+    Figure,
+    Heading,
+    Paragraph,
+    Report,
+    Table,
+    jsonable,
+    number,
+    with_interval,
+)
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.charts import Series, curve_chart, policy_series
 
@@ -37,66 +47,67 @@ NAMES = {
 _LINES = ("random", "mix", "oracle", "noise-aware oracle", "budget")
 _BANDS = ("mix", "noise-aware oracle", "budget")
 _COST = "mean GMACs per instance"
-_POINTS = (*(f"fixed:{size}" for size in MASK_SIZES), "size", "learned")
+_POINTS = (*FIXED, "size", "learned")
 
 
-def judge_curves(world: World, options: CurveOptions) -> dict[str, Any]:
-    """All figures: ``rows`` (see :mod:`dynamask.reports.judging`), ``operating_points``, ``known_complexity``.
+@dataclass(frozen=True)
+class CurveResult:
+    """A budget curve.
+
+    Attributes:
+        points: of all policies, budgets and measures.
+        known_complexity: see :meth:`TrueBoxCurve.known_complexity`.
+        operating_points: see :meth:`DetectionCurve.operating_points`; None without detections.
+    """
+
+    points: list[CurvePoint]
+    known_complexity: dict[str, Any] | None
+    operating_points: dict[str, Any] | None
+
+
+def compute_curve(
+    collected: Collected,
+    macs: Sequence[int],
+    dataset: Data,
+    bootstrap: PictureBootstrap,
+    precision: PrecisionBootstrap | None,
+    options: CurveOptions,
+    seed: int = 0,
+) -> CurveResult:
+    """The budget curve of one weights file.
 
     Args:
-        world: whose first weights with a switch are judged, collected with ``options.views``.
+        collected: its predictions, with ``options.views`` other views.
+        macs: MACs of an instance at each size.
+        dataset: that it was predicted on.
+        bootstrap: resampled sets of its pictures.
+        precision: AP of the detections in such sets; None leaves the detections out.
+        seed: of the permutations.
 
     Raises:
         DynaMaskError: there is no instance, or nothing was detected.
     """
-    evidence = world.main
-    drawn = None if evidence.kept.found is None else evidence.drawn
-    shared = (world.dataset, world.bootstrap, drawn, options, world.options.seed)
-    return judge_collected(evidence.kept, evidence.macs, *shared)
-
-
-def judge_collected(
-    kept: Collected,
-    macs: Sequence[int],
-    dataset: Data,
-    bootstrap: PictureBootstrap,
-    drawn: DrawnPrecision | None,
-    options: CurveOptions,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """:func:`judge_curves` of what was predicted before.
-
-    Args:
-        kept: of one weights file, with ``options.views`` other views.
-        macs: MACs of an instance at each size.
-        dataset: that it was predicted on.
-        bootstrap: draws of its pictures.
-        drawn: AP of the detections in these draws; None leaves them out.
-        seed: of the permutations.
-    """
-    true_boxes = TrueBoxJudge(kept.given, macs, dataset, options.budgets, kept.views, bootstrap)
-    result: dict[str, Any] = {
-        "rows": true_boxes.rows(),
-        "known_complexity": true_boxes.known_complexity(annotations_of(kept.given, dataset)),
-        "operating_points": None,
-    }
-    if kept.found is not None and drawn is not None:
-        found = DetectionCurveJudge(kept.found, macs, dataset, options.budgets, drawn, options.permutations, seed)
-        result["rows"] += found.rows()
-        result["operating_points"] = found.operating_points()
-    return result
+    true_boxes = TrueBoxCurve(collected.given, macs, dataset, options.budgets, collected.views, bootstrap)
+    points = true_boxes.points()
+    complexity = true_boxes.known_complexity(annotations_of(collected.given, dataset))
+    if collected.found is None or precision is None:
+        return CurveResult(points, complexity, None)
+    detections = DetectionCurve(collected.found, macs, dataset, options.budgets, precision, options.permutations, seed)
+    return CurveResult(points + detections.points(), complexity, detections.operating_points())
 
 
 def make_report(world: World, options: CurveOptions) -> Report:
-    """The figures of :func:`judge_curves` as a report."""
-    evidence, result = world.main, judge_curves(world, options)
+    """The budget curve of the first weights with a switch, as a report."""
+    evidence = world.main
     kept, macs, checkpoint = evidence.kept, evidence.macs, evidence.checkpoint
+    precision = None if kept.found is None else evidence.drawn
+    result = compute_curve(kept, macs, world.dataset, world.bootstrap, precision, options, world.options.seed)
     source = replace(world.source, weights=evidence.name)
     counts = {"pictures": len(world.indices), "true_instances": len(kept.given.results)}
     if kept.found is not None:
         counts["detections"] = len(kept.found.results)
     facts = fact_lines(source, checkpoint, **counts, seed=world.options.seed)
-    rows, full = result["rows"], macs[-1]
+    points, full = result.points, macs[-1]
     blocks: list[Block] = [
         Paragraph(
             "MACs are multiply-accumulates of the mask branch for an instance (1 MAC = 2 FLOPs), the switch itself and "
@@ -111,7 +122,7 @@ def make_report(world: World, options: CurveOptions) -> Report:
             f"chooses by the mean quality in {options.views} other views of the picture (flipped, boxes shifted and "
             "stretched) and is judged on the view that it did not see."
         ),
-        *_section(rows, "gt", ("mask_iou", "boundary_iou"), full),
+        *_section(points, "gt", ("mask_iou", "boundary_iou"), full),
     ]
     if kept.found is not None:
         text = (
@@ -119,9 +130,10 @@ def make_report(world: World, options: CurveOptions) -> Report:
             f"permutations; intervals are from {world.options.ap_samples} resampled sets of pictures."
         )
         blocks += [Heading("On detections"), Paragraph(text)]
-        blocks += _section(rows, "detected", ("segm_ap", "boundary_ap"), full)
-        blocks += _operating(result["operating_points"])
-    blocks += _complexity(result["known_complexity"], full)
+        blocks += _section(points, "detected", ("segm_ap", "boundary_ap"), full)
+        blocks += _operating(result.operating_points)
+    blocks += _complexity(result.known_complexity, full)
+    rows = [point.to_dict() for point in points]
     data = {
         "facts": dict(facts),
         "checkpoint": checkpoint,
@@ -135,99 +147,109 @@ def make_report(world: World, options: CurveOptions) -> Report:
         "mask_sizes": list(MASK_SIZES),
         "macs_per_instance": list(macs),
         **counts,
-        **result,
+        "rows": rows,
+        "known_complexity": jsonable(result.known_complexity),
+        "operating_points": jsonable(result.operating_points),
     }
     return Report("budget-curve", f"Budget curve of {Path(source.weights).stem}", facts, blocks, rows, data)
 
 
-def chosen(rows: Sequence[Row], boxes: str, measure: str, policy: str, against: str = "") -> list[Row]:
-    """The rows of one policy, by rising MACs."""
+def chosen(points: Sequence[CurvePoint], boxes: str, measure: str, policy: str, against: str = "") -> list[CurvePoint]:
+    """The points of one policy, by rising MACs."""
     wanted = (boxes, measure, policy, against)
-    found = [row for row in rows if (row["boxes"], row["measure"], row["policy"], row["against"]) == wanted]
-    return sorted(found, key=lambda row: (row["mean_macs"], row["budget_macs"] or 0))
+    found = [point for point in points if (point.boxes, point.measure, point.policy, point.against) == wanted]
+    return sorted(found, key=lambda point: (point.mean_macs, point.budget_macs or 0))
 
 
-def _section(rows: Sequence[Row], boxes: str, measures: tuple[str, str], full: int) -> list[Block]:
+def _section(points: Sequence[CurvePoint], boxes: str, measures: tuple[str, str], full: int) -> list[Block]:
     """Figures and tables of one kind of boxes."""
-    lines = [p for p in _LINES if chosen(rows, boxes, measures[0], p)]
-    curves = {TITLES[m]: _series(rows, boxes, m, (*lines, *_POINTS), bands=("budget",)) for m in measures}
+    lines = [p for p in _LINES if chosen(points, boxes, measures[0], p)]
+    curves = {TITLES[m]: curve_series(points, boxes, m, (*lines, *_POINTS), bands=("budget",)) for m in measures}
     others = [p for p in lines if p != "random"]
-    gains = {TITLES[m]: _series(rows, boxes, m, others, "random", _BANDS) for m in measures}
+    gains = {TITLES[m]: curve_series(points, boxes, m, others, "random", _BANDS) for m in measures}
     blocks: list[Block] = [
         Figure(curve_chart(curves, "Quality against cost", _COST, height=500)),
         Figure(curve_chart(gains, "Gain over random at equal MACs", _COST, height=500, zero_line=True)),
-        _own_table(rows, boxes, measures, full),
+        _own_table(points, boxes, measures, full),
         Paragraph("Learned sizes minus the others, at the others' mean MACs:"),
-        _difference_table(rows, boxes, measures),
+        _difference_table(points, boxes, measures),
     ]
-    blocks += _share_table(rows, boxes, measures, full)
+    blocks += _share_table(points, boxes, measures, full)
     for measure in measures:
-        blocks += [Paragraph(f"By budget, {TITLES[measure]}:"), _budget_table(rows, boxes, measure, lines)]
+        blocks += [Paragraph(f"By budget, {TITLES[measure]}:"), _budget_table(points, boxes, measure, lines)]
     return blocks
 
 
-def _series(
-    rows: Sequence[Row],
+def curve_series(
+    points: Sequence[CurvePoint],
     boxes: str,
     measure: str,
     policies: Sequence[str],
     against: str = "",
     bands: Sequence[str] = (),
 ) -> list[Series]:
+    """The series of a chart, one for each policy that has points.
+
+    Args:
+        boxes, measure, against: as in :class:`CurvePoint`.
+        bands: the policies whose intervals are drawn as bands.
+    """
     series = []
     for policy in policies:
-        own = chosen(rows, boxes, measure, policy, against)
+        own = chosen(points, boxes, measure, policy, against)
         if own:
-            values = {key: [row[key] for row in own] for key in ("mean", "low", "high")}
-            gmacs = [row["mean_macs"] / 1e9 for row in own]
-            series.append(policy_series(policy, NAMES[policy], gmacs, **values, band=policy in bands))
+            gmacs = [point.mean_macs / 1e9 for point in own]
+            means, lows, highs = zip(*((p.value.mean, p.value.low, p.value.high) for p in own))
+            series.append(policy_series(policy, NAMES[policy], gmacs, means, lows, highs, band=policy in bands))
     return series
 
 
-def _own_table(rows: Sequence[Row], boxes: str, measures: Sequence[str], full: int) -> Table:
+def _own_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[str], full: int) -> Table:
     """Policies at their own MACs."""
     body = []
-    for policy in ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES)):
-        own = [chosen(rows, boxes, measure, policy)[0] for measure in measures]
-        cost = own[0]["mean_macs"]
-        sizes = " / ".join(f"{own[0][f'share_{size}']:.0%}" for size in MASK_SIZES)
-        body.append([NAMES[policy], f"{cost / 1e9:.4f}", f"{cost / full:.0%}", *map(with_interval, own), sizes])
+    for policy in ("learned", "size", *FIXED):
+        own = [chosen(points, boxes, measure, policy)[0] for measure in measures]
+        cost = own[0].mean_macs
+        sizes = " / ".join(f"{share:.0%}" for share in own[0].shares)
+        body.append(
+            [NAMES[policy], f"{cost / 1e9:.4f}", f"{cost / full:.0%}", *(with_interval(p.value) for p in own), sizes]
+        )
     header = ["policy", "mean GMACs", "of full", *(TITLES[m] for m in measures), "sizes 14 / 28 / 56 / 112"]
     return Table(header, body)
 
 
-def _difference_table(rows: Sequence[Row], boxes: str, measures: Sequence[str]) -> Table:
+def _difference_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[str]) -> Table:
     """Learned at equal MACs, minus each rival."""
     body = []
     rivals = [("learned", "random"), ("learned", "mix")]
-    rivals += [("budget", name) for name in ("size", *(f"fixed:{size}" for size in MASK_SIZES))]
+    rivals += [("budget", name) for name in ("size", *FIXED)]
     for policy, against in rivals:
-        own = [chosen(rows, boxes, measure, policy, against) for measure in measures]
+        own = [chosen(points, boxes, measure, policy, against) for measure in measures]
         if all(own):
             first = own[0][0]
-            theirs = first["budget_macs"] or first["mean_macs"]
-            cells = [with_interval(found[0], signed=True) for found in own]
-            body.append([NAMES[against], f"{theirs / 1e9:.4f}", f"{first['mean_macs'] / 1e9:.4f}", *cells])
+            theirs = first.budget_macs or first.mean_macs
+            cells = [with_interval(found[0].value, signed=True) for found in own]
+            body.append([NAMES[against], f"{theirs / 1e9:.4f}", f"{first.mean_macs / 1e9:.4f}", *cells])
     return Table(["learned minus", "its GMACs", "learned's GMACs", *(TITLES[m] for m in measures)], body)
 
 
-def _share_table(rows: Sequence[Row], boxes: str, measures: Sequence[str], full: int) -> list[Block]:
+def _share_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[str], full: int) -> list[Block]:
     """Shares of the oracles' gains: the switch's own choice, then by budget."""
     columns = [
         (measure, name)
         for measure in measures
         for name in ("oracle", "noise-aware oracle")
-        if chosen(rows, boxes, measure, "learned", f"share of {name}")
+        if chosen(points, boxes, measure, "learned", f"share of {name}")
     ]
     if not columns:
         return []
     body = []
     for policy in ("learned", "budget"):
-        found = [chosen(rows, boxes, measure, policy, f"share of {name}") for measure, name in columns]
+        found = [chosen(points, boxes, measure, policy, f"share of {name}") for measure, name in columns]
         for own in zip(*found):
-            cost = own[0]["mean_macs"]
-            label = "learned" if policy == "learned" else f"budget {own[0]['budget_macs'] / 1e9:.4f}"
-            body.append([label, f"{cost / 1e9:.4f}", f"{cost / full:.0%}", *(with_interval(r, 2) for r in own)])
+            cost = own[0].mean_macs
+            label = "learned" if policy == "learned" else f"budget {own[0].budget_macs / 1e9:.4f}"
+            body.append([label, f"{cost / 1e9:.4f}", f"{cost / full:.0%}", *(with_interval(p.value, 2) for p in own)])
     header = ["sizes", "mean GMACs", "of full", *(f"{TITLES[m].removeprefix('mean ')}, {name}" for m, name in columns)]
     return [
         Paragraph("Share of the oracles' gain over random, (learned − random) / (oracle − random):"),
@@ -235,14 +257,14 @@ def _share_table(rows: Sequence[Row], boxes: str, measures: Sequence[str], full:
     ]
 
 
-def _budget_table(rows: Sequence[Row], boxes: str, measure: str, lines: Sequence[str]) -> Table:
+def _budget_table(points: Sequence[CurvePoint], boxes: str, measure: str, lines: Sequence[str]) -> Table:
     """Every budget with all policies that exist there."""
     order = [p for p in ("budget", "random", "mix", "noise-aware oracle", "oracle") if p in lines]
-    by_budget = {p: {row["budget_macs"]: row for row in chosen(rows, boxes, measure, p)} for p in order}
+    by_budget = {p: {point.budget_macs: point for point in chosen(points, boxes, measure, p)} for p in order}
     body = []
-    for budget, row in sorted(by_budget["budget"].items()):
-        others = [number(by_budget[p][budget]["mean"]) for p in order[1:]]
-        body.append([f"{budget / 1e9:.4f}", f"{row['mean_macs'] / 1e9:.4f}", with_interval(row), *others])
+    for budget, own in sorted(by_budget["budget"].items()):
+        others = [number(by_budget[p][budget].value.mean) for p in order[1:]]
+        body.append([f"{budget / 1e9:.4f}", f"{own.mean_macs / 1e9:.4f}", with_interval(own.value), *others])
     names = ["learned" if p == "budget" else p for p in order]
     return Table(["budget, GMACs", "mean GMACs", *names], body)
 

@@ -14,8 +14,8 @@ from dynamask.evaluation.choices import shares
 from dynamask.models.masks import policies
 from dynamask.reports.collecting import Collected, annotations_of
 from dynamask.reports.facts import Source, fact_lines
-from dynamask.reports.judging import at_budget, mean_macs
 from dynamask.reports.paper import FIGURES
+from dynamask.reports.size_choices import at_budget, mean_macs
 from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.charts import class_distribution

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from dynamask.evaluation.choices import Interval, at_equal_cost, interval_of, shares
+from dynamask.evaluation.bootstrap import interval_of
+from dynamask.evaluation.choices import at_equal_cost, shares
 from dynamask.reports.collecting import MEASURES
-from dynamask.reports.judging import mean_macs
 from dynamask.reports.paper import AP_COLUMNS, PaperTable, fraction, row_name
+from dynamask.reports.size_choices import mean_macs
 from dynamask.reports.world import Evidence, World
 from dynamask.reports.writer import Table, number, with_interval
-from dynamask.structures import MASK_SIZES
+from dynamask.structures import MASK_SIZES, Interval
 
 Row = dict[str, Any]
 JUDGED = ("segm_ap", "boundary_ap", *MEASURES)
@@ -25,7 +26,7 @@ TITLES = {
     "mask_iou": "mask IoU, true boxes",
     "boundary_iou": "boundary IoU, true boxes",
 }
-_NOTHING: Interval = {"mean": None, "low": None, "high": None}
+_NOTHING = Interval()
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _judged(line: Line, measure: str) -> Interval:
 
 
 def _columns(measure: str, values: Interval) -> Row:
-    return {measure: values["mean"], f"{measure}_low": values["low"], f"{measure}_high": values["high"]}
+    return {measure: values.mean, f"{measure}_low": values.low, f"{measure}_high": values.high}
 
 
 def difference(contrast: Contrast, measures: Sequence[str]) -> Row:
@@ -158,16 +159,16 @@ def difference(contrast: Contrast, measures: Sequence[str]) -> Row:
 def _gap(first: Line, second: Line, measure: str) -> np.ndarray:
     """(1 + B,) first − second."""
     sides = (first, second)
-    (own, cost), (others, their_cost) = (s.draws(measure) for s in sides)
+    own, others = (s.draws(measure) for s in sides)
     budgeted = [s.evidence for s in sides if s.held_to() is not None]
     if not budgeted:
-        return own - others
-    return at_equal_cost(own, others, cost, their_cost, budgeted[0].curve(measure))
+        return own.quality - others.quality
+    return at_equal_cost(own, others, budgeted[0].curve(measure))
 
 
 def interval(row: Row, measure: str) -> Interval:
     """A measure of a row with its bounds."""
-    return {"mean": row[measure], "low": row[f"{measure}_low"], "high": row[f"{measure}_high"]}
+    return Interval(row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
 
 
 def rows_table(rows: Sequence[Row], lines: Sequence[Line], columns: Sequence[str], paper: PaperTable | None) -> Table:

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from dynamask.evaluation.choices import Interval, interval_of
+from dynamask.evaluation.bootstrap import interval_of
 from dynamask.evaluation.ranking import SizeRanking
 from dynamask.reports.comparing import provenance, provenance_table
 from dynamask.reports.paper import FIGURES
 from dynamask.reports.signals import SIGNALS
 from dynamask.reports.world import Evidence, World, world_facts
-from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
-from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report, Table, jsonable, number, with_interval
+from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
 from dynamask.viz.charts import size_violins
 
 FINER = "finer is better, always"
@@ -48,22 +48,28 @@ def make_figure5(world: World) -> Report:
     if not signals:
         raise DynaMaskError(f"{evidence.label} has no edge predictor; give weights with the mask branch region_fpn")
     levels = {
-        name: [interval_of(world.bootstrap.drawn(signals[name][:, k], rows_of)) for k in range(len(MASK_SIZES))]
+        name: [interval_of(world.bootstrap.draws(signals[name][:, k], rows_of)) for k in range(len(MASK_SIZES))]
         for name in SIGNALS
     }
     found, against = rankings(evidence)
     facts = world_facts(world, [evidence])
     rows = [*_level_rows(levels), *_rank_rows(found, against)]
     rows = [{**provenance(evidence), **row} for row in rows]
-    data = {"facts": dict(facts), "levels": levels, "rankings": found, "edge_loss_minus": against,
-            "instances": len(rows_of), "seed": world.options.seed}  # fmt: skip
+    data = {
+        "facts": dict(facts),
+        "levels": jsonable(levels),
+        "rankings": jsonable(found),
+        "edge_loss_minus": jsonable(against),
+        "instances": len(rows_of),
+        "seed": world.options.seed,
+    }
     blocks = _blocks(evidence, levels, found, against)
     return Report("figure5", "Fig. 5: edge loss and mask loss by mask size", facts, blocks, rows, data)
 
 
 def _level_rows(levels: dict[str, list[Interval]]) -> list[dict[str, Any]]:
     return [
-        {"signal": name, "figure": "mean", "size": size, **value}
+        {"signal": name, "figure": "mean", "size": size, **value.to_dict()}
         for name, values in levels.items()
         for size, value in zip(MASK_SIZES, values)
     ]
@@ -71,12 +77,12 @@ def _level_rows(levels: dict[str, list[Interval]]) -> list[dict[str, Any]]:
 
 def _rank_rows(found: dict[str, dict[str, Interval]], against: dict[str, dict[str, Interval]]) -> list[dict[str, Any]]:
     rows = [
-        {"signal": name, "figure": figure, "size": None, **value}
+        {"signal": name, "figure": figure, "size": None, **value.to_dict()}
         for name, values in found.items()
         for figure, value in values.items()
     ]
     rows += [
-        {"signal": f"edge_loss − {name}", "figure": figure, "size": None, **value}
+        {"signal": f"edge_loss − {name}", "figure": figure, "size": None, **value.to_dict()}
         for name, values in against.items()
         for figure, value in values.items()
     ]
@@ -96,7 +102,7 @@ def _blocks(
     header = ["mean of", *(f"at {size}" for size in MASK_SIZES), "largest over smallest"]
     body = []
     for name, values in levels.items():
-        means = [value["mean"] or 0.0 for value in values]
+        means = [value.mean or 0.0 for value in values]
         ratio = number(max(means) / min(means), 2) if min(means) > 0 else "–"
         body.append([names[name], *(with_interval(value, 3) for value in values), ratio])
     ranks = [[names[name], *(with_interval(values[f], 3) for f in _RANKS)] for name, values in found.items()]
@@ -125,15 +131,15 @@ def _blocks(
 def said(found: dict[str, dict[str, Interval]], against: dict[str, dict[str, Interval]]) -> list[str]:
     """The paper's premise in the light of these figures, in two sentences."""
     gap = against["mask_loss"]["pairs"]
-    edge, mask = (number(found[name]["pairs"]["mean"], 3) for name in ("edge_loss", "mask_loss"))
-    if gap["low"] is None or gap["high"] is None:
+    edge, mask = (number(found[name]["pairs"].mean, 3) for name in ("edge_loss", "mask_loss"))
+    if gap.low is None or gap.high is None:
         return []
-    better = "better than" if gap["low"] > 0 else "worse than" if gap["high"] < 0 else "not told apart from"
+    better = "better than" if gap.sign > 0 else "worse than" if gap.sign < 0 else "not told apart from"
     first = (
         f"The edge loss ranks the sizes {better} the mask loss here: it puts {edge} of the pairs in order, the mask "
         f"loss {mask}."
     )
-    own, common = found["edge_loss"]["pairs"]["mean"], found["edge_loss_112"]["pairs"]["mean"]
+    own, common = found["edge_loss"]["pairs"].mean, found["edge_loss_112"]["pairs"].mean
     if own is None or common is None:
         return [first]
     second = (

@@ -29,7 +29,7 @@ def frequency_ap(evidence: Evidence, policy: str) -> dict[str, float | None]:
         results = [{**result, "segmentation": rles[k]} for result, rles, k in chosen]
         figures = evaluate_lvis(world.dataset.coco, results, ("segm",), world.image_ids)["segm"]
         return {"LVIS AP": figures["AP"], **{name: figures[name] for name in FREQUENCIES.values()}}
-    judge = evidence.drawn.judge
+    judge = evidence.drawn.ap
     matches = judge.match(evidence.choice(policy), "segm")
     found = {}
     for key, categories in categories_by_frequency(world).items():

@@ -20,6 +20,7 @@ from dynamask.reports.comparing import (
 )
 from dynamask.reports.paper import PAPER, PaperTable
 from dynamask.reports.rare import rare_plan
+from dynamask.reports.size_choices import mean_macs
 from dynamask.reports.titles import TITLES
 from dynamask.reports.verdicts import budgets_said, pyramids_said, sizes_said
 from dynamask.reports.world import Evidence, World, coarsest_first, finest, size_label, world_facts
@@ -117,7 +118,7 @@ def _table5(world: World) -> Plan:
 
 def _spent(evidence: Evidence) -> float:
     """Mean MACs of the switch's own sizes on the detections."""
-    return float(evidence.drawn.cost(evidence.choice("learned"))[0])
+    return mean_macs(evidence.choice("learned"), evidence.macs)
 
 
 def _target(evidence: Evidence) -> str:

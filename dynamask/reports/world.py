@@ -12,14 +12,16 @@ import numpy as np
 
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.choices import PictureBootstrap, at
+from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
+from dynamask.evaluation.choices import Draws, at
 from dynamask.evaluation.coco_ap import evaluate_coco
+from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.predict import Predictor
 from dynamask.reports.cache import collected_once, data_digest
 from dynamask.reports.collecting import MEASURES, Collected, collect_all
 from dynamask.reports.facts import Source
-from dynamask.reports.judging import DrawnPrecision, at_budget, budget_limits, choice_of
 from dynamask.reports.options import TableOptions, Wanted
+from dynamask.reports.size_choices import at_budget, budget_limits, choice_of
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 REGION_FPN = "region_fpn"
@@ -43,7 +45,7 @@ class Evidence:
         self.has_switch = predictor.has_switch and bool(trained)
         self.mask_branch = predictor.model.config.mask_branch
         self._six: dict[bytes, dict[str, float | None]] = {}
-        self._curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._curves: dict[str, list[Draws]] = {}
 
     @property
     def label(self) -> str:
@@ -63,10 +65,11 @@ class Evidence:
         return self.kept.found
 
     @cached_property
-    def drawn(self) -> DrawnPrecision:
+    def drawn(self) -> PrecisionBootstrap:
         """AP of choices over all pictures and in every draw."""
-        weights = self.world.bootstrap.weights[: self.world.options.ap_samples]
-        return DrawnPrecision.of(self.found, self.world.dataset, self.world.image_ids, weights, self.macs)
+        world = self.world
+        ap = ResampledAP(world.dataset.coco, self.found.results, self.found.rles, world.image_ids)
+        return PrecisionBootstrap(ap, world.bootstrap.weights[: world.options.ap_samples])
 
     def choice(self, policy: str, limit: float | None = None, given: bool = False) -> np.ndarray:
         """(N,) size indices on the detections, or in true boxes.
@@ -89,7 +92,7 @@ class Evidence:
             self._six[key] = evaluate_coco(self.world.dataset.coco, results, ("segm",), self.world.image_ids)["segm"]
         return self._six[key]
 
-    def draws(self, measure: str, policy: str, limit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def draws(self, measure: str, policy: str, limit: float | None = None) -> Draws:
         """Quality and mean MACs (1 + B,): over all pictures, then in every draw.
 
         Args:
@@ -97,23 +100,22 @@ class Evidence:
         """
         return self._values(measure, self.choice(policy, limit, measure in MEASURES))
 
-    def curve(self, measure: str, points: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    def curve(self, measure: str, points: int = 6) -> list[Draws]:
         """Costs and quality (L, 1 + B) of the switch under rising budgets."""
         if measure in self._curves:
             return self._curves[measure]
         given = measure in MEASURES
         logits = (self.kept.given if given else self.found).logits()
         limits = budget_limits(logits, self.macs, points)
-        values = [self._values(measure, at_budget(logits, self.macs, limit)) for limit in limits]
-        self._curves[measure] = np.stack([cost for _, cost in values]), np.stack([value for value, _ in values])
+        self._curves[measure] = [self._values(measure, at_budget(logits, self.macs, limit)) for limit in limits]
         return self._curves[measure]
 
-    def _values(self, measure: str, choice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if measure not in MEASURES:
-            return self.drawn.precision(choice, measure.removesuffix("_ap")), self.drawn.cost(choice)
-        bootstrap, rows = self.world.bootstrap, self.true_rows
+    def _values(self, measure: str, choice: np.ndarray) -> Draws:
         spent = np.array(self.macs, dtype=np.float64)[choice]
-        return bootstrap.drawn(at(self.kept.given.quality(measure), choice), rows), bootstrap.drawn(spent, rows)
+        if measure not in MEASURES:
+            return Draws(self.drawn.draws(choice, measure.removesuffix("_ap")), self.drawn.means(spent))
+        bootstrap, rows = self.world.bootstrap, self.true_rows
+        return Draws(bootstrap.draws(at(self.kept.given.quality(measure), choice), rows), bootstrap.draws(spent, rows))
 
     @cached_property
     def true_rows(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dynamask.files import write_text
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, Interval
 from dynamask.viz.charts import page_html
 
 _STYLE = """
@@ -197,16 +197,25 @@ def page(report: Report) -> str:
     return "\n".join([*parts, "</body></html>\n"])
 
 
+def jsonable(value: Any) -> Any:
+    """A value with every :class:`Interval` in its dicts and lists replaced by its JSON form."""
+    if isinstance(value, Interval):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    return [jsonable(item) for item in value] if isinstance(value, list) else value
+
+
 def number(value: float | None, digits: int = 4, signed: bool = False) -> str:
     """A figure as text, a dash where it is undefined."""
     return "–" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
 
 
-def with_interval(values: dict[str, Any], digits: int = 4, signed: bool = False) -> str:
+def with_interval(values: Interval, digits: int = 4, signed: bool = False) -> str:
     """``mean [low, high]`` as text."""
-    if values["low"] is None:
-        return number(values["mean"], digits, signed)
-    mean, low, high = (number(values[key], digits, signed) for key in ("mean", "low", "high"))
+    if values.low is None:
+        return number(values.mean, digits, signed)
+    mean, low, high = (number(value, digits, signed) for value in (values.mean, values.low, values.high))
     return f"{mean} [{low}, {high}]"
 
 

@@ -14,16 +14,18 @@ from plotly.subplots import make_subplots
 
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import Instances
-from dynamask.evaluation.choices import PictureBootstrap, at, permuted, shares
-from dynamask.evaluation.detection_bootstrap import DetectionJudge
+from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
+from dynamask.evaluation.choices import at, permuted, shares
 from dynamask.evaluation.mask_quality import boundary_width, mask_iou
+from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.reports.budget_curve import NAMES, TITLES, chosen, judge_collected
+from dynamask.reports.budget_curve import TITLES, CurveResult, chosen, compute_curve, curve_series
 from dynamask.reports.collecting import Collected
-from dynamask.reports.judging import DrawnPrecision, Row, at_budget, choice_of, mean_macs
+from dynamask.reports.curve_points import CurvePoint
 from dynamask.reports.options import CurveOptions
+from dynamask.reports.size_choices import at_budget, choice_of, mean_macs
 from dynamask.reports.writer import with_interval
-from dynamask.structures import MASK_SIZES
+from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz import charts, style
 from dynamask.viz.charts import class_distribution
 from lessons.pictures import with_slider
@@ -196,7 +198,7 @@ def cut_out(mask: np.ndarray, margin: int = 10) -> tuple[slice, slice]:
 
 
 def baselines(
-    found: Instances, macs: Sequence[int], dataset: ShapesDataset, judge: DetectionJudge, seed: int = 0
+    found: Instances, macs: Sequence[int], dataset: ShapesDataset, judge: ResampledAP, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """What each way of choosing sizes reaches on detections.
 
@@ -256,10 +258,10 @@ def budget_figure(
         figure.add_bar(x=[f"{size}"], y=[part], marker=style.size_bar(size), text=[f"{part:.0%}"],
                        textposition="outside", cliponaxis=False, row=1, col=1)  # fmt: skip
     for name, (values, colour) in chosen_by.items():
-        one = bootstrap.estimate(values, rows)
-        reach = {"array": [one["high"] - one["mean"]], "arrayminus": [one["mean"] - one["low"]]}
+        one = bootstrap.interval(values, rows)
+        reach = {"array": [one.high - one.mean], "arrayminus": [one.mean - one.low]}
         figure.add_scatter(
-            x=[f"{name}<br>{one['mean']:.3f}"], y=[one["mean"]], mode="markers",
+            x=[f"{name}<br>{one.mean:.3f}"], y=[one.mean], mode="markers",
             marker={"size": 14, "color": colour, "line": {"color": style.INK, "width": 1.5}},
             error_y={"type": "data", "symmetric": False, "color": style.INK, "thickness": 1.5, "width": 6, **reach},
             row=1, col=2,
@@ -290,11 +292,15 @@ def classes_figure(given: Instances, dataset: ShapesDataset, choice: np.ndarray)
     return drawn
 
 
-def bootstrap_figure(drawn: np.ndarray, mean: float, low: float, high: float, title: str) -> go.Figure:
+def bootstrap_figure(drawn: np.ndarray, estimate: Interval, title: str) -> go.Figure:
     """Histogram of a figure under resampling (B,), with its own value and the bounds of the 95 % interval."""
     figure = charts.figure(title, height=340, showlegend=False, bargap=0.05)
     figure.add_histogram(x=drawn, nbinsx=40, marker={"color": style.ACCENT, "line": {"color": style.INK, "width": 1}})
-    for value, dash, text in ((low, "dash", "2.5 %"), (mean, "solid", "ours"), (high, "dash", "97.5 %")):
+    for value, dash, text in (
+        (estimate.low, "dash", "2.5 %"),
+        (estimate.mean, "solid", "ours"),
+        (estimate.high, "dash", "97.5 %"),
+    ):
         figure.add_vline(x=value, line={"color": style.INK, "dash": dash, "width": 2}, annotation_text=text,
                          annotation_position="top", annotation_font={"color": style.INK})  # fmt: skip
     figure.add_vline(x=0, line={"color": "#DC2626", "width": 2})
@@ -320,49 +326,41 @@ def iou_scatter(mask_iou: np.ndarray, boundary_iou: np.ndarray, sizes: Sequence[
 
 def curves(
     kept: Collected, macs: Sequence[int], dataset: ShapesDataset, options: CurveOptions, samples: int, ap_samples: int
-) -> dict[str, Any]:
-    """Judge what was predicted on all pictures of a data set, see :func:`judge_collected`.
+) -> CurveResult:
+    """The budget curve of what was predicted on all pictures of a data set, see :func:`compute_curve`.
 
     Args:
         samples: resampled sets of pictures for means over instances.
         ap_samples: the same for AP, at most ``samples``.
     """
-    bootstrap = PictureBootstrap(dataset.image_ids, samples, 0)
-    weights = bootstrap.weights[:ap_samples]
-    drawn = None if kept.found is None else DrawnPrecision.of(kept.found, dataset, dataset.image_ids, weights, macs)
-    return judge_collected(kept, macs, dataset, bootstrap, drawn, options)
+    bootstrap, precision = PictureBootstrap(dataset.image_ids, samples, 0), None
+    if kept.found is not None:
+        ap = ResampledAP(dataset.coco, kept.found.results, kept.found.rles, dataset.image_ids)
+        precision = PrecisionBootstrap(ap, bootstrap.weights[:ap_samples])
+    return compute_curve(kept, macs, dataset, bootstrap, precision, options)
 
 
-def curves_figure(rows: Sequence[Row], boxes: str, measures: Sequence[str], title: str) -> go.Figure:
-    """Quality against cost of every policy, one panel a measure, from the rows of a budget curve.
+def curves_figure(points: Sequence[CurvePoint], boxes: str, measures: Sequence[str], title: str) -> go.Figure:
+    """Quality against cost of every policy, one panel a measure, from the points of a budget curve.
 
     Args:
-        rows: of :func:`dynamask.reports.budget_curve.judge_curves`.
+        points: of :func:`dynamask.reports.budget_curve.compute_curve`.
         boxes: "gt" or "detected".
         measures: "mask_iou" and "boundary_iou", or "segm_ap" and "boundary_ap".
         title: of the figure.
     """
     policies = ("random", "mix", "oracle", "noise-aware oracle", "budget", *FIXED, "size", "learned")
-    panels = {TITLES[m]: [s for policy in policies if (s := _series(rows, boxes, m, policy))] for m in measures}
+    panels = {TITLES[m]: curve_series(points, boxes, m, policies, bands=("budget",)) for m in measures}
     return charts.curve_chart(panels, title, "mean GMACs per instance", height=560)
 
 
-def _series(rows: Sequence[Row], boxes: str, measure: str, policy: str) -> charts.Series | None:
-    """A policy in a panel, None where it has no figures there."""
-    own = chosen(rows, boxes, measure, policy)
-    if not own:
-        return None
-    values = {key: [row[key] for row in own] for key in ("mean", "low", "high")}
-    gmacs = [row["mean_macs"] / 1e9 for row in own]
-    return charts.policy_series(policy, NAMES[policy], gmacs, **values, band=policy == "budget")
-
-
-def share_rows(rows: Sequence[Row]) -> list[list[str]]:
+def share_rows(points: Sequence[CurvePoint]) -> list[list[str]]:
     """Cells of a table: what the switch spends, and which shares of the oracles' gains it reaches, by rising cost."""
     table = []
     columns = [("mask_iou", "oracle"), ("mask_iou", "noise-aware oracle"), ("boundary_iou", "noise-aware oracle")]
-    found = [chosen(rows, "gt", m, "budget", f"share of {o}") for m, o in columns]
+    found = [chosen(points, "gt", m, "budget", f"share of {o}") for m, o in columns]
     for own in zip(*found):
-        if all(one["mean"] is not None for one in own):
-            table.append([f"{own[0]['mean_macs'] / 1e9:.4f} GMACs", *(with_interval(one, 2) for one in own)])
+        if all(point.value.mean is not None for point in own):
+            gmacs = own[0].mean_macs / 1e9
+            table.append([f"{gmacs:.4f} GMACs", *(with_interval(point.value, 2) for point in own)])
     return table

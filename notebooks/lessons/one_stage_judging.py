@@ -14,15 +14,15 @@ from torch import Tensor
 
 from dynamask.data.shapes import Scene, ShapesDataset
 from dynamask.engine.evaluate_one_stage import collect_results
-from dynamask.evaluation.choices import Interval, PictureBootstrap, interval_of
-from dynamask.evaluation.detection_bootstrap import THRESHOLDS, DetectionJudge, Matches
+from dynamask.evaluation.bootstrap import PictureBootstrap, interval_of
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.evaluation.resampled_ap import THRESHOLDS, Matches, ResampledAP
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs
 from dynamask.predict import Predictor
 from dynamask.solo_predictor import SoloPrediction, SoloPredictor
-from dynamask.structures import MASK_SIZES
+from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz import charts, style
 from lessons.counting import flops
 from lessons.judging import cut_out
@@ -51,7 +51,7 @@ class Judged:
     """
 
     results: list[dict[str, Any]]
-    judge: DetectionJudge
+    judge: ResampledAP
     segm: Matches
     boundary: Matches
 
@@ -68,7 +68,7 @@ class Judged:
 def judged(predictor: SoloPredictor, dataset: ShapesDataset, score: float = 0.05) -> Judged:
     """Run a model over all scenes and compare."""
     results = collect_results(predictor, dataset, range(len(dataset)), score)
-    judge = DetectionJudge(dataset.coco, results, [{0: r["segmentation"]} for r in results], dataset.image_ids)
+    judge = ResampledAP(dataset.coco, results, [{0: r["segmentation"]} for r in results], dataset.image_ids)
     first = np.zeros(len(results), dtype=np.int64)
     return Judged(results, judge, judge.match(first, "segm"), judge.match(first, "boundary"))
 
@@ -96,20 +96,20 @@ class Compared:
     def rows(self) -> list[list[object]]:
         """Of a table: name, both figures, the difference and its interval."""
         return [
-            [name, self.first[name], self.second[name], f"{d['mean']:+.3f}", f"{d['low']:+.3f} to {d['high']:+.3f}"]
+            [name, self.first[name], self.second[name], f"{d.mean:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}"]
             for name, d in self.difference.items()
         ]
 
     def verdict(self, name: str = "AP") -> str:
         """What the figures say of one measure, in a sentence."""
         (a, b), found = self.titles, self.difference[name]
-        low, high = found["low"], found["high"]
+        low, high = found.low, found.high
         if low > 0 or high < 0:
             end = f"on these {self.scenes} scenes {b} is {'better' if low > 0 else 'worse'} than {a}"
         else:
             end = f"{self.scenes} scenes cannot tell {b} from {a}"
         doubt = f" (of {self.scenes} scenes: do not trust the interval)" if self.scenes < FEW else ""
-        return f"{name}: {end}, {found['mean']:+.3f}, {low:+.3f} to {high:+.3f}{doubt}"
+        return f"{name}: {end}, {found.mean:+.3f}, {low:+.3f} to {high:+.3f}{doubt}"
 
 
 def compare(titles: tuple[str, str], first: Judged, second: Judged, samples: int = 500, seed: int = 0) -> Compared:
@@ -138,10 +138,10 @@ def comparison_figure(found: Compared) -> go.Figure:
         text = [f"{value:.2f}" for value in values.values()]
         drawn.add_bar(x=list(values), y=list(values.values()), name=name, marker=marker, text=text,
                       textposition="outside", cliponaxis=False, row=1, col=1)  # fmt: skip
-    means = [d["mean"] for d in found.difference.values()]
+    means = [d.mean for d in found.difference.values()]
     reach = {
-        "array": [d["high"] - d["mean"] for d in found.difference.values()],
-        "arrayminus": [d["mean"] - d["low"] for d in found.difference.values()],
+        "array": [d.high - d.mean for d in found.difference.values()],
+        "arrayminus": [d.mean - d.low for d in found.difference.values()],
         "color": style.INK,
     }
     drawn.add_scatter(x=list(found.difference), y=means, mode="markers", error_y=reach, showlegend=False,
@@ -197,7 +197,7 @@ def outline_difference(found: Sequence[Pair], image_ids: Sequence[int], samples:
     """Mean of second − first boundary IoU over the objects that both found, with its interval over scenes."""
     drawn = PictureBootstrap(image_ids, samples)
     rows = np.array([pair.scene for pair in found], dtype=np.int64)
-    return drawn.estimate(np.array([pair.boundary[1] - pair.boundary[0] for pair in found]), rows)
+    return drawn.interval(np.array([pair.boundary[1] - pair.boundary[0] for pair in found]), rows)
 
 
 def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[str, str], count: int = 3) -> go.Figure:

@@ -19,7 +19,8 @@ from dynamask.config import LossConfig
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.frozen_features import FeatureCache, build_cache
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining, predict_logits
-from dynamask.evaluation.choices import PictureBootstrap, shares
+from dynamask.evaluation.bootstrap import PictureBootstrap
+from dynamask.evaluation.choices import shares
 from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges
 from dynamask.predict import Predictor
@@ -223,10 +224,10 @@ def losses_figure(cache: FeatureCache) -> go.Figure:
     drawn = make_subplots(rows=1, cols=2, subplot_titles=["mask loss", "edge loss"], horizontal_spacing=0.08)
     for column, name in enumerate(panels, start=1):
         for k, size in enumerate(MASK_SIZES):
-            found = boot.estimate(getattr(cache, name)[:, k].double().numpy(), rows)
-            spread = {"array": [found["high"] - found["mean"]], "arrayminus": [found["mean"] - found["low"]]}
+            found = boot.interval(getattr(cache, name)[:, k].double().numpy(), rows)
+            spread = {"array": [found.high - found.mean], "arrayminus": [found.mean - found.low]}
             drawn.add_bar(
-                x=[f"{NAMES[k]}<br>{found['mean']:.3f}"], y=[found["mean"]], marker=style.size_bar(size),
+                x=[f"{NAMES[k]}<br>{found.mean:.3f}"], y=[found.mean], marker=style.size_bar(size),
                 error_y={"type": "data", "symmetric": False, "color": style.INK, **spread}, row=1, col=column,
             )  # fmt: skip
     drawn.update_layout(template=style.TEMPLATE, title="Cross-entropy of each size, mean over the objects", height=330)
@@ -247,7 +248,7 @@ def rank_table(cache: FeatureCache, samples: int = 200) -> Table:
     for column, name in names.items():
         signal = (getattr(cache, column)[:, 0] - getattr(cache, column)[:, -1]).double().numpy()
         found = [boot.spearman(signal, gain.double().numpy(), rows) for gain in gains.values()]
-        table.append([name, *(f"{f['mean']:+.2f} [{f['low']:+.2f}, {f['high']:+.2f}]" for f in found)])
+        table.append([name, *(f"{f.mean:+.2f} [{f.low:+.2f}, {f.high:+.2f}]" for f in found)])
     return Table(["what falls from 14 to 112", "ρ with the gain in boundary IoU", "ρ with the gain in mask IoU"], table)
 
 

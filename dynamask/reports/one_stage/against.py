@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from dynamask.reports.judging import mean_macs
 from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row, interval, line_of
 from dynamask.reports.one_stage.kinds import name_of
 from dynamask.reports.one_stage.world import Evidence, Group, Member, OneStageWorld
+from dynamask.reports.size_choices import mean_macs
 from dynamask.reports.verdicts import told
 from dynamask.reports.writer import Paragraph, Table, with_interval
 from dynamask.structures import DynaMaskError

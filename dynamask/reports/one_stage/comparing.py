@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from dynamask.evaluation.choices import interval_of
+from dynamask.evaluation.bootstrap import interval_of
 from dynamask.models.solo.costs import trainable_parameters
 from dynamask.reports.one_stage.paper import star
 from dynamask.reports.one_stage.world import MEASURES, Evidence, Group, Member, OneStageWorld
 from dynamask.reports.paper import PaperTable
 from dynamask.reports.writer import Block, Table, number, with_interval
+from dynamask.structures import Interval
 
 Row = dict[str, Any]
 TITLES = {
@@ -154,14 +155,14 @@ def _costs(members: Sequence[Member]) -> Row:
 def columns(measure: str, draws: Sequence[np.ndarray]) -> Row:
     """A measure of several seeds, each (1 + B,): mean with its interval, least and most."""
     if not draws:
-        values = dict.fromkeys(("mean", "low", "high"))
+        values = Interval()
     else:
         values = interval_of(np.mean(draws, axis=0), centre=True)
     single = [float(d[0]) for d in draws if np.isfinite(d[0])]
     return {
-        measure: values["mean"],
-        f"{measure}_low": values["low"],
-        f"{measure}_high": values["high"],
+        measure: values.mean,
+        f"{measure}_low": values.low,
+        f"{measure}_high": values.high,
         f"{measure}_least": min(single, default=None),
         f"{measure}_most": max(single, default=None),
     }
@@ -182,15 +183,15 @@ def difference(contrast: Contrast, world: OneStageWorld) -> Row:
             values |= {f"{measure}_least": min(single), f"{measure}_most": max(single)}
         row |= values
     segm = contrast.draws("segm")
-    row["by_iou"] = [interval_of(values, centre=True) for values in segm]
+    row["by_iou"] = [interval_of(values, centre=True).to_dict() for values in segm]
     rises = {80: segm[6] - segm[0], 90: segm[8] - segm[0]}
-    row["rise"] = {str(iou): interval_of(values, centre=True) for iou, values in rises.items()}
+    row["rise"] = {str(iou): interval_of(values, centre=True).to_dict() for iou, values in rises.items()}
     return row
 
 
-def interval(row: Row, measure: str) -> Row:
+def interval(row: Row, measure: str) -> Interval:
     """A measure of a row with its bounds."""
-    return {"mean": row[measure], "low": row[f"{measure}_low"], "high": row[f"{measure}_high"]}
+    return Interval(row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
 
 
 def spread(row: Row, measure: str = "segm_ap", digits: int = 3, signed: bool = False) -> str:

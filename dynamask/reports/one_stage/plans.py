@@ -23,7 +23,7 @@ from dynamask.reports.one_stage.paper import STAR_IOUS, gains
 from dynamask.reports.one_stage.world import Group, Member, OneStageWorld
 from dynamask.reports.verdicts import told
 from dynamask.reports.writer import number, with_interval
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, Interval
 from dynamask.viz.charts import ap_against_macs, gains_by_iou
 
 SCHEMES = ("average", "score", "iou")
@@ -133,13 +133,13 @@ def quality_said(differences: list[Row]) -> list[str]:
     """Whether gains grow with the IoU threshold, as in the paper's Table III; one sentence a difference."""
     said = []
     for row in differences:
-        rises = {iou: row["rise"][iou] for iou in ("80", "90")}
-        means = [rise["mean"] for rise in rises.values()]
+        rises = {iou: Interval(**row["rise"][iou]) for iou in ("80", "90")}
+        means = [rise.mean for rise in rises.values()]
         if any(mean is None for mean in means):
             continue
-        if all(rise["low"] is not None and rise["low"] > 0 for rise in rises.values()):
+        if all(rise.sign > 0 for rise in rises.values()):
             verdict = "The pattern holds on these data"
-        elif any(rise["high"] is not None and rise["high"] < 0 for rise in rises.values()):
+        elif any(rise.sign < 0 for rise in rises.values()):
             verdict = "The pattern does not hold on these data"
         elif min(means) <= 0:
             verdict = "The pattern does not hold in these figures, though these pictures do not decide it"

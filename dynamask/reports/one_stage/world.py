@@ -15,14 +15,14 @@ import torch
 
 from dynamask.data.sources import Data
 from dynamask.evaluation.coco_ap import evaluate_coco
-from dynamask.evaluation.detection_bootstrap import DetectionJudge
+from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.models.solo.config import SoloConfig
 from dynamask.predict import Predictor
 from dynamask.reports.facts import Source
-from dynamask.reports.judging import mean_macs, spending
 from dynamask.reports.one_stage.finding import Found, collect, found_once
 from dynamask.reports.one_stage.kinds import differences, name_of, trained_like
 from dynamask.reports.options import TableOptions
+from dynamask.reports.size_choices import at_cost, mean_macs
 from dynamask.reports.world import World
 from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -97,9 +97,9 @@ class Evidence:
         return found_once(world.options.cache, key, lambda: collect(*shared))
 
     @cached_property
-    def judge(self) -> DetectionJudge:
+    def judge(self) -> ResampledAP:
         """The detections compared with the truth."""
-        return DetectionJudge(self.world.dataset.coco, self.found.results, self.found.rles, self.world.image_ids)
+        return ResampledAP(self.world.dataset.coco, self.found.results, self.found.rles, self.world.image_ids)
 
     def drawn(self, choice: np.ndarray) -> dict[str, np.ndarray]:
         """By measure of ``MEASURES`` (1 + B,), over all pictures and in every draw; "segm" (10, 1 + B) by threshold."""
@@ -131,7 +131,7 @@ class Member:
         evidence: the weights.
         policy: of two-stage weights "learned" or "fixed:S".
         limit: mean MACs of an instance's mask over the data set that their switch is held or driven to, in place of a
-            policy; see :func:`dynamask.reports.judging.spending`.
+            policy; see :func:`dynamask.reports.size_choices.at_cost`.
     """
 
     evidence: Evidence
@@ -143,7 +143,7 @@ class Member:
         """(N,) size indices on the detections."""
         found = self.evidence.found
         if self.limit is not None and found.results:
-            return spending(torch.tensor(found.logits), self.evidence.predictor.costs.macs_per_instance, self.limit)
+            return at_cost(torch.tensor(found.logits), self.evidence.predictor.costs.macs_per_instance, self.limit)
         if self.policy.startswith("fixed:"):
             size = MASK_SIZES.index(int(self.policy.removeprefix("fixed:")))
             return np.full(len(found.results), size, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Average precision of many choices of mask sizes, and of resampled pictures, from masks that were compared once.
+"""Average precision of many choices of mask sizes and of resampled pictures; masks are compared only once.
 
-Every detection is compared with the true instances of its picture and class at every mask size; a choice of sizes then
-only matches anew, and a resampled set of pictures only counts anew. Without resampling the figures are those of
-:func:`dynamask.evaluation.coco_ap.evaluate_coco` (AP over all areas, at most 100 detections).
+The IoUs of every detection with the true instances of its picture and class are computed once, at every mask size. A
+choice of sizes then needs only a new matching, and a resampled set of pictures only a new count. Without resampling the
+results are those of :func:`dynamask.evaluation.coco_ap.evaluate_coco` (all areas, at most 100 detections a picture).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dynamask.evaluation.coco_ap import BOUNDARY_WIDTH_RATIO, true_instances
 from dynamask.structures import MASK_SIZES
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""IoU thresholds that AP is the mean over."""
+"""IoU thresholds; AP is the mean over them."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 MASK_TYPES = ("segm", "boundary")
 MOST_DETECTIONS = 100
-_AT_ONCE = 100  # resampled sets counted together, to bound the memory
+_SETS_AT_ONCE = 100  # resampled sets that are counted together, to bound the memory
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Detections of one picture and class by falling score, with the true instances there.
+    """Detections of one picture and class by falling score, and the IoUs with the true instances of that class.
 
     Attributes:
         detections: (D,) indices of detections.
@@ -42,7 +42,14 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Class:
-    """One category: its detections (D,) by falling score, their pictures (D,), and true instances per picture (P,)."""
+    """One category over all pictures.
+
+    Attributes:
+        category: its id.
+        detections: (D,) indices of detections by falling score.
+        pictures: (D,) position of each detection's picture.
+        positives: (P,) true instances in each picture, crowd regions not counted.
+    """
 
     category: int
     detections: np.ndarray
@@ -52,25 +59,29 @@ class _Class:
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of the detections under one choice of sizes and one IoU type.
+    """The matching of detections to true instances for one choice of sizes and one IoU type.
 
     Attributes:
-        hit: (10, N) bool, a detection found a true instance at a threshold.
-        ignored: (10, N) bool, it lies in a crowd region and counts neither for nor against.
+        hit: (10, N) bool, true positives at each threshold.
+        ignored: (10, N) bool, unmatched detections in a crowd region, neither true nor false positives.
     """
 
     hit: np.ndarray
     ignored: np.ndarray
 
 
-class DetectionJudge:
-    """Detections with masks at every size, compared once with the truth.
+class ResampledAP:
+    """Detections with masks at every size, compared once with the ground truth.
 
     Args:
         annotations: content of a COCO file.
         results: N COCO results without masks (``image_id``, ``category_id``, ``score``).
         rles: per result {size index: RLE}, the same sizes everywhere.
         image_ids: of the pictures to judge.
+
+    Attributes:
+        image_ids: (P,) sorted.
+        pictures: (N,) position in ``image_ids`` of each result's picture.
 
     Raises:
         DynaMaskError: malformed annotations.
@@ -84,7 +95,7 @@ class DetectionJudge:
         image_ids: Sequence[int],
     ) -> None:
         self.image_ids = np.unique(np.asarray(image_ids, dtype=np.int64))
-        self.count = len(results)
+        self.pictures = np.searchsorted(self.image_ids, [result["image_id"] for result in results])
         self.known = sorted(rles[0]) if rles else []
         sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
         truths: dict[tuple[int, int], list[dict[str, Any]]] = {}
@@ -106,7 +117,7 @@ class DetectionJudge:
     def _by_class(
         self, ordered: dict[tuple[int, int], np.ndarray], truths: dict[tuple[int, int], list[Any]], scores: np.ndarray
     ) -> list[_Class]:
-        """The classes that have a true instance which is no crowd."""
+        """The classes that have at least one true instance, crowd regions not counted."""
         classes = []
         for category in sorted({key[0] for key in truths}):
             positives = np.array(
@@ -125,7 +136,7 @@ class DetectionJudge:
         """Match the detections at their chosen sizes (N,) greedily by score, as COCO does, at every threshold."""
         if not np.isin(choice, self.known).all():
             raise ValueError(f"a chosen size has no masks; there are those of the indices {self.known}")
-        hit = np.zeros((len(THRESHOLDS), self.count), dtype=bool)
+        hit = np.zeros((len(THRESHOLDS), len(self.pictures)), dtype=bool)
         ignored = np.zeros_like(hit)
         limits = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
         for group in self._groups:
@@ -139,7 +150,9 @@ class DetectionJudge:
                 worth = np.where(fitting, ious[row, real], -1.0)[:, ::-1]
                 where = np.flatnonzero(hit[:, detection])
                 if len(where):
-                    taken[where, len(real) - 1 - worth[where].argmax(axis=1)] = True  # of equal ones the last
+                    taken[where, len(real) - 1 - worth[where].argmax(axis=1)] = (
+                        True  # the last of equal ones, as COCO does
+                    )
                 if group.crowd.any():
                     ignored[:, detection] = (ious[row, group.crowd].max() >= limits[:, 0]) & ~hit[:, detection]
         return Matches(hit, ignored)
@@ -151,8 +164,8 @@ class DetectionJudge:
 
         Args:
             matches: from :meth:`match`.
-            weights: (B, P) whole numbers, how often each picture of ``image_ids`` counts; once each by default.
-            categories: the ids of those to take the mean over; all by default.
+            weights: (B, P) integers, how often each picture of ``image_ids`` counts; once each by default.
+            categories: ids of the categories to average over; all by default.
 
         Returns:
             (B,) float64, the mean over thresholds, recalls and the classes that have a true instance in the set.
@@ -165,11 +178,11 @@ class DetectionJudge:
         """:meth:`average_precision` at each of ``THRESHOLDS``, (10, B)."""
         if weights is None:
             weights = np.ones((1, len(self.image_ids)), dtype=np.int64)
-        parts = [weights[i : i + _AT_ONCE] for i in range(0, len(weights), _AT_ONCE)]
+        parts = [weights[i : i + _SETS_AT_ONCE] for i in range(0, len(weights), _SETS_AT_ONCE)]
         return np.concatenate([self._counted(matches, part, categories) for part in parts], axis=1)
 
     def _counted(self, matches: Matches, weights: np.ndarray, categories: Collection[int] | None) -> np.ndarray:
-        """:meth:`at_thresholds` of few sets."""
+        """:meth:`at_thresholds` for a part of the sets."""
         sums, classes = np.zeros((len(THRESHOLDS), len(weights))), np.zeros(len(weights))
         for one in self._classes:
             if categories is not None and one.category not in categories:
@@ -198,7 +211,7 @@ def _compare(
         own = [rles[i][k] for i in detections]
         mask = np.asarray(coco_mask.iou(own, true_rles, crowd), dtype=np.float64)  # (D, G)
         rim = mask.copy()
-        near = np.flatnonzero((mask[:, real] >= THRESHOLDS[0]).any(axis=1))  # the others stay below every threshold
+        near = np.flatnonzero((mask[:, real] >= THRESHOLDS[0]).any(axis=1))  # boundary IoU is at most mask IoU here
         if len(near):
             edges = np.asarray(coco_mask.iou(_boundaries([own[i] for i in near], size), true_rims, crowd))
             rim[np.ix_(near, real)] = np.minimum(mask[near][:, real], edges[:, real])
@@ -214,10 +227,14 @@ def _boundaries(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> list[d
 
 
 def _class_precision(one: _Class, matches: Matches, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """(10, B) AP of one class at every threshold, in sets (B, P) with that many true instances (B,), one at least.
+    """(10, B) AP of one class at every threshold in resampled sets of pictures.
 
-    Only the places of hits matter: between them precision falls and recall stands still. A picture drawn twice puts
-    equal detections side by side; of such a run of hits the last has the highest precision and recall.
+    Only the true positives matter: between them precision falls and recall is constant. A picture that was drawn twice
+    contributes equal detections side by side; the last of such a run has the highest precision and recall.
+
+    Args:
+        weights: (B, P).
+        positives: (B,) true instances of the class in each set, at least one.
     """
     count = len(weights)
     drawn = weights[:, one.pictures]  # (B, D)
@@ -237,7 +254,7 @@ def _class_precision(one: _Class, matches: Matches, weights: np.ndarray, positiv
             seen = seen - passed[:, np.searchsorted(without, places)]
         precision = found / (seen + np.spacing(1))
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        envelope = np.pad(envelope, ((0, 0), (0, 1)))  # beyond the last hit nothing
+        envelope = np.pad(envelope, ((0, 0), (0, 1)))  # precision is 0 beyond the last true positive
         first = np.searchsorted((found + offset).ravel(), (needed + offset).ravel()).reshape(count, -1)
         first -= len(places) * np.arange(count)[:, None]
         total += np.take_along_axis(envelope, first, axis=1).mean(axis=1)
@@ -245,7 +262,7 @@ def _class_precision(one: _Class, matches: Matches, weights: np.ndarray, positiv
 
 
 def _hits_needed(positives: np.ndarray) -> np.ndarray:
-    """(B, 101) fewest hits whose share of the true instances (B,) reaches each recall, in float64 as COCO compares."""
+    """(B, 101) fewest true positives that reach each recall, given (B,) true instances; in float64 as COCO compares."""
     needed = np.ceil(RECALLS * positives[:, None]).astype(np.int64)
     needed -= (needed > 0) & ((needed - 1) / positives[:, None] >= RECALLS)
     return needed + (needed / positives[:, None] < RECALLS)

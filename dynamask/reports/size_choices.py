@@ -1,0 +1,76 @@
+"""Choices of mask sizes for collected instances: by policy, or by one price on MACs for the whole data set.
+
+A choice is an array (N,) of indices into ``MASK_SIZES``; logits are those of the switch, (N, 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dynamask.data.sources import Data
+from dynamask.engine.evaluate import Instances
+from dynamask.models.masks import policies
+
+
+def choice_of(policy: str, instances: Instances, dataset: Data) -> np.ndarray:
+    """(N,) size indices under "learned", "size" (Eq. 8) or "fixed:S"; the instances' masks are known at every size."""
+    if policy == "learned":
+        return np.array(instances.choice, dtype=np.int64)
+    if policy.startswith("fixed:"):
+        return policies.fixed(len(instances.results), int(policy.removeprefix("fixed:"))).numpy()
+    return size_based_choice(instances, image_sizes(dataset))
+
+
+def size_based_choice(instances: Instances, sizes: dict[int, tuple[int, int]]) -> np.ndarray:
+    """(N,) size indices of Eq. 8; ``sizes`` gives the (height, width) of pictures by image id."""
+    picks = []
+    for result in instances.results:
+        x, y, width, height = result["bbox"]
+        box = torch.tensor([[x, y, x + width, y + height]])
+        picks.append(int(policies.size_based(box, sizes[result["image_id"]])))
+    return np.array(picks, dtype=np.int64)
+
+
+def image_sizes(dataset: Data) -> dict[int, tuple[int, int]]:
+    """(height, width) by image id."""
+    return {image["id"]: (image["height"], image["width"]) for image in dataset.coco["images"]}
+
+
+def mean_macs(choice: np.ndarray, macs: Sequence[int]) -> float:
+    """Mean MACs of an instance under a choice (N,), N ≥ 1."""
+    return float(np.array(macs, dtype=np.float64)[choice].mean())
+
+
+def at_budget(logits: torch.Tensor, macs: Sequence[int], limit: float) -> np.ndarray:
+    """(N,) learned size indices whose mean cost is at most ``limit`` MACs, by one price on MACs for all instances.
+
+    A limit above the cost of the switch's own choice changes nothing: the price is zero there.
+    """
+    price = policies.price_for_budget(logits, tuple(macs), max(limit, macs[0] * (1 + 1e-9)) / 1e9)
+    return policies.at_price(logits, tuple(macs), price).numpy()
+
+
+def at_cost(logits: torch.Tensor, macs: Sequence[int], limit: float) -> np.ndarray:
+    """(N,) size indices whose mean cost comes as close to ``limit`` MACs as one price allows, without exceeding it.
+
+    Below the cost of the switch's own choice this is :func:`at_budget`; above it the price is negative, a reward.
+    """
+    if len(logits) == 0 or mean_macs(policies.learned(logits).numpy(), macs) > limit:
+        return at_budget(logits, macs, limit)
+    low, high = 0.0, -1.0 / macs[0]
+    while mean_macs(policies.at_price(logits, tuple(macs), high).numpy(), macs) < min(limit, macs[-1]):
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        spent = mean_macs(policies.at_price(logits, tuple(macs), middle).numpy(), macs)
+        low, high = (middle, high) if spent <= limit else (low, middle)
+    return policies.at_price(logits, tuple(macs), low).numpy()
+
+
+def budget_limits(logits: torch.Tensor, macs: Sequence[int], count: int) -> list[float]:
+    """Evenly spaced budgets in mean MACs, from the cheapest size to the cost of the switch's own choice."""
+    own = mean_macs(policies.learned(logits).numpy(), macs)
+    return sorted(set(np.linspace(macs[0], own, count).tolist()))
