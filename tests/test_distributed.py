@@ -10,20 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
-import test_survival
 import torch
 from helpers import joint_problems
 from helpers.joint_problems import OBJECTS, ONE_STAGE, OPTIONS, REGIONS
-from test_survival import arguments, assert_equal_runs
-from test_training import toy_run
+from helpers.runs import ROOT, arguments, assert_equal_runs, toy_run, write_blocks
 
 from dynamask.engine.checkpoint import load_newest_run
 from dynamask.engine.distributed import ALONE, Ranks, joined
 from dynamask.structures import DynaMaskError
 
-ROOT = Path(__file__).resolve().parent.parent
-small_data = test_survival.data
-"""The fixture of small pictures."""
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory) -> Path:
+    return write_blocks(tmp_path_factory.mktemp("data"))
 
 
 def free_port() -> int:
@@ -43,7 +42,7 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 def told(tmp_path_factory) -> list[dict]:
     """What two gloo processes found, by rank."""
     out, port = tmp_path_factory.mktemp("ranks"), free_port()
-    command = [sys.executable, str(ROOT / "tests" / "joint_problems.py"), str(out)]
+    command = [sys.executable, "-m", "helpers.joint_problems", str(out)]
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment(rank, 2, port)) for rank in range(2)]
     try:
         assert [process.wait(timeout=300) for process in processes] == [0, 0]

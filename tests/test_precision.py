@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.runs import LOSSES, SHORT, Rectangles, real_run, toy_run
 from helpers.small_models import picture, pyramid, some_rois, target, tiny_branch, tiny_model
-from test_training import LOSSES, SHORT, Rectangles, real_run, toy_run
 from torch.nn import functional as F
 
 from dynamask.data import training_loader

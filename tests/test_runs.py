@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from test_training import toy_run
+from helpers.runs import toy_run
 from torch.utils.tensorboard import SummaryWriter
 
 from dynamask import cli

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import errno
-import json
 import os
 import random
 import shutil
@@ -13,13 +12,22 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from helpers.small_models import TINY
-from PIL import Image
+from helpers.runs import (
+    LOSSES,
+    ROOT,
+    SHORT,
+    STEPS,
+    Rectangles,
+    Toy,
+    arguments,
+    assert_equal_runs,
+    log_of,
+    toy_run,
+    write_blocks,
+)
 from safetensors.torch import load_file
-from test_training import LOSSES, SHORT, Rectangles, Toy, toy_run
 
 from dynamask import cli
 from dynamask.data import training_loader
@@ -30,40 +38,10 @@ from dynamask.engine.train import loss_weights, train
 from dynamask.models.dynamask import DynaMaskRCNN
 from dynamask.structures import DynaMaskError
 
-ROOT = Path(__file__).parent.parent
-STEPS = 10
-FLAGS = {**TINY, "batch_size": 2, "iterations": STEPS, "save_every": 2, "log_every": 1, "warmup": 2, "workers": 0}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Six noisy pictures of 64 × 64 pixels with two bright rectangles each, but for the last."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "images").mkdir()
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(1, 7):
-        picture = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
-        for x, y in ((4, 6 + number), (36, 20 - number)) if number < 6 else ():
-            picture[y : y + 30, x : x + 22] = 230
-            corners = [x, y, x + 22, y, x + 22, y + 30, x, y + 30]
-            annotation = {"image_id": number, "category_id": 3, "segmentation": [corners], "bbox": [x, y, 22, 30]}
-            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, "area": 660, **annotation})
-        Image.fromarray(picture).save(root / "images" / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "height": 64, "width": 64})
-    coco = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "block"}]}
-    (root / "annotations.json").write_text(json.dumps(coco))
-    return root
-
-
-def arguments(data: Path, out: Path, *more: str, **changed) -> list[str]:
-    """Command line of a small training."""
-    flags = []
-    for name, value in {**FLAGS, **changed}.items():
-        values = value if isinstance(value, tuple) else (value,)
-        flags += ["--" + name.replace("_", "-"), *(str(v) for v in values)]
-    paths = ["--images", str(data / "images"), "--annotations", str(data / "annotations.json"), "--out", str(out)]
-    return ["train", "--model", "dynamask_mobilenetv2_fpn_small", *paths, *flags, *more]
+    return write_blocks(tmp_path_factory.mktemp("data"))
 
 
 def last_line(capsys) -> str:
@@ -80,20 +58,8 @@ def straight(data, tmp_path_factory) -> Path:
     return out
 
 
-def assert_equal_runs(out: Path, straight: Path) -> None:
-    """The same log to the last character, the same weights to the last bit."""
-    assert (out / "log.csv").read_text() == (straight / "log.csv").read_text()
-    ours, theirs = (load_file(folder / "last.safetensors") for folder in (out, straight))
-    assert set(ours) == set(theirs) and all(torch.equal(ours[key], value) for key, value in theirs.items())
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "log.csv").open() as stream:
-        return list(csv.DictReader(stream))
-
-
 def test_an_undisturbed_run_logs_every_step_and_keeps_two_states(straight):
-    assert [int(row["step"]) for row in rows(straight)] == list(range(1, STEPS + 1))
+    assert [int(row["step"]) for row in log_of(straight)] == list(range(1, STEPS + 1))
     assert [path.name for path in checkpoints(straight)] == ["run-000008.pt", "run-000010.pt"]
     assert not list(straight.glob("*.partial"))
 
@@ -174,7 +140,7 @@ def test_python_stops_between_steps_hears_every_step_and_goes_on(tmp_path):
     assert run.step == 3 and load_newest_run(run.out)["step"] == 3
     assert train(run, should_stop=lambda: False, **options) is True
     assert [step for step, _ in heard] == [1, 2, 3, 4, 5, 6] and heard[0][1] > heard[-1][1]
-    assert rows(run.out) == rows(whole.out) and torch.equal(run.model.weight, whole.model.weight)
+    assert log_of(run.out) == log_of(whole.out) and torch.equal(run.model.weight, whole.model.weight)
 
 
 def test_a_stop_before_the_first_step_leaves_a_state_to_resume(tmp_path):
@@ -211,7 +177,7 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, damage):
         resumed.resume()
     assert resumed.step == 2 and newest.with_name("run-000004.pt.unreadable").exists()
     train(resumed, progress=False)
-    assert torch.equal(resumed.model.weight, whole.model.weight) and rows(run.out) == rows(whole.out)
+    assert torch.equal(resumed.model.weight, whole.model.weight) and log_of(run.out) == log_of(whole.out)
     assert [path.name for path in checkpoints(run.out)] == ["run-000002.pt", "run-000004.pt"]
 
 

@@ -1,95 +1,24 @@
 """Training: schedules by hand, a loss that falls, a run that resumes to the last bit, and checkpoints that refuse."""
 
-import csv
 import dataclasses
 import json
 import math
 
 import pytest
 import torch
+from helpers.runs import LOSSES, SHORT, Rectangles, Toy, log_of, real_run, toy_run
 from helpers.small_models import LOSS_NAMES, picture, target, tiny_model
 from safetensors.torch import save_file
 from torch import nn
 
 from dynamask.config import LossConfig, TrainConfig, recipe
-from dynamask.data import TrainingTransforms, training_loader
+from dynamask.data import training_loader
 from dynamask.engine.checkpoint import load_newest_run, run_file
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
 from dynamask.engine.run import Run
 from dynamask.engine.train import DETECTOR_LOSSES, freeze, loss_weights, total_loss, train, train_step
 from dynamask.models.weights import load_model, load_weights, read_header, save_model
 from dynamask.structures import DynaMaskError
-
-LOSSES = LossConfig(budget_target=0.05)
-
-
-class Rectangles(torch.utils.data.Dataset):
-    """Four noisy pictures with brighter rectangles where the objects are; the last is empty."""
-
-    def __init__(self, transforms=None) -> None:
-        self.transforms = transforms
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int):
-        found = target(64, 64, objects=(2, 1, 1, 0)[index], image_id=100 + index)
-        image = picture(64, 64, seed=index) * 80
-        image[:, found["masks"].bool().any(0)] += 150
-        sample = image.to(torch.uint8), {**found, "area": torch.ones(len(found["boxes"]))}
-        sample[1]["iscrowd"] = torch.zeros(len(found["boxes"]), dtype=torch.int64)
-        return self.transforms(*sample) if self.transforms else sample
-
-
-class Toy(nn.Module):
-    """Two losses of one weight; what they are can be replaced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([2.0, -1.0]))
-        self.still = nn.Parameter(torch.tensor([7.0]), requires_grad=False)
-        self.broken: str | None = None
-
-    def forward(self, images, targets):
-        losses = {"loss_mask": (self.weight**2).sum(), "loss_edge": self.weight.abs().sum()}
-        if self.broken:
-            losses[self.broken] = losses[self.broken] * math.nan
-        return losses
-
-
-SHORT = TrainConfig(
-    batch_size=2,
-    iterations=4,
-    warm_start=0.25,
-    optimizer="adamw",
-    lr=1e-3,
-    backbone_lr_factor=0.5,
-    warmup=2,
-    schedule="cosine",
-    clip_norm=10.0,
-    ema_decay=0.9,
-    workers=0,
-    save_every=2,
-    log_every=1,
-)
-
-
-def toy_run(out, **changes) -> Run:
-    config = dataclasses.replace(SHORT, **changes)
-    return Run(Toy(), training_loader(Rectangles(), config.batch_size), config, loss_weights(LOSSES), out)
-
-
-def real_run(out, seed: int = 0, settings: dict | None = None, **changes) -> Run:
-    config = dataclasses.replace(SHORT, **changes)
-    loader = training_loader(Rectangles(TrainingTransforms()), config.batch_size, config.seed)
-    model = tiny_model(seed=seed, loss_config=LOSSES, min_sizes=(48, 64))
-    return Run(model, loader, config, loss_weights(LOSSES), out, settings or {"model": "tiny"})
-
-
-def log_of(run: Run) -> list[dict[str, float]]:
-    with (run.out / "log.csv").open() as stream:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
-
 
 # Schedules and optimisers
 
@@ -206,7 +135,7 @@ def test_a_few_steps_reduce_the_loss_and_leave_a_log(tmp_path):
     run = real_run(tmp_path, iterations=16, batch_size=4, lr=3e-3, save_every=100, warm_start=0.25)
     saved = []
     train(run, on_save=lambda r: saved.append(r.step), progress=False)
-    rows = log_of(run)
+    rows = log_of(run.out)
     assert [row["step"] for row in rows] == list(range(1, 17)) and saved == [16] and run.step == 16
     weights = loss_weights(LOSSES)
     for row in rows:
@@ -236,7 +165,7 @@ def test_a_mask_branch_of_another_kind_trains_without_tally_and_means(tmp_path, 
     run = toy_run(tmp_path, iterations=2, accumulate=accumulate, log_every=1)
     run.model.mask_branch = nn.Identity()
     assert run.normalising is None and train(run)
-    assert not any(name.startswith("share_") for name in log_of(run)[0])
+    assert not any(name.startswith("share_") for name in log_of(run.out)[0])
 
 
 @pytest.mark.parametrize(("name", "shown"), [("loss_mask", "mask=5"), ("loss_dice", "dice=5"), ("loss_other", "")])
@@ -272,7 +201,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path):
     assert any(not torch.equal(straight.final_state()[key], expected[key]) for key in expected), "an average of its own"
     theirs, ours = straight.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
     assert all(torch.equal(ours[i][k], v) for i, state in theirs.items() for k, v in state.items())
-    assert log_of(resumed) == log_of(straight)
+    assert log_of(resumed.out) == log_of(straight.out)
 
 
 def test_resuming_with_other_settings_is_refused_and_names_them(tmp_path):

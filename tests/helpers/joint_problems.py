@@ -1,5 +1,5 @@
 """Training steps whose regions, noise and targets are fixed, so that one process, several, and micro-batches can be
-compared; run as a program, it is one of several processes (``python tests/joint_problems.py OUT``)."""
+compared; run as a program, it is one of several processes (``python -m helpers.joint_problems OUT`` in ``tests``)."""
 
 from __future__ import annotations
 
