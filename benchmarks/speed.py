@@ -145,7 +145,7 @@ def measure_prediction(
         counts[REFERENCE] = len(masks)
 
     cases = {REFERENCE: theirs, **{f"dynamask {p}": ours(p) for p in ("learned", "fixed:28", "fixed:112")}}
-    heads = (predictor.model.roi_heads, baseline.roi_heads)
+    heads = (predictor.model.detector.roi_heads, baseline.roi_heads)
     before = [(h.score_thresh, h.detections_per_img) for h in heads]
     try:
         for head in heads:
@@ -247,7 +247,7 @@ def measure_branch(
     """The mask branch alone on the same boxes: learned sizes, one size for all, and torchvision's FCN head."""
     model = predictor.model
     image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
-    encoded, _ = model.encode([image])
+    encoded, _ = model.detector.encode([image])
     boxes = resize_boxes(mixed_boxes(count, PHOTO), PHOTO, encoded.images.image_sizes[0])
     labels = torch.ones(count, dtype=torch.int64)
     macs = np.array(predictor.costs.macs_per_instance, dtype=np.float64)

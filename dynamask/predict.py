@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
 from dynamask.data.pictures import read_picture
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import find_weights
 from dynamask.models.masks import policies
 from dynamask.models.masks.branch import MaskBranch
@@ -210,7 +210,7 @@ def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu"
     return predictor_of(load_model(path, target))
 
 
-def predictor_of(model: DynaMaskRCNN | SoloNet) -> Predictor | SoloPredictor:
+def predictor_of(model: DynaMask | SoloNet) -> Predictor | SoloPredictor:
     """The predictor of a built model, by its family."""
     return SoloPredictor(model) if isinstance(model, SoloNet) else Predictor(model)
 
@@ -222,7 +222,7 @@ class Predictor:
         model: in evaluation mode, on the device to use.
     """
 
-    def __init__(self, model: DynaMaskRCNN) -> None:
+    def __init__(self, model: DynaMask) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
 
@@ -327,10 +327,10 @@ class Predictor:
         size = (int(pixels.shape[0]), int(pixels.shape[1]))
         start = time.perf_counter()
         tensor = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).float() / 255.0
-        encoded, _ = self.model.encode([tensor])
+        encoded, _ = self.model.detector.encode([tensor])
         network = encoded.images.image_sizes[0]
         if boxes is None:
-            found = self.model.detect(encoded)[0]
+            found = self.model.detector.detect(encoded)[0]
             kept = found["scores"] >= score
             inside, classes, scores = found["boxes"][kept], found["labels"][kept], found["scores"][kept]
             given = resize_boxes(inside, network, size)
@@ -373,7 +373,7 @@ class Predictor:
             return given.to(self.device)
         if count == 1 or len(boxes) == 0:
             return torch.ones(len(boxes), dtype=torch.int64, device=self.device)
-        return self.model.roi_heads.classify(encoded.features, [boxes], encoded.images.image_sizes)
+        return self.model.detector.classify(encoded, [boxes])
 
 
 def _whole_numbers(labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:

@@ -66,7 +66,7 @@ model = predictor.model.eval()
 fpn = model.mask_branch.region_fpn
 image = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
 with torch.no_grad():
-    encoded, _ = model.encode([image])
+    encoded, _ = model.detector.encode([image])
 for key, stride in zip("0123", (4, 8, 16, 32)):
     print(f"P{int(key) + 2}, stride {stride:2}:", tuple(encoded.features[key].shape))
 

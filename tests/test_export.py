@@ -22,7 +22,7 @@ from dynamask.structures import MASK_SIZES, DynaMaskError
 def model_with(branch) -> nn.Module:
     """A tiny model around a mask branch whose predictors, offsets and switch are far from their start."""
     model = tiny_model()
-    model.roi_heads.mask_branch = branch
+    model.mask_branch = branch
     return model.eval()
 
 

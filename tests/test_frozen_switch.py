@@ -13,6 +13,7 @@ from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
 from dynamask.engine.frozen_features import build_cache, image_cache, jitter_boxes, load_cache, save_cache, views_of
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining, predict_logits, train_switch
 from dynamask.evaluation.mask_quality import quality_by_size
+from dynamask.models.detectors.base import PositiveRegions
 from dynamask.models.masks import losses
 from dynamask.models.masks.switch import sample_gumbel
 from dynamask.predict import Predictor
@@ -52,19 +53,18 @@ def test_errors_are_those_that_training_computes(world):
     predictor, scenes, cache = world
     image, target = scenes[0]
     model = predictor.model
-    encoded, _ = model.encode([image.float() / 255])
+    encoded, _ = model.detector.encode([image.float() / 255])
     scale = encoded.images.image_sizes[0][0] / image.shape[1]
     box_scale = torch.full((4,), 1 / scale)
     everything = {**target, "mask_scale": box_scale}
     matched, labels = torch.arange(len(target["boxes"])), target["labels"]
-    model.roi_heads.mask_rois, before = len(labels), model.roi_heads.mask_rois
+    regions = PositiveRegions(target["boxes"] * scale, labels, matched)
+    model.mask_branch.mask_rois, before = len(labels), model.mask_branch.mask_rois
     model.mask_branch.switch_enabled = False
     try:
-        named = model.roi_heads.mask_losses(
-            encoded.features, [target["boxes"] * scale], [matched], [labels], [everything], encoded.images.image_sizes
-        )
+        named = model.mask_branch.training_losses(encoded.features, [regions], [everything], encoded.image_sizes)
     finally:
-        model.roi_heads.mask_rois, model.mask_branch.switch_enabled = before, True
+        model.mask_branch.mask_rois, model.mask_branch.switch_enabled = before, True
     rows = (cache.view == 0) & (cache.image_id == scenes.image_ids[0])
     for name in ("mask_loss", "edge_loss"):
         expected = named[f"loss_{name.split('_')[0]}"].item()

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard as HubCard
 
 import dynamask
 from dynamask.models import hub
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import ModelCard, find_weights, parse_hub_name
 from dynamask.models.weights import read_header, save_model
 from dynamask.structures import DynaMaskError
@@ -34,7 +34,7 @@ def front_matter(text: str) -> dict:
 def test_a_saved_folder_is_the_model_again(model, tmp_path):
     folder = model.save_pretrained(tmp_path / "mine")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    again = DynaMaskRCNN.from_pretrained(folder)
+    again = DynaMask.from_pretrained(folder)
     assert equal(model, again) and again.config == model.config and not again.training
     assert json.loads((folder / "config.json").read_text()) == read_header(folder / "model.safetensors")["config"]
     found = dynamask.load(folder)(torch.full((64, 64, 3), 90, dtype=torch.uint8).numpy(), score=0.0)
@@ -112,8 +112,8 @@ def test_fetching_asks_the_hub_once_and_for_three_files(model, tmp_path, monkeyp
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
-    assert equal(model, DynaMaskRCNN.from_pretrained("owner/name@main"))
-    assert equal(model, DynaMaskRCNN.from_pretrained("hf://owner/name", local_files_only=True))
+    assert equal(model, DynaMask.from_pretrained("owner/name@main"))
+    assert equal(model, DynaMask.from_pretrained("hf://owner/name", local_files_only=True))
     assert equal(model, dynamask.load("hf://owner/name").model)
     assert asked == [("owner/name", "main", False), ("owner/name", None, True), ("owner/name", None, False)]
     (folder / "model.safetensors").unlink()
@@ -151,7 +151,7 @@ def test_pushing_makes_the_repository_and_uploads_the_folder(model, tmp_path, mo
     monkeypatch.setattr(hub, "HfApi", Api)
     assert model.push_to_hub("hf://owner/mine", private=True, token="secret") == "https://hub.example/owner/mine"
     assert calls == [("create", "secret", "owner/mine", True, True), ("upload", "owner/mine", "DynaMask weights")]
-    assert equal(model, DynaMaskRCNN.from_pretrained(tmp_path / "uploaded"))
+    assert equal(model, DynaMask.from_pretrained(tmp_path / "uploaded"))
     assert '"hf://owner/mine"' in (tmp_path / "uploaded" / "README.md").read_text(encoding="utf-8")
     with pytest.raises(DynaMaskError, match="'mine' is no name on the hub"):
         model.push_to_hub("mine")
@@ -161,12 +161,12 @@ def test_folders_that_contradict_themselves_are_refused(model, tmp_path):
     folder = model.save_pretrained(tmp_path / "mine")
     save_model(tiny_model(score_threshold=0.25), folder / "model.safetensors")
     with pytest.raises(DynaMaskError, match="describe different models"):
-        DynaMaskRCNN.from_pretrained(folder)
+        DynaMask.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(DynaMaskError, match="cannot be read as JSON"):
-        DynaMaskRCNN.from_pretrained(folder)
+        DynaMask.from_pretrained(folder)
     (tmp_path / "file").write_text("x")
     with pytest.raises(DynaMaskError, match="is a file; give a folder"):
         model.save_pretrained(tmp_path / "file")
     with pytest.raises(DynaMaskError, match="is no name on the hub"):
-        DynaMaskRCNN.from_pretrained(str(tmp_path / "missing"))
+        DynaMask.from_pretrained(str(tmp_path / "missing"))

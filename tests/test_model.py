@@ -19,19 +19,20 @@ from dynamask.config import LossConfig, ModelConfig
 from dynamask.models import backbone
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.build import PRESETS, preset
-from dynamask.models.dynamask import DynaMaskRCNN, EncodedImages
+from dynamask.models.detectors.base import EncodedImages
+from dynamask.models.dynamask import DynaMask
 from dynamask.structures import DynaMaskError
 
 BODY = "mobilenetv3_small_050"
 
 
 @pytest.fixture(scope="module")
-def shared() -> DynaMaskRCNN:
+def shared() -> DynaMask:
     return tiny_model(loss_config=LossConfig(budget_target=0.05))
 
 
 @pytest.fixture
-def model(shared) -> DynaMaskRCNN:
+def model(shared) -> DynaMask:
     """The shared model in training mode, without gradients from other tests."""
     shared.zero_grad(set_to_none=True)
     return shared.train()
@@ -70,10 +71,10 @@ def test_training_returns_named_losses_and_leaves_its_input_alone(model):
 def test_every_loss_reaches_the_module_it_is_meant_to_train(model):
     torch.manual_seed(0)
     losses = model(*batch())
-    heads, fpn = model.roi_heads, model.mask_branch.region_fpn
+    heads, fpn = model.detector.roi_heads, model.mask_branch.region_fpn
     trained = {
-        "loss_objectness": [model.rpn.head.cls_logits],
-        "loss_rpn_box_reg": [model.rpn.head.bbox_pred],
+        "loss_objectness": [model.detector.rpn.head.cls_logits],
+        "loss_rpn_box_reg": [model.detector.rpn.head.bbox_pred],
         "loss_classifier": [heads.box_predictor.cls_score, heads.box_head],
         "loss_box_reg": [heads.box_predictor.bbox_pred, heads.box_head],
         "loss_mask": [*fpn.mask_predictors, *fpn.stages, *fpn.projections, fpn.base],
@@ -109,7 +110,7 @@ def test_pictures_without_objects_train(model, objects, signal, monkeypatch):
     sum(losses.values()).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(torch.isfinite(g).all() for g in gradients)
-    assert model.rpn.head.cls_logits.weight.grad.abs().max() > 0
+    assert model.detector.rpn.head.cls_logits.weight.grad.abs().max() > 0
 
 
 def test_mask_targets_are_cut_from_the_picture_not_from_its_resized_copy(model):
@@ -144,7 +145,9 @@ def test_frozen_parts_do_not_train():
     model = tiny_model().train()
     before = snapshot(model.state_dict())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert "backbone.body.conv_stem.weight" in frozen and all(name.startswith("backbone.body.") for name in frozen)
+    assert "detector.backbone.body.conv_stem.weight" in frozen and all(
+        name.startswith("detector.backbone.body.") for name in frozen
+    )
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sum(model(*batch()).values()).backward()
@@ -152,8 +155,9 @@ def test_frozen_parts_do_not_train():
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     parameters = {name for name, p in model.named_parameters() if p.requires_grad}
     assert changed <= parameters and not changed & frozen
-    for part in ("backbone.body.", "backbone.fpn.", "rpn.head.", "roi_heads.box_head.", "roi_heads.mask_branch."):
-        assert any(name.startswith(part) for name in changed), part
+    for part in ("backbone.body.", "backbone.fpn.", "rpn.head.", "roi_heads.box_head."):
+        assert any(name.startswith(f"detector.{part}") for name in changed), part
+    assert any(name.startswith("mask_branch.") for name in changed)
 
 
 # Evaluation
@@ -197,11 +201,11 @@ def test_evaluation_draws_no_random_numbers(model):
 
 def test_a_picture_in_which_nothing_is_found(model):
     model.eval()
-    threshold, model.roi_heads.score_thresh = model.roi_heads.score_thresh, 1.1
+    threshold, model.detector.roi_heads.score_thresh = model.detector.roi_heads.score_thresh, 1.1
     try:
         found = model([picture(), picture(64, 80)])
     finally:
-        model.roi_heads.score_thresh = threshold
+        model.detector.roi_heads.score_thresh = threshold
     assert [tuple(p["masks"].shape) for p in found] == [(0, 1, 64, 64), (0, 1, 64, 80)]
     assert all(p["boxes"].shape == (0, 4) and len(p["mask_size"]) == len(p["scores"]) == 0 for p in found)
     assert all(p["switch_logits"].shape == (0, 4) for p in found)
@@ -225,7 +229,7 @@ def test_a_padded_batch_equals_its_padded_pictures_alone(model):
     images = [picture(64, 64, seed=1), picture(64, 120, seed=2)]
     model.eval()
     together = model(images)
-    encoded, _ = model.encode(images)
+    encoded, _ = model.detector.encode(images)
     assert encoded.images.image_sizes == [(64, 64), (64, 120)]
     for i, image in enumerate(images):
         one = EncodedImages(
@@ -233,14 +237,14 @@ def test_a_padded_batch_equals_its_padded_pictures_alone(model):
             {level: maps[i : i + 1] for level, maps in encoded.features.items()},
             [tuple(image.shape[1:])],
         )
-        found = model.detect(one)[0]
+        found = model.detector.detect(one)[0]
         state = model.regions(one, [found["boxes"]], [found["labels"]])
         torch.testing.assert_close(together[i]["boxes"], found["boxes"], atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(together[i]["switch_logits"], state.switch_logits, atol=1e-3, rtol=1e-3)
         assert together[i]["boxes"][:, 2].max() <= image.shape[2]
 
 
-def torchvision_twin(model: DynaMaskRCNN) -> FasterRCNN:
+def torchvision_twin(model: DynaMask) -> FasterRCNN:
     """torchvision's own detector with the same settings and weights."""
     reference = FasterRCNN(
         copy.deepcopy(model.backbone),
@@ -258,8 +262,7 @@ def torchvision_twin(model: DynaMaskRCNN) -> FasterRCNN:
         box_detections_per_img=TINY["detections_per_img"],
         box_batch_size_per_image=TINY["box_samples"],
     )
-    shared = {key: value for key, value in model.state_dict().items() if "mask_branch" not in key}
-    reference.load_state_dict(shared)
+    reference.load_state_dict(model.detector.state_dict())
     return reference
 
 
@@ -287,9 +290,9 @@ def test_training_draws_its_own_sizes_and_evaluation_has_one():
     config = {"min_sizes": (48, 64), "test_min_size": 96, "max_size": 200}
     model = tiny_model(**config)
     images = [torch.rand(3, 60, 60)]
-    drawn = {tuple(model.train().transform(images)[0].image_sizes[0]) for _ in range(30)}
+    drawn = {tuple(model.train().detector.transform(images)[0].image_sizes[0]) for _ in range(30)}
     assert drawn == {(48, 48), (64, 64)}
-    assert {tuple(model.eval().transform(images)[0].image_sizes[0]) for _ in range(5)} == {(96, 96)}
+    assert {tuple(model.eval().detector.transform(images)[0].image_sizes[0]) for _ in range(5)} == {(96, 96)}
 
 
 # Building
@@ -317,7 +320,7 @@ def test_small_presets_build_without_a_download(name, monkeypatch):
     model = create_model(name, num_classes=3)
     assert asked == [False]
     assert model.config.class_names == ("__background__", "class_1", "class_2")
-    assert model.roi_heads.box_predictor.cls_score.out_features == 3
+    assert model.detector.roi_heads.box_predictor.cls_score.out_features == 3
     assert all(predictor.out_channels == 2 for predictor in model.mask_branch.region_fpn.mask_predictors)
     frozen = [n for n, p in model.backbone.body.named_parameters() if not p.requires_grad]
     trained = [n for n, p in model.backbone.body.named_parameters() if p.requires_grad]

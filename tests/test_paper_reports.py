@@ -317,7 +317,7 @@ def test_table6_times_every_model_on_as_many_detections(shapes):
     assert cases == {(part, name) for part in ("end to end", "mask branch") for name in names}
     assert all(row["ratio"] == 1 for row in report.data["times"] if row["case"] == speed.TORCHVISION)
     assert report.data["lacking"] == ["pointrend"] and "threads" in dict(report.facts)["machine"]
-    heads = shapes.main.predictor.model.roi_heads
+    heads = shapes.main.predictor.model.detector.roi_heads
     assert heads.score_thresh == 0.05 and heads.detections_per_img == 100
     with pytest.raises(DynaMaskError, match="--rounds is 0"):
         speed.SpeedOptions(rounds=0)

@@ -41,14 +41,14 @@ def test_positions_of_a_deformable_convolution_stay_exact_in_bfloat16():
 
 def test_boxes_and_losses_are_float32_under_autocast():
     model, seen = tiny_model(loss_config=LOSSES).train(), {}
-    usual = model.rpn.forward
+    usual = model.detector.rpn.forward
 
     def rpn(images, features, targets=None):
         proposals, losses = usual(images, features, targets)
         seen["proposals"], seen["maps"] = proposals, features
         return proposals, losses
 
-    model.rpn.forward = rpn
+    model.detector.rpn.forward = rpn
     half = []
     model.backbone.fpn.layer_blocks[0].register_forward_hook(lambda *call: half.append(call[2].dtype))
     torch.manual_seed(1)
@@ -60,7 +60,7 @@ def test_boxes_and_losses_are_float32_under_autocast():
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert all(p.dtype == torch.float32 for p in seen["proposals"])
     assert all(map_.dtype == torch.float32 for map_ in seen["maps"].values())
-    anchors = model.rpn.anchor_generator.cell_anchors
+    anchors = model.detector.rpn.anchor_generator.cell_anchors
     assert all(a.dtype == torch.float32 for a in anchors)
     for name in ("loss_objectness", "loss_mask", "loss_edge", "loss_classifier"):
         assert float(losses[name].detach()) == pytest.approx(float(exact[name].detach()), rel=0.05), name

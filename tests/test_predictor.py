@@ -56,7 +56,7 @@ class Watched:
         self.stages: list = []
 
     def __enter__(self) -> "Watched":
-        modules = [self.model.backbone.body, self.model.rpn.head]
+        modules = [self.model.backbone.body, self.model.detector.rpn.head]
         self.handles = [m.register_forward_hook(lambda module, *_: self.calls.append(module)) for m in modules]
         self.handles += count_rows(self.model.mask_branch.region_fpn.stages, self.stages)
         return self

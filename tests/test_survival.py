@@ -35,7 +35,7 @@ from dynamask.engine import train as engine
 from dynamask.engine.checkpoint import checkpoints, load_newest_run, load_run, run_file, save_run
 from dynamask.engine.run import Run, RunLog
 from dynamask.engine.train import loss_weights, train
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.structures import DynaMaskError
 
 
@@ -355,14 +355,14 @@ def test_a_picture_lost_in_mid_run_loses_nothing(data, straight, tmp_path, capsy
 
 
 def test_a_loss_that_is_not_finite_leaves_the_good_state(data, tmp_path, capsys, monkeypatch):
-    usual, calls = DynaMaskRCNN.forward, []
+    usual, calls = DynaMask.forward, []
 
     def forward(self, images, targets=None):
         calls.append(targets)
         losses = usual(self, images, targets)
         return {**losses, "loss_edge": losses["loss_edge"] * float("nan")} if len(calls) == 4 else losses
 
-    monkeypatch.setattr(DynaMaskRCNN, "forward", forward)
+    monkeypatch.setattr(DynaMask, "forward", forward)
     kept = {}
     usual_save = Run.save
 

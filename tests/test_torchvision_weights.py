@@ -103,7 +103,7 @@ def theirs():
 
 def test_boxes_and_scores_equal_torchvisions(theirs, tmp_path):
     model = coco_model()
-    before = {key: value.clone() for key, value in model.state_dict().items() if ".mask_branch." in key}
+    before = {key: value.clone() for key, value in model.mask_branch.state_dict().items()}
     path = saved(tmp_path, theirs.state_dict(), "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth")
     assert load_torchvision_detector(model, path) == []
     image = picture(96, 128, seed=5)
@@ -111,7 +111,7 @@ def test_boxes_and_scores_equal_torchvisions(theirs, tmp_path):
         ours, expected = model([image])[0], theirs([image])[0]
         ids = model.config.category_ids
         same_detections(ours, expected, lambda label: ids[label - 1])
-    assert before and all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert before and all(torch.equal(value, model.mask_branch.state_dict()[key]) for key, value in before.items())
 
 
 def test_all_91_outputs_equal_without_any_help_from_the_unused_ones(tmp_path):
@@ -129,7 +129,7 @@ def test_eps_is_told_by_the_file_and_folded_into_the_weight(theirs, tmp_path):
     for path in files:
         model = coco_model()
         load_torchvision_detector(model, path)
-        weights.append(model.state_dict()[f"{name}.weight"])
+        weights.append(model.detector.state_dict()[f"{name}.weight"])
     assert torch.equal(weights[0], state[f"{name}.weight"])
     variance = state[f"{name}.running_var"]
     torch.testing.assert_close(weights[1], state[f"{name}.weight"] * torch.sqrt(1 + 1e-5 / variance))
@@ -138,7 +138,8 @@ def test_eps_is_told_by_the_file_and_folded_into_the_weight(theirs, tmp_path):
 
 
 def test_the_presets_settings_are_torchvisions():
-    ours, theirs = create_model("dynamask_resnet50_fpn"), maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    ours = create_model("dynamask_resnet50_fpn").detector
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     assert ours.transform.min_size[-1:] == theirs.transform.min_size[-1:]
     for name in ("max_size", "image_mean", "image_std", "size_divisible"):
         assert list_or_number(getattr(ours.transform, name)) == list_or_number(getattr(theirs.transform, name)), name
@@ -175,7 +176,7 @@ def test_names_before_version_013_are_understood(theirs, tmp_path):
 def test_classes_are_found_by_name_and_the_others_stay(theirs, tmp_path):
     names = ("__background__", "giraffe", "unicorn", "person")
     model = coco_model(class_names=names, category_ids=(7, 8, 9))
-    predictor = model.roi_heads.box_predictor
+    predictor = model.detector.roi_heads.box_predictor
     start = predictor.cls_score.weight[2].clone(), predictor.bbox_pred.weight[8:12].clone()
     assert load_torchvision_detector(model, saved(tmp_path, theirs.state_dict())) == ["unicorn"]
     giraffe, state = COCO.index("giraffe"), theirs.state_dict()
@@ -207,7 +208,7 @@ def test_a_faster_rcnn_of_other_classes_fits_too(tmp_path):
     path = saved(tmp_path, detector.state_dict())
     assert load_torchvision_detector(model, path) == []
     assert torch.equal(
-        model.roi_heads.box_predictor.cls_score.weight, detector.roi_heads.box_predictor.cls_score.weight
+        model.detector.roi_heads.box_predictor.cls_score.weight, detector.roi_heads.box_predictor.cls_score.weight
     )
     with pytest.raises(DynaMaskError, match="have 3 outputs and the model has 81"):
         load_torchvision_detector(coco_model(), path)
@@ -280,7 +281,7 @@ def test_which_sources_mean_torchvision(tmp_path):
     model = tiny_model()
     save_model(model, tmp_path / "ours.safetensors")
     assert not is_torchvision_source(tmp_path / "ours.safetensors")
-    save_file(model.state_dict(), tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    save_file(model.detector.state_dict(), tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     assert is_torchvision_source(tmp_path / "theirs.safetensors")
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"torn")

@@ -112,7 +112,7 @@ def test_clipping_bounds_the_step(tmp_path):
 
 @pytest.mark.parametrize(
     ("part", "prefix"),
-    [("detector", "roi_heads.mask_branch."), ("all-but-switch", "roi_heads.mask_branch.switch.")],
+    [("detector", "mask_branch."), ("all-but-switch", "mask_branch.switch.")],
 )
 def test_what_is_frozen_does_not_train(tmp_path, part, prefix):
     model = tiny_model(loss_config=LOSSES)
@@ -293,7 +293,7 @@ def test_weights_carry_their_configuration(tmp_path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.safetensors"]
     average = {key: value + 1 if value.is_floating_point() else value for key, value in own.items()}
     save_model(model, path, state=average)
-    key = "rpn.head.cls_logits.weight"
+    key = "detector.rpn.head.cls_logits.weight"
     assert torch.equal(load_model(path).state_dict()[key], own[key] + 1)
 
 
@@ -325,7 +325,7 @@ def test_weights_of_another_model_name_the_keys_that_differ(tmp_path):
         load_weights(tiny_model(num_classes=4), path)
     assert "do not fit the model" in str(caught.value)
     model = tiny_model(num_classes=3)
-    state = {key: value for key, value in model.state_dict().items() if key != "rpn.head.cls_logits.weight"}
+    state = {key: value for key, value in model.state_dict().items() if key != "detector.rpn.head.cls_logits.weight"}
     save_model(model, path, state=state)
     with pytest.raises(DynaMaskError, match="1 tensors differ, first rpn.head.cls_logits.weight"):
         load_model(path)

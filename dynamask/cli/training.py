@@ -30,7 +30,7 @@ from dynamask.engine.step import one_stage_weights
 from dynamask.engine.train import freeze, loss_weights, train
 from dynamask.models.build import build_model, preset
 from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import find_weights
 from dynamask.models.solo.config import AggregationConfig, SoloConfig
 from dynamask.models.solo.model import SoloNet
@@ -64,7 +64,7 @@ def _given_model(arguments: argparse.Namespace, config: ModelConfig | SoloConfig
     return {**values, "aggregation": dataclasses.replace(aggregation, **moved)} if moved else values
 
 
-def _refuse_idle_losses(model: DynaMaskRCNN | SoloNet, given: Sequence[str]) -> None:
+def _refuse_idle_losses(model: DynaMask | SoloNet, given: Sequence[str]) -> None:
     """Refuse flags of losses that a model does not have: those of a switch, of edges, or of a mask branch at all."""
     branch, name = getattr(model, "mask_branch", None), model.config.name
     if branch is None:
@@ -84,7 +84,7 @@ def _refuse_idle_losses(model: DynaMaskRCNN | SoloNet, given: Sequence[str]) -> 
 class _Plan:
     """Everything of a training that a process makes by itself."""
 
-    model: DynaMaskRCNN | SoloNet
+    model: DynaMask | SoloNet
     loader: TrainingLoader
     config: TrainConfig
     loss_config: LossConfig
@@ -171,13 +171,13 @@ def _scaled(config: TrainConfig, arguments: argparse.Namespace, recipe_batch: in
     return dataclasses.replace(config, lr=config.lr * config.batch_size / recipe_batch)
 
 
-def _initialise(model: DynaMaskRCNN | SoloNet, arguments: argparse.Namespace) -> None:
+def _initialise(model: DynaMask | SoloNet, arguments: argparse.Namespace) -> None:
     """Weights to start from: a model of ours, or torchvision's detector, whose classes are told."""
     if not is_torchvision_source(arguments.init):
         taken = initialise(model, find_weights(arguments.init), arguments.init_part)
         print(f"dynamask: {taken}", file=sys.stderr)
         return
-    if not isinstance(model, DynaMaskRCNN):
+    if not isinstance(model, DynaMask):
         raise DynaMaskError("torchvision's detector fits the two-stage models alone; give --backbone-weights instead")
     unknown = load_torchvision_detector(model, arguments.init)
     if unknown and arguments.freeze is not None:

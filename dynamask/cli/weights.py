@@ -11,7 +11,7 @@ from dynamask.cli.common import add_json, check_folder, say, write_json
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
-    from dynamask.models.dynamask import DynaMaskRCNN
+    from dynamask.models.dynamask import DynaMask
     from dynamask.models.hub import ModelCard
 
 WEIGHTS_HELP = "bundled name, .safetensors file, saved folder, or hf://OWNER/NAME"
@@ -146,14 +146,14 @@ def _export(arguments: argparse.Namespace) -> None:
     say(f"{path}: the mask branch of {arguments.weights}, {what}, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _model(weights: str) -> DynaMaskRCNN:
+def _model(weights: str) -> DynaMask:
     """The model of weights; those of one-stage models are refused."""
-    from dynamask.models.dynamask import DynaMaskRCNN
+    from dynamask.models.dynamask import DynaMask
     from dynamask.models.hub import find_weights
     from dynamask.models.weights import load_model
 
     model = load_model(find_weights(weights))
-    if not isinstance(model, DynaMaskRCNN):
+    if not isinstance(model, DynaMask):
         raise DynaMaskError(f"{weights} is a one-stage model, which travels as its .safetensors file; copy that")
     return model
 

@@ -26,10 +26,10 @@ from dynamask.engine.evaluate import category_map, known_instances
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.files import replacing
 from dynamask.models.masks import losses
-from dynamask.models.masks.branch import BOUNDARY_WIDTH_RATIO, MaskBranch
+from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
-from dynamask.ops.masks import crop_mask_pyramid, mask_edges
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, mask_edges
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

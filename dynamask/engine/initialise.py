@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dynamask.config import ModelConfig
 from dynamask.models.build import config_from_dict
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import load_backbone, load_detector, load_weights, read_header
@@ -15,7 +15,7 @@ from dynamask.structures import DynaMaskError
 PARTS = ("all", "detector", "backbone")
 
 
-def initialise(model: DynaMaskRCNN | SoloNet, path: Path, part: str | None = None) -> str:
+def initialise(model: DynaMask | SoloNet, path: Path, part: str | None = None) -> str:
     """Load the weights of a trained model into another one, or a part of them.
 
     Args:

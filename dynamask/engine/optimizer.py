@@ -17,7 +17,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = config.optimizer == "sgd" or parameter.ndim > 1
-            groups.setdefault((name.startswith("backbone.body."), decayed), []).append(parameter)
+            groups.setdefault(("backbone.body." in name, decayed), []).append(parameter)
     return [
         {
             "params": parameters,

@@ -35,11 +35,11 @@ def freeze(model: nn.Module, part: str) -> None:
     Raises:
         DynaMaskError: the model has nothing that would be left to train.
     """
-    kept = {"detector": ".mask_branch.", "all-but-switch": ".mask_branch.switch."}[part]
-    if not any(kept in name for name, _ in model.named_parameters()):
+    kept = {"detector": "mask_branch.", "all-but-switch": "mask_branch.switch."}[part]
+    if not any(name.startswith(kept) for name, _ in model.named_parameters()):
         raise DynaMaskError(f"--freeze {part} leaves nothing to train: this mask branch has no switch; freeze less")
     for name, parameter in model.named_parameters():
-        if kept not in name:
+        if not name.startswith(kept):
             parameter.requires_grad_(False)
 
 

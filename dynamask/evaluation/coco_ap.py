@@ -18,11 +18,11 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
 from dynamask.structures import DynaMaskError
 
 IOU_TYPES = ("bbox", "segm", "boundary")
 AP_KEYS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-BOUNDARY_WIDTH_RATIO = 0.02  # of the image diagonal
 
 
 def evaluate_coco(

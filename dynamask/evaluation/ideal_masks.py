@@ -17,7 +17,7 @@ from faster_coco_eval.core import mask as coco_mask
 from tqdm import tqdm
 
 from dynamask.evaluation.mask_quality import quality_by_size
-from dynamask.ops.masks import crop_masks, paste_mask
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_masks, paste_mask
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 AREA_RANGES: dict[str, tuple[float, float]] = {
@@ -29,9 +29,6 @@ AREA_RANGES: dict[str, tuple[float, float]] = {
 
 KEPT = 0.95
 """The mean IoU with the true mask that counts as keeping it."""
-
-BOUNDARY_WIDTH_RATIO = 0.02
-"""Width of the boundary as a fraction of the image diagonal."""
 
 METRICS = ("mask_iou", "boundary_iou")
 NEEDS = {"mask_iou": "needed_size_mask", "boundary_iou": "needed_size_boundary"}

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
+
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two masks.
@@ -23,7 +25,7 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
     return _iou(a, b)
 
 
-def boundary_iou(a: np.ndarray, b: np.ndarray, width_ratio: float = 0.02) -> float:
+def boundary_iou(a: np.ndarray, b: np.ndarray, width_ratio: float = BOUNDARY_WIDTH_RATIO) -> float:
     """Boundary IoU of two masks (Cheng et al., CVPR 2021): the IoU of their inner rims.
 
     The rim of a mask is what an erosion by ``boundary_width`` pixels (square structuring element) takes away. Outside
@@ -45,13 +47,13 @@ def boundary_iou(a: np.ndarray, b: np.ndarray, width_ratio: float = 0.02) -> flo
     return _iou(_rim(a, width), _rim(b, width))
 
 
-def boundary_width(image_size: tuple[int, int], width_ratio: float = 0.02) -> int:
+def boundary_width(image_size: tuple[int, int], width_ratio: float = BOUNDARY_WIDTH_RATIO) -> int:
     """Width in pixels, at least 1, of the rim that boundary IoU compares in an image of (height, width)."""
     return max(1, int(round(width_ratio * float(np.hypot(*image_size)))))
 
 
 def quality_by_size(
-    gt_masks: np.ndarray, pasted_masks_by_size: Sequence[np.ndarray], width_ratio: float = 0.02
+    gt_masks: np.ndarray, pasted_masks_by_size: Sequence[np.ndarray], width_ratio: float = BOUNDARY_WIDTH_RATIO
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask IoU and boundary IoU of every instance of one image at every mask size.
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
-from dynamask.evaluation.coco_ap import BOUNDARY_WIDTH_RATIO, true_instances
+from dynamask.evaluation.coco_ap import true_instances
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
 from dynamask.structures import MASK_SIZES
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

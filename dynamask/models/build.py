@@ -7,16 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
 
 from dynamask.config import LossConfig, ModelConfig
 from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.dynamask import DynaMaskRCNN
-from dynamask.models.masks.branch import DynaMaskRoIHeads, MaskBranch
+from dynamask.models.detectors.rcnn import RCNNDetector, box_heads, region_proposal_network
+from dynamask.models.dynamask import DynaMask
+from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import MaskHead
 from dynamask.models.masks.heads.fcn import FCNHead
 from dynamask.models.masks.heads.pointrend import PointRendHead
@@ -73,15 +69,6 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-class Float32RPNHead(RPNHead):
-    """torchvision's RPN head, whose scores and deltas are float32 under autocast, too: proposals take their type."""
-
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps (B, C, H, W) → objectness (B, A, H, W) and deltas (B, 4A, H, W) of each."""
-        scores, deltas = super().forward(x)
-        return [values.float() for values in scores], [values.float() for values in deltas]
-
-
 def list_models(family: str | None = None) -> list[str]:
     """Names that :func:`create_model` knows.
 
@@ -116,7 +103,7 @@ def create_model(
     backbone_weights: str | Path | None = None,
     loss_config: LossConfig | None = None,
     **overrides: object,
-) -> DynaMaskRCNN | SoloNet:
+) -> DynaMask | SoloNet:
     """Build a named model with random weights; nothing is downloaded unless ``backbone_weights="timm"``.
 
     Args:
@@ -138,31 +125,37 @@ def build_model(
     config: ModelConfig | SoloConfig,
     backbone_weights: str | Path | None = None,
     loss_config: LossConfig | None = None,
-) -> DynaMaskRCNN | SoloNet:
+) -> DynaMask | SoloNet:
     """Assemble a model from its configuration."""
     if isinstance(config, SoloConfig):
         return one_stage.build_solo(config, backbone_weights)
     backbone = BackboneWithFPN(config.backbone, config.fpn_channels, backbone_weights, config.frozen_stride)
-    transform = TwoSizeTransform(
-        (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)
+    mask_branch = build_mask_branch(config, loss_config)
+    return DynaMask(_build_detector(config, backbone), mask_branch, config)
+
+
+def build_transform(config: ModelConfig | SoloConfig) -> TwoSizeTransform:
+    """Resizing and normalisation of a model's input."""
+    sizes = (*config.min_sizes, config.test_min_size)
+    return TwoSizeTransform(sizes, config.max_size, list(config.image_mean), list(config.image_std))
+
+
+def _build_detector(config: ModelConfig, backbone: BackboneWithFPN) -> RCNNDetector:
+    heads = box_heads(
+        config.fpn_channels,
+        config.box_head_channels,
+        len(config.class_names),
+        config.box_samples,
+        config.score_threshold,
+        config.detections_per_img,
     )
-    num_classes = len(config.class_names)
-    heads = DynaMaskRoIHeads(
-        build_mask_branch(config, loss_config),
-        config.mask_rois,
-        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
-        box_head=TwoMLPHead(config.fpn_channels * 49, config.box_head_channels),
-        box_predictor=FastRCNNPredictor(config.box_head_channels, num_classes),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=config.box_samples,
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
-        score_thresh=config.score_threshold,
-        nms_thresh=0.5,
-        detections_per_img=config.detections_per_img,
+    rpn = region_proposal_network(
+        config.fpn_channels,
+        config.anchor_sizes,
+        pre_nms={"training": config.rpn_pre_nms_train, "testing": config.rpn_pre_nms_test},
+        post_nms={"training": config.rpn_post_nms_train, "testing": config.rpn_post_nms_test},
     )
-    return DynaMaskRCNN(transform, backbone, _build_rpn(config), heads, config)
+    return RCNNDetector(build_transform(config), backbone, rpn, heads)
 
 
 def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None) -> MaskBranch:
@@ -171,7 +164,7 @@ def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None
     switch = None
     if config.mask_branch == "region_fpn":
         switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
-    return MaskBranch(head, switch, loss_config)
+    return MaskBranch(head, switch, loss_config, config.mask_rois)
 
 
 def _mask_classes(config: ModelConfig) -> int:
@@ -214,21 +207,3 @@ _MASK_HEADS: dict[str, Callable[[ModelConfig], MaskHead]] = {
     "bifpn": _pyramid(RegionBiFPN),
     "nasfpn": _pyramid(RegionNASFPN),
 }
-
-
-def _build_rpn(config: ModelConfig) -> RegionProposalNetwork:
-    anchors = AnchorGenerator(
-        tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
-    )
-    head = Float32RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])
-    return RegionProposalNetwork(
-        anchors,
-        head,
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": config.rpn_pre_nms_train, "testing": config.rpn_pre_nms_test},
-        post_nms_top_n={"training": config.rpn_post_nms_train, "testing": config.rpn_post_nms_test},
-        nms_thresh=0.7,
-    )

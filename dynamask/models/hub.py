@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 
 from dynamask.bundled import bundled_path, list_bundled
 from dynamask.files import write_text
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.weights import read_header, save_model
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -61,7 +61,7 @@ class ModelCard:
 
 
 def save_folder(
-    model: DynaMaskRCNN, folder: str | Path, card: ModelCard | None = None, hub_name: str | None = None
+    model: DynaMask, folder: str | Path, card: ModelCard | None = None, hub_name: str | None = None
 ) -> Path:
     """Write a model's folder; its model.safetensors is a weights file as every other, header included.
 
@@ -81,7 +81,7 @@ def save_folder(
 
 
 def push(
-    model: DynaMaskRCNN,
+    model: DynaMask,
     repo: str,
     card: ModelCard | None = None,
     private: bool = False,
@@ -172,7 +172,7 @@ def check_folder_config(path: Path) -> None:
         raise DynaMaskError(f"{beside} and the header of {path.name} describe different models; save the model again")
 
 
-def card_text(model: DynaMaskRCNN, card: ModelCard, title: str, hub_name: str | None = None) -> str:
+def card_text(model: DynaMask, card: ModelCard, title: str, hub_name: str | None = None) -> str:
     """The README.md of a model's folder: the hub's fields in front, then text and tables for people."""
     config, costs = model.config, model.mask_branch.costs
     results = [

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from dynamask.bundled import BASELINES, checkpoint_dir, list_baselines, list_bundled
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import CARD, CONFIG, WEIGHTS, check_folder_config
-from dynamask.models.weights import file_digest, load_model
+from dynamask.models.weights import file_digest, load_model, stored_state
 from dynamask.structures import DynaMaskError
 
 
@@ -63,12 +63,12 @@ def _problems_of_file(path: Path, entry: dict[str, Any]) -> list[str]:
     except (DynaMaskError, KeyError, TypeError, ValueError) as error:
         return [f"it cannot be loaded: {error}"]
     problems = []
-    broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    broken = [key for key, value in stored_state(model).items() if not torch.isfinite(value).all()]
     if broken:
         problems.append(f"{len(broken)} tensors hold numbers that are not finite, first {broken[0]}")
     if entry.get("model", model.config.name) != model.config.name:
         problems.append(f"it is a {model.config.name}, and the manifest says {entry['model']}")
-    if not isinstance(model, DynaMaskRCNN):
+    if not isinstance(model, DynaMask):
         return problems
     macs = list(model.mask_branch.costs.macs_per_instance)
     if entry.get("macs_per_instance", macs) != macs:

@@ -15,23 +15,41 @@ from torch import nn
 from dynamask.bundled import bundled_path
 from dynamask.files import replacing
 from dynamask.models.build import build_model, config_from_dict
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.solo.model import SoloNet
 from dynamask.structures import DynaMaskError
 
 FORMAT = "dynamask-1"
 BRANCH_FORMAT = "dynamask-branch-1"
 """Of files that hold a mask branch alone and name the bundled weights that its detector is part of."""
+STORED_PREFIXES = {"detector.": "", "mask_branch.": "roi_heads.mask_branch."}
+"""Prefixes of modules → prefixes of their tensors in weights files; other names are the same in both."""
 BACKBONE_PREFIX = "backbone."
-"""Of the tensors of backbone and FPN, in either family."""
-BRANCH_PREFIX = "roi_heads.mask_branch."
-"""Of the tensors of the mask branch; all others are the detector's."""
+"""Prefix, in weights files, of the tensors of backbone and FPN of either family."""
+BRANCH_PREFIX = STORED_PREFIXES["mask_branch."]
 AGGREGATION_PREFIXES = ("head.aggregation", "head.context.", "aggregation.")
-"""Of the tensors of SODAR's aggregation; all others are those of the one-stage model beneath it."""
+"""Prefixes of the tensors of SODAR's aggregation."""
+
+
+def stored_name(name: str) -> str:
+    """The name in weights files of a tensor of ``model.state_dict()``."""
+    prefix = next((p for p in STORED_PREFIXES if name.startswith(p)), "")
+    return STORED_PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+
+
+def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's tensors under their names in weights files."""
+    return {stored_name(name): value for name, value in model.state_dict().items()}
+
+
+def _load_stored(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Load tensors under their names in weights files; the model's other tensors stay as they are."""
+    own = {stored_name(name): name for name in model.state_dict()}
+    model.load_state_dict({own[name]: value for name, value in tensors.items()}, strict=False)
 
 
 def save_model(
-    model: DynaMaskRCNN | SoloNet,
+    model: DynaMask | SoloNet,
     path: Path,
     state: dict[str, torch.Tensor] | None = None,
     training: dict[str, Any] | None = None,
@@ -44,7 +62,8 @@ def save_model(
         state: weights to store instead of the model's (a moving average).
         training: JSON values kept beside the configuration (recipe, seed, images seen).
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in (state or model.state_dict()).items()}
+    named = (state or model.state_dict()).items()
+    tensors = {stored_name(name): value.detach().cpu().contiguous() for name, value in named}
     header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training or {})}
     with replacing(path) as stream:
         stream.write(save(tensors, metadata=header))
@@ -144,7 +163,7 @@ def _mismatch(stored: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> 
     return sorted(set(stored) ^ set(own)) + sorted(key for key in both if stored[key].shape != own[key].shape)
 
 
-def load_model(path: Path, device: str | torch.device = "cpu") -> DynaMaskRCNN | SoloNet:
+def load_model(path: Path, device: str | torch.device = "cpu") -> DynaMask | SoloNet:
     """Build the model that a weights file describes and load it strictly, in evaluation mode."""
     model = build_model(config_from_dict(read_header(path)["config"]))
     load_weights(model, path)
@@ -154,12 +173,12 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> DynaMaskRCNN |
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load every tensor of a weights file into an equal model; a mismatch names the first keys that do not fit."""
     stored = read_tensors(path)
-    unfit = _mismatch(stored, model.state_dict())
+    unfit = _mismatch(stored, stored_state(model))
     if unfit:
         raise DynaMaskError(
             f"weights {path} do not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}"
         )
-    model.load_state_dict(stored)
+    _load_stored(model, stored)
 
 
 def load_detector(model: nn.Module, path: Path) -> None:
@@ -169,12 +188,12 @@ def load_detector(model: nn.Module, path: Path) -> None:
         DynaMaskError: the detectors differ; the first keys that do not fit are named, and nothing is loaded.
     """
     stored = _detector_of(read_tensors(path))
-    unfit = _mismatch(stored, _detector_of(model.state_dict()))
+    unfit = _mismatch(stored, _detector_of(stored_state(model)))
     if unfit:
         raise DynaMaskError(
             f"the detector of {path} does not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}"
         )
-    model.load_state_dict(stored, strict=False)
+    _load_stored(model, stored)
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
@@ -185,11 +204,11 @@ def load_backbone(model: nn.Module, path: Path) -> None:
     """
     stored, own = (
         {key: value for key, value in tensors.items() if key.startswith(BACKBONE_PREFIX)}
-        for tensors in (read_tensors(path), model.state_dict())
+        for tensors in (read_tensors(path), stored_state(model))
     )
     unfit = _mismatch(stored, own)
     if unfit:
         raise DynaMaskError(
             f"the backbone of {path} does not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}"
         )
-    model.load_state_dict(stored, strict=False)
+    _load_stored(model, stored)

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+BOUNDARY_WIDTH_RATIO = 0.02
+"""Width of the boundary region of the boundary IoU, as a fraction of the image diagonal."""
+
 
 def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Area-sample each full-image mask inside its box (aligned, at least one sample per image pixel).

@@ -38,7 +38,7 @@ def same_detector(predictor: Predictor) -> MaskRCNN:
     model = predictor.model
     twin = build_mask_rcnn(model.config).to(predictor.device).eval()
     own = twin.state_dict()
-    shared = {k: v for k, v in model.state_dict().items() if k in own and v.shape == own[k].shape}
+    shared = {k: v for k, v in model.detector.state_dict().items() if k in own and v.shape == own[k].shape}
     left = [key for key in own if key not in shared and ".mask_" not in key]
     if left:
         raise DynaMaskError(f"the detector has no tensor {left[0]} that torchvision's Mask R-CNN needs")
@@ -89,8 +89,8 @@ def branch_case(line: Line, pictures: list[np.ndarray]) -> Case:
     model, macs = predictor.model, predictor.costs.macs_per_instance
     ready = []
     for picture in pictures:
-        encoded, _ = model.encode([_tensor(picture, predictor.device)])
-        found = model.detect(encoded)[0]
+        encoded, _ = model.detector.encode([_tensor(picture, predictor.device)])
+        found = model.detector.detect(encoded)[0]
         ready.append((encoded, found["boxes"], found["labels"]))
 
     @torch.inference_mode()
@@ -159,7 +159,7 @@ def time_all(world: World, lines: list[Line], options: SpeedOptions) -> list[Row
     indices = chosen_pictures(world.dataset, world.indices, options.pictures)
     pictures = [world.dataset[i][0].permute(1, 2, 0).contiguous().numpy() for i in indices]
     twin = same_detector(predictor)
-    heads = [twin.roi_heads, *dict.fromkeys(line.evidence.predictor.model.roi_heads for line in lines)]
+    heads = [twin.roi_heads, *dict.fromkeys(line.evidence.predictor.model.detector.roi_heads for line in lines)]
     rows = []
     makers: dict[str, tuple[Callable[..., Case], Callable[..., Case]]] = {
         "end to end": (torchvision_case, whole_case),

@@ -15,9 +15,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 
 from dynamask.data.coco import clipped_box, drop_degenerate, read_coco_json
 from dynamask.data.shapes import CLASS_NAMES, SIDES, make_scene
-from dynamask.evaluation.ideal_masks import BOUNDARY_WIDTH_RATIO, METRICS, IdealQuality, ideal_masks
+from dynamask.evaluation.ideal_masks import METRICS, IdealQuality, ideal_masks
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou, quality_by_size
-from dynamask.ops.masks import crop_masks, paste_mask_window, paste_window
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_masks, paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.charts import figure
 from dynamask.viz.style import INK, TEMPLATE, size_dot, size_line

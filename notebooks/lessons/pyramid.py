@@ -103,7 +103,7 @@ def _watching(fpn: RegionFPN) -> Iterator[dict[tuple[int, str], Tensor]]:
 def region_state(predictor: Predictor, picture: np.ndarray, boxes: Tensor, labels: Tensor) -> RegionState:
     """The mask branch's state after its shared work, for boxes (R, 4) in the picture's pixels and labels (R,)."""
     tensor = torch.from_numpy(picture).permute(2, 0, 1).float() / 255.0
-    encoded, _ = predictor.model.encode([tensor])
+    encoded, _ = predictor.model.detector.encode([tensor])
     inside = resize_boxes(boxes.float(), tuple(picture.shape[:2]), encoded.images.image_sizes[0])
     return predictor.model.regions(encoded, [inside], [labels])
 

@@ -28,7 +28,7 @@ from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights, train
 from dynamask.evaluation.choices import shares
 from dynamask.models.build import build_model, preset
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.weights import load_model
 from dynamask.predict import Predictor
@@ -161,7 +161,7 @@ class BackgroundTraining:
             self.on_change()
 
 
-def fresh_mask_branch(weights: str, loss_config: LossConfig, seed: int = 0, **overrides: object) -> DynaMaskRCNN:
+def fresh_mask_branch(weights: str, loss_config: LossConfig, seed: int = 0, **overrides: object) -> DynaMask:
     """Bundled weights whose mask branch, switch included, is thrown away and drawn anew.
 
     Args:
@@ -174,12 +174,11 @@ def fresh_mask_branch(weights: str, loss_config: LossConfig, seed: int = 0, **ov
         stored = load_model(bundled_path(weights))
         torch.manual_seed(seed)
         model = build_model(dataclasses.replace(stored.config, **overrides), loss_config=loss_config)
-    kept = {key: value for key, value in stored.state_dict().items() if ".mask_branch." not in key}
-    model.load_state_dict({**model.state_dict(), **kept})
+    model.detector.load_state_dict(stored.detector.state_dict())
     return model
 
 
-def iou_by_size(model: DynaMaskRCNN, dataset: ShapesDataset, indices: Sequence[int]) -> np.ndarray:
+def iou_by_size(model: DynaMask, dataset: ShapesDataset, indices: Sequence[int]) -> np.ndarray:
     """(4,) mean mask IoU in true boxes, were all instances of these scenes given one size; the model's mode stays."""
     training = model.training
     options = EvaluationOptions(boxes="gt")
@@ -189,7 +188,7 @@ def iou_by_size(model: DynaMaskRCNN, dataset: ShapesDataset, indices: Sequence[i
 
 
 def masks_by_size(
-    model: DynaMaskRCNN, dataset: ShapesDataset, index: int, row: int
+    model: DynaMask, dataset: ShapesDataset, index: int, row: int
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """One object of a scene in its true box, and what a model makes of it at every size; the model's mode stays.
 

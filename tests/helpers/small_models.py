@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynamask.config import LossConfig, ModelConfig
 from dynamask.models.build import build_mask_branch, create_model
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.solo.factory import PRESETS, build_solo
@@ -62,7 +62,7 @@ TINY_SOLO = dataclasses.replace(
 )
 
 
-def tiny_model(seed: int = 0, num_classes: int = 4, loss_config: LossConfig | None = None, **overrides) -> DynaMaskRCNN:
+def tiny_model(seed: int = 0, num_classes: int = 4, loss_config: LossConfig | None = None, **overrides) -> DynaMask:
     """A whole model with random weights, on 64-px pictures; it detects five objects in anything."""
     torch.manual_seed(seed)
     return create_model("dynamask_mobilenetv2_fpn_small", num_classes, loss_config=loss_config, **{**TINY, **overrides})

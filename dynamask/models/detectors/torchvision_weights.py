@@ -16,12 +16,12 @@ from urllib.error import URLError
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from dynamask.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.structures import DynaMaskError
 
 TORCHVISION = "torchvision"
@@ -38,9 +38,7 @@ _RENAMED = (
 _ONLY_IN_V2 = ("roi_heads.box_head.0.0.weight", "rpn.head.conv.1.0.weight", "backbone.fpn.inner_blocks.0.1.weight")
 
 
-def load_torchvision_detector(
-    model: DynaMaskRCNN, source: str | Path, batch_norm_eps: float | None = None
-) -> list[str]:
+def load_torchvision_detector(model: DynaMask, source: str | Path, batch_norm_eps: float | None = None) -> list[str]:
     """Copy backbone, FPN, RPN and box head of torchvision's Mask R-CNN (or Faster R-CNN) into a model, strictly.
 
     Boxes and scores then equal torchvision's on the same picture; where the model lacks some of torchvision's classes,
@@ -65,11 +63,11 @@ def load_torchvision_detector(
     _check_settings(model.config)
     stored = read_torchvision_state(source)
     eps = batch_norm_eps if batch_norm_eps is not None else (0.0 if _is_published(source) else 1e-5)
-    own = {key: value for key, value in model.state_dict().items() if ".mask_branch." not in key}
+    own = model.detector.state_dict()
     picked, unknown = _pick_classes(stored, own, model.config, source)
     _check_fit(picked, own, source)
-    _fold_eps(picked, model, eps, source)
-    model.load_state_dict(picked, strict=False)  # everything but the mask branch: _check_fit has seen to it
+    _fold_eps(picked, model.detector, eps, source)
+    model.detector.load_state_dict(picked)
     return unknown
 
 
@@ -224,9 +222,9 @@ def _check_fit(picked: dict[str, Tensor], own: dict[str, Tensor], source: str | 
         raise DynaMaskError(f"weights {source} do not fit this model's detector ({'; '.join(told)})")
 
 
-def _fold_eps(picked: dict[str, Tensor], model: DynaMaskRCNN, eps: float, source: str | Path) -> None:
+def _fold_eps(picked: dict[str, Tensor], detector: nn.Module, eps: float, source: str | Path) -> None:
     """Move the difference between the two eps of w·(x − mean) / √(var + eps) into the frozen weight w, in place."""
-    for name, module in model.named_modules():
+    for name, module in detector.named_modules():
         if isinstance(module, FrozenBatchNorm2d) and module.eps != eps:
             variance = picked[f"{name}.running_var"].double()
             if bool((variance + eps <= 0).any()):

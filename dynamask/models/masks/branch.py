@@ -1,38 +1,37 @@
-"""RoI heads: torchvision's box branch unchanged, the mask branch ours."""
+"""The mask branch: RoI features, the switch, and the mask head's stages up to the chosen size (Fig. 2)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from dynamask.config import LossConfig
+from dynamask.models.detectors.base import PositiveRegions, Target, boxes_to_rois
 from dynamask.models.masks import losses
 from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
-from dynamask.ops.masks import crop_mask_pyramid, grid_boundary_iou
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, grid_boundary_iou
 from dynamask.ops.means import AT_HAND, RegionMeans
 from dynamask.structures import MASK_SIZES
 
-BOUNDARY_WIDTH_RATIO = 0.02
-"""Width of the boundary whose error can guide the switch, of the image's diagonal, as the boundary IoU has it."""
-
 
 class MaskBranch(nn.Module):
-    """Mask head, switch and their losses: everything that turns regions into masks.
+    """Mask head, switch and their losses: maps the feature pyramid and boxes to masks.
 
-    The head is registered under its own name, ``region_fpn`` for the r-FPN, so that weights say what they hold;
-    :attr:`head` is the head whatever it is.
+    The head is registered under its own name, ``region_fpn`` for the r-FPN, so that the names of tensors in weights
+    files tell the kind of head; :attr:`head` is the head of any kind.
 
     Args:
-        head: the r-FPN, or a baseline in its place.
-        switch: the mask switch module, which reads the head's first feature; None gives every region the head's
+        head: the r-FPN, or one of the baselines.
+        switch: the mask switch module, which reads the head's first feature; without it every region gets the head's
             finest size.
-        loss_config: weights are applied by the trainer; the branch reads all else.
+        loss_config: the branch reads everything but the weights, which the trainer applies.
+        mask_rois: positive regions per picture that :meth:`training_losses` uses, at most.
 
     Attributes:
         switch_enabled: off in phase one, where every size is trained and none is chosen.
@@ -42,13 +41,18 @@ class MaskBranch(nn.Module):
     """
 
     def __init__(
-        self, head: MaskHead, switch: MaskSwitchModule | None = None, loss_config: LossConfig | None = None
+        self,
+        head: MaskHead,
+        switch: MaskSwitchModule | None = None,
+        loss_config: LossConfig | None = None,
+        mask_rois: int = 128,
     ) -> None:
         super().__init__()
         self.add_module(head.NAME, head)
         self.head_name = head.NAME
         self.switch = switch
         self.loss_config = loss_config or LossConfig()
+        self.mask_rois = mask_rois
         self.switch_enabled = True
         self.means: RegionMeans = AT_HAND
         self.tally = torch.zeros(2 + len(MASK_SIZES))
@@ -68,15 +72,29 @@ class MaskBranch(nn.Module):
         """MACs, derived from the layers."""
         return mask_branch_costs(self.head, self.switch)
 
-    def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Shared work of R regions: what the head begins with and the switch logits.
-
-        Without a switch all probability lies on the finest size.
+    def forward(
+        self, features: dict[str, Tensor], rois: Tensor, labels: Tensor, size_index: Tensor | None = None
+    ) -> tuple[RegionState, Tensor, list[Tensor]]:
+        """RoI features → switch → stages up to the chosen size → mask logits.
 
         Args:
-            features: the image-level pyramid.
+            features: the image-level pyramid {"0": P2, …}.
             rois: (R, 5) batch index and xyxy in network-input pixels.
             labels: (R,) int64 ≥ 1.
+            size_index: (R,) int64 in 0–3; by default the switch chooses.
+
+        Returns:
+            The features computed on the way, the size indices (R,), and R tensors (S_i, S_i) of mask logits.
+        """
+        state = self.begin(features, rois, labels)  # 14×14 RoI features and switch logits (R, 4)
+        if size_index is None:
+            size_index = state.switch_logits.argmax(dim=1)
+        return state, size_index, by_region(self._mask_logits(state, size_index), len(state))
+
+    def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
+        """Compute the head's first features of R regions, and the switch logits from them.
+
+        Without a switch all probability lies on the finest size. Arguments as of :meth:`forward`.
         """
         state = self.head.begin(features, rois, labels)
         if self.switch is None:
@@ -86,6 +104,13 @@ class MaskBranch(nn.Module):
             tiny = state.features[0]
             state.switch_logits = self.switch(tiny.detach() if self.loss_config.detach_switch else tiny)
         return state
+
+    def _mask_logits(self, state: RegionState, size_index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each size that occurs, finest first: the regions that have it (n,), and their mask logits (n, S, S)."""
+        for k in range(len(MASK_SIZES) - 1, -1, -1):
+            rows = torch.nonzero(size_index == k)[:, 0]
+            if len(rows):
+                yield rows, self.head.mask_logits(state, k, rows)
 
     def masks(self, state: RegionState, size_index: Tensor) -> list[Tensor]:
         """Mask probabilities of each region at its chosen size; no other size is computed.
@@ -97,13 +122,36 @@ class MaskBranch(nn.Module):
         Returns:
             R tensors (S_i, S_i) in [0, 1].
         """
-        out: list[Tensor] = [torch.empty(0)] * len(state)
-        for k in range(len(MASK_SIZES) - 1, -1, -1):
-            rows = torch.nonzero(size_index == k)[:, 0]
-            if len(rows):
-                for row, probs in zip(rows.tolist(), self.head.mask_logits(state, k, rows).sigmoid()):
-                    out[row] = probs
-        return out
+        groups = ((rows, logits.sigmoid()) for rows, logits in self._mask_logits(state, size_index))
+        return by_region(groups, len(state))
+
+    def training_losses(
+        self,
+        features: dict[str, Tensor],
+        positives: list[PositiveRegions],
+        targets: list[Target],
+        image_sizes: list[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        """Losses on at most ``mask_rois`` positive regions of each picture, drawn at random.
+
+        Args:
+            features: the image-level pyramid of B pictures.
+            positives: B sets of regions that the detector matched to objects.
+            targets: B dicts with ``masks`` (G, H, W) in pixels of the original picture, and ``mask_scale`` (4,), the
+                factors from a network-input box to those pixels.
+            image_sizes: (height, width) of each picture in the network input.
+        """
+        regions = [_sample(p, self.mask_rois) for p in positives]
+        crops = [
+            crop_mask_pyramid(target["masks"], r.boxes * target["mask_scale"], MASK_SIZES, r.matched)
+            for r, target in zip(regions, targets)
+        ]
+        target_masks = [(torch.cat(crop) >= 0.5).float() for crop in zip(*crops)]  # (N, S, S) of each size
+        rois = boxes_to_rois([r.boxes for r in regions])
+        state = self.begin(features, rois, torch.cat([r.labels for r in regions]))
+        diagonals = rois.new_tensor([math.hypot(*size) for size in image_sizes])
+        width = BOUNDARY_WIDTH_RATIO * diagonals[rois[:, 0].long()]
+        return self.losses(state, target_masks, boundary_width=width)
 
     def losses(
         self,
@@ -212,80 +260,17 @@ def _tally(logits: Tensor, fractions: Tensor) -> Tensor:
     return torch.cat([expected.new_tensor([float(len(logits))]), expected[None], chosen.to(expected.dtype)])
 
 
-class DynaMaskRoIHeads(RoIHeads):
-    """torchvision's RoIHeads with the mask branch replaced.
+def by_region(groups: Iterable[tuple[Tensor, Tensor]], count: int) -> list[Tensor]:
+    """Values of groups of regions, each (rows (n,), values (n, …)), as a list with one entry for each region."""
+    out: list[Tensor] = [torch.empty(0)] * count
+    for rows, values in groups:
+        for row, value in zip(rows.tolist(), values):
+            out[row] = value
+    return out
 
-    Args:
-        mask_branch: ours.
-        mask_rois: positive RoIs per image that train the mask branch, at most.
-        kwargs: torchvision's arguments of the box branch.
-    """
 
-    def __init__(self, mask_branch: MaskBranch, mask_rois: int, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.mask_branch = mask_branch
-        self.mask_rois = mask_rois
-
-    def forward(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]] | None = None,
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections (evaluation) or losses (training). Targets carry ``masks`` at any scale, see ``mask_losses``."""
-        if not self.training:
-            return self.detect(features, proposals, image_shapes), {}
-        proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
-        logits, regression = self._boxes(features, proposals, image_shapes)
-        loss_classifier, loss_box_reg = fastrcnn_loss(logits, regression, labels, regression_targets)
-        losses_of_boxes = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg}
-        return [], {**losses_of_boxes, **self.mask_losses(features, proposals, matched, labels, targets, image_shapes)}
-
-    def _boxes(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor]:
-        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
-        return logits.float(), regression.float()  # boxes and losses are float32 under autocast too
-
-    def detect(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        """Boxes (R, 4) xyxy in network-input pixels, labels (R,), scores (R,) of each image."""
-        logits, regression = self._boxes(features, proposals, image_shapes)
-        boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, image_shapes)
-        return [{"boxes": b, "labels": y, "scores": s} for b, y, s in zip(boxes, labels, scores)]
-
-    def classify(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """The best foreground label (R,) int64 of given boxes, in network-input pixels."""
-        logits, _ = self._boxes(features, boxes, image_shapes)
-        return logits[:, 1:].argmax(dim=1) + 1
-
-    def mask_losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        matched: list[Tensor],
-        labels: list[Tensor],
-        targets: list[dict[str, Tensor]],
-        image_shapes: list[tuple[int, int]],
-    ) -> dict[str, Tensor]:
-        """Losses of the mask branch on at most ``mask_rois`` positive RoIs per image.
-
-        ``targets[i]["masks"]`` are (G, H, W) in the picture's own pixels and ``targets[i]["mask_scale"]`` (4,) turns
-        a box of the network input into those pixels.
-        """
-        rois, roi_labels, crops = [], [], []
-        for image, (boxes, match, label, target) in enumerate(zip(proposals, matched, labels, targets)):
-            positive = torch.nonzero(label > 0)[:, 0]
-            if len(positive) > self.mask_rois:
-                positive = positive[torch.randperm(len(positive), device=positive.device)[: self.mask_rois]]
-            kept = boxes[positive].detach()
-            rois.append(torch.cat([kept.new_full((len(kept), 1), image), kept], dim=1))
-            roi_labels.append(label[positive])
-            crops.append(crop_mask_pyramid(target["masks"], kept * target["mask_scale"], MASK_SIZES, match[positive]))
-        state = self.mask_branch.begin(features, torch.cat(rois), torch.cat(roi_labels))
-        target_masks = [(torch.cat([crop[k] for crop in crops]) >= 0.5).float() for k in range(len(MASK_SIZES))]
-        diagonals = state.rois.new_tensor([math.hypot(*shape) for shape in image_shapes])
-        width = BOUNDARY_WIDTH_RATIO * diagonals[state.rois[:, 0].long()]
-        return self.mask_branch.losses(state, target_masks, boundary_width=width)
+def _sample(regions: PositiveRegions, limit: int) -> PositiveRegions:
+    """At most ``limit`` of the regions, drawn with torch's global generator."""
+    if len(regions) <= limit:
+        return regions
+    return regions.take(torch.randperm(len(regions), device=regions.boxes.device)[:limit])

@@ -21,7 +21,7 @@ from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from dynamask.files import replacing
-from dynamask.models.dynamask import DynaMaskRCNN
+from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.region_fpn import LEVEL_STRIDES, RegionFPN
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -122,7 +122,7 @@ class RoutedMasks(_Traceable):
         return out
 
 
-def export_mask_branch(model: DynaMaskRCNN, size: int | None = None) -> ExportedProgram:
+def export_mask_branch(model: DynaMask, size: int | None = None) -> ExportedProgram:
     """Export the mask branch; pictures, map sizes and the number of regions, 0 and 1 included, stay dynamic.
 
     Args:
@@ -147,7 +147,7 @@ def export_mask_branch(model: DynaMaskRCNN, size: int | None = None) -> Exported
         return torch.export.export(module, arguments, dynamic_shapes=tuple(shapes))
 
 
-def save_exported(program: ExportedProgram, path: str | Path, model: DynaMaskRCNN, size: int | None = None) -> Path:
+def save_exported(program: ExportedProgram, path: str | Path, model: DynaMask, size: int | None = None) -> Path:
     """Write a program to a .pt2 file, atomically, with what its user must know beside it (``dynamask.json``).
 
     Raises:

@@ -76,8 +76,7 @@ def _add_two_stage(
     found: Found, predictor: Predictor, pixels: np.ndarray, image_id: int, categories: dict[int, int], score: float
 ) -> None:
     model = predictor.model
-    parts = {"backbone": model.backbone, "detector": nn.ModuleList([model.rpn, model.roi_heads.box_head,
-                                                                    model.roi_heads.box_predictor])}  # fmt: skip
+    parts = {"backbone": model.backbone, "detector": nn.ModuleList([model.detector.rpn, model.detector.roi_heads])}
     with counted(parts) as counts:
         prediction = predictor(pixels, score=score, all_sizes=True)
 

@@ -1,0 +1,129 @@
+"""Interface of detectors: pictures to a feature pyramid, and from there to boxes, labels and scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from dynamask.models.backbone import BackboneWithFPN
+
+Target = dict[str, Tensor]
+
+
+@dataclass
+class EncodedImages:
+    """A padded batch of pictures with its feature pyramid.
+
+    Attributes:
+        images: the network input (B, 3, H, W), with the (height, width) of each picture inside it.
+        features: {"0": P2, "1": P3, …}, each (B, C, H_l, W_l) float32.
+        original_sizes: (height, width) of each picture before resizing.
+    """
+
+    images: ImageList
+    features: dict[str, Tensor]
+    original_sizes: list[tuple[int, int]]
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each picture in the network input."""
+        return self.images.image_sizes
+
+
+@dataclass
+class PositiveRegions:
+    """Regions of one picture that were matched to objects; the mask branch trains on them.
+
+    Attributes:
+        boxes: (P, 4) xyxy in network-input pixels, without gradient.
+        labels: (P,) int64 ≥ 1.
+        matched: (P,) int64, the row of the picture's target that each region is matched to.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def take(self, rows: Tensor) -> PositiveRegions:
+        """The regions with the given (n,) int64 indices."""
+        return PositiveRegions(self.boxes[rows], self.labels[rows], self.matched[rows])
+
+
+class Detector(nn.Module, ABC):
+    """Base class of detectors.
+
+    A subclass implements :meth:`detect`, :meth:`classify` and :meth:`losses`. The mask branch needs nothing else: it
+    reads the pyramid levels "0" to "3" (strides 4 to 32), and boxes in network-input pixels.
+
+    Args:
+        transform: resizes, normalises and pads a list of pictures; it returns an ``ImageList`` and resized targets.
+        backbone: maps (B, 3, H, W) to the feature pyramid.
+    """
+
+    def __init__(self, transform: GeneralizedRCNNTransform, backbone: BackboneWithFPN) -> None:
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+
+    def encode(
+        self, images: list[Tensor], targets: list[Target] | None = None
+    ) -> tuple[EncodedImages, list[Target] | None]:
+        """Resize, normalise and pad pictures, and compute their feature pyramid.
+
+        Args:
+            images: (3, H, W) float in [0, 1] each.
+            targets: see :meth:`dynamask.models.dynamask.DynaMask.forward`.
+
+        Returns:
+            The batch, and the targets with ``boxes`` in network-input pixels, ``masks`` unchanged in pixels of the
+            original picture, and ``mask_scale`` (4,), the factors from a network-input box to those pixels.
+            Feature maps are float32 under autocast, too, because anchors and boxes take their type.
+        """
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
+        batch, resized = self.transform(images, plain)
+        if targets is not None:
+            for target, given, size, network in zip(resized, targets, sizes, batch.image_sizes):
+                target["masks"] = given["masks"]
+                target["mask_scale"] = target["boxes"].new_tensor([size[1] / network[1], size[0] / network[0]] * 2)
+        features = {level: map_.float() for level, map_ in self.backbone(batch.tensors).items()}
+        return EncodedImages(batch, features, sizes), resized
+
+    @abstractmethod
+    def detect(self, encoded: EncodedImages) -> list[dict[str, Tensor]]:
+        """Detections of each picture: ``boxes`` (R, 4) xyxy in network-input pixels, ``labels`` and ``scores`` (R,)."""
+
+    @abstractmethod
+    def classify(self, encoded: EncodedImages, boxes: list[Tensor]) -> Tensor:
+        """The most probable foreground label of given boxes.
+
+        Args:
+            encoded: B pictures.
+            boxes: (R_i, 4) xyxy in network-input pixels of each picture.
+
+        Returns:
+            (R_1 + … + R_B,) int64 ≥ 1.
+        """
+
+    @abstractmethod
+    def losses(self, encoded: EncodedImages, targets: list[Target]) -> tuple[dict[str, Tensor], list[PositiveRegions]]:
+        """Named, unweighted losses of the detector, and the positive regions of each picture.
+
+        Args:
+            encoded: B pictures.
+            targets: of :meth:`encode`.
+        """
+
+
+def boxes_to_rois(boxes: list[Tensor]) -> Tensor:
+    """(R_i, 4) boxes of each picture → rois (R, 5): the batch index, then the box."""
+    index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+    return torch.cat([index, torch.cat(boxes)], dim=1)
