@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from dynamask.bundled import checkpoint_dir, list_bundled
-from dynamask.data.coco import drop_degenerate
+from dynamask.data.coco_format import read_coco
 from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import EvaluationOptions, Instances, Predicts, add_picture, category_map
@@ -92,9 +92,9 @@ def ideal(coco: dict[str, Any], min_area: float = 0.0) -> Iterator[tuple[int, Id
         coco: a checked COCO dict.
         min_area: pixels² below which instances do not count.
     """
-    coco, rles, _ = drop_degenerate(coco)
+    content = read_coco(coco)
     by_image: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {image["id"]: [] for image in coco["images"]}
-    for annotation, rle in zip(coco["annotations"], rles, strict=True):
+    for annotation, rle in zip(content.coco["annotations"], content.rles, strict=True):
         by_image[annotation["image_id"]].append((annotation, rle))
     parts: list[IdealQuality] = []
     for done, pairs in enumerate(by_image.values(), start=1):

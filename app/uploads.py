@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from app.class_table import detected, detected_rows, ideal, make_table, own_rows, predicted
-from dynamask.data.coco import dataset_for, read_coco_json
+from dynamask.data.coco_format import load_coco, read_coco, read_listing
+from dynamask.data.findings import raise_fatal
+from dynamask.data.sources import open_data
 from dynamask.predict import Predictor
 from dynamask.structures import DynaMaskError
 
@@ -119,22 +121,20 @@ def _sorted_out(folder: Path) -> Found:
         raise DynaMaskError("there is no picture and no COCO JSON in what was sent; choose other files")
     if not found:
         return Found(folder, pictures[:MAX_PICTURES], None, max(0, len(pictures) - MAX_PICTURES))
-    coco = read_coco_json(found[0])
+    coco, left_out = load_coco(found[0]), 0
     names = {path.name: path for path in pictures}
     if pictures:
         coco, left_out = _with_pictures(coco, set(names))
         pictures = [names[image["file_name"]] for image in coco["images"]]
-    else:
-        left_out = 0
     if len(coco["annotations"]) > MAX_INSTANCES:
         raise DynaMaskError(f"the annotations hold more than {MAX_INSTANCES} instances; send fewer pictures")
-    return Found(folder, pictures, coco, left_out)
+    return Found(folder, pictures, read_coco(coco).coco, left_out)
 
 
 def _with_pictures(coco: dict[str, Any], names: set[str]) -> tuple[dict[str, Any], int]:
     """The annotations of the pictures that are there, by their bare names, and how many of these are left out."""
     images = []
-    for image in coco["images"]:
+    for image in read_listing(coco, raise_fatal).images.values():
         bare = PurePosixPath(image["file_name"].replace("\\", "/")).name
         if bare in names:
             images.append({**image, "file_name": bare})
@@ -142,7 +142,12 @@ def _with_pictures(coco: dict[str, Any], names: set[str]) -> tuple[dict[str, Any
         raise DynaMaskError("the annotations name none of the pictures that were sent; send those that belong to them")
     kept = images[:MAX_PICTURES]
     ids = {image["id"] for image in kept}
-    annotations = [a for a in coco["annotations"] if a["image_id"] in ids]
+    others = {str(image["id"]) for image in coco["images"] if image["id"] not in ids}
+    annotations = [
+        annotation
+        for annotation in coco["annotations"]
+        if not (isinstance(annotation, dict) and str(annotation.get("image_id")) in others)
+    ]
     return {**coco, "images": kept, "annotations": annotations}, len(images) - len(kept)
 
 
@@ -162,7 +167,7 @@ def table_of(found: Found, predictor: Predictor, weights: str) -> Iterator[tuple
     if found.pictures and found.coco is not None:
         annotations = found.folder / "kept.json"
         annotations.write_text(json.dumps(found.coco), encoding="utf-8")
-        dataset = dataset_for(predictor.class_names, found.folder / "images", annotations)
+        dataset = open_data(None, found.folder / "images", annotations, predictor.class_names)
         for done, instances in predicted(predictor, dataset, range(len(dataset))):
             yield f"Masks in true boxes: picture {done} of {len(dataset)}", None
             rows = [] if done < len(dataset) else own_rows(instances, dataset)

@@ -128,12 +128,12 @@ needs = terminal("analyze", "--data", mine, "--out", work / "needs")
 needs
 
 # %%
-from dynamask.data.coco import drop_degenerate
+from dynamask.data.coco_format import read_coco
 from dynamask.evaluation.ideal_masks import ideal_quality, summarise
 from dynamask.viz.required_size import required_size_by_class
 
-sound, rles, _ = drop_degenerate(coco)
-summary = summarise(ideal_quality(sound, rles))
+content = read_coco(coco)
+summary = summarise(ideal_quality(content.coco, content.rles))
 required_size_by_class(summary)
 
 # %% [markdown]
@@ -213,7 +213,7 @@ Table(["pictures kept back", "objects, as they came", "after the training"], row
 
 # %%
 from dynamask import load
-from dynamask.data.coco import split_by_image_id
+from dynamask.data import split_by_image_id
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 
 predictor = load(weights)

@@ -11,17 +11,9 @@ import pytest
 from faster_coco_eval.core import mask as coco_mask
 
 from dynamask import cli
-from dynamask.data.coco import drop_degenerate, read_coco_json
-from dynamask.evaluation.ideal_masks import (
-    IdealQuality,
-    by_loss,
-    ideal_masks,
-    ideal_quality,
-    markdown_table,
-    needed_size,
-    summarise,
-    table_rows,
-)
+from dynamask.cli.analyze import csv_rows, markdown_table
+from dynamask.data.coco_format import read_coco
+from dynamask.evaluation.ideal_masks import IdealQuality, by_loss, ideal_masks, ideal_quality, needed_size, summarise
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.required_size import headline, required_size_by_class, required_size_page
@@ -160,7 +152,7 @@ def test_means_are_plain_and_sizes_are_cocos():
     assert list(summary["classes"]) == ["a", "b"]
     assert needed_size({"14": 0.95, "28": 0.9}) == 14
     assert "| a | 2 | 0.300 |" in markdown_table(summary) and "> 112" in markdown_table(summary)
-    groups = [(row["class"], row["object_size"], row["instances"]) for row in table_rows(summary)]
+    groups = [(row["class"], row["object_size"], row["instances"]) for row in csv_rows(summary)]
     assert groups[:2] == [("", "all", 3), ("", "small", 1)] and ("a", "large", 0) not in groups
 
 
@@ -170,7 +162,7 @@ def test_no_instance_is_an_answer():
     assert summary["all"]["instances"] == 0 and summary["classes"] == {}
     assert summary["all"]["boundary_iou"]["14"] is None and summary["all"]["needed_size_mask"] is None
     assert "no instance" in required_size_page(summary) and "| all | 0 | – |" in markdown_table(summary)
-    assert [row["class"] for row in table_rows(summary)] == [""]
+    assert [row["class"] for row in csv_rows(summary)] == [""]
 
 
 def test_the_chart_sorts_rings_and_counts():
@@ -260,12 +252,13 @@ def test_scenes_are_data_too(capsys):
 
 @pytest.mark.skipif(not COCO_MINI.is_file(), reason="needs the development data")
 def test_giraffe_against_book():
-    coco = read_coco_json(COCO_MINI)
+    coco = read_coco(COCO_MINI).coco
     wanted = {c["id"] for c in coco["categories"] if c["name"] in ("giraffe", "book")}
     coco["annotations"] = [a for a in coco["annotations"] if a["category_id"] in wanted][-60:] + [
         a for a in coco["annotations"] if a["category_id"] == min(wanted)
     ]
-    coco, rles, _ = drop_degenerate(coco)
+    content = read_coco(coco)
+    coco, rles = content.coco, content.rles
     classes = summarise(ideal_quality(coco, rles))["classes"]
     assert classes["giraffe"]["boundary_iou"]["14"] < classes["book"]["boundary_iou"]["14"] - 0.1
     assert classes["giraffe"]["needed_size_boundary"] > classes["book"]["needed_size_boundary"]

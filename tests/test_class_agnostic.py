@@ -10,8 +10,10 @@ from helpers.small_models import TINY, pyramid, some_rois, tiny_model
 from PIL import Image
 
 from dynamask import cli
-from dynamask.data.coco import CocoDataset, dataset_for, merged, read_coco_json
+from dynamask.data.coco import CocoDataset, merge_categories
+from dynamask.data.coco_format import read_coco
 from dynamask.data.shapes import CLASS_NAMES
+from dynamask.data.sources import open_data
 from dynamask.models.weights import load_model, read_header, save_model
 from dynamask.structures import MASK_SIZES
 from tools import fit_switch
@@ -43,8 +45,8 @@ def data(tmp_path) -> tuple[Path, Path]:
 
 
 def test_merging_keeps_the_names_and_leaves_the_given_dict_alone(data):
-    coco = read_coco_json(data[1])
-    one = merged(coco)
+    coco = read_coco(data[1]).coco
+    one = merge_categories(coco)
     assert one["categories"] == [{"id": 1, "name": "object"}]
     assert [a["category_id"] for a in one["annotations"]] == [1, 1, 1]
     assert [a["class_name"] for a in one["annotations"]] == ["cat", "dog", "dog"]
@@ -61,16 +63,16 @@ def test_a_merged_data_set_has_the_same_masks_and_one_label(data):
 
 
 def test_only_weights_whose_one_class_is_object_see_classes_merged(data):
-    assert dataset_for(("__background__", "object"), *data).class_names == ("__background__", "object")
+    assert open_data(None, *data, ("__background__", "object")).class_names == ("__background__", "object")
     for names in (("__background__", "cat"), ("__background__", "object", "cat")):
-        assert dataset_for(names, *data).class_names == ("__background__", "cat", "dog")
+        assert open_data(None, *data, names).class_names == ("__background__", "cat", "dog")
 
 
 def test_a_file_with_a_class_called_object_is_not_merged(data):
     coco = json.loads(data[1].read_text())
     coco["categories"][0]["name"] = "object"
     data[1].write_text(json.dumps(coco))
-    assert dataset_for(("__background__", "object"), *data).class_names == ("__background__", "object", "dog")
+    assert open_data(None, *data, ("__background__", "object")).class_names == ("__background__", "object", "dog")
 
 
 def test_training_and_evaluating_with_merged_classes(data, tmp_path, capsys):

@@ -13,8 +13,7 @@ from PIL import Image
 from dynamask.cli import build_parser, main
 from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import CocoDataset
-from dynamask.data.layouts import find_source
-from dynamask.data.sources import open_data
+from dynamask.data.sources import find_source, open_data
 from dynamask.structures import DynaMaskError
 
 AGNOSTIC = ("__background__", "object")
@@ -88,7 +87,7 @@ def test_the_root_of_cityscapes_and_a_folder_without_splits(tmp_path, coco_root)
         (
             lambda root: shutil.rmtree(root / "annotations"),
             {},
-            "is no data set that is known; give a folder with images/",
+            "is not a known kind of data set; give a folder with images/",
         ),
         (lambda root: make_cityscapes(root), {}, "holds COCO and Cityscapes; name one with --images and --annotations"),
         (lambda root: (root / "annotations.json").write_text("{}"), {}, "holds a COCO-style folder and COCO"),
@@ -103,11 +102,11 @@ def test_what_cannot_be_recognised_is_one_sentence(coco_root, change, options, s
 
 
 def test_split_where_there_is_none(tmp_path):
-    with pytest.raises(DynaMaskError, match="leave --split val away"):
+    with pytest.raises(DynaMaskError, match="leave out --split val"):
         open_data("shapes:1:10", split="val")
     with pytest.raises(DynaMaskError, match="is no folder; give one with"):
         open_data(str(tmp_path / "nowhere"))
-    with pytest.raises(DynaMaskError, match="chooses a part of --data"):
+    with pytest.raises(DynaMaskError, match="chooses a split of --data"):
         open_data(images=tmp_path, annotations=tmp_path / "x.json", split="val")
     (tmp_path / "annotations.json").write_text("{}")
     with pytest.raises(DynaMaskError, match="has no splits"):

@@ -8,7 +8,8 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from dynamask.data.check import check_data
-from dynamask.data.coco import CocoDataset, merged, read_coco_json
+from dynamask.data.coco import CocoDataset, merge_categories
+from dynamask.data.coco_format import read_coco
 from dynamask.engine.scoring import average_precision
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.lvis import evaluate_lvis
@@ -175,7 +176,7 @@ def test_subset_of_images_and_the_choice_of_rule():
     found = average_precision(coco, results, [3, 4])
     assert found["protocol"] == "lvis"
     assert_same(found["segm"], naive(some, mine))
-    assert "protocol" not in average_precision(merged(coco), [], [3]), "merged classes are not federated"
+    assert "protocol" not in average_precision(merge_categories(coco), [], [3]), "merged classes are not federated"
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_files_without_what_lvis_needs_are_refused_and_found_by_the_check(lvis, 
     change(coco)
     folder, path = write(coco)
     with pytest.raises(DynaMaskError, match=sentence) as caught:
-        read_coco_json(path)
+        read_coco(path)
     assert str(path) in str(caught.value)
     findings = check_data(path, folder)["findings"]
     assert any(f"{f['where']} {f['problem']}".startswith(sentence) for f in findings)

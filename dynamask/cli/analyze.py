@@ -1,4 +1,4 @@
-"""``dynamask analyze``: what each class needs, from annotations alone."""
+"""``dynamask analyze``: the mask size that each class needs, from annotations alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "analyze",
         help="the mask size that each class needs, from annotations alone",
-        description="Mean mask and boundary IoU that an ideal MxM mask keeps, per class and object size, and the "
-        "smallest M that keeps 95 %%. Takes annotations alone: no model, no pictures.",
+        description="Mean mask and boundary IoU of the ideal MxM mask with the true mask, per class and object size, "
+        "and the smallest M whose mean is at least 0.95. Needs annotations only: no model, no pictures.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
     source.add_argument("--data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--split", metavar="NAME", help="part of --data, where it has several (default: train)")
+    parser.add_argument("--split", metavar="NAME", help="split of --data, where it has several (default: train)")
     parser.add_argument(
         "--min-area", type=float, default=0.0, metavar="PX", help="leave out instances of less area, in square pixels"
     )
@@ -33,21 +33,21 @@ def add(commands: Any) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> None:
-    from dynamask.data.coco import drop_degenerate
-    from dynamask.evaluation.ideal_masks import ideal_quality, markdown_table, summarise, table_rows
+    from dynamask.data.coco_format import read_coco
+    from dynamask.evaluation.ideal_masks import ideal_quality, summarise
     from dynamask.reports.writer import csv_text
     from dynamask.viz.required_size import required_size_page
 
     if arguments.out is not None:
         check_folder(arguments.out)
-    coco, rles, _ = drop_degenerate(_annotations(arguments.annotations, arguments.data, arguments.split))
-    summary = summarise(ideal_quality(coco, rles, arguments.min_area, progress=sys.stderr.isatty()))
+    content = read_coco(_annotations(arguments))
+    summary = summarise(ideal_quality(content.coco, content.rles, arguments.min_area, progress=sys.stderr.isatty()))
     _print_table(summary, arguments.json)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         files = {
             "analyze.md": markdown_table(summary),
-            "analyze.csv": csv_text(table_rows(summary)),
+            "analyze.csv": csv_text(csv_rows(summary)),
             "analyze.html": required_size_page(summary),
         }
         for name, text in files.items():
@@ -56,35 +56,92 @@ def _analyze(arguments: argparse.Namespace) -> None:
     write_json(summary, arguments.json)
 
 
-def _annotations(path: Path | None, data: str | None, split: str | None) -> dict[str, Any]:
-    """The checked COCO dict of a file, a folder or scenes; no picture is looked at."""
+def _annotations(arguments: argparse.Namespace) -> Path | dict[str, Any]:
+    """The annotation file, or the COCO dict of scenes or of Cityscapes; no picture is read."""
     from dynamask.data.cityscapes import CityscapesDataset
-    from dynamask.data.coco import read_coco_json
-    from dynamask.data.layouts import find_source
-    from dynamask.data.sources import names_scenes, open_data
+    from dynamask.data.sources import find_source, is_shapes, open_data
 
-    if data is not None and names_scenes(data):
-        return open_data(data).coco
-    if path is None:
-        source = find_source(str(data), split)
-        if source.kind == "cityscapes":
-            return CityscapesDataset(source.annotations, str(source.split)).coco
-        path = source.annotations
-    return read_coco_json(path)
+    if arguments.data is None:
+        return arguments.annotations
+    if is_shapes(arguments.data):
+        return open_data(arguments.data).coco
+    source = find_source(arguments.data, arguments.split)
+    if source.kind == "cityscapes":
+        return CityscapesDataset(source.annotations, str(source.split)).coco
+    return source.annotations
+
+
+def _groups(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and entry of all instances, of the object sizes, and of the classes, those that lose most first."""
+    from dynamask.evaluation.ideal_masks import by_loss
+
+    sizes = [(f"{name} objects", entry) for name, entry in summary["all"]["by_area"].items()]
+    return [("all", summary["all"]), *sizes, *((name, summary["classes"][name]) for name in by_loss(summary))]
 
 
 def _print_table(summary: dict[str, Any], target: str | None) -> None:
-    """Boundary IoU of the ideal masks, as lines for people."""
-    from dynamask.evaluation.ideal_masks import by_loss, need_text
+    """Print the boundary IoU of the ideal masks as a table."""
     from dynamask.viz.required_size import headline
 
     say(headline(summary), target)
     columns = "".join(f"{size:>7}" for size in MASK_SIZES)
     say(f"  {'boundary IoU at':<24}{'instances':>9}{columns}   needs (boundary)  needs (mask)", target)
-    rows = [("all", summary["all"])]
-    rows += [(f"  {name}", entry) for name, entry in summary["all"]["by_area"].items()]
-    rows += [(name, summary["classes"][name]) for name in by_loss(summary)]
-    for name, entry in rows:
-        means = "".join("      –" if v is None else f"{v:7.3f}" for v in entry["boundary_iou"].values())
+    for name, entry in _groups(summary):
+        means = "".join(f"{number_text(mean):>7}" for mean in entry["boundary_iou"].values())
         needs = f"{need_text(entry, 'boundary_iou'):>19}{need_text(entry, 'mask_iou'):>14}"
         say(f"  {name[:24]:<24}{entry['instances']:>9}{means}{needs}", target)
+
+
+def markdown_table(summary: dict[str, Any]) -> str:
+    """A summary as Markdown: how to read it, then all instances, the object sizes, and the classes by their loss."""
+    from dynamask.evaluation.ideal_masks import METRICS
+    from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
+    from dynamask.reports.writer import Paragraph, Table, blocks_markdown
+
+    columns = [f"{title} {size}" for title in ("mask", "boundary") for size in MASK_SIZES]
+    header = ["group", "instances", *columns, "needs (mask)", "needs (boundary)"]
+    rows = [
+        [name, str(entry["instances"])]
+        + [number_text(entry[metric][str(size)]) for metric in METRICS for size in MASK_SIZES]
+        + [need_text(entry, metric) for metric in METRICS]
+        for name, entry in _groups(summary)
+    ]
+    note = (
+        "Mean IoU of the ideal M×M mask with the true mask: of the whole masks (mask) and of their boundaries "
+        f"(boundary, {BOUNDARY_WIDTH_RATIO} of the image diagonal wide). “Needs” is the smallest M whose mean is at "
+        f"least {summary['kept']}; “> {MASK_SIZES[-1]}” means that none is. Classes are sorted by the boundary IoU at "
+        f"{MASK_SIZES[0]}. Small objects have less than 32² pixels, large ones 96² or more."
+    )
+    return f"# Mask size that each class needs\n\n{blocks_markdown([Paragraph(note), Table(header, rows)])}\n"
+
+
+def number_text(value: float | None) -> str:
+    """An IoU with three decimals, a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def need_text(entry: dict[str, Any], metric: str) -> str:
+    """The needed size of an entry by a metric: "28", "> 112", or "–" where there is no instance."""
+    from dynamask.evaluation.ideal_masks import NEEDS
+
+    if not entry["instances"]:
+        return "–"
+    return f"> {MASK_SIZES[-1]}" if entry[NEEDS[metric]] is None else str(entry[NEEDS[metric]])
+
+
+def csv_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """A summary as flat rows: ``class`` ("" for all), ``object_size`` (all, small, …), counts, means, needed sizes.
+
+    Groups without an instance are left out, except the row of all instances.
+    """
+    from dynamask.evaluation.ideal_masks import METRICS, NEEDS, by_loss
+
+    rows = []
+    for name, entry in [("", summary["all"]), *((name, summary["classes"][name]) for name in by_loss(summary))]:
+        for object_size, part in [("all", entry), *entry["by_area"].items()]:
+            if not part["instances"] and (name or object_size != "all"):
+                continue
+            row: dict[str, Any] = {"class": name, "object_size": object_size, "instances": part["instances"]}
+            row |= {f"{metric}_{size}": part[metric][str(size)] for metric in METRICS for size in MASK_SIZES}
+            rows.append(row | {key: part[key] for key in NEEDS.values()})
+    return rows

@@ -15,7 +15,7 @@ from dynamask.structures import DynaMaskError
 if TYPE_CHECKING:
     import numpy as np
 
-    from dynamask.data.coco import HasImageIds
+    from dynamask.data.instances import HasImageIds
     from dynamask.data.sources import Data
     from dynamask.engine.distributed import Ranks
     from dynamask.engine.evaluate import EvaluationOptions
@@ -132,7 +132,7 @@ def check_folder(out: Path) -> None:
 
 def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
     """One side of the published split; refuses a modulus that leaves a side empty."""
-    from dynamask.data.coco import split_by_image_id
+    from dynamask.data.instances import split_by_image_id
 
     if modulus < 2:
         raise DynaMaskError(f"--holdout is {modulus}; give a whole number of at least 2")

@@ -1,4 +1,4 @@
-"""``dynamask data check``: what a data set holds and what is broken in it."""
+"""``dynamask data check``: counts of a data set and everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -11,65 +11,62 @@ from dynamask.cli.common import DATA_HELP, add_json, say, write_json
 from dynamask.structures import DynaMaskError
 
 SHOWN = 20
-"""Findings of one kind that are printed; the JSON holds all."""
+"""Default number of findings of one kind that are printed; the JSON holds all."""
 
 
 def add(commands: Any) -> None:
     """Add the command and its subcommands to the subparsers."""
-    parser = commands.add_parser("data", help="look at a data set", description="Look at a data set.")
+    parser = commands.add_parser("data", help="inspect a data set", description="Inspect a data set.")
     parts = parser.add_subparsers(dest="part", required=True, metavar="part")
     check = parts.add_parser(
         "check",
-        help="what a data set holds and what is broken in it",
-        description="What a data set (COCO, LVIS or Cityscapes) holds and what is broken in it: everything, where the "
-        "other commands stop at the first mistake. An error is what they refuse, a warning what they accept. The exit "
-        "code is 0 as long as anything in it can be used.",
+        help="count what a data set holds and find everything that is wrong with it",
+        description="Count what a data set (COCO, LVIS or Cityscapes) holds and list everything that is wrong with it; "
+        "the other commands stop at the first error. They refuse data with errors and accept warnings. The exit code "
+        "is 0 as long as anything in the data set can be used.",
     )
     source = check.add_mutually_exclusive_group(required=True)
     source.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
     source.add_argument("--data", metavar="DATA", help=DATA_HELP)
-    check.add_argument("--split", metavar="NAME", help="part of --data, where it has several (default: train)")
-    check.add_argument("--images", type=Path, metavar="DIR", help="picture folder: decode every picture as well")
-    check.add_argument(
-        "--most", type=int, default=SHOWN, metavar="N",
-        help=f"print at most N findings of a kind (default: {SHOWN}); --json holds them all",
-    )  # fmt: skip
+    check.add_argument("--split", metavar="NAME", help="split of --data, where it has several (default: train)")
+    check.add_argument("--images", type=Path, metavar="DIR", help="picture folder, to decode every picture as well")
+    shown = f"print at most N findings of a kind (default: {SHOWN}); --json holds them all"
+    check.add_argument("--most", type=int, default=SHOWN, metavar="N", help=shown)
     add_json(check)
     check.set_defaults(run=_check)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     from dynamask.data.check import check_data
-    from dynamask.data.check_cityscapes import check_cityscapes
-    from dynamask.data.layouts import find_source
-    from dynamask.data.sources import names_scenes, open_data
+    from dynamask.data.cityscapes import check_labels
+    from dynamask.data.sources import find_source, is_shapes, open_data
 
     annotations, images, findings = arguments.annotations, arguments.images, []
     if arguments.data is not None:
         if images is not None:
-            raise DynaMaskError("--data brings its own pictures; leave --images away")
-        if names_scenes(arguments.data):
+            raise DynaMaskError("--data has its own pictures; leave out --images")
+        if is_shapes(arguments.data):
             annotations = open_data(arguments.data).coco
         else:
             found = find_source(arguments.data, arguments.split)
-            annotations, images, findings = found.annotations, found.images, []
+            annotations, images = found.annotations, found.images
             if len(found.splits) > 1:
                 say(f"split {found.split} of {', '.join(found.splits)}", arguments.json)
             if found.kind == "cityscapes":
-                annotations, findings = check_cityscapes(found.annotations, str(found.split), sys.stderr.isatty())
+                annotations, findings = check_labels(found.annotations, str(found.split), sys.stderr.isatty())
     elif arguments.split is not None:
-        raise DynaMaskError(f"--split {arguments.split} chooses a part of --data; leave it away beside --annotations")
+        raise DynaMaskError(f"--split {arguments.split} chooses a split of --data; leave it out with --annotations")
     report = check_data(annotations, images, sys.stderr.isatty(), findings)
     _print_holdings(report, arguments.json)
     _print_findings(report, arguments.most, arguments.json)
     write_json(report, arguments.json)
     if not report["usable"]:
         source, count = arguments.data or arguments.annotations, len(report["findings"])
-        raise DynaMaskError(f"nothing in {source} can be used ({count} findings); mend what is listed")
+        raise DynaMaskError(f"nothing in {source} can be used ({count} findings); correct what is listed")
 
 
 def _print_holdings(report: dict[str, Any], target: str | None) -> None:
-    """What the data set holds, as lines for people."""
+    """Print counts and sizes."""
     pictures = "" if report["pictures_read"] is None else f" ({report['pictures_read']} pictures read well)"
     say(f"{report['images']} images{pictures}, {report['images_without_object']} without an object", target)
     say(
@@ -93,7 +90,7 @@ def _print_holdings(report: dict[str, Any], target: str | None) -> None:
 
 
 def _print_findings(report: dict[str, Any], most: int, target: str | None) -> None:
-    """The findings by kind, the errors first."""
+    """Print the findings by kind, the errors first."""
     if not report["findings"]:
         say("nothing is broken", target)
         return
@@ -101,7 +98,7 @@ def _print_findings(report: dict[str, Any], most: int, target: str | None) -> No
     kinds = dict.fromkeys((f["severity"], f["kind"]) for f in sorted(report["findings"], key=lambda f: f["severity"]))
     for severity, kind in kinds:
         found = [finding for finding in report["findings"] if finding["kind"] == kind]
-        say(f"{severity}: {kind} ({len(found)})", target)
+        say(f"{severity}: {kind} ({len(found)}): {found[0]['cure']}", target)
         for finding in found[: max(most, 0)]:
             say(f"  {finding['where']} {finding['problem']}", target)
         if len(found) > max(most, 0):

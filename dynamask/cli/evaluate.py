@@ -40,17 +40,16 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from dynamask.data.coco import drop_degenerate, read_coco_json
+    from dynamask.data.coco_format import read_coco, read_results
     from dynamask.engine.distributed import joined
     from dynamask.engine.memory import keep_freed_memory
     from dynamask.engine.scoring import average_precision
-    from dynamask.evaluation.coco_ap import load_results
 
     if arguments.predictions is not None:
         if arguments.annotations is None:
             raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
-        annotations, _, _ = drop_degenerate(read_coco_json(arguments.annotations))
-        results = load_results(arguments.predictions, annotations)
+        annotations = read_coco(arguments.annotations).coco
+        results = read_results(arguments.predictions, annotations)
         ids = [image["id"] for image in annotations["images"]]
         if arguments.holdout is not None:
             ids = [ids[i] for i in held_out(argparse.Namespace(image_ids=ids), arguments.holdout, True)]

@@ -1,8 +1,10 @@
 """Pictures, annotations and batches."""
 
 from dynamask.data.cityscapes import CityscapesDataset
-from dynamask.data.coco import CocoDataset, read_coco_json, split_by_image_id
+from dynamask.data.coco import CocoDataset
+from dynamask.data.coco_format import read_coco
 from dynamask.data.copy_paste import CopyPaste
+from dynamask.data.instances import split_by_image_id
 from dynamask.data.loaders import evaluation_loader, training_loader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
@@ -13,7 +15,7 @@ __all__ = [
     "CopyPaste",
     "TrainingTransforms",
     "evaluation_loader",
-    "read_coco_json",
+    "read_coco",
     "read_picture",
     "split_by_image_id",
     "training_loader",

@@ -1,7 +1,7 @@
-"""What a mask resolution can keep at best: the true masks themselves, squeezed into M×M cells and pasted back.
+"""Upper bound on mask quality by mask size: the true masks themselves, sampled to M×M cells and pasted back.
 
-No model takes part. The ideal M×M mask of an instance is the area-sampled crop of its true mask in its box; pasted back
-and cut at 0.5, it shows what the resolution alone costs.
+No model is involved. The ideal M×M mask of an instance is the area-sampled crop of its true mask in its box; pasted
+back and thresholded at 0.5, it shows the loss that the resolution alone causes.
 """
 
 from __future__ import annotations
@@ -13,26 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from tqdm import tqdm
 
+from dynamask.data.coco_checks import AREA_RANGES, clipped_box
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_masks, paste_mask
+from dynamask.ops.rle import Rle, decode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
-AREA_RANGES: dict[str, tuple[float, float]] = {
-    "small": (0.0, 32.0**2),
-    "medium": (32.0**2, 96.0**2),
-    "large": (96.0**2, math.inf),
-}
-"""COCO's object sizes as half-open ranges of the ``area`` field, pixels²."""
-
 KEPT = 0.95
-"""The mean IoU with the true mask that counts as keeping it."""
+"""Mean IoU with the true mask from which a mask size is sufficient."""
 
 METRICS = ("mask_iou", "boundary_iou")
 NEEDS = {"mask_iou": "needed_size_mask", "boundary_iou": "needed_size_boundary"}
-"""Key of the smallest size that keeps 95 % by each metric."""
+"""Key in summaries of the smallest sufficient mask size by each metric."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +47,12 @@ class IdealQuality:
 
 
 def ideal_masks(truth: np.ndarray, box: Sequence[float], sizes: Sequence[int] = MASK_SIZES) -> list[np.ndarray]:
-    """The ideal masks of one instance: area-sampled to M×M in its box, pasted bilinearly, cut at ≥ 0.5.
+    """The ideal masks of one instance: area-sampled to M×M in its box, pasted bilinearly, thresholded at ≥ 0.5.
 
     Args:
-        truth: (H, W) bool or 0/1, the true mask in its whole picture.
+        truth: (H, W) bool or 0/1, the true mask in the whole picture.
         box: xyxy in continuous pixels.
-        sizes: the sides M.
+        sizes: sides M of the masks.
 
     Returns:
         One (H, W) bool array per size.
@@ -71,17 +65,17 @@ def ideal_masks(truth: np.ndarray, box: Sequence[float], sizes: Sequence[int] = 
 
 
 def ideal_quality(
-    coco: dict[str, Any], rles: Sequence[dict[str, Any]], min_area: float = 0.0, progress: bool = False
+    coco: dict[str, Any], rles: Sequence[Rle], min_area: float = 0.0, progress: bool = False
 ) -> IdealQuality:
-    """Measure the ideal masks of every instance: ``iscrowd`` 0 and ``area`` (the field) ≥ ``min_area``.
+    """Measure the ideal masks of every instance with ``iscrowd`` 0 and an ``area`` (the field) ≥ ``min_area``.
+
+    The box of an instance is its annotation's, clipped to the picture.
 
     Args:
-        coco: a checked COCO dict without annotations that have no area.
-        rles: the compressed run-length mask of each annotation, in their order.
+        coco: COCO dict as :func:`dynamask.data.coco_format.read_coco` returns it.
+        rles: the compressed run-length mask of each annotation, in the same order.
         min_area: pixels².
-        progress: show a bar.
-
-    The box of an instance is its annotation's, cut to the picture, as everywhere else.
+        progress: show a progress bar.
 
     Raises:
         DynaMaskError: ``min_area`` is no finite number or negative.
@@ -96,12 +90,10 @@ def ideal_quality(
         if not annotation["iscrowd"] and annotation["area"] >= min_area
     ]
     scores = np.zeros((2, len(chosen), len(MASK_SIZES)))
-    bar: Iterable[tuple[dict, dict]] = tqdm(chosen, unit="instance", disable=not progress, dynamic_ncols=True)
+    bar: Iterable[tuple[dict[str, Any], Rle]] = tqdm(chosen, unit="instance", disable=not progress, dynamic_ncols=True)
     for i, (annotation, rle) in enumerate(bar):
-        height, width = sizes[annotation["image_id"]]
-        x, y, w, h = annotation["bbox"]
-        box = (max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height)))
-        truth = coco_mask.decode(rle).astype(bool)  # (H, W)
+        box = clipped_box(annotation["bbox"], sizes[annotation["image_id"]])
+        truth = decode_rle(rle)  # (H, W)
         pasted = [mask[None] for mask in ideal_masks(truth, box)]
         mask_iou, boundary_iou = quality_by_size(truth[None], pasted, BOUNDARY_WIDTH_RATIO)
         scores[0, i], scores[1, i] = mask_iou[0], boundary_iou[0]
@@ -116,10 +108,10 @@ def summarise(quality: IdealQuality) -> dict[str, Any]:
     """Plain means over all instances, per class, and per COCO object size.
 
     Returns:
-        ``mask_sizes``, ``kept`` (0.95), ``all`` and ``classes`` (by name, those with instances, in the order of the
-        alphabet). Each entry holds ``instances``; ``mask_iou`` and ``boundary_iou`` {"14": mean, …}, None where there
-        is no instance; ``needed_size_mask`` and ``needed_size_boundary``, the smallest size whose mean is ≥ 0.95 (None:
-        none is); and ``by_area``, the same for small, medium and large instances.
+        ``mask_sizes``, ``kept`` (0.95), ``all`` and ``classes`` (those with instances, sorted by name). Each entry has
+        ``instances``; ``mask_iou`` and ``boundary_iou`` {"14": mean, …}, None where there is no instance;
+        ``needed_size_mask`` and ``needed_size_boundary``, the smallest size whose mean is ≥ 0.95, None if none is; and
+        ``by_area``, the same for small, medium and large instances.
     """
     everything = np.ones(len(quality.class_names), dtype=bool)
     names = np.array(quality.class_names, dtype=object)
@@ -152,66 +144,11 @@ def _entry(quality: IdealQuality, chosen: np.ndarray) -> dict[str, Any]:
 
 
 def needed_size(means: dict[str, float | None], kept: float = KEPT) -> int | None:
-    """The smallest mask size whose mean IoU (by size, 0–1) is ≥ ``kept``; None if none is, or none is known."""
+    """The smallest mask size whose mean IoU (by size, 0–1) is ≥ ``kept``; None if none is, or there is no mean."""
     return next((int(size) for size, mean in means.items() if mean is not None and mean >= kept), None)
 
 
 def by_loss(summary: dict[str, Any], metric: str = "boundary_iou") -> list[str]:
-    """Class names of a summary, the one whose 14×14 mask loses most first; equal ones by name."""
+    """Class names of a summary, sorted from the largest loss of the 14×14 mask to the smallest, then by name."""
     smallest = str(MASK_SIZES[0])
     return sorted(summary["classes"], key=lambda name: (summary["classes"][name][metric][smallest], name))
-
-
-def markdown_table(summary: dict[str, Any]) -> str:
-    """A summary as Markdown: how to read it, then all, the object sizes, and the classes from the neediest down."""
-    header = "| what | instances |" + "".join(
-        f" {title} {size} |" for title in ("mask", "boundary") for size in MASK_SIZES
-    )
-    header += " needs (mask) | needs (boundary) |"
-    rule = "|---|" + "---:|" * (2 * len(MASK_SIZES) + 3)
-    rows = [("all", summary["all"])]
-    rows += [(f"{key} objects", entry) for key, entry in summary["all"]["by_area"].items()]
-    rows += [(name.replace("|", "\\|"), summary["classes"][name]) for name in by_loss(summary)]
-    note = (
-        "Mean IoU of the ideal M×M mask with the true mask: of the whole masks (mask) and of their boundaries "
-        f"(boundary, {BOUNDARY_WIDTH_RATIO} of the image diagonal wide). “Needs” is the smallest M whose mean is at "
-        f"least {summary['kept']}; “> {MASK_SIZES[-1]}” means that none is. Classes are sorted by the boundary IoU at "
-        f"{MASK_SIZES[0]}. Small objects have less than 32² pixels, large ones 96² or more."
-    )
-    lines = ["# What each class needs", "", note, "", header, rule]
-    return "\n".join(lines + [_markdown_row(name, entry) for name, entry in rows]) + "\n"
-
-
-def _markdown_row(name: str, entry: dict[str, Any]) -> str:
-    """One line of the table."""
-    cells = [_text(entry[metric][str(size)], "{:.3f}") for metric in METRICS for size in MASK_SIZES]
-    cells += [need_text(entry, metric) for metric in METRICS]
-    return f"| {name} | {entry['instances']} | " + " | ".join(cells) + " |"
-
-
-def need_text(entry: dict[str, Any], metric: str) -> str:
-    """The needed size of an entry by a metric, for people: "28", "> 112" or "–" where there is no instance."""
-    if not entry["instances"]:
-        return "–"
-    return _text(entry[NEEDS[metric]], "{}", f"> {MASK_SIZES[-1]}")
-
-
-def _text(value: float | None, pattern: str, missing: str = "–") -> str:
-    """A number in a pattern, or what stands for none."""
-    return missing if value is None else pattern.format(value)
-
-
-def table_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """A summary as flat rows for CSV: ``class`` ("" for all), ``object_size`` (all, small, …), counts, means, needs.
-
-    Groups without an instance are left out, but for the row of all.
-    """
-    rows = []
-    for name, entry in [("", summary["all"]), *((name, summary["classes"][name]) for name in by_loss(summary))]:
-        for size_name, part in [("all", entry), *entry["by_area"].items()]:
-            if not part["instances"] and (name or size_name != "all"):
-                continue
-            row: dict[str, Any] = {"class": name, "object_size": size_name, "instances": part["instances"]}
-            row |= {f"{metric}_{size}": part[metric][str(size)] for metric in METRICS for size in MASK_SIZES}
-            rows.append(row | {key: part[key] for key in NEEDS.values()})
-    return rows

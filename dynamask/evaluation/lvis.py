@@ -1,6 +1,6 @@
-"""Average precision on LVIS: federated annotations, 300 detections an image, rare to frequent categories apart.
+"""Average precision on LVIS: federated annotations, 300 detections per image, figures by category frequency.
 
-The rules are those of Gupta et al. (CVPR 2019), section 3: on an image, detections of a category that is neither
+The rules are those of Gupta et al. (CVPR 2019), section 3: in an image, detections of a category that is neither
 positive (annotated there) nor negative (known to be absent) do not count, and where a category is not annotated
 exhaustively, detections of it that match no instance count neither for nor against.
 """
@@ -12,17 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dynamask.evaluation.coco_ap import (
-    IOU_TYPES,
-    Comparable,
-    comparable,
-    mean_of_defined,
-    precision_table,
-    slices,
-)
+from dynamask.evaluation.coco_ap import IOU_TYPES, Comparable, comparable, mean_of_defined, precision_table, slices
 
 MOST_DETECTIONS = 300
-"""Detections of an image that are judged, over all categories: the best ones."""
+"""Detections per image, over all categories: those with the highest scores."""
 FREQUENCY_KEYS = {"APr": "r", "APc": "c", "APf": "f"}
 """Rare, common and frequent categories."""
 
@@ -39,14 +32,14 @@ def evaluate_lvis(
     iou_types: Sequence[str] = IOU_TYPES,
     image_ids: Iterable[int] | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """LVIS' average precision of COCO results; the inputs are not changed.
+    """Average precision of COCO results by the rules of LVIS; the inputs are not changed.
 
     Args:
         annotations: the content of an LVIS file: COCO's lists, each image with ``neg_category_ids`` and
             ``not_exhaustive_category_ids``, each category with its ``frequency``, r, c or f.
         results: as for :func:`dynamask.evaluation.coco_ap.evaluate_coco`.
         iou_types: any of "bbox", "segm" and "boundary".
-        image_ids: judge these images only. Default: all images.
+        image_ids: evaluate these images only. Default: all images.
 
     Returns:
         For each IoU type the keys of ``evaluate_coco`` and APr, APc and APf (rare, common and frequent categories),
@@ -57,20 +50,14 @@ def evaluate_lvis(
     """
     given = comparable(annotations, results, iou_types, image_ids)
     given = dataclasses.replace(given, detections=_known(given, _best(given.detections)))
-    images = [
-        {
-            **{key: given.images[i][key] for key in ("id", "height", "width")},
-            "neg_category_ids": given.images[i]["neg_category_ids"],
-            "not_exhaustive_category_ids": given.images[i]["not_exhaustive_category_ids"],
-        }
-        for i in sorted(given.judged)
-    ]
+    keys = ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
+    images = [{key: image[key] for key in keys} for image in given.images]
     frequency = {category["id"]: category["frequency"] for category in annotations["categories"]}
     return {iou_type: _evaluate_one(iou_type, given, images, frequency) for iou_type in iou_types}
 
 
 def _best(detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best :data:`MOST_DETECTIONS` of every image, over all categories; equal scores in their order."""
+    """The :data:`MOST_DETECTIONS` best detections of every image, over all categories; equal scores in their order."""
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for detection in detections:
         by_image[detection["image_id"]].append(detection)
@@ -84,7 +71,7 @@ def _known(given: Comparable, detections: list[dict[str, Any]]) -> list[dict[str
     has no other detection and no instance.
     """
     positive = {(truth["image_id"], truth["category_id"]) for truth in given.truths}
-    negative = {(i, category) for i in given.judged for category in given.images[i]["neg_category_ids"]}
+    negative = {(image["id"], category) for image in given.images for category in image["neg_category_ids"]}
     known = positive | negative
     return [d for d in detections if (d["image_id"], d["category_id"]) in known]
 

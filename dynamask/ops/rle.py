@@ -1,17 +1,115 @@
-"""Masks as COCO's run lengths."""
+"""Masks as COCO run lengths (RLE): encoding, decoding, and run lengths from polygons.
+
+A run-length mask is a dict of ``size``, [height, width] in pixels, and ``counts``: the lengths of alternating runs of
+0 and 1, beginning with 0, column by column. Here ``counts`` is COCO's compressed text, a str that JSON can hold.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
+Rle = dict[str, Any]
 
-def encode_rle(mask: Tensor) -> dict[str, object]:
-    """Compressed COCO RLE (``counts`` as text) of an (H, W) bool mask."""
-    rle = coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
+_COMPRESSED = re.compile(r"(?:[P-o]{0,6}[0-O])+")
+"""Numbers of at most seven characters, 35 bits: more pixels than any picture has."""
+
+
+def encode_rle(mask: Tensor | np.ndarray) -> Rle:
+    """Run lengths of an (H, W) mask, bool or 0/1."""
+    values = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+    return _with_text(coco_mask.encode(np.asfortranarray(values, dtype=np.uint8)))
+
+
+def decode_rle(rle: Rle) -> np.ndarray:
+    """The (H, W) bool mask of compressed run lengths; ``counts`` may be bytes."""
+    return decode_masks([rle], rle["size"])[0].view(bool)
+
+
+def decode_masks(rles: Sequence[Rle], size: Sequence[int]) -> np.ndarray:
+    """Compressed run-length masks of ``size`` (height, width) as (N, H, W) uint8 0/1.
+
+    Only the columns from an object's first to its last pixel are written.
+    """
+    height, width = size
+    masks = np.zeros((len(rles), height, width), dtype=np.uint8)
+    for mask, rle in zip(masks, rles, strict=True):
+        ends = np.cumsum(run_lengths(rle["counts"]))
+        if len(ends) < 2:
+            continue
+        left = int(ends[0]) // height
+        last = int(ends[-1 if len(ends) % 2 == 0 else -2])  # one past the last 1
+        right = (last + height - 1) // height
+        inside = np.clip(ends, left * height, right * height)
+        runs = np.diff(inside, prepend=left * height)
+        values = np.arange(len(runs), dtype=np.uint8) & 1
+        mask[:, left:right] = np.repeat(values, runs).reshape(-1, height).T  # (columns, H) → (H, columns)
+    return masks
+
+
+def run_lengths(counts: str | bytes) -> np.ndarray:
+    """Decompress ``counts`` to (K,) int64 run lengths. The text must be well formed: see :func:`is_compressed`.
+
+    Each run is a little-endian number in base 32 of the characters 48 + digit, with bit 32 set in all but the last and
+    bit 16 of the last as the sign. From the fourth run on it is the difference to the run two before.
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    if codes.size == 0:
+        return codes
+    last = (codes & 32) == 0
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    lengths = np.diff(starts, append=len(codes))
+    digit = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * digit), starts)
+    runs -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def is_compressed(counts: str | bytes) -> bool:
+    """Whether this is well-formed compressed text. The C decoder reads malformed text beyond its end."""
+    text = counts.decode("latin-1") if isinstance(counts, bytes) else counts
+    return _COMPRESSED.fullmatch(text) is not None
+
+
+def compress(runs: Sequence[int], size: tuple[int, int]) -> Rle:
+    """Run lengths that add up to the pixels of ``size`` (height, width), compressed."""
+    height, width = size
+    counts = [int(run) for run in runs]
+    return _with_text(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle:
+    """Rasterise the union of polygons of ``size`` (height, width) by COCO's rule.
+
+    Args:
+        polygons: at least one; each [x0, y0, x1, y1, …] in pixels, of at least three points.
+    """
+    parts = coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size)
+    return _with_text(coco_mask.merge(parts) if len(parts) > 1 else parts[0])
+
+
+def rle_area(rle: Rle) -> int:
+    """Number of pixels in the mask."""
+    return int(coco_mask.area(rle))
+
+
+def rle_box(rle: Rle) -> list[float]:
+    """The mask's box [x, y, width, height] in pixels; all zero for an empty mask."""
+    return [float(value) for value in coco_mask.toBbox(rle)]
+
+
+def _with_text(rle: dict[str, Any]) -> Rle:
+    """COCO's run lengths with counts as str."""
     counts = rle["counts"]
     return {
         "size": [int(side) for side in rle["size"]],
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
     }

@@ -32,7 +32,7 @@ def data_digest(dataset: Data, indices: Sequence[int]) -> str:
             with dataset.files[index].open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     elif len(indices):
-        digest.update(repr((dataset.seed, dataset.size, dataset.first, dataset.sides)).encode())
+        digest.update(repr((dataset.seed, dataset.scene_size, dataset.first, dataset.sides)).encode())
         digest.update(dataset[indices[0]][0].numpy().tobytes())  # another way of painting shows in any scene
     return digest.hexdigest()
 

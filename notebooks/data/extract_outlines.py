@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dynamask.data.coco import read_coco_json
-from dynamask.evaluation.ideal_masks import AREA_RANGES
+from dynamask.data.coco_checks import AREA_RANGES
+from dynamask.data.coco_format import read_coco
 
 CLASSES = ("giraffe", "bicycle", "person", "book", "tv")
 NOTICE = (
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10, help="instances of a class and an object size, at most")
     parser.add_argument("--out", default=str(Path(__file__).parent / "coco-outlines.json"))
     arguments = parser.parse_args()
-    selection = outlines(read_coco_json(arguments.annotations), CLASSES, arguments.most)
+    selection = outlines(read_coco(arguments.annotations).coco, CLASSES, arguments.most)
     Path(arguments.out).write_text(json.dumps(selection, separators=(",", ":")) + "\n", encoding="utf-8")
 
 

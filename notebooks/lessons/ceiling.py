@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from plotly.subplots import make_subplots
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
-from dynamask.data.coco import clipped_box, drop_degenerate, read_coco_json
+from dynamask.data.coco_checks import clipped_box
+from dynamask.data.coco_format import read_coco
 from dynamask.data.shapes import CLASS_NAMES, SIDES, make_scene
 from dynamask.evaluation.ideal_masks import METRICS, IdealQuality, ideal_masks
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou, quality_by_size
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_masks, paste_mask_window, paste_window
+from dynamask.ops.rle import decode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.charts import figure
 from dynamask.viz.style import INK, TEMPLATE, size_dot, size_line
@@ -55,17 +56,18 @@ def read_instances(path: str | Path = OUTLINES) -> list[Instance]:
     Raises:
         DynaMaskError: the file is missing or no COCO JSON.
     """
-    coco, rles, _ = drop_degenerate(read_coco_json(path))
+    content = read_coco(path)
+    coco = content.coco
     names = {category["id"]: category["name"] for category in coco["categories"]}
     sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
     return [
         Instance(
             names[annotation["category_id"]],
-            coco_mask.decode(rle).astype(bool),
+            decode_rle(rle),
             clipped_box(annotation["bbox"], sizes[annotation["image_id"]]),
             float(annotation["area"]),
         )
-        for annotation, rle in zip(coco["annotations"], rles, strict=True)
+        for annotation, rle in zip(coco["annotations"], content.rles, strict=True)
         if not annotation["iscrowd"]
     ]
 

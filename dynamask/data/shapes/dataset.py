@@ -1,4 +1,4 @@
-"""Scenes as a data set, made on the fly, and their export as pictures with COCO annotations."""
+"""Data set of procedural scenes, and their export as pictures with COCO annotations."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 from torch import Tensor
 
+from dynamask.data.instances import InstanceDataset, Target, Transforms
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import SCENE_SIZE, SIDES, Scene, make_scene
 from dynamask.files import system_reason, write_text
+from dynamask.ops.rle import encode_rle
 from dynamask.structures import DynaMaskError
 
 CLASS_NAMES: tuple[str, ...] = ("__background__", *CLASSES)
 """Names by label; index 0 is the background."""
+CATEGORIES = tuple({"id": label, "name": name} for label, name in enumerate(CLASS_NAMES) if label)
+"""COCO's entries of the ten classes."""
 
 
-class ShapesDataset(torch.utils.data.Dataset):
-    """Scenes `first` … `first + count − 1` of a world, with the items and attributes of
-    :class:`dynamask.data.coco.CocoDataset`.
+class ShapesDataset(InstanceDataset):
+    """Scenes ``first`` … ``first + count − 1`` of a world, with the items and attributes of :class:`InstanceDataset`.
 
-    Attributes:
-        class_names: names by label; index 0 is "__background__".
-        category_ids: 1 … 10.
-        image_ids: scene index + 1, by dataset index.
-        skipped: 0, the annotations without area.
+    A scene is made when it is asked for. The image id is the index of the scene + 1, and `coco` makes every scene.
     """
 
     def __init__(
@@ -41,7 +39,7 @@ class ShapesDataset(torch.utils.data.Dataset):
         seed: int = 0,
         size: tuple[int, int] = SCENE_SIZE,
         first: int = 0,
-        transforms: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None,
+        transforms: Transforms | None = None,
         sides: tuple[float, float] = SIDES,
     ) -> None:
         """Choose the scenes; none is made yet.
@@ -52,41 +50,43 @@ class ShapesDataset(torch.utils.data.Dataset):
             size: (height, width) in pixels.
             first: index of the first scene, ≥ 0.
             transforms: called as transforms(image, target) on every item.
-            sides: smallest and largest side of an object, as a share of the scene's.
+            sides: smallest and largest side of an object relative to the scene's.
 
         Raises:
             DynaMaskError: a count below 1.
         """
         if count < 1:
             raise DynaMaskError(f"{count} scenes make no data set; give at least 1")
-        self.count, self.seed, self.size, self.first = count, seed, tuple(size), first
-        self.transforms, self.sides = transforms, sides
-        self.class_names, self.category_ids = CLASS_NAMES, tuple(range(1, len(CLASS_NAMES)))
+        super().__init__(CATEGORIES, transforms)
+        self.count, self.seed, self.first = count, seed, first
+        self.scene_size, self.sides = tuple(size), sides
         self.image_ids = list(range(first + 1, first + count + 1))
-        self.skipped = 0
-
-    def __len__(self) -> int:
-        """Number of scenes."""
-        return self.count
 
     def scene(self, index: int) -> Scene:
         """Scene at a dataset index; IndexError beyond the end."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        return make_scene(self.seed, self.first + index, self.size, sides=self.sides)
+        return make_scene(self.seed, self.first + index, self.scene_size, sides=self.sides)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        """Picture (3, H, W) uint8 and target at `index`."""
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of every scene in pixels."""
+        return self.scene_size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Picture (3, H, W) uint8 and target at ``index``."""
         scene = self.scene(index)
-        image = torch.from_numpy(np.ascontiguousarray(scene.image.transpose(2, 0, 1)))
-        target = self._target(scene, index)
+        image, target = _picture(scene), self._target(scene, index)
         return self.transforms(image, target) if self.transforms is not None else (image, target)
 
-    def target(self, index: int) -> dict[str, Any]:
-        """Target at `index` before any transform."""
+    def read_image(self, index: int) -> Tensor:
+        """Picture at ``index`` as (3, H, W) uint8 RGB."""
+        return _picture(self.scene(index))
+
+    def target(self, index: int) -> Target:
+        """Target at ``index`` before any transform."""
         return self._target(self.scene(index), index)
 
-    def _target(self, scene: Scene, index: int) -> dict[str, Any]:
+    def _target(self, scene: Scene, index: int) -> Target:
         return {
             "boxes": torch.from_numpy(scene.boxes),
             "labels": torch.from_numpy(scene.labels),
@@ -98,15 +98,20 @@ class ShapesDataset(torch.utils.data.Dataset):
 
     @cached_property
     def coco(self) -> dict[str, Any]:
-        """The COCO dict of all scenes; every annotation has `complexity` in 0–1. Makes every scene on first use."""
-        records = coco_records(self.count, self.size, self.first)
+        """The COCO dict of all scenes; every annotation has ``complexity`` in 0–1. Makes every scene on first use."""
+        records = coco_records(self.count, self.scene_size, self.first)
         for index, image in enumerate(records["images"]):
             records["annotations"].extend(_annotations(self.scene(index), image["id"], len(records["annotations"])))
         return records
 
 
+def _picture(scene: Scene) -> Tensor:
+    """The picture of a scene as (3, H, W) uint8."""
+    return torch.from_numpy(np.ascontiguousarray(scene.image.transpose(2, 0, 1)))
+
+
 def coco_records(count: int, size: tuple[int, int], first: int = 0) -> dict[str, Any]:
-    """The COCO dict of `count` scenes without their annotations."""
+    """The COCO dict of ``count`` scenes without their annotations."""
     return {
         "info": {"description": "Procedural scenes of DynaMask's shapes world"},
         "images": [
@@ -114,16 +119,14 @@ def coco_records(count: int, size: tuple[int, int], first: int = 0) -> dict[str,
             for i in range(first, first + count)
         ],
         "annotations": [],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(CLASS_NAMES) if label],
+        "categories": list(CATEGORIES),
     }
 
 
 def _annotations(scene: Scene, image_id: int, taken: int) -> list[dict[str, Any]]:
-    """COCO annotations of a scene; ids go on after `taken`."""
+    """COCO annotations of a scene, their ids from ``taken`` + 1."""
     found = []
     for number, (mask, box) in enumerate(zip(scene.masks, scene.boxes.tolist(), strict=True), start=1):
-        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        counts = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
         found.append(
             {
                 "id": taken + number,
@@ -132,7 +135,7 @@ def _annotations(scene: Scene, image_id: int, taken: int) -> list[dict[str, Any]
                 "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
                 "area": float(np.count_nonzero(mask)),
                 "iscrowd": 0,
-                "segmentation": {"size": [int(side) for side in mask.shape], "counts": counts},
+                "segmentation": encode_rle(mask),
                 "complexity": float(scene.complexity[number - 1]),
             }
         )
@@ -146,7 +149,7 @@ def export(
     size: tuple[int, int] = SCENE_SIZE,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, Any]:
-    """Write scenes as `out/images/*.png` and `out/annotations.json`; the annotations come last, atomically.
+    """Write scenes as ``out/images/*.png`` and ``out/annotations.json``; the annotations are written last, atomically.
 
     Args:
         out: a folder that is new or empty.
@@ -159,8 +162,8 @@ def export(
         The COCO dict.
 
     Raises:
-        DynaMaskError: `out` is a file or holds something, or the scenes cannot be written. Whatever ends the export
-            before its end, nothing of it is left behind.
+        DynaMaskError: `out` is a file or is not empty, or the scenes cannot be written. An export that fails leaves
+            nothing behind.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DynaMaskError(f"{out} is a file or holds something already; give a new or empty folder")
