@@ -29,7 +29,7 @@ from dynamask.data.shapes.scene import make_scene  # noqa: E402
 from dynamask.predict import Predictor  # noqa: E402
 from dynamask.structures import MASK_SIZES, DynaMaskError  # noqa: E402
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -201,16 +201,16 @@ def test_a_budget_that_is_not_a_number_is_refused(client, picture):
         pytest.fail("a budget of nan was answered")
 
 
-def test_the_readme_snippet_runs(client, address, monkeypatch, capsys):
-    """The README's lines for other programs, with this server's address in place of the usual one."""
-    section = README.read_text(encoding="utf-8").partition("## From other programs")[2].partition("\n## ")[0]
+def test_the_snippet_of_the_api_guide_runs(client, address, monkeypatch, capsys):
+    """The example in docs/api.md, with the address of this server."""
+    section = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     snippet = re.search(r"^```py\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[1]
     assert "http://127.0.0.1:7860" in snippet
     torch.manual_seed(0)
     names: dict = {}
-    monkeypatch.chdir(README.parent)
+    monkeypatch.chdir(ROOT)
     code = snippet.replace("http://127.0.0.1:7860", address).replace("http://127.0.0.1:7860/", address)
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "docs/api.md", "exec"), names)
     assert names["prediction"]["mask_sizes"] == list(MASK_SIZES) and isinstance(names["scene"]["instances"], list)
     assert all(one["mask_size"] == 28 for one in names["cheaper"]["instances"])
     assert capsys.readouterr().out

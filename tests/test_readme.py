@@ -15,6 +15,7 @@ from dynamask.structures import MASK_SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COSTS = (ROOT / "docs" / "bundled-weights.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -49,7 +50,7 @@ def check_command(command: str) -> None:
 
 def macs_table() -> dict[str, list[str]]:
     """Cells of the cost table by model name."""
-    table = re.search(r"<!-- macs:begin.*?-->(.*?)<!-- macs:end -->", README, flags=re.DOTALL)[1]
+    table = re.search(r"<!-- macs:begin.*?-->(.*?)<!-- macs:end -->", COSTS, flags=re.DOTALL)[1]
     rows = [[cell.strip(" `") for cell in line.strip("| ").split("|")] for line in table.strip().splitlines()]
     assert rows[0] == ["model", *map(str, MASK_SIZES), "switch"]
     return {row[0]: row[1:] for row in rows[2:]}

@@ -137,15 +137,15 @@ def card(name: str, entry: dict[str, Any]) -> str:
     )
 
 
-def write_readme(name: str, entry: dict[str, Any]) -> None:
-    """Put the measured table between the README's markers of these weights."""
-    readme = Path(__file__).resolve().parent.parent / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(f"<!-- scores {name}: begin", 1)
+def write_page(name: str, entry: dict[str, Any]) -> None:
+    """Write the measured table between the markers of these weights in docs/bundled-weights.md."""
+    page = Path(__file__).resolve().parent.parent / "docs" / "bundled-weights.md"
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- scores {name}: begin", 1)
     comment, after = rest.split("-->", 1)
     after = after.split(f"<!-- scores {name}: end", 1)[1]
     block = "\n".join(["", "", *table(entry["scores"]), "", ""])
     marked = f"<!-- scores {name}: begin{comment}-->{block}<!-- scores {name}: end"
-    readme.write_text(f"{before}{marked}{after}", encoding="utf-8")
+    page.write_text(f"{before}{marked}{after}", encoding="utf-8")
 
 
 def rule(options: argparse.Namespace) -> str:
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--licence", required=True)
     parser.add_argument("--command", nargs="+", required=True, help="the commands that trained it, one after the other")
     parser.add_argument("--images-seen", type=int, help="of training, if the weights record only its last part")
-    parser.add_argument("--readme", action="store_true", help="put the table into the README as well")
+    parser.add_argument("--page", action="store_true", help="also write the table into docs/bundled-weights.md")
     parser.add_argument("--commit", help="whose code trained it (default: the checkout's)")
     parser.add_argument("--notes", default="")
     options = parser.parse_args()
@@ -199,8 +199,8 @@ def main() -> None:
     manifest = {**list_bundled(), options.name: entry}
     (checkpoint_dir() / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (checkpoint_dir() / f"{options.name}.md").write_text(card(options.name, entry), encoding="utf-8")
-    if options.readme:
-        write_readme(options.name, entry)
+    if options.page:
+        write_page(options.name, entry)
 
 
 if __name__ == "__main__":
