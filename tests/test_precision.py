@@ -188,7 +188,7 @@ def test_micro_batches_train_a_whole_model_and_draw_what_the_first_pass_drew(tmp
     usual = model.mask_branch.losses
 
     def losses(state, *given, **named):
-        seen.append((model.mask_branch.means.recording, state.rois.clone(), state.switch_logits.detach().clone()))
+        seen.append((model.mask_branch.means.counting, state.rois.clone(), state.switch_logits.detach().clone()))
         return usual(state, *given, **named)
 
     model.mask_branch.losses = losses

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dynamask.config import LossConfig
-from dynamask.engine.joint import JointMeans, RecordedMeans
 from dynamask.engine.optimizer import lr_factor
 from dynamask.engine.run import Run
-from dynamask.ops.means import AT_HAND, RegionMeans
+from dynamask.ops.means import LOCAL_MEANS, CountingMeans, JointMeans, Means
 from dynamask.structures import MASK_SIZES, DynaMaskError, ReportedElsewhereError
 
 Target = dict[str, Any]
@@ -94,7 +93,7 @@ def _gradients(run: Run, images: list[Tensor], targets: list[Target]) -> tuple[d
     """Set the gradients of a step; returns its losses and what its regions were given."""
     pieces = _micro_batches(run, images, targets)
     known = _recorded_means(run, pieces) if len(pieces) > 1 and run.normalising is not None else None
-    means = known or (JointMeans(run.ranks.size, run.ranks.sum) if run.ranks.size > 1 else AT_HAND)
+    means = known or (JointMeans(run.ranks.size, run.ranks.sum) if run.ranks.size > 1 else LOCAL_MEANS)
     run.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     tally = torch.zeros(2 + len(MASK_SIZES))
@@ -140,16 +139,16 @@ def _recorded_means(run: Run, pieces: list[tuple[Any, list[Tensor], list[Any]]])
 
     The random state before every piece is kept in it, so that the pass with gradients draws the same.
     """
-    recorded = RecordedMeans(run.ranks.sum)
+    recorded = CountingMeans(run.ranks.sum)
     for number, (_, pictures, moved) in enumerate(pieces):
         pieces[number] = (run.random(), pictures, moved)
         with torch.no_grad(), _means_of(run, recorded):
             run.losses(pictures, moved, alone=True)
-    return recorded.known(len(pieces) * run.ranks.size)
+    return recorded.counted(len(pieces) * run.ranks.size)
 
 
 @contextlib.contextmanager
-def _means_of(run: Run, means: RegionMeans) -> Any:
+def _means_of(run: Run, means: Means) -> Any:
     """What normalises its losses by counts does so by these means while it lasts; another model is left alone."""
     module = run.normalising
     if module is None:

@@ -16,7 +16,7 @@ from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, grid_boundary_iou
-from dynamask.ops.means import AT_HAND, RegionMeans
+from dynamask.ops.means import LOCAL_MEANS, Means
 from dynamask.structures import MASK_SIZES
 
 
@@ -54,7 +54,7 @@ class MaskBranch(nn.Module):
         self.loss_config = loss_config or LossConfig()
         self.mask_rois = mask_rois
         self.switch_enabled = True
-        self.means: RegionMeans = AT_HAND
+        self.means: Means = LOCAL_MEANS
         self.tally = torch.zeros(2 + len(MASK_SIZES))
 
     @property
@@ -175,7 +175,7 @@ class MaskBranch(nn.Module):
         fractions = logits.new_tensor(self.costs.fractions)
         self.tally = _tally(logits.detach(), fractions)
         chosen = self.switch is not None and self.switch_enabled
-        if self.means.recording:
+        if self.means.counting:
             self.means.add(len(logits))
             if chosen:
                 selection = losses.drawn_selection(logits, self.loss_config, noise)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynamask.config import LossConfig
 from dynamask.models.masks.switch import straight_through_gumbel
-from dynamask.ops.means import AT_HAND, RegionMeans
+from dynamask.ops.means import LOCAL_MEANS, Means
 
 
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
@@ -51,7 +51,7 @@ def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Te
     )
 
 
-def mask_loss(per_resolution: Tensor, selection: Tensor | None, means: RegionMeans = AT_HAND) -> Tensor:
+def mask_loss(per_resolution: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS) -> Tensor:
     """L_mask (Eq. 3) from (N, K) cross-entropies.
 
     Args:
@@ -64,12 +64,12 @@ def mask_loss(per_resolution: Tensor, selection: Tensor | None, means: RegionMea
     return means.share((per_resolution * weights).sum(1))
 
 
-def edge_loss(per_resolution: Tensor, selection: Tensor | None, means: RegionMeans = AT_HAND) -> Tensor:
+def edge_loss(per_resolution: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS) -> Tensor:
     """L_edge (Eq. 4) from (N, K) cross-entropies on edges, weighted by y; None weighs all by 1/K (phase one)."""
     return mask_loss(per_resolution, selection, means)
 
 
-def selected_error(error: Tensor, selection: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
+def selected_error(error: Tensor, selection: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
     """Mean error of the selected resolutions, Σ_k y_k · error_k: a signal to the switch alone.
 
     Args:
@@ -92,7 +92,7 @@ def overlap_error(masks: Tensor, truth: Tensor) -> Tensor:
     return torch.where(either > 0, 1.0 - both / either.clamp_min(1), 0.0)
 
 
-def budget_loss(selection: Tensor, macs: Tensor, target: float, means: RegionMeans = AT_HAND) -> Tensor:
+def budget_loss(selection: Tensor, macs: Tensor, target: float, means: Means = LOCAL_MEANS) -> Tensor:
     """L_budget (Eq. 5): max(E(C)/C_t − 1, 0).
 
     Args:
@@ -105,7 +105,7 @@ def budget_loss(selection: Tensor, macs: Tensor, target: float, means: RegionMea
     return F.relu(expected / target - 1.0)
 
 
-def entropy_loss(probs: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
+def entropy_loss(probs: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
     """L_entropy (Eq. 6): (1/K) Σ_k f_k log f_k with f_k the mean of p^k; least at the uniform distribution.
 
     Args:
@@ -118,7 +118,7 @@ def entropy_loss(probs: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
     return some * torch.special.entr(frequency).sum() / -probs.shape[1]
 
 
-def instance_entropy_loss(logits: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
+def instance_entropy_loss(logits: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
     """Eq. 6 taken instance by instance: mean_i (1/K) Σ_k p_i^k log p_i^k, least where every p_i is uniform.
 
     With the expected error Σ_k p_k · e_k of weight w beside it (weight λ), the best p_i is the softmax of
@@ -139,7 +139,7 @@ def drawn_selection(logits: Tensor, config: LossConfig, noise: Tensor | None = N
 
 
 def balance_losses(
-    logits: Tensor, selection: Tensor, fractions: Tensor, config: LossConfig, means: RegionMeans = AT_HAND
+    logits: Tensor, selection: Tensor, fractions: Tensor, config: LossConfig, means: Means = LOCAL_MEANS
 ) -> dict[str, Tensor]:
     """``loss_budget`` and ``loss_entropy`` (Eq. 5, 6), arguments as of :func:`switch_losses`."""
     if config.entropy_on == "instances":
@@ -157,7 +157,7 @@ def switch_losses(
     error: Tensor | None,
     config: LossConfig,
     noise: Tensor | None = None,
-    means: RegionMeans = AT_HAND,
+    means: Means = LOCAL_MEANS,
 ) -> dict[str, Tensor]:
     """Every loss that the switch's selection takes part in (Eq. 2–6), unweighted.
 

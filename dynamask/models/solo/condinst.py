@@ -28,7 +28,7 @@ from dynamask.models.solo.aggregation import (
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.solo.heads import AggregationHead, conv_norm, tower
 from dynamask.models.solo.losses import dice_loss
-from dynamask.ops.means import AT_HAND, RegionMeans
+from dynamask.ops.means import LOCAL_MEANS, Means
 
 LEVELS = ("1", "2", "3", "pool")
 STRIDES = (8, 16, 32, 64)
@@ -93,7 +93,7 @@ class CondInst(nn.Module):
         super().__init__()
         width = backbone.out_channels
         self.transform, self.backbone, self.mask_cells = transform, backbone, mask_cells
-        self.means: RegionMeans = AT_HAND
+        self.means: Means = LOCAL_MEANS
         self.head = FCOSHead(width, 1, num_classes, depth)
         self.controller_tower = tower(width, channels, depth, groups)
         self.controller = nn.Conv2d(channels, sum(a * b + b for a, b in zip(_WIDTHS, _WIDTHS[1:])), 3, padding=1)
@@ -125,7 +125,7 @@ class CondInst(nn.Module):
             return [self._detect(found, i, batch.image_sizes[i], sizes[i]) for i in range(len(images))]
         matched = [match_locations(found.anchors, target["boxes"]) for target in resized]
         positives = [(match >= 0).sum() for match in matched]
-        if self.means.recording:
+        if self.means.counting:
             self.means.add(sum(positives), "locations")
             self.means.add(sum(count.clamp_max(self.mask_cells) for count in positives))
             return {}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from dynamask.ops.means import AT_HAND, RegionMeans
+from dynamask.ops.means import LOCAL_MEANS, Means
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return 1.0 - 2.0 * overlap / (probs.square().sum(1) + truth.square().sum(1) + 0.002)
 
 
-def category_loss(logits: Tensor, labels: Tensor, means: RegionMeans = AT_HAND) -> Tensor:
+def category_loss(logits: Tensor, labels: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
     """Focal loss (α .25, γ 2) summed over cells and classes, over the number of positive cells plus one.
 
     Args:

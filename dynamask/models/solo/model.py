@@ -19,7 +19,7 @@ from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass, joined
-from dynamask.ops.means import AT_HAND, RegionMeans
+from dynamask.ops.means import LOCAL_MEANS, Means
 
 MOST_DECODED = 1000
 """Candidates of a picture that are decoded, the best by class score."""
@@ -95,7 +95,7 @@ class SoloNet(nn.Module):
         self.head = head
         self.aggregation = aggregation
         self.config = config
-        self.means: RegionMeans = AT_HAND
+        self.means: Means = LOCAL_MEANS
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -118,7 +118,7 @@ class SoloNet(nn.Module):
         batch, placed = self._place(images, targets)
         config = self.config
         cells = assign(placed, _frame(batch), config.grids, config.scale_ranges, config.centre_share)
-        if self.means.recording:
+        if self.means.counting:
             self.means.add(sum(len(own) for own in cells))
             return {}
         encoded = self._encode(batch, images)
