@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from benchmarks import report
 from dynamask.config import ModelConfig, recipe
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.sources import Data
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
@@ -164,7 +164,7 @@ def _train(arguments: argparse.Namespace) -> None:
     settings = json.loads(
         json.dumps({"train": dataclasses.asdict(config), "model": model_config.to_dict(), "losses": weights})
     )
-    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices)
+    loader = TrainingLoader(dataset, config.batch_size, config.seed, config.workers, indices)
     run = Run(model, loader, config, weights, arguments.out, settings)
     if arguments.resume:
         run.resume()

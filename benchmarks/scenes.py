@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import report
 from dynamask.config import recipe
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import SCENE_SIZE, ShapesDataset
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
@@ -42,7 +42,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     model = build_model(
         preset(PRESET, class_names=dataset.class_names, min_sizes=(side,), test_min_size=side), None, losses
     )
-    loader = training_loader(dataset, config.batch_size, 0, 0)
+    loader = TrainingLoader(dataset, config.batch_size, 0, 0)
     scenes, steps = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(model, loader, config, loss_weights(losses), Path(folder))

@@ -30,7 +30,7 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from benchmarks import report
 from benchmarks.mask_rcnn import PRESET, load_mask_rcnn
 from dynamask.config import ModelConfig, recipe
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
@@ -107,7 +107,7 @@ def has_data(arguments: argparse.Namespace) -> bool:
 def real_batches(arguments: argparse.Namespace, count: int, batch_size: int) -> list[Batch]:
     """The first batches of a training run on the data that was given."""
     dataset = report.opened(arguments, transforms=TrainingTransforms())
-    loader = training_loader(dataset, batch_size, 0, 0, report.split(dataset, arguments.holdout, False))
+    loader = TrainingLoader(dataset, batch_size, 0, 0, report.split(dataset, arguments.holdout, False))
     return [next(loader) for _ in range(count)]
 
 

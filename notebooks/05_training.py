@@ -39,7 +39,7 @@ print(f"{learns:,} numbers learn, {frozen:,} stay as they are")
 # loss, and a folder. The scenes are made as they are needed, so there are as many as we like.
 
 # %%
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import ShapesDataset
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.run import Run
@@ -50,9 +50,9 @@ scenes = ShapesDataset(10_000, seed=5001, transforms=TrainingTransforms(photomet
 config = dataclasses.replace(
     schedule, batch_size=fast(1, 4), iterations=fast(6, 120), warmup=fast(2, 10), lr=1.5e-3, ema_decay=0.0, jitter=False
 )
-loader = training_loader(scenes, config.batch_size, config.seed)
+loader = TrainingLoader(scenes, config.batch_size, config.seed)
 run = Run(model, loader, config, loss_weights(loss_config), Path(folder.name) / "branch")
-images, targets = next(training_loader(scenes, config.batch_size, config.seed))
+images, targets = next(TrainingLoader(scenes, config.batch_size, config.seed))
 print(tuple(images[0].shape), {key: tuple(targets[0][key].shape) for key in ("boxes", "labels", "masks")})
 
 # %% [markdown]

@@ -169,7 +169,7 @@ def test_imports_point_downwards():
     ("module", "source"),
     [
         ("dynamask.models.build", "from dynamask.data import loaders"),
-        ("dynamask.models.build", "from ..data.loaders import training_loader"),
+        ("dynamask.models.build", "from ..data.loaders import TrainingLoader"),
         ("dynamask.ops.masks", "def f():\n    from dynamask.models import build"),
         ("dynamask.files", "from dynamask.config import ModelConfig"),
         ("dynamask.engine.train", "from dynamask import load"),

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from dynamask.config import TrainConfig
 from dynamask.data.copy_paste import CopyPaste, partners, paste
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.transforms import GREY, TrainingTransforms
 from dynamask.structures import DynaMaskError
 
@@ -195,7 +195,7 @@ def test_partners_are_pairs_and_three_at_an_odd_end():
 
 def test_a_batch_pastes_its_own_pictures_and_reads_no_other():
     pictures = Counted()
-    loader = training_loader(CopyPaste(pictures, 1.0), 4, seed=3)
+    loader = TrainingLoader(CopyPaste(pictures, 1.0), 4, seed=3)
     pairs = Counter()
     for _ in range(12):
         pictures.read.clear()
@@ -227,7 +227,7 @@ def test_pasting_in_a_batch_is_paste_of_the_partner_as_it_was():
 
 def test_a_picture_alone_in_its_batch_reads_a_further_one_that_may_be_used():
     pictures = Counted()
-    loader = training_loader(CopyPaste(pictures, 1.0, indices=[1, 4]), 1, seed=0, indices=[1, 4])
+    loader = TrainingLoader(CopyPaste(pictures, 1.0, indices=[1, 4]), 1, seed=0, indices=[1, 4])
     labels = set()
     for _ in range(30):
         pictures.read.clear()
@@ -243,15 +243,15 @@ def test_crowds_and_broken_pictures_in_a_batch():
             image, target = super().__getitem__(index)
             return image, {**target, "iscrowd": torch.ones_like(target["iscrowd"])}
 
-    for images, targets in (next(training_loader(CopyPaste(Crowds(), 1.0), 7, seed=0)),):
+    for images, targets in (next(TrainingLoader(CopyPaste(Crowds(), 1.0), 7, seed=0)),):
         assert all(same(pair, Crowds()[pair[1]["image_id"]]) for pair in zip(images, targets))
     with pytest.raises(DynaMaskError, match="picture 2 is truncated"):
-        next(training_loader(CopyPaste(Counted(broken=2), 1.0), 7, seed=0))
+        next(TrainingLoader(CopyPaste(Counted(broken=2), 1.0), 7, seed=0))
 
 
 def loader_of(batch: int, workers: int = 0, part: tuple[int, int] = (0, 1)):
     transforms = TrainingTransforms(scale_jitter=(0.5, 2.0), crop=0.3)
-    return training_loader(CopyPaste(Scenes(transforms), 0.7), batch, seed=1, num_workers=workers, part=part)
+    return TrainingLoader(CopyPaste(Scenes(transforms), 0.7), batch, seed=1, num_workers=workers, part=part)
 
 
 def take(batches, count: int) -> list[tuple]:

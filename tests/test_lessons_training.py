@@ -24,7 +24,7 @@ from torch import nn
 
 from dynamask.bundled import bundled_path
 from dynamask.config import LossConfig, TrainConfig, recipe
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining
@@ -58,7 +58,7 @@ class Blanks(torch.utils.data.Dataset):
 
 def slope_run(out, steps=8, **kwargs):
     config = TrainConfig(batch_size=2, iterations=steps, optimizer="adamw", lr=0.1, warmup=0, workers=0, save_every=100)
-    return Run(Slope(**kwargs), training_loader(Blanks(), 2), config, {"loss_mask": 1.0}, out)
+    return Run(Slope(**kwargs), TrainingLoader(Blanks(), 2), config, {"loss_mask": 1.0}, out)
 
 
 def test_a_run_in_a_thread_notes_what_a_run_notes(tmp_path):

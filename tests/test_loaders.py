@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynamask.data import TrainingTransforms, evaluation_loader, training_loader
+from dynamask.data import TrainingLoader, TrainingTransforms
 from dynamask.structures import DynaMaskError
 
 
@@ -65,15 +65,15 @@ EVERYTHING = TrainingTransforms(zoom_out=0.5, crop=0.5)
 
 
 def test_every_epoch_is_another_permutation_and_batches_run_across_epochs():
-    order = ids(take(training_loader(Pictures(), 2, seed=5), 14))
+    order = ids(take(TrainingLoader(Pictures(), 2, seed=5), 14))
     epochs = [order[start : start + 7] for start in range(0, 28, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert order != ids(take(training_loader(Pictures(), 2, seed=6), 14))
+    assert order != ids(take(TrainingLoader(Pictures(), 2, seed=6), 14))
 
 
 def test_empty_pictures_stay_and_indices_restrict():
-    loader = training_loader(Pictures(), 2, seed=0, indices=[0, 4, 5])
+    loader = TrainingLoader(Pictures(), 2, seed=0, indices=[0, 4, 5])
     batches = take(loader, 3)
     assert Counter(ids(batches)) == {0: 2, 4: 2, 5: 2}
     empty = [target for _, targets in batches for target in targets if target["image_id"] == 0]
@@ -82,12 +82,12 @@ def test_empty_pictures_stay_and_indices_restrict():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_is_the_same_resumed_and_whatever_the_workers(workers):
-    whole = take(training_loader(Pictures(EVERYTHING), 3, seed=1, num_workers=0), 8)
-    loader = training_loader(Pictures(EVERYTHING), 3, seed=1, num_workers=workers)
+    whole = take(TrainingLoader(Pictures(EVERYTHING), 3, seed=1, num_workers=0), 8)
+    loader = TrainingLoader(Pictures(EVERYTHING), 3, seed=1, num_workers=workers)
     assert same(take(loader, 3), whole[:3])
     state = loader.state_dict()
     assert state["position"] == 9, "only what was handed out counts, not what the workers fetched ahead"
-    resumed = training_loader(Pictures(EVERYTHING), 3, seed=1, num_workers=workers)
+    resumed = TrainingLoader(Pictures(EVERYTHING), 3, seed=1, num_workers=workers)
     resumed.load_state_dict(state)
     assert same(take(resumed, 5), whole[3:])
     loader.load_state_dict(state)
@@ -95,52 +95,40 @@ def test_a_run_is_the_same_resumed_and_whatever_the_workers(workers):
 
 
 def test_the_same_picture_is_drawn_differently_in_each_epoch_and_seed():
-    first, second = (take(training_loader(Pictures(EVERYTHING), 7, seed=1, indices=[1] * 7), 1)[0][0] for _ in range(2))
+    first, second = (take(TrainingLoader(Pictures(EVERYTHING), 7, seed=1, indices=[1] * 7), 1)[0][0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
-    one = take(training_loader(Pictures(EVERYTHING), 1, seed=1, indices=[1]), 6)
+    one = take(TrainingLoader(Pictures(EVERYTHING), 1, seed=1, indices=[1]), 6)
     assert len({tuple(images[0].shape) + (int(images[0].long().sum()),) for images, _ in one}) > 2
 
 
 def test_loading_leaves_the_global_generator_alone():
-    loader = training_loader(Pictures(EVERYTHING), 2, seed=0)
+    loader = TrainingLoader(Pictures(EVERYTHING), 2, seed=0)
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     take(loader, 4)
-    list(evaluation_loader(Pictures(), 2))
     assert torch.equal(torch.rand(2), expected)
 
 
 def test_state_of_another_run_is_refused():
-    state = training_loader(Pictures(), 2, seed=0).state_dict()
+    state = TrainingLoader(Pictures(), 2, seed=0).state_dict()
     with pytest.raises(DynaMaskError, match="seed 0, not 1"):
-        training_loader(Pictures(), 2, seed=1).load_state_dict(state)
+        TrainingLoader(Pictures(), 2, seed=1).load_state_dict(state)
     with pytest.raises(DynaMaskError, match="pictures 7, not 2"):
-        training_loader(Pictures(), 2, seed=0, indices=[1, 2]).load_state_dict(state)
+        TrainingLoader(Pictures(), 2, seed=0, indices=[1, 2]).load_state_dict(state)
 
 
 def test_settings_out_of_range_are_refused():
     for options in ({"batch_size": 0}, {"num_workers": -1}, {"seed": -1}, {"indices": []}):
         with pytest.raises(DynaMaskError):
-            training_loader(Pictures(), **{"batch_size": 1, **options})
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_goes_once_through_in_order(workers):
-    loader = evaluation_loader(Pictures(), 3, workers)
-    assert len(loader) == 3 and ids(loader) == list(range(7)) and ids(loader) == list(range(7))
-    assert ids(evaluation_loader(Pictures(), 1, workers, indices=[5, 0, 3])) == [5, 0, 3]
+            TrainingLoader(Pictures(), **{"batch_size": 1, **options})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_picture_stays_one_sentence(workers):
-    for loader in (
-        iter(evaluation_loader(Pictures(broken=4), 2, workers)),
-        training_loader(Pictures(broken=4), 2, 0, workers),
-    ):
-        with pytest.raises(DynaMaskError) as caught:
-            take(loader, 4)
-        assert str(caught.value) == "picture 4 is truncated"
+    with pytest.raises(DynaMaskError) as caught:
+        take(TrainingLoader(Pictures(broken=4), 2, 0, workers), 4)
+    assert str(caught.value) == "picture 4 is truncated"
 
 
 class Drawn(torch.utils.data.Dataset):
@@ -156,11 +144,11 @@ class Drawn(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_any_data_set_is_drawn_the_same_whatever_its_generator(workers):
-    whole = [torch.stack(images) for images, _ in take(training_loader(Drawn(), 2, seed=4), 4)]
+    whole = [torch.stack(images) for images, _ in take(TrainingLoader(Drawn(), 2, seed=4), 4)]
     assert len({float(value) for batch in whole for value in batch[:, :, 0, 0].flatten()}) == 24
     np.random.seed(7), random.seed(7)
     before = np.random.get_state()[1].tolist(), random.getstate()
-    loader = training_loader(Drawn(), 2, seed=4, num_workers=workers)
+    loader = TrainingLoader(Drawn(), 2, seed=4, num_workers=workers)
     loader.load_state_dict({"position": 4, "seed": 4, "pictures": 5})
     found = [torch.stack(images) for images, _ in take(loader, 2)]
     assert all(torch.equal(a, b) for a, b in zip(found, whole[2:], strict=True))
@@ -173,25 +161,25 @@ def test_a_data_set_without_a_length_is_refused():
             return index
 
     with pytest.raises(DynaMaskError, match="with a length"):
-        training_loader(Endless(), 1)
+        TrainingLoader(Endless(), 1)
 
 
 def test_other_pictures_of_the_same_number_are_refused():
-    state = training_loader(Pictures(), 2, indices=[1, 2]).state_dict()
+    state = TrainingLoader(Pictures(), 2, indices=[1, 2]).state_dict()
     with pytest.raises(DynaMaskError, match="other image ids"):
-        training_loader(Pictures(), 2, indices=[1, 3]).load_state_dict(state)
+        TrainingLoader(Pictures(), 2, indices=[1, 3]).load_state_dict(state)
     named = Pictures()
     named.image_ids = list("abcdefg")
-    state = training_loader(named, 2).state_dict()
-    training_loader(named, 2).load_state_dict(state)
+    state = TrainingLoader(named, 2).state_dict()
+    TrainingLoader(named, 2).load_state_dict(state)
     named.image_ids = list("abcdefh")
     with pytest.raises(DynaMaskError, match="other image ids"):
-        training_loader(named, 2).load_state_dict(state)
+        TrainingLoader(named, 2).load_state_dict(state)
 
 
 def test_after_an_error_the_same_batch_is_tried_again():
     pictures = Pictures(broken=4)
-    loader, whole = training_loader(pictures, 2, seed=0), ids(take(training_loader(Pictures(), 2, seed=0), 4))
+    loader, whole = TrainingLoader(pictures, 2, seed=0), ids(take(TrainingLoader(Pictures(), 2, seed=0), 4))
     fetched = []
     with pytest.raises(DynaMaskError):
         while True:
@@ -208,8 +196,8 @@ def test_a_worker_that_is_killed_is_one_sentence_and_the_run_can_go_on():
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(index)
 
-    pictures, whole = Deadly(broken=4), ids(take(training_loader(Pictures(), 2, seed=0), 4))
-    loader, fetched = training_loader(pictures, 2, seed=0, num_workers=1), []
+    pictures, whole = Deadly(broken=4), ids(take(TrainingLoader(Pictures(), 2, seed=0), 4))
+    loader, fetched = TrainingLoader(pictures, 2, seed=0, num_workers=1), []
     with pytest.raises(DynaMaskError, match="ended unexpectedly .*use fewer workers"):
         while True:
             fetched.append(next(loader))
@@ -271,12 +259,12 @@ def test_one_pixel_picture_survives_every_transform():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_parts_of_several_processes_make_the_batch_of_one(workers):
-    whole = ids(take(training_loader(Pictures(), 4, seed=3), 5))
-    parts = [training_loader(Pictures(), 4, seed=3, num_workers=workers, part=(number, 2)) for number in range(2)]
+    whole = ids(take(TrainingLoader(Pictures(), 4, seed=3), 5))
+    parts = [TrainingLoader(Pictures(), 4, seed=3, num_workers=workers, part=(number, 2)) for number in range(2)]
     first = [ids(take(part, 2)) for part in parts]
     states = [part.state_dict() for part in parts]
     assert states[0] == states[1] and states[0]["position"] == 8
-    resumed = [training_loader(Pictures(), 4, seed=3, part=(number, 4)) for number in range(4)]
+    resumed = [TrainingLoader(Pictures(), 4, seed=3, part=(number, 4)) for number in range(4)]
     for loader in resumed:  # by another number of processes
         loader.load_state_dict(states[0])
     rest = [ids(take(loader, 3)) for loader in resumed]
@@ -286,7 +274,7 @@ def test_the_parts_of_several_processes_make_the_batch_of_one(workers):
 
 
 def test_a_batch_that_is_given_back_comes_again():
-    loader = training_loader(Pictures(), 2, seed=0)
+    loader = TrainingLoader(Pictures(), 2, seed=0)
     take(loader, 1)
     second = ids(take(loader, 1))
     loader.give_back()
@@ -295,4 +283,4 @@ def test_a_batch_that_is_given_back_comes_again():
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(DynaMaskError, match="a batch of 4 pictures cannot be shared by 3 processes"):
-        training_loader(Pictures(), 4, part=(0, 3))
+        TrainingLoader(Pictures(), 4, part=(0, 3))

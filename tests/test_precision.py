@@ -8,7 +8,7 @@ from helpers.runs import LOSSES, SHORT, Rectangles, real_run, toy_run
 from helpers.small_models import picture, pyramid, some_rois, target, tiny_branch, tiny_model
 from torch.nn import functional as F
 
-from dynamask.data import training_loader
+from dynamask.data import TrainingLoader
 from dynamask.engine import compiling
 from dynamask.engine.checkpoint import load_newest_run
 from dynamask.engine.compiling import compile_body
@@ -183,7 +183,7 @@ def test_settings_that_cannot_be_are_refused(wrong, message):
 def test_micro_batches_train_a_whole_model_and_draw_what_the_first_pass_drew(tmp_path):
     config = dataclasses.replace(SHORT, batch_size=4, accumulate=2, warm_start=0.0)
     model = tiny_model(loss_config=dataclasses.replace(LOSSES, entropy_on="selection"))
-    run = Run(model, training_loader(Rectangles(), 4), config, loss_weights(LOSSES), tmp_path)
+    run = Run(model, TrainingLoader(Rectangles(), 4), config, loss_weights(LOSSES), tmp_path)
     seen = []
     usual = model.mask_branch.losses
 

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from dynamask import DynaMaskError, cli
 from dynamask.data.coco import CocoDataset
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset, export, make_scene
 from dynamask.data.shapes.numbers import Stream
 from dynamask.data.shapes.outlines import CLASSES, circle, placed
@@ -66,9 +66,9 @@ def test_a_fresh_process_makes_the_same_scene():
 def test_scenes_do_not_depend_on_the_workers_or_on_global_random_states():
     torch.manual_seed(5)
     np.random.seed(5)
-    alone = [next(training_loader(ShapesDataset(8, 3), 4, seed=1, num_workers=0)) for _ in range(1)][0]
+    alone = [next(TrainingLoader(ShapesDataset(8, 3), 4, seed=1, num_workers=0)) for _ in range(1)][0]
     torch.manual_seed(6)
-    loaded = next(training_loader(ShapesDataset(8, 3), 4, seed=1, num_workers=2))
+    loaded = next(TrainingLoader(ShapesDataset(8, 3), 4, seed=1, num_workers=2))
     assert all(torch.equal(a, b) for a, b in zip(alone[0], loaded[0], strict=True))
     assert [t["image_id"] for t in alone[1]] == [t["image_id"] for t in loaded[1]]
 

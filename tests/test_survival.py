@@ -30,7 +30,7 @@ from helpers.runs import (
 from safetensors.torch import load_file
 
 from dynamask import cli
-from dynamask.data import training_loader
+from dynamask.data import TrainingLoader
 from dynamask.engine import train as engine
 from dynamask.engine.checkpoint import checkpoints, load_newest_run, load_run, run_file, save_run
 from dynamask.engine.run import Run, RunLog
@@ -398,7 +398,7 @@ def test_only_a_first_batch_that_fails_leaves_no_state(tmp_path):
         def __getitem__(self, index):
             raise DynaMaskError("picture x.png is truncated")
 
-    run = Run(Toy(), training_loader(Broken(), 2), SHORT, loss_weights(LOSSES), tmp_path)
+    run = Run(Toy(), TrainingLoader(Broken(), 2), SHORT, loss_weights(LOSSES), tmp_path)
     with pytest.raises(DynaMaskError) as caught:
         train(run, progress=False)
     assert str(caught.value) == "picture x.png is truncated" and not checkpoints(tmp_path)

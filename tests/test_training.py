@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamask.config import LossConfig, TrainConfig, recipe
-from dynamask.data import training_loader
+from dynamask.data import TrainingLoader
 from dynamask.engine.checkpoint import load_newest_run, run_file
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
 from dynamask.engine.run import Run
@@ -120,7 +120,7 @@ def test_what_is_frozen_does_not_train(tmp_path, part, prefix):
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    run = Run(model, training_loader(Rectangles(), 2), SHORT, loss_weights(LOSSES), tmp_path)
+    run = Run(model, TrainingLoader(Rectangles(), 2), SHORT, loss_weights(LOSSES), tmp_path)
     run.step = 2
     train_step(run, *next(run.loader))
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -260,7 +260,7 @@ def test_pictures_may_be_bytes_or_floats_and_ids_tensors(tmp_path):
             return image.double() / 255, {**found, "image_id": torch.tensor([index])}
 
     for dataset in (Rectangles(), Floats()):
-        run = Run(Watching(), training_loader(dataset, 4), SHORT, loss_weights(LOSSES), tmp_path)
+        run = Run(Watching(), TrainingLoader(dataset, 4), SHORT, loss_weights(LOSSES), tmp_path)
         train_step(run, *next(run.loader))
     for ours, theirs in zip(*seen, strict=True):
         assert ours.dtype == theirs.dtype == torch.float32 and float(ours.max()) <= 1

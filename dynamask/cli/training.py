@@ -18,7 +18,7 @@ from dynamask.cli.stop_signals import StopSignals
 from dynamask.cli.validation import Validation, evaluate_finished, open_validation, periodic
 from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
 from dynamask.data.copy_paste import CopyPaste
-from dynamask.data.loaders import TrainingLoader, training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.sources import open_data
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
@@ -158,7 +158,7 @@ def _plan(arguments: argparse.Namespace, ranks: Ranks, losses: Sequence[str]) ->
         freeze(model, arguments.freeze)
     settings = _settings(arguments, config, loss_config, model_config)
     part = (ranks.rank, ranks.size)
-    loader = training_loader(dataset, config.batch_size, config.seed, config.workers, indices, part)
+    loader = TrainingLoader(dataset, config.batch_size, config.seed, config.workers, indices, part)
     return _Plan(model, loader, config, loss_config, settings, validation)
 
 

@@ -5,7 +5,7 @@ from dynamask.data.coco import CocoDataset
 from dynamask.data.coco_format import read_coco
 from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.instances import split_by_image_id
-from dynamask.data.loaders import evaluation_loader, training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
 
@@ -13,10 +13,9 @@ __all__ = [
     "CityscapesDataset",
     "CocoDataset",
     "CopyPaste",
+    "TrainingLoader",
     "TrainingTransforms",
-    "evaluation_loader",
     "read_coco",
     "read_picture",
     "split_by_image_id",
-    "training_loader",
 ]

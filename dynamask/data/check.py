@@ -15,8 +15,8 @@ from dynamask.data.coco import picture_path
 from dynamask.data.coco_checks import (
     AGREEMENT_CHECKS,
     ANNOTATION_CHECKS,
+    AREA_CHECKS,
     AREA_RANGES,
-    EMPTY_CHECKS,
     Entry,
     Listing,
     clipped_box,
@@ -96,7 +96,7 @@ def _usable_instances(coco: dict[str, Any], listing: Listing, report: Report, pr
         sound = passes(entry, ANNOTATION_CHECKS, report)
         if entry.size is None or entry.fields.get("segmentation") is None or entry.mask_problem is not None:
             continue
-        passes(entry, EMPTY_CHECKS, report)
+        passes(entry, AREA_CHECKS, report)
         if not entry.has_area:
             continue
         passes(entry, AGREEMENT_CHECKS, report)

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from dynamask.data.coco_format import read_coco
+from dynamask.data.coco_format import FEDERATED_KEYS, read_coco
 from dynamask.data.instances import OBJECT, InstanceDataset, Transforms
-from dynamask.data.lvis import FEDERATED_KEYS
 from dynamask.ops.rle import Rle
 from dynamask.structures import DynaMaskError
 

@@ -239,12 +239,12 @@ FIELD_CHECKS: Checks = {"annotation_entry": _annotation_fields}
 MASK_CHECKS: Checks = {"bad_segmentation": _bad_segmentation}
 ANNOTATION_CHECKS: Checks = {**REFERENCE_CHECKS, **FIELD_CHECKS, **MASK_CHECKS}
 """Errors of annotations."""
-EMPTY_CHECKS: Checks = {
+AREA_CHECKS: Checks = {
     "short_polygon": _short_polygon,
     "zero_area_mask": _zero_area_mask,
     "zero_area_box": _zero_area_box,
 }
-"""Warnings about annotations whose segmentation can be read."""
+"""Warnings about annotations with a segmentation that can be read."""
 AGREEMENT_CHECKS: Checks = {
     "box_outside_picture": _box_outside_picture,
     "box_misses_mask": _box_misses_mask,

@@ -2,6 +2,10 @@
 
 :func:`read_coco` and :func:`read_results` raise the first error in a file; :func:`dynamask.data.check.check_data` goes
 through the same functions and collects every finding. Polygons become masks in :mod:`dynamask.data.segmentation`.
+
+LVIS v1 (Gupta et al., CVPR 2019, section 3) is COCO JSON with federated annotations: in an image a category is positive
+(it has annotations), negative (listed in ``neg_category_ids``: known to be absent) or unknown, and for those in
+``not_exhaustive_category_ids`` some instances may not be annotated. Categories have a ``frequency``.
 """
 
 from __future__ import annotations
@@ -9,20 +13,24 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dynamask.data.coco_checks import ANNOTATION_CHECKS, RESULT_CHECKS, Entry, Listing, image_size, passes, short
 from dynamask.data.findings import Finding, raise_fatal
-from dynamask.data.lvis import file_name_of, is_lvis, lvis_findings
 from dynamask.data.segmentation import is_int
 from dynamask.ops.rle import Rle
 from dynamask.structures import DynaMaskError
 
 LISTS = ("images", "annotations", "categories")
+FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
+"""Lists of category ids that every LVIS image has."""
+FREQUENCIES = ("r", "c", "f")
+"""Rare, common and frequent categories: annotated in 1–10, 11–100 and more than 100 training images."""
 CocoSource = str | Path | dict[str, Any]
 Report = Callable[[Finding], None]
 
@@ -179,7 +187,7 @@ def read_listing(coco: dict[str, Any], report: Report) -> Listing:
     images: dict[int, dict[str, Any]] = {}
     owners: dict[str, str] = {}
     for image, where in _identified(coco["images"], "image", report):
-        if "file_name" not in image and (name := file_name_of(image)) is not None:
+        if "file_name" not in image and (name := _file_name_of(image)) is not None:
             image = {**image, "file_name": name}
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             report(Finding("image_entry", where, "has no file_name"))
@@ -201,8 +209,8 @@ def read_listing(coco: dict[str, Any], report: Report) -> Listing:
             report(Finding("duplicate_class_name", where, f"has the name {name!r} of another category"))
         names.add(name)
         categories[category["id"]] = category
-    if is_lvis(coco):
-        for finding in lvis_findings(coco, categories):
+    if _is_lvis(coco):
+        for finding in _lvis_findings(coco, categories):
             report(finding)
     return Listing(images, categories)
 
@@ -246,3 +254,40 @@ def _identified(
         else:
             seen.add(entry["id"])
             yield entry, f"{what} {entry['id']}"
+
+
+def _is_lvis(coco: dict[str, Any]) -> bool:
+    """Whether COCO JSON has a federated list of LVIS in any image, or a frequency in every category."""
+    images, categories = coco["images"], coco["categories"]
+    if any(isinstance(image, dict) and any(key in image for key in FEDERATED_KEYS) for image in images):
+        return True
+    return bool(categories) and all(isinstance(c, dict) and c.get("frequency") in FREQUENCIES for c in categories)
+
+
+def _file_name_of(image: dict[str, Any]) -> str | None:
+    """The last folder and name of an image's ``coco_url``, None without one.
+
+    "http://images.cocodataset.org/train2017/000000391895.jpg" becomes "train2017/000000391895.jpg": the splits of LVIS
+    mix images of COCO's folders.
+    """
+    url = image.get("coco_url")
+    parts = [part for part in urlsplit(url).path.split("/") if part] if isinstance(url, str) else []
+    return "/".join(parts[-2:]) if len(parts) >= 2 else None
+
+
+def _lvis_findings(coco: dict[str, Any], category_ids: Container[int]) -> Iterator[Finding]:
+    """Fields that LVIS evaluation needs and an LVIS file lacks."""
+    for image in coco["images"]:
+        if not isinstance(image, dict):
+            continue
+        where = f"image {image.get('id')}"
+        for key in FEDERATED_KEYS:
+            ids = image.get(key)
+            if not isinstance(ids, list):
+                yield Finding("image_entry", where, f"has no list {key}, which LVIS needs")
+            elif not all(isinstance(value, int) and value in category_ids for value in ids):
+                yield Finding("image_entry", where, f"has in {key} a category that the file does not list")
+    for category in coco["categories"]:
+        if isinstance(category, dict) and category.get("frequency") not in FREQUENCIES:
+            where = f"category {category.get('id')}"
+            yield Finding("category_entry", where, "has no frequency r, c or f, which LVIS needs")

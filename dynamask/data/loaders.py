@@ -1,6 +1,6 @@
-"""Batches for training (endless, seeded, resumable) and for evaluation (once through, in order).
+"""Training batches: endless, seeded and resumable.
 
-Any data set will do that has a length and gives (image, target) for an index: an image (3, H, W), uint8 or float in
+Any data set with a length works that returns (image, target) for an index: an image (3, H, W), uint8 or float in
 [0, 1], and a dict of tensors and an "image_id". If it has ``image_ids``, a resumed run checks that they are the same.
 """
 
@@ -26,7 +26,7 @@ Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def collate(samples: Sequence[Sample | DynaMaskError]) -> Batch | DynaMaskError:
-    """Turn samples into (images, targets) lists; pictures keep their own sizes. The first error wins over the batch."""
+    """Turn samples into lists of images and targets; images keep their sizes. Returns the first error, if any."""
     for sample in samples:
         if isinstance(sample, DynaMaskError):
             return sample
@@ -34,21 +34,14 @@ def collate(samples: Sequence[Sample | DynaMaskError]) -> Batch | DynaMaskError:
     return list(images), list(targets)
 
 
-def _raise_or_return(batch: Batch | DynaMaskError) -> Batch:
-    """Raise an error that a worker handed over as a value, so that its message stays one sentence."""
-    if isinstance(batch, DynaMaskError):
-        raise batch
-    return batch
-
-
 @contextmanager
 def _seeded(state: np.ndarray) -> Iterator[None]:
-    """Seed every generator that a data set may draw from, torch's, NumPy's and Python's, and put all back after."""
+    """Seed the generators that a data set may draw from (torch, NumPy and Python), and restore them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
             torch.random.default_generator.manual_seed(int(state[0]))
-            random.seed(int(state[1]))  # of one seed Python and NumPy would draw the same numbers
+            random.seed(int(state[1]))  # with one seed, Python and NumPy draw the same numbers
             np.random.seed(state[2:].view(np.uint32))
             yield
         finally:
@@ -57,15 +50,16 @@ def _seeded(state: np.ndarray) -> Iterator[None]:
 
 
 def _start_worker(worker: int) -> None:
-    """Leave Ctrl-C, which reaches the whole process group, to the main process."""
+    """Ignore Ctrl-C in a worker: it reaches the whole process group, and the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _running(loader: DataLoader) -> Iterator[Batch]:
-    """Batches of a loader; what went wrong in a worker, its death included, comes as a DynaMaskError.
+    """Batches of a loader; errors in a worker, including its death, are raised as DynaMaskError.
 
-    torch's loader makes the death of a worker an exception wherever the main process happens to be, also in the middle
-    of an optimiser's step. Its handler is taken out again: the next fetch notices the death as well.
+    Workers return a DynaMaskError as a value, because torch adds a traceback to the message of a raised one. torch's
+    handler of SIGCHLD raises the death of a worker wherever the main process is, even in an optimiser step; it is
+    removed, since the next fetch notices the death as well.
     """
     main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     handler = signal.getsignal(signal.SIGCHLD) if main else None
@@ -83,13 +77,15 @@ def _running(loader: DataLoader) -> Iterator[Batch]:
             raise DynaMaskError(
                 "a process that reads the pictures ended unexpectedly (killed, or no memory left); use fewer workers"
             ) from error
-        yield _raise_or_return(batch)
+        if isinstance(batch, DynaMaskError):
+            raise batch
+        yield batch
 
 
 class _SeededSamples(Dataset):
-    """Batches by (epoch, index) keys, the random draws of each sample fixed by (seed, epoch, index) alone.
+    """Batches by (epoch, index) keys; the random draws of a sample depend on (seed, epoch, index) alone.
 
-    Under copy-paste the pictures of a batch give each other objects; one that is alone reads a further picture.
+    With copy-paste, objects come from the other pictures of the batch; a batch of one picture reads another one.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
@@ -111,28 +107,15 @@ class _SeededSamples(Dataset):
                 return error
 
     def _drawing(self, key: tuple[int, int], *, stage: int = 0) -> AbstractContextManager[None]:
-        """What draws are made in; those of another stage are others."""
+        """Context in which the draws of a sample are made; each stage has draws of its own."""
         words = (self.seed, *key, *([stage] if stage else []))
         return _seeded(np.random.SeedSequence(words).generate_state(3, np.uint64))
-
-
-class _PlainSamples(Dataset):
-    """Samples by index, with errors handed over as values."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> Sample | DynaMaskError:
-        try:
-            return self.dataset[index]
-        except DynaMaskError as error:
-            return error
 
 
 class _EndlessBatches:
     """Batches of (epoch, index) keys from a sample position on; each epoch is one permutation of the indices.
 
-    Of every batch, the part (number, of how many) is given.
+    Yields the ``part`` (number, of how many) of every batch.
     """
 
     def __init__(
@@ -159,23 +142,36 @@ class _EndlessBatches:
 class TrainingLoader:
     """Endless iterator of (images, targets) batches that can be stopped and resumed at any batch.
 
-    The n-th sample of a run depends on the seed and n alone, whatever the batch size and the number of workers; under
-    copy-paste, whose objects come from the same batch, for batches of an even number of pictures. A batch may join the
-    end of one epoch and the start of the next. Iterating again goes on where it stopped.
-    Processes that share a run have loaders that differ in ``part`` alone: each hands out its run of every batch, and
-    side by side these are the batch of one process.
+    Each epoch is a new permutation of the pictures; a batch may contain the end of one epoch and the start of the next.
+    The n-th sample of a run depends on the seed and n alone, not on the batch size and the number of workers. With
+    copy-paste, whose objects come from the same batch, this holds for batches of an even number of pictures. Iterating
+    again continues where it stopped. Processes that share a run have loaders that differ in ``part`` only, and their
+    parts of a batch make up the batch of a single process.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         batch_size: int,
-        seed: int,
-        num_workers: int,
-        indices: Sequence[int] | None,
+        seed: int = 0,
+        num_workers: int = 0,
+        indices: Sequence[int] | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        """See `training_loader`."""
+        """Prepare the loader; workers start with the first batch.
+
+        Args:
+            dataset: see the module.
+            batch_size: of all processes together.
+            seed: ≥ 0.
+            num_workers: processes that read pictures; 0 reads in this one.
+            indices: dataset indices to draw from; None for all.
+            part: (number, of how many): this process among those that share every batch.
+
+        Raises:
+            DynaMaskError: no picture to train on, a batch size, worker count or seed out of range, or a batch that the
+                processes cannot share evenly.
+        """
         if indices is None and not hasattr(dataset, "__len__"):
             raise DynaMaskError("training needs a data set with a length, from which pictures can be drawn by index")
         self.indices = list(range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
@@ -195,7 +191,7 @@ class TrainingLoader:
 
     @property
     def epoch(self) -> float:
-        """Passes over the pictures so far, counted in batches handed out."""
+        """Passes over the pictures so far, in batches that were returned."""
         return self.position / len(self.indices)
 
     def __iter__(self) -> TrainingLoader:
@@ -224,22 +220,22 @@ class TrainingLoader:
         return batch
 
     def give_back(self) -> None:
-        """Hand the last batch out again next time: it was not used."""
+        """Return the last batch again next time: it was not used."""
         self.position, self._batches = self.position - self.batch_size, None
 
     def _picture_ids(self) -> str:
-        """Hash of the pictures in their order: of their ids, or of their indices where they have none."""
+        """Hash of the image ids in order, or of the indices where there are no ids."""
         ids = getattr(self.dataset, "image_ids", None)
         listed = self.indices if ids is None else [ids[index] for index in self.indices]
         return hashlib.sha256(",".join(str(value) for value in listed).encode()).hexdigest()
 
     def state_dict(self) -> dict[str, int | str]:
-        """Position in samples handed out (not those prefetched), with what it is only valid for."""
+        """Number of samples returned so far (not those prefetched), with the seed and pictures it is valid for."""
         pictures = {"pictures": len(self.indices), "picture_ids": self._picture_ids()}
         return {"position": self.position, "seed": self.seed, **pictures}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Go on from `state`; DynaMaskError if it belongs to another seed or to other pictures."""
+        """Continue from a state; DynaMaskError if it belongs to another seed or to other pictures."""
         for key, mine in (("seed", self.seed), ("pictures", len(self.indices))):
             if state[key] != mine:
                 raise DynaMaskError(
@@ -248,56 +244,3 @@ class TrainingLoader:
         if state.get("picture_ids", self._picture_ids()) != self._picture_ids():
             raise DynaMaskError("the run to resume was made with pictures of other image ids: use the same data")
         self.position, self._batches = int(state["position"]), None
-
-
-class EvaluationLoader:
-    """Batches of (images, targets), once through the indices in order; the last one may be smaller."""
-
-    def __init__(self, dataset: Dataset, batch_size: int, num_workers: int, indices: Sequence[int] | None) -> None:
-        """See `evaluation_loader`."""
-        self.indices = list(range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
-        self._loader = DataLoader(
-            _PlainSamples(dataset),
-            sampler=self.indices,
-            batch_size=batch_size,
-            collate_fn=collate,
-            num_workers=num_workers,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),
-        )
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches in order; DynaMaskError if a picture cannot be read."""
-        return _running(self._loader)
-
-
-def training_loader(
-    dataset: Dataset,
-    batch_size: int,
-    seed: int = 0,
-    num_workers: int = 0,
-    indices: Sequence[int] | None = None,
-    part: tuple[int, int] = (0, 1),
-) -> TrainingLoader:
-    """Endless, seeded, resumable batches over `indices` (dataset indices; None = all), a new permutation per epoch.
-
-    Args:
-        batch_size: of all processes together.
-        part: (number, of how many): which process this is, of those that share every batch.
-
-    Raises:
-        DynaMaskError: no picture to train on, a batch size, worker count or seed that is out of range, or a batch that
-            the processes cannot share evenly.
-    """
-    return TrainingLoader(dataset, batch_size, seed, num_workers, indices, part)
-
-
-def evaluation_loader(
-    dataset: Dataset, batch_size: int = 1, num_workers: int = 0, indices: Sequence[int] | None = None
-) -> EvaluationLoader:
-    """Batches over `indices` (dataset indices; None = all) in order, without shuffling and without random draws."""
-    return EvaluationLoader(dataset, batch_size, num_workers, indices)

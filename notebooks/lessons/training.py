@@ -18,7 +18,7 @@ import torch
 
 from dynamask.bundled import bundled_path
 from dynamask.config import LossConfig, recipe
-from dynamask.data.loaders import training_loader
+from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.evaluate import EvaluationOptions, collect
@@ -227,7 +227,7 @@ def small_run(out: Path, iterations: int, seed: int = 0, lr: float | None = None
     model = build_model(model_config, loss_config=loss_config)
     scenes = ShapesDataset(10_000, seed, SMALL_SCENES, transforms=TrainingTransforms(photometric=config.jitter))
     settings = {"train": dataclasses.asdict(config), "losses": dataclasses.asdict(loss_config)}
-    loader = training_loader(scenes, config.batch_size, seed)
+    loader = TrainingLoader(scenes, config.batch_size, seed)
     return Run(model, loader, config, loss_weights(loss_config), out, json.loads(json.dumps(settings)))
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dynamask.config import LossConfig, TrainConfig
-from dynamask.data import TrainingTransforms, training_loader
+from dynamask.data import TrainingLoader, TrainingTransforms
 from dynamask.engine.run import Run
 from dynamask.engine.train import loss_weights
 from helpers.small_models import TINY, picture, target, tiny_model
@@ -80,13 +80,13 @@ class Toy(nn.Module):
 def toy_run(out: Path, **changes) -> Run:
     """A run of :class:`Toy`; ``changes`` are fields of the schedule."""
     config = dataclasses.replace(SHORT, **changes)
-    return Run(Toy(), training_loader(Rectangles(), config.batch_size), config, loss_weights(LOSSES), out)
+    return Run(Toy(), TrainingLoader(Rectangles(), config.batch_size), config, loss_weights(LOSSES), out)
 
 
 def real_run(out: Path, seed: int = 0, settings: dict | None = None, **changes) -> Run:
     """A run of a tiny whole model; ``changes`` are fields of the schedule."""
     config = dataclasses.replace(SHORT, **changes)
-    loader = training_loader(Rectangles(TrainingTransforms()), config.batch_size, config.seed)
+    loader = TrainingLoader(Rectangles(TrainingTransforms()), config.batch_size, config.seed)
     model = tiny_model(seed=seed, loss_config=LOSSES, min_sizes=(48, 64))
     return Run(model, loader, config, loss_weights(LOSSES), out, settings or {"model": "tiny"})
 

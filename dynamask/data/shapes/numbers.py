@@ -28,10 +28,6 @@ class Stream:
         """One draw, uniform in [0, 1)."""
         return (int(self._bits.random_raw()) >> 11) * 2.0**-53
 
-    def units(self, count: int) -> list[float]:
-        """`count` draws, uniform in [0, 1)."""
-        return [self.unit() for _ in range(count)]
-
     def between(self, low: float, high: float) -> float:
         """One draw, uniform in [low, high)."""
         return low + (high - low) * self.unit()
