@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dynamask.data.pictures import MAX_PIXELS, read_picture
@@ -34,7 +35,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_lossless_formats_keep_every_value(kind, options, tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(encode(Image.fromarray(RGB), kind, **options))
-    for source in (path, str(path), path.read_bytes(), Image.open(path)):
+    for source in (path, str(path), path.read_bytes(), Image.open(path), path.open("rb")):
         picture = read_picture(source)
         assert picture.dtype == np.uint8 and np.array_equal(picture, RGB)
 
@@ -106,6 +107,8 @@ def test_one_pixel_and_arrays():
     assert RGB.any(), "the caller's array must stay as it was"
     rgba = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
     assert np.array_equal(read_picture(rgba), RGB)
+    tensor = torch.from_numpy(RGB).permute(2, 0, 1).contiguous()
+    assert np.array_equal(read_picture(tensor), RGB) and read_picture(tensor).flags["C_CONTIGUOUS"]
 
 
 def test_missing_folder_empty_and_foreign_files_are_refused_by_name(tmp_path):
@@ -149,6 +152,9 @@ def test_arrays_that_are_no_pictures_are_refused():
     for array in (np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.uint8(3)):
         with pytest.raises(DynaMaskError):
             read_picture(np.asarray(array))
+    for tensor in (torch.zeros(3, 4, 4), torch.zeros(4, 4, 3).byte(), torch.zeros(3, 0, 4).byte(), torch.tensor(3)):
+        with pytest.raises(DynaMaskError):
+            read_picture(tensor)
     with pytest.raises(DynaMaskError, match="not int"):
         read_picture(3)
     with pytest.raises(DynaMaskError, match="does not exist|cannot be opened"):

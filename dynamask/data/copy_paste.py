@@ -1,8 +1,8 @@
-"""Copy-paste: objects of another picture are laid over a picture, and hide what lies below them.
+"""Copy-paste augmentation: objects of another picture are pasted over a picture and hide what is below them.
 
 Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation" (CVPR 2021): a random
-subset of the objects of a second picture, both pictures jittered on their own, no blending at the seams. In a batch the
-second picture is another one of the batch, as in torchvision's references, so that nothing more is read.
+subset of the objects of a second picture is pasted without blending; both pictures are augmented independently. The
+second picture comes from the same batch, as in torchvision's references, so that no additional picture is read.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ from dynamask.data.transforms import is_visible, keep_visible, kept_objects, pix
 from dynamask.structures import DynaMaskError
 
 MIN_VISIBLE = 0.1
-"""Objects of which a smaller share than this stays uncovered are dropped."""
+"""Objects are dropped if a smaller fraction than this remains visible."""
 KEPT_OBJECTS = 0.5
 """Probability with which each object of the second picture is taken."""
 Sample = tuple[Tensor, dict[str, Any]]
 
 
 class CopyPaste(Dataset):
-    """A data set whose pictures get objects of its other pictures pasted over them.
+    """A data set with copy-paste between its pictures.
 
-    The training loader asks for whole batches (:meth:`among`); indexing serves a picture that is alone in its batch.
-    Every draw comes from torch's global generator, which the loader seeds per sample, so that runs stay reproducible
-    and resumable. The attributes of the data set underneath are those of this one.
+    The training loader calls :meth:`among` for a whole batch; indexing is for batches of one picture. All draws come
+    from torch's global generator, which the loader seeds per sample, so that runs are reproducible and resumable. The
+    attributes are those of the wrapped data set.
     """
 
     def __init__(self, dataset: Any, probability: float, indices: Sequence[int] | None = None) -> None:
         """Wrap a data set.
 
         Args:
-            dataset: serves (image, target) as :class:`dynamask.data.instances.InstanceDataset` does, augmented or not.
-            probability: of pasting at all, per picture.
-            indices: pictures that may be read for their objects, so that none comes from those kept back; None takes
-                all. A batch brings its own.
+            dataset: returns (image, target) like :class:`dynamask.data.instances.InstanceDataset`, augmented or not.
+            probability: probability per picture that anything is pasted.
+            indices: pictures whose objects may be pasted when indexing, to exclude those held out; None for all.
 
         Raises:
             DynaMaskError: a probability outside 0-1, or no picture to take objects from.
@@ -61,7 +60,7 @@ class CopyPaste(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        """Picture and target at `index`, perhaps with objects of another picture, which is read for them."""
+        """Picture and target at ``index``, possibly with objects of another picture, which is read as well."""
         sample = self.dataset[index]
         if torch.rand(()) >= self.probability:
             return sample
@@ -71,11 +70,11 @@ class CopyPaste(Dataset):
     def among(
         self, samples: Sequence[Sample], draws: Sequence[contextlib.AbstractContextManager[Any]] | None = None
     ) -> list[Sample]:
-        """The pictures of a batch, each perhaps with objects of its partner (:func:`partners`); no picture is read.
+        """The pictures of a batch, each possibly with objects of its partner (:func:`partners`).
 
         Args:
-            samples: of the data set underneath, as they are without pasting; they stay as they are.
-            draws: for each picture, what is entered while its draws are made; None draws on.
+            samples: of the wrapped data set, without pasting; they are not changed.
+            draws: context managers in which the draws of each picture are made; None continues the global stream.
         """
         pasted: list[Sample] = []
         for sample, other, drawing in zip(samples, partners(len(samples)), draws or repeat(contextlib.nullcontext())):
@@ -85,10 +84,11 @@ class CopyPaste(Dataset):
 
 
 def partners(count: int) -> list[int]:
-    """Whose objects each of a batch's pictures gets: the other of its pair; of an odd number the last three in a ring.
+    """Index of the picture whose objects each picture of a batch gets.
 
-    The order of a batch is random already. So a partner is, too, and it is the same however many processes share the
-    batch, where each has an even number of its pictures. A picture that is alone is its own partner.
+    The pictures are taken in pairs; the last three of an odd number form a ring, and a single picture is its own
+    partner. The order of a batch is random already. If several processes share a batch and each has an even number of
+    its pictures, the partners are those of a single process.
     """
     if count == 1:
         return [0]
@@ -99,7 +99,7 @@ def partners(count: int) -> list[int]:
 
 
 def _pasted(sample: Sample, source: Sample) -> Sample:
-    """A picture with about half of the objects of another one, crowds left out, at a random place."""
+    """A picture with about half of the objects of another one, crowds excluded, at a random place."""
     objects = source[1]
     chosen = (torch.rand(len(objects["masks"])) < KEPT_OBJECTS) & (objects["iscrowd"] == 0)
     places = torch.rand(2).tolist()
@@ -114,20 +114,20 @@ def paste(
     place: Sequence[float] = (0.0, 0.0),
     min_visible: float = MIN_VISIBLE,
 ) -> Sample:
-    """Lay objects of one picture over another; what was given stays as it is.
+    """Paste objects of one picture over another; the arguments are not changed.
 
     Args:
         image: (3, H, W).
-        target: of the image; its masks lose what is covered, its boxes shrink with them, and objects of which less than
-            `min_visible` stays are dropped, together with those that are hidden altogether.
-        source: (3, H', W'), the picture that the objects come from.
-        objects: targets in the source, their masks (M, H', W'). Those that lie outside the image are left out.
-        place: where the source's frame lies over the image's, (down, across), each 0-1 of the room there is; a source
-            that is larger than the image is cut.
-        min_visible: share of an object's pixels, 0-1.
+        target: of the image. Its masks lose the covered pixels and its boxes shrink with them; objects with a smaller
+            visible fraction than `min_visible`, or without a visible pixel, are dropped.
+        source: (3, H', W'), the picture of the objects.
+        objects: their targets in the source, with masks (M, H', W'). Those that lie outside the image are left out.
+        place: offset of the source in the image, (down, across), each a fraction in 0–1 of the difference of the sides;
+            a source that is larger than the image is cropped.
+        min_visible: fraction of an object's pixels, 0–1.
 
     Returns:
-        The image with the objects, and the target: first what is left of its own, then the pasted ones.
+        The image with the objects, and the target: its own remaining objects first, then the pasted ones.
     """
     height, width = image.shape[-2:]
     down, here, there_y = _along(height, source.shape[-2], place[0])
@@ -141,7 +141,7 @@ def paste(
     moved["boxes"] = moved["boxes"] + torch.tensor([at, here] * 2)
     cover = np.bitwise_or.reduce(moved["masks"].numpy(), axis=0)  # (down, across)
     (top, bottom), (left, right) = (_span(cover.any(axis=axis)) for axis in (1, 0))
-    cover = torch.from_numpy(cover[top:bottom, left:right])  # nothing beyond it is touched
+    cover = torch.from_numpy(cover[top:bottom, left:right])  # the rest of the image is not touched
     inside = (slice(here + top, here + bottom), slice(at + left, at + right))
     seen = image.clone()
     seen[:, *inside] = torch.where(cover.bool(), source[:, *window][:, top:bottom, left:right], seen[:, *inside])
@@ -154,9 +154,9 @@ def paste(
 def _uncovered(
     target: dict[str, Any], cover: Tensor, inside: tuple[slice, slice], min_visible: float, room: int
 ) -> dict[str, Any]:
-    """What is left of a picture's own objects under a cover (h, w) that lies at ``inside``.
+    """The visible rest of a picture's own objects below a cover (h, w) at the window ``inside``.
 
-    The masks are new ones, with ``room`` empty ones behind them.
+    The masks are copies, followed by ``room`` empty masks.
     """
     masks = target["masks"]
     before = pixels_of(masks)
@@ -173,12 +173,12 @@ def _uncovered(
 
 
 def _span(there: np.ndarray) -> tuple[int, int]:
-    """From the first to one past the last of a line's true values; there is one."""
+    """First and one past the last index of the true values in a line, which has at least one."""
     places = np.flatnonzero(there)
     return int(places[0]), int(places[-1]) + 1
 
 
 def _along(side: int, other: int, place: float) -> tuple[int, int, int]:
-    """Along one side: pixels that both frames share, where they begin in the image, and where in the source."""
+    """Along one side: number of shared pixels, and where they begin in the image and in the source."""
     shared = min(side, other)
     return shared, int(place * (side - shared + 1)) if place < 1 else side - shared, int(place * (other - shared))

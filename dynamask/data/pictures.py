@@ -1,4 +1,4 @@
-"""The one door for pictures: whatever comes in, an upright 8-bit RGB array comes out, or a sentence says why not."""
+"""Reading pictures of any source and format as upright 8-bit RGB arrays."""
 
 from __future__ import annotations
 
@@ -10,48 +10,58 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from dynamask.structures import DynaMaskError
 
 MAX_PIXELS = 25_000_000
-"""Largest width × height that is decoded, in pixels."""
+"""Largest width × height of pictures that are accepted."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""Pillow decoders that files and bytes may reach; the first also reads the MPO files that some phones write."""
+"""Pillow decoders that are used for files; the first also reads the MPO files of some phones."""
 
-PictureSource = str | Path | bytes | Image.Image | np.ndarray
+PictureSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 
 
 def read_picture(source: PictureSource, upright: bool = True) -> np.ndarray:
     """Read a picture as an (H, W, 3) uint8 RGB array with values 0-255, freshly allocated.
 
     Args:
-        source: a path, the bytes of a file (JPEG, PNG, WebP, BMP or TIFF), a PIL image of any mode, or an array:
-            (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16 (scaled down to 8 bits).
+        source: a path, the bytes of a file (JPEG, PNG, WebP, BMP or TIFF) or a binary file object, a PIL image of any
+            mode, an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16 (scaled to 8 bits), or a
+            (3, H, W) uint8 RGB tensor.
         upright: turn the picture as its EXIF orientation says; False keeps the stored rows and columns.
 
-    Transparency is laid over white. Only the first frame of a picture with several is read.
+    Transparent pixels are blended with white. Only the first frame of a picture with several is read.
 
     Raises:
         DynaMaskError: the file is missing, a folder, empty, truncated or no picture, or has over 25 million pixels
-            (judged from the header, before decoding).
+            (taken from the header, before decoding).
     """
+    if isinstance(source, Tensor):
+        if source.ndim != 3 or len(source) != 3:
+            raise DynaMaskError(f"a tensor of shape {tuple(source.shape)} is not a picture: give (3, H, W) uint8 RGB")
+        source = source.detach().cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         return _from_array(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about large headers and odd tags; the checks below decide
         if isinstance(source, Image.Image):
             return _decode(source, "the picture", upright)
-        if isinstance(source, (bytes, bytearray)):
+        if hasattr(source, "read"):
+            source = source.read()
+        if isinstance(source, bytes | bytearray):
             return _open_and_decode(io.BytesIO(source), "the picture", upright)
-        if isinstance(source, (str, Path)):
+        if isinstance(source, str | Path):
             with _open_file(Path(source)) as stream:
                 return _open_and_decode(stream, f"picture {source}", upright)
-    raise DynaMaskError(f"a picture must be a path, bytes, a PIL image or an array, not {type(source).__name__}")
+    raise DynaMaskError(
+        f"a picture must be a path, bytes, file object, PIL image, array or tensor, not {type(source).__name__}"
+    )
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Open a picture file, or say why there is none."""
+    """Open a picture file; DynaMaskError if there is none."""
     try:
         if path.is_dir():
             problem = "is a folder: give the path of one picture file"
@@ -67,7 +77,7 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _open_and_decode(stream: BinaryIO, name: str, upright: bool) -> np.ndarray:
-    """Recognise an encoded picture, then decode it to (H, W, 3) uint8 RGB."""
+    """Decode an encoded picture to (H, W, 3) uint8 RGB; messages call it ``name``."""
     empty = not stream.read(1)
     stream.seek(0)
     if empty:
@@ -83,13 +93,13 @@ def _open_and_decode(stream: BinaryIO, name: str, upright: bool) -> np.ndarray:
 
 
 def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
-    """Sentence that refuses a picture over the pixel limit; size is (width, height)."""
+    """Message about a picture over the pixel limit; size is (width, height)."""
     shape = f" ({size[0]} x {size[1]})" if size else ""
     return f"{name}{shape} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"
 
 
 def _decode(picture: Image.Image, name: str, upright: bool) -> np.ndarray:
-    """Decode an opened PIL image to (H, W, 3) uint8 RGB; the caller's image is left as it was."""
+    """Decode an opened PIL image to (H, W, 3) uint8 RGB; the image itself is not changed."""
     width, height = picture.size
     if width * height == 0:
         raise DynaMaskError(f"{name} has no pixels: give a picture of at least 1 x 1")
@@ -100,7 +110,7 @@ def _decode(picture: Image.Image, name: str, upright: bool) -> np.ndarray:
     except Exception:  # decoders raise many kinds on damaged data
         raise DynaMaskError(f"{name} is truncated or damaged: save or download it again") from None
     if upright:
-        with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
+        with contextlib.suppress(Exception):  # the pixels can be fine where EXIF is unreadable
             picture = ImageOps.exif_transpose(picture)
     try:
         return _to_rgb(picture)
@@ -122,8 +132,8 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 def _deep_grey(values: np.ndarray) -> np.ndarray:
     """Bring (H, W) grey values deeper than 8 bits to uint8.
 
-    16-bit integers span 0-65535. Wider integers and floats do not say their range; it is taken as 0-1 (floats),
-    0-255 or 0-65535, the smallest that holds the largest value.
+    16-bit integers have the range 0-65535. That of wider integers and floats is unknown; it is taken as 0-1 (floats),
+    0-255 or 0-65535, the smallest that contains the largest value.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return _eight_bits(values)
@@ -140,7 +150,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
-    """Lay (H, W, 4) uint8 RGBA over white: (H, W, 3) uint8."""
+    """Blend (H, W, 4) uint8 RGBA with white: (H, W, 3) uint8."""
     alpha = rgba[..., 3:].astype(np.uint16)
     blended = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
     return blended.astype(np.uint8)
@@ -164,4 +174,4 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         array = array[..., None]
     if array.shape[2] == 4:
         return _over_white(array)
-    return np.array(np.broadcast_to(array, (height, width, 3)))
+    return np.array(np.broadcast_to(array, (height, width, 3)), order="C")

@@ -1,4 +1,4 @@
-"""Training-time augmentation on picture and target together, built from torchvision's v2 transforms."""
+"""Augmentation of pictures together with their targets, built from torchvision's v2 transforms."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from torchvision.transforms.v2 import functional
 from dynamask.ops.masks import resize_masks
 
 GREY = 114
-"""Fill of the border that zooming out adds, as an 8-bit grey value."""
+"""Fill value of added borders, 8-bit grey."""
 
 
 class TrainingTransforms:
-    """Flip, colour jitter, scale jitter, zoom-out and crop, drawn from torch's global generator, which the loader seeds
-    per sample. Draws that are switched off are not made."""
+    """Flip, colour jitter, scale jitter, zoom-out and crop.
+
+    All draws come from torch's global generator, which the loader seeds per sample; disabled transforms draw nothing.
+    """
 
     def __init__(
         self,
@@ -32,7 +34,7 @@ class TrainingTransforms:
         scale_jitter: tuple[float, float] = (1.0, 1.0),
         jitter_size: int = 0,
     ) -> None:
-        """Choose what is drawn.
+        """Choose the transforms.
 
         Args:
             flip: probability of a horizontal flip.
@@ -54,7 +56,7 @@ class TrainingTransforms:
         self.scale_jitter, self.jitter_size = tuple(scale_jitter), jitter_size
 
     def __call__(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Transform (3, H, W) uint8 and its target (see `CocoDataset`); the given tensors stay as they are."""
+        """Transform a (3, H, W) uint8 picture and its target (see `InstanceDataset`); the arguments are not changed."""
         if self.jitter is not None:
             image = self.jitter(image)
         if self.crop > 0 and torch.rand(()) < self.crop:
@@ -67,9 +69,9 @@ class TrainingTransforms:
         return image.as_subclass(Tensor).contiguous(), {**target, **moved}
 
     def _jitter_scale(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Scale the picture, then cut or pad it to the frame.
+        """Scale the picture, then crop or pad it to the frame.
 
-        What would be cut off is cut before the scaling: the same picture at less work.
+        The crop is made before scaling: the same result with less work.
         """
         height, width = image.shape[-2:]
         frame = (self.jitter_size, self.jitter_size) if self.jitter_size else (height, width)
@@ -77,10 +79,8 @@ class TrainingTransforms:
         low, high = self.scale_jitter
         scale = min(frame[0] / height, frame[1] / width) * (low + (high - low) * share)
         rows, columns = (max(1, min(side, round(f / scale))) for side, f in zip((height, width), frame))
-        image, target = _window(
-            image, target, int(at_y * (height - rows + 1)), int(at_x * (width - columns + 1)), rows, columns,
-            self.min_visible,
-        )  # fmt: skip
+        top, left = int(at_y * (height - rows + 1)), int(at_x * (width - columns + 1))
+        image, target = _window(image, target, top, left, rows, columns, self.min_visible)
         size = [max(1, min(f, round(side * scale))) for side, f in zip((rows, columns), frame)]
         image, target = _resized(image, target, size)
         right, below = frame[1] - size[1], frame[0] - size[0]
@@ -88,7 +88,7 @@ class TrainingTransforms:
         return nn.functional.pad(image, (0, right, 0, below), value=GREY), {**target, "masks": masks}
 
     def _cut_window(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Cut a random window; objects keep what is visible, and their boxes shrink to it."""
+        """Crop a random window; masks and boxes shrink to the visible part."""
         height, width = image.shape[-2:]
         share_y, share_x, at_y, at_x = torch.rand(4).tolist()
         rows = max(1, round(height * (self.crop_side + (1 - self.crop_side) * share_y)))
@@ -100,20 +100,20 @@ class TrainingTransforms:
 def _window(
     image: Tensor, target: dict[str, Any], top: int, left: int, rows: int, columns: int, min_visible: float
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Cut out a window; objects keep what is visible, those with less than a share of their mask are dropped."""
+    """Crop a window; masks shrink to the visible part, and objects with too small a visible fraction are dropped."""
     window = (slice(top, top + rows), slice(left, left + columns))
-    cut = {**target, "masks": target["masks"][:, *window],
-           "boxes": target["boxes"] - torch.tensor([left, top, left, top])}  # fmt: skip
+    boxes = target["boxes"] - torch.tensor([left, top, left, top])
+    cut = {**target, "masks": target["masks"][:, *window], "boxes": boxes}
     return image[:, *window], keep_visible(cut, pixels_of(target["masks"]), min_visible)
 
 
 def keep_visible(target: dict[str, Any], before: Tensor, min_visible: float) -> dict[str, Any]:
-    """Drop the objects of which too little is left; boxes become tight around those that lost something.
+    """Drop objects with too small a visible fraction; the boxes of other cut objects become tight.
 
     Args:
-        target: with the masks as they are now, and boxes in their frame as they were.
-        before: (N,) pixels that the masks had.
-        min_visible: share of the pixels that must be left, 0-1; one pixel always must.
+        target: with cut masks, and boxes that are not cut yet.
+        before: (N,) pixels of the masks before they were cut.
+        min_visible: fraction of the pixels that must remain, 0–1; at least one pixel always must.
     """
     after = pixels_of(target["masks"])
     keep = is_visible(before, after, min_visible)
@@ -123,12 +123,12 @@ def keep_visible(target: dict[str, Any], before: Tensor, min_visible: float) -> 
 
 
 def is_visible(before: Tensor, after: Tensor, min_visible: float) -> Tensor:
-    """(N,) bool: which objects keep a pixel, and at least a share of those that they had; pixel counts (N,)."""
+    """(N,) bool: objects that keep at least one pixel and a fraction ``min_visible`` of them; pixel counts (N,)."""
     return (after > 0) & (after >= min_visible * before)
 
 
 def kept_objects(target: dict[str, Any], keep: Tensor) -> dict[str, Any]:
-    """A target with some of its objects, keep is (N,) bool; fields that it lacks stay away, all objects are no copy."""
+    """The target of the objects in ``keep`` (N,) bool; fields may be missing, and nothing is copied if all are kept."""
     if keep.all():
         return dict(target)
     fields = [key for key in ("boxes", "labels", "masks", "area", "iscrowd") if key in target]
@@ -136,13 +136,13 @@ def kept_objects(target: dict[str, Any], keep: Tensor) -> dict[str, Any]:
 
 
 def pixels_of(masks: Tensor) -> Tensor:
-    """(N,) int64: how many pixels each of the (N, H, W) uint8 masks has."""
+    """(N,) int64 pixel counts of (N, H, W) uint8 masks."""
     counts = [np.count_nonzero(mask.view(bool)) for mask in masks.numpy()]
     return torch.tensor(counts, dtype=torch.int64)
 
 
 def _resized(image: Tensor, target: dict[str, Any], size: list[int]) -> tuple[Tensor, dict[str, Any]]:
-    """Picture (bilinear, antialiased), masks (nearest) and boxes at another size [height, width]."""
+    """Resize picture (bilinear, antialiased), masks (nearest) and boxes to [height, width]."""
     old = image.shape[-2:]
     if list(old) == size:
         return image, target
@@ -156,7 +156,7 @@ def _resized(image: Tensor, target: dict[str, Any], size: list[int]) -> tuple[Te
 
 
 def shrink_to_masks(boxes: Tensor, masks: Tensor, whole: Tensor) -> Tensor:
-    """Boxes (N, 4) clipped to the (N, H, W) masks' frame; those of cut objects become tight around what is left."""
+    """Boxes (N, 4) clipped to the frame of the (N, H, W) masks; those of cut objects become tight."""
     height, width = masks.shape[-2:]
     boxes = boxes.clone()
     boxes[:, 0::2].clamp_(0, width)
