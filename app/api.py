@@ -24,15 +24,13 @@ from app.errors import refuse
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
-from dynamask.models.masks import policies
+from dynamask.models.masks.policies import Policy, budget_in_macs
 from dynamask.ops.rle import encode_rle
-from dynamask.predict import check_choice
-from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
     from app.context import PageContext
-    from dynamask.predict import Prediction
+    from dynamask.predict import Prediction, Predictor
 
 MAX_BOXES = 300
 """Boxes of one call."""
@@ -82,14 +80,15 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
     return int(value)
 
 
-def checked_policy(policy: Any, budget: Any, macs: tuple[int, ...]) -> tuple[str, float | None]:
-    """Policy and budget as the predictor takes them; DynaMaskError for what it would not."""
+def checked_policy(policy: Any, budget: Any, macs: tuple[int, ...]) -> tuple[Policy, float | None]:
+    """The policy, and the budget in mean MACs per instance; DynaMaskError for what cannot be followed."""
     if not isinstance(policy, str):
         raise DynaMaskError("policy is no text; choose learned, size or fixed:S")
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float))):
         raise DynaMaskError(f"budget {str(budget)[:40]!r} is no number; give mean GMACs per instance")
-    check_choice(policy, budget, macs)
-    return policy, budget
+    parsed = Policy.parse(policy)
+    parsed.check_budget(budget)
+    return parsed, None if budget is None else budget_in_macs(budget, macs)
 
 
 def answer_of(prediction: Prediction, weights: str, macs: tuple[int, ...], all_sizes: bool) -> dict[str, Any]:
@@ -142,16 +141,9 @@ def rechosen(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
         DynaMaskError: no answer of /predict, or a policy or budget that cannot be used.
     """
     probs, boxes, size, macs = _parts(prediction)
-    policy, budget = checked_policy(policy, budget, macs)
+    parsed, limit = checked_policy(policy, budget, macs)
     logits = torch.from_numpy(np.log(np.maximum(probs, 1e-30)))
-    if budget is not None:
-        choice = policies.budget(logits, macs, budget)
-    elif policy == "learned":
-        choice = policies.learned(logits)
-    elif policy == "size":
-        choice = policies.size_based(torch.from_numpy(boxes), size)
-    else:
-        choice = policies.fixed(len(probs), int(policy.removeprefix("fixed:")))
+    choice = parsed.choose(torch.from_numpy(boxes), size, logits, macs, limit)
     instances = []
     for old, k in zip(prediction["instances"], choice.tolist()):
         masks, side = old.get("masks") if isinstance(old.get("masks"), dict) else {}, MASK_SIZES[k]
@@ -222,7 +214,7 @@ def checked_boxes(boxes: Any) -> list[list[float]] | None:
 
 
 def cell_answer(
-    predictor: SoloPredictor,
+    predictor: Predictor,
     weights: str,
     image: Any,
     policy: Any,
@@ -236,12 +228,10 @@ def cell_answer(
     Raises:
         DynaMaskError: a policy, a budget, boxes or all sizes are asked for, or the picture is refused.
     """
-    options = {"boxes": boxes, "all_sizes": all_sizes or None}
     least = number(score, "score", 0, 1)
     predictor.check_choice(policy, budget)
     picture = opened_picture(image, Path(get_upload_folder()))
-    wanted = {name: value for name, value in options.items() if value is not None}
-    return cells.answer_of(predictor(picture, score=least, **wanted), weights)
+    return cells.answer_of(predictor(picture, score=least, boxes=boxes, all_sizes=all_sizes), weights)
 
 
 def build(context: PageContext) -> None:
@@ -259,10 +249,10 @@ def build(context: PageContext) -> None:
         """Find the objects of a picture, or take given boxes, and make a mask of the chosen size for each."""
         try:
             predictor = context.predictor(weights)
-            if isinstance(predictor, SoloPredictor):
+            if predictor.family == "one-stage":
                 return cell_answer(predictor, weights, image, policy, budget, score, boxes, all_sizes)
             macs = tuple(int(value) for value in predictor.costs.macs_per_instance)
-            policy, budget = checked_policy(policy, budget, macs)
+            checked_policy(policy, budget, macs)
             options = {"policy": policy, "budget": budget, "score": number(score, "score", 0, 1)}
             options |= {"boxes": checked_boxes(boxes), "all_sizes": bool(all_sizes)}
             picture = opened_picture(image, Path(get_upload_folder()))

@@ -12,7 +12,6 @@ from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
     from dynamask.predict import Predictor
-    from dynamask.solo_predictor import SoloPredictor
 
 ABOUT = {
     "people": "in photographs",
@@ -41,15 +40,15 @@ class WeightsCatalog:
         first: name of the opening weights.
     """
 
-    def __init__(self, load: Callable[[str], Predictor | SoloPredictor], first: str, bundled: list[str]) -> None:
+    def __init__(self, load: Callable[[str], Predictor], first: str, bundled: list[str]) -> None:
         path = Path(first)
         self.first = path.stem if path.suffix == ".safetensors" else first
         self.names = [self.first, *(name for name in bundled if name != self.first)]
         self._sources = {**{name: name for name in self.names}, self.first: first}
         self._load, self._lock = load, threading.Lock()
-        self._loaded: dict[str, Predictor | SoloPredictor] = {}
+        self._loaded: dict[str, Predictor] = {}
 
-    def get(self, name: str) -> Predictor | SoloPredictor:
+    def get(self, name: str) -> Predictor:
         """The predictor of weights on the shelf.
 
         Raises:
@@ -85,10 +84,9 @@ def open_catalog(first: str, device: str) -> WeightsCatalog:
             to explore.
     """
     from dynamask.predict import load
-    from dynamask.solo_predictor import SoloPredictor
 
     shelf = WeightsCatalog(lambda source: load(source, device=device), first, list(list_bundled()))
     opening = shelf.get(shelf.first)
-    if not isinstance(opening, SoloPredictor):
+    if opening.family != "one-stage":
         opening.check_switch("the page")
     return shelf

@@ -21,10 +21,11 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
-from dynamask.evaluation.mask_quality import quality_by_size
+from dynamask.evaluation.mask_quality import mask_iou, quality_by_size
+from dynamask.evaluation.matching import match_greedily
 from dynamask.models.solo.config import STRIDES
 from dynamask.ops.rle import encode_rle
-from dynamask.solo_predictor import SoloPrediction
+from dynamask.predict import Prediction
 from dynamask.viz import cells
 from dynamask.viz.style import LEVEL_COLOURS, Outline, contrast_colour
 
@@ -73,7 +74,7 @@ class CellInstances:
         return len(self.boxes)
 
     @classmethod
-    def of(cls, prediction: SoloPrediction) -> CellInstances:
+    def of(cls, prediction: Prediction) -> CellInstances:
         """The instances of a prediction, as yet without truth."""
         unknown = np.full((len(prediction), 1), np.nan)
         return cls(
@@ -81,8 +82,8 @@ class CellInstances:
             prediction.labels.numpy(),
             prediction.scores.double().numpy(),
             np.zeros(len(prediction), dtype=bool),
-            prediction.level.numpy(),
-            prediction.cell.numpy(),
+            prediction.cells.level.numpy(),
+            prediction.cells.cell.numpy(),
             [encode_rle(mask) for mask in prediction.masks],
             unknown,
             unknown.copy(),
@@ -101,35 +102,31 @@ class CellInstances:
             image_size: (H, W) in pixels.
             truth: (N, H, W) bool.
         """
-        mask_iou, boundary_iou = self.mask_iou.copy(), self.boundary_iou.copy()
-        free = np.ones(len(truth), dtype=bool)
-        for row in range(len(self)):
-            mask = self.pasted(row, 0, image_size)
-            both = (truth & mask).sum((1, 2))
-            ious = free * both / np.maximum((truth | mask).sum((1, 2)), 1)
-            if not len(ious) or ious.max() < 0.5:
-                continue
-            match = int(ious.argmax())
-            free[match] = False
-            own, rim = quality_by_size(truth[match][None], [mask[None]])
-            mask_iou[row], boundary_iou[row] = own[0], rim[0]
-        return dataclasses.replace(self, mask_iou=mask_iou, boundary_iou=boundary_iou)
+        inner, outer = self.mask_iou.copy(), self.boundary_iou.copy()
+        masks = [self.pasted(row, 0, image_size) for row in range(len(self))]
+        ious = np.array([[mask_iou(mask, true) for true in truth] for mask in masks]).reshape(len(masks), len(truth))
+        for row, match in enumerate(match_greedily(ious)):
+            if match is not None:
+                own, rim = quality_by_size(truth[match][None], [masks[row][None]])
+                inner[row], outer[row] = own[0], rim[0]
+        return dataclasses.replace(self, mask_iou=inner, boundary_iou=outer)
 
 
 class Recent:
     """The last few predictions with their network features, by session."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, SoloPrediction] = OrderedDict()
+        self._kept: OrderedDict[str, Prediction] = OrderedDict()
 
-    def put(self, token: str, prediction: SoloPrediction) -> None:
+    def put(self, token: str, prediction: Prediction) -> None:
         """Keep one without its masks, which are large; the one that was used longest ago goes."""
-        self._kept[token] = dataclasses.replace(prediction, masks=prediction.masks[:0])
+        cells_alone = dataclasses.replace(prediction.cells, masks=prediction.masks[:0])
+        self._kept[token] = dataclasses.replace(prediction, cells=cells_alone)
         self._kept.move_to_end(token)
         while len(self._kept) > KEPT_PREDICTIONS:
             self._kept.popitem(last=False)
 
-    def get(self, token: str) -> SoloPrediction | None:
+    def get(self, token: str) -> Prediction | None:
         """The prediction of a session, if it is still kept."""
         if token in self._kept:
             self._kept.move_to_end(token)
@@ -146,9 +143,9 @@ def level_styles() -> list[dict[str, Any]]:
     return styles
 
 
-def level_facts(prediction: SoloPrediction) -> dict[str, list[Any]]:
+def level_facts(prediction: Prediction) -> dict[str, list[Any]]:
     """Stride, grid and grid of representations of each level, and the padded frame (H, W) in pixels of the picture."""
-    config, encoded = prediction.model.config, prediction.encoded
+    config, encoded = prediction.cells.model.config, prediction.cells.encoded
     sides = zip(encoded.frame, prediction.image_size, encoded.network_sizes[0])
     frame = [side * own / network for side, own, network in sides]
     grids = {"grids": list(config.grids), "mask_grids": list(config.representation_grids)}
@@ -198,9 +195,9 @@ def encode_instances(
     return rows
 
 
-def explained(prediction: SoloPrediction, row: int) -> dict[str, Any]:
+def explained(prediction: Prediction, row: int) -> dict[str, Any]:
     """What is behind one instance, as JSON values; places are (x, y) in pixels of the picture."""
-    view = prediction.explain(row)
+    view = prediction.cells.explain(row)
     crop = cells.object_crop(view, size=prediction.image_size)
     pictures = [_png_url(picture) for picture in cells.tile_pictures(view, crop)]
     places = [cells.position_text(place) for place in view.positions.tolist()]
@@ -231,12 +228,12 @@ def explained(prediction: SoloPrediction, row: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def answer_of(prediction: SoloPrediction, weights: str) -> dict[str, Any]:
+def answer_of(prediction: Prediction, weights: str) -> dict[str, Any]:
     """A prediction as the JSON object of /predict: level and cell instead of a mask size."""
-    config = prediction.model.config
+    config = prediction.cells.model.config
     instances = []
     for i, coco in enumerate(prediction.to_coco(0)):
-        level, cell = int(prediction.level[i]), int(prediction.cell[i])
+        level, cell = int(prediction.cells.level[i]), int(prediction.cells.cell[i])
         instances.append({
             "label": prediction.class_names[int(prediction.labels[i])], "category_id": coco["category_id"],
             "score": coco["score"], "box": prediction.boxes[i].tolist(), "level": level + 1, "stride": STRIDES[level],
@@ -254,9 +251,10 @@ def answer_of(prediction: SoloPrediction, weights: str) -> dict[str, Any]:
     }
 
 
-def found_again(prediction: SoloPrediction, instances: CellInstances, row: int) -> int | None:
+def found_again(prediction: Prediction, instances: CellInstances, row: int) -> int | None:
     """The row of a prediction of the same picture that a kept instance is; None where it is not there."""
-    same = (prediction.level == int(instances.level[row])) & (prediction.cell == int(instances.cell[row]))
+    found = prediction.cells
+    same = (found.level == int(instances.level[row])) & (found.cell == int(instances.cell[row]))
     rows = torch.nonzero(same & (prediction.labels == int(instances.labels[row])))[:, 0].tolist()
     return rows[0] if rows else None
 

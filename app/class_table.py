@@ -30,8 +30,9 @@ from dynamask.bundled import checkpoint_dir, list_bundled
 from dynamask.data.coco_format import read_coco
 from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
-from dynamask.engine.evaluate import EvaluationOptions, Instances, Predicts, add_picture, category_map
+from dynamask.engine.evaluate import Collector, EvaluationOptions, Instances
 from dynamask.evaluation.ideal_masks import METRICS, NEEDS, IdealQuality, ideal_quality, summarise
+from dynamask.predict import Predictor
 from dynamask.reports.classes import class_names_of, class_rows
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -60,22 +61,20 @@ def bundled_tables() -> dict[str, dict[str, Any]]:
     return found
 
 
-def predicted(predictor: Predicts, dataset: Data, indices: Sequence[int]) -> Iterator[tuple[int, Instances]]:
+def predicted(predictor: Predictor, dataset: Data, indices: Sequence[int]) -> Iterator[tuple[int, Instances]]:
     """Predict the true instances of pictures one by one; yields (pictures done, all instances so far).
 
     Raises:
         DynaMaskError: weights and data have no class in common, or a picture cannot be read.
     """
-    found, categories = Instances(), category_map(predictor, dataset)
+    collector = Collector(predictor, dataset, EvaluationOptions(boxes="gt"), every_size=True)
     for done, index in enumerate(indices, start=1):
-        image, target = dataset[index]
-        options = EvaluationOptions(boxes="gt")
-        add_picture(found, predictor, image, target, categories, dataset.category_ids, options, True)
-        found.rles.clear()  # masks of every size are not needed any more
-        yield done, found
+        collector.add(*dataset[index])
+        collector.instances.rles.clear()  # masks of every size are not needed any more
+        yield done, collector.instances
 
 
-def detected(predictor: Predicts, pictures: Sequence[Path]) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+def detected(predictor: Predictor, pictures: Sequence[Path]) -> Iterator[tuple[int, list[tuple[str, int]]]]:
     """Detect on pictures without annotations; yields (pictures done, (class, size index) of all instances so far)."""
     found: list[tuple[str, int]] = []
     for done, path in enumerate(pictures, start=1):

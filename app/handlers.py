@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from app.catalog import WeightsCatalog
 from app.cells import CellInstances, Recent, explained, found_again, level_facts
@@ -35,8 +36,8 @@ from app.session import Instances, Session
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import quality_by_size
-from dynamask.predict import Regions
-from dynamask.solo_predictor import SoloPredictor
+from dynamask.evaluation.matching import match_greedily
+from dynamask.predict import CachedRegions
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ SCENES = ((7, 18, None), (7, 24, None), (7, 1, 0.15), (7, 17, 0.85))
 """(seed, index, difficulty) of the scenes offered beside the photographs; no difficulty means mixed."""
 MAX_DRAWN = 40
 """Boxes that a visitor may draw on one picture."""
-MATCH_IOU = 0.5
-"""Box IoU from which an instance counts as a true shape."""
 KEPT_VIEWS = 24
 """Analysed examples and scenes that are kept for the next visitor."""
 LARGEST_KEPT = 8_000_000
@@ -122,16 +121,11 @@ def quality(masks: Instances, image_size: tuple[int, int], truth: np.ndarray) ->
         truth: (N, H, W) bool.
     """
     mask_iou, boundary_iou = masks.mask_iou.copy(), masks.boundary_iou.copy()
-    boxes = np.array([_tight_box(mask) for mask in truth]).reshape(-1, 4)
-    taken: set[int] = set()
-    for row, box in enumerate(masks.boxes):
-        overlaps = _box_iou(box, boxes)
-        overlaps[list(taken)] = 0.0
-        if not len(overlaps) or overlaps.max() < MATCH_IOU:
+    boxes = torch.tensor([_tight_box(mask) for mask in truth], dtype=torch.float64).reshape(-1, 4)
+    ious = box_iou(torch.from_numpy(masks.boxes), boxes).numpy()
+    for row, match in enumerate(match_greedily(ious, exclusive=~masks.drawn)):
+        if match is None:
             continue
-        match = int(overlaps.argmax())
-        if not masks.drawn[row]:
-            taken.add(match)
         by_size = [masks.pasted(row, k, image_size)[None] for k in range(len(MASK_SIZES))]
         ious, boundaries = quality_by_size(truth[match][None], by_size)
         mask_iou[row], boundary_iou[row] = ious[0], boundaries[0]
@@ -142,13 +136,6 @@ def _tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     """xyxy around a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-
-
-def _box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(N,) IoU of one box with (N, 4) boxes."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    both = np.clip(sides, 0, None).prod(axis=1)
-    return both / ((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - both)
 
 
 def measured(prediction: Prediction) -> dict[str, float]:
@@ -215,7 +202,7 @@ class ExploreHandlers:
             self._kept.move_to_end(kept)
             return self._kept[kept]
         predictor = self.catalog.get(weights)
-        if isinstance(predictor, SoloPredictor):
+        if predictor.family == "one-stage":
             answer = self._cells(picture, weights, predictor)
         else:
             answer = self._sizes(picture, weights, predictor)
@@ -241,7 +228,7 @@ class ExploreHandlers:
         image_macs = int(sum(macs for row, macs in prediction.image_macs.items() if row != "switch"))
         return encode_view(session, image, int(predictor.costs.switch_macs), image_macs), session
 
-    def _cells(self, picture: SourcePicture, weights: str, predictor: SoloPredictor) -> tuple[str, Session]:
+    def _cells(self, picture: SourcePicture, weights: str, predictor: Predictor) -> tuple[str, Session]:
         """The answer of one-stage weights; what is behind each mask is asked for later."""
         image = read_picture(picture.source)
         prediction = predictor(image, score=LOWEST_SCORE)
@@ -252,7 +239,7 @@ class ExploreHandlers:
         session = Session(
             str(next(self._tokens)), weights, picture.kind, picture.key, picture.title, picture.credit,
             compact(picture.source, image), size, tuple(predictor.class_names), tuple(predictor.category_ids),
-            tuple(predictor.level_macs(prediction.encoded)),
+            prediction.cells.level_macs,
             found if picture.truth is None else found.judged(size, picture.truth), picture.truth, timings,
             level_facts(prediction),
         )  # fmt: skip
@@ -466,7 +453,7 @@ def mask_branch_time(
         size_index: R indices into ``MASK_SIZES``.
     """
     begun = predictor(image, boxes=boxes, labels=labels, policy=f"fixed:{MASK_SIZES[0]}")
-    fresh = Regions(begun.regions.branch, begun.regions.state)  # knows the regions, and no mask as yet
+    fresh = CachedRegions(begun.regions.branch, begun.regions.state)  # knows the regions, and no mask as yet
     start = time.perf_counter()
     fresh.ensure(torch.tensor(size_index))
     return begun.timings["regions"] + (time.perf_counter() - start) * 1e3

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from benchmarks import report
 from dynamask.config import ModelConfig, recipe
 from dynamask.data.loaders import TrainingLoader
+from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
@@ -129,7 +130,7 @@ def evaluate_mask_rcnn(
     model.eval()
     for index in tqdm(indices, unit="picture", disable=not progress, dynamic_ncols=True):
         image, target = dataset[index]
-        found = detect(model, image.permute(1, 2, 0).contiguous().numpy())
+        found = detect(model, read_picture(image))
         for paste, masks in paste_both(found, tuple(image.shape[-2:])).items():
             results[paste] += coco_results(found, masks, int(target["image_id"]), categories)
     summary: dict[str, Any] = {"images": len(indices), "detections": len(results[PASTES[0]])}

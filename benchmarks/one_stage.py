@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
+from dynamask.data.pictures import read_picture
 from dynamask.data.sources import open_data
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.efficiency import machine, machine_line, resident
@@ -177,7 +178,7 @@ def main() -> None:
             pictures = [generator.integers(0, 255, (800, 1333, 3), dtype=np.uint8) for _ in range(arguments.pictures)]
         else:
             dataset = open_data(arguments.data)
-            pictures = [dataset[i][0].permute(1, 2, 0).contiguous().numpy() for i in range(len(dataset))]
+            pictures = [read_picture(dataset[i][0]) for i in range(len(dataset))]
         keep_freed_memory()
         rows = measure_time(models, pictures, arguments.candidates)
     print(machine_line(machine()))

@@ -40,7 +40,7 @@ from dynamask.models.build import build_model, preset
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.models.masks import policies
 from dynamask.ops.deform import sampled_deform_conv2d
-from dynamask.predict import Predictor, load
+from dynamask.predict import Predictor, TwoStagePredictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -133,7 +133,7 @@ def measure_prediction(
     def ours(policy: str) -> Case:
         def predict(_: int) -> None:
             prediction = predictor(pixels, policy=policy, score=0.0)
-            prediction.paste()
+            _ = prediction.masks
             counts[f"dynamask {policy}"] = len(prediction)
 
         return predict
@@ -191,10 +191,10 @@ def measure_select(predictor: Predictor, pixels: np.ndarray, count: int, rounds:
     budgets = np.linspace(macs[0], macs[-1], 9) * (1 + 1e-9) / 1e9
 
     def select(**choice: Any) -> Case:
-        return lambda _: predictor.select(prediction, **choice).paste()
+        return lambda _: predictor.select(prediction, **choice).masks
 
     cases: dict[str, Case] = {
-        "budget": lambda n: predictor.select(prediction, budget=float(budgets[n % len(budgets)])).paste(),
+        "budget": lambda n: predictor.select(prediction, budget=float(budgets[n % len(budgets)])).masks,
         "learned": select(policy="learned"),
         "fixed:112": select(policy="fixed:112"),
     }
@@ -284,7 +284,7 @@ def load_ours(weights: str) -> Predictor:
         predictor.check_switch("the benchmark of speed")
         return predictor
     torch.manual_seed(0)
-    return Predictor(build_model(preset(PRESET, class_names=("__background__", "person"))))
+    return TwoStagePredictor(build_model(preset(PRESET, class_names=("__background__", "person"))))
 
 
 def load_theirs(weights: str, config: ModelConfig) -> MaskRCNN:

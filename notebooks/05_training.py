@@ -214,10 +214,10 @@ losses_figure(straight, detector, f"{len(straight)} steps of the whole model", w
 from lessons.training import SMALL_SCENES
 
 from dynamask.engine.evaluate import run_evaluation
-from dynamask.predict import Predictor
+from dynamask.predict import TwoStagePredictor
 
 small_scenes = ShapesDataset(fast(2, 8), seed=5003, size=SMALL_SCENES)
-summary = run_evaluation(Predictor(whole.model), small_scenes)
+summary = run_evaluation(TwoStagePredictor(whole.model), small_scenes)
 print(f"{summary['detections']} detections, mask AP {summary['segm']['AP']:.3f}")
 
 # %% [markdown]

@@ -33,7 +33,7 @@ one_stage.wall_figure(found, scene.image)
 
 # %%
 for i in range(len(found)):
-    view, name = found.explain(i), found.class_names[int(found.labels[i])]
+    view, name = found.cells.explain(i), found.class_names[int(found.labels[i])]
     print(f"#{i + 1} {name}: score {found.scores[i]:.2f}, level {one_stage.level_name(view.level)},",
           f"cell (row {view.row}, column {view.column}) of {view.grid}×{view.grid}")  # fmt: skip
 
@@ -107,7 +107,7 @@ one_stage.memory_figure(paper, [(320, 512), (480, 768), (640, 1024), (800, 1280)
 # Nearly all of it is levels 1 and 2. How many of all these maps does a picture need? For our scene:
 
 # %%
-candidates = solo.model.candidates(found.encoded, 0)
+candidates = solo.model.candidates(found.cells.encoded, 0)
 cells = sum(grid**2 for grid in config.grids)
 print(f"{cells} cells, {len(candidates)} with a class score above {config.score_threshold}, {len(found)} instances")
 
@@ -124,7 +124,7 @@ print(f"{cells} cells, {len(candidates)} with a class score above {config.score_
 # %%
 vector, feature = one_stage.kernel_of(found, 0), one_stage.feature_of(found)
 by_hand = torch.einsum("c,chw->hw", vector, feature)
-own = found.explain(0)
+own = found.cells.explain(0)
 print("vector", tuple(vector.shape), "feature", tuple(feature.shape), "→ map", tuple(by_hand.shape))
 print("largest difference from the model's mask:", float((by_hand.sigmoid() - own.mask).abs().max()))
 assert torch.allclose(by_hand.sigmoid(), own.mask, atol=1e-5)
@@ -217,7 +217,7 @@ from dynamask.viz.cells import cell_figure, representations_figure
 sodar = dynamask.load("shapes-sodar")
 seen = sodar(scene.image)
 row, shown = one_stage_judging.matched(seen, scene)[0]
-view = seen.explain(shown)
+view = seen.cells.explain(shown)
 cell_figure(scene.image, view)
 
 # %% [markdown]
@@ -306,7 +306,7 @@ one_stage.swap_figure(seen, scene.image, trio)
 # %%
 from dynamask.models.solo.aggregation import decode, sample_vectors
 
-grid, image = seen.encoded.grids[2], torch.zeros(1, dtype=torch.int64)
+grid, image = seen.cells.encoded.grids[2], torch.zeros(1, dtype=torch.int64)
 between = sample_vectors(grid.vectors, image, torch.tensor([[[3.3, 4.6]]]), "clamp")
 from_vectors = decode(between, image, grid.features)[0, 0]
 dense = decode(grid.vectors.flatten(2).transpose(1, 2), image, grid.features)[0].unflatten(0, (12, 12))
@@ -323,7 +323,7 @@ assert torch.allclose(from_vectors, from_maps, atol=1e-3)
 # the fixed one, and it is:
 
 # %%
-cell = seen.cell[shown : shown + 1]
+cell = seen.cells.cell[shown : shown + 1]
 layer, side = sodar.model.aggregation, config.grids[view.level]
 fixed = layer.positions(cell, side, side)
 assert torch.equal(fixed, layer.positions(cell, side, side, offsets=torch.zeros(1, 10)))
@@ -353,7 +353,7 @@ rows = torch.arange(6) * 20
 print("rows 0 … 5 of 20 lie at", base_positions(rows, 20, 15, "between")[:, 0].numpy().round(2))
 print("and take the representations", base_positions(rows, 20, 15)[:, 0].int().tolist())
 less = coarser(scene.image)
-cell_figure(scene.image, less.explain(one_stage_judging.matched(less, scene)[0][1]))
+cell_figure(scene.image, less.cells.explain(one_stage_judging.matched(less, scene)[0][1]))
 
 # %% [markdown]
 # ## Does it help?

@@ -26,7 +26,7 @@ from app.catalog import WeightsCatalog  # noqa: E402
 from app.context import PageContext  # noqa: E402
 from app.handlers import ExploreHandlers  # noqa: E402
 from dynamask.data.shapes.scene import make_scene  # noqa: E402
-from dynamask.predict import Predictor  # noqa: E402
+from dynamask.predict import Predictor, TwoStagePredictor  # noqa: E402
 from dynamask.structures import MASK_SIZES, DynaMaskError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(tiny_model())
+    return TwoStagePredictor(tiny_model())
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import zlib
@@ -24,7 +25,7 @@ from app.uploads import table_of
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.models.solo.config import STRIDES, AggregationConfig
-from dynamask.solo_predictor import SoloPredictor
+from dynamask.predict import OneStagePredictor
 from dynamask.structures import DynaMaskError
 
 STATE = "document.querySelector('.dm').parentElement.dynamask"
@@ -32,8 +33,8 @@ SLOW = 60_000
 
 
 @pytest.fixture(scope="module")
-def predictor() -> SoloPredictor:
-    return SoloPredictor(finding_solo(AggregationConfig(deformable=True)))
+def predictor() -> OneStagePredictor:
+    return OneStagePredictor(finding_solo(AggregationConfig(deformable=True)))
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def test_a_view_holds_the_masks_the_levels_and_the_cells(shown, predictor, pictu
     assert len(view["styles"]) == len(view["macs"]) == 5 and view["image_macs"] == sum(prediction.image_macs.values())
     data, offset = np.frombuffer(zlib.decompress(base64.b64decode(view["masks"])), np.uint8), 0
     for i, one in enumerate(view["instances"]):
-        level, (down, across) = int(prediction.level[i]), one["cell"]
+        level, (down, across) = int(prediction.cells.level[i]), one["cell"]
         side = view["levels"]["grids"][level]
-        assert one["level"] == level and down * side + across == int(prediction.cell[i])
+        assert one["level"] == level and down * side + across == int(prediction.cells.cell[i])
         assert view["macs"][level] == int(prediction.macs[i])
         frame = view["levels"]["frame"]
         assert one["spot"] == pytest.approx([(across + 0.5) * frame[1] / side, (down + 0.5) * frame[0] / side])
@@ -93,8 +94,9 @@ def test_large_masks_are_thinned_out_for_the_browser(predictor):
     mask[0, 100:800, 100:1100] = True
     prediction = predictor(np.zeros((90, 120, 3), dtype=np.uint8), score=1.0)
     one = torch.ones(1, dtype=torch.int64)
-    prediction.boxes, prediction.labels, prediction.scores = torch.tensor([[100.0, 100, 1100, 800]]), one, one.float()
-    prediction.masks, prediction.level, prediction.cell = mask, one, one
+    found = dataclasses.replace(prediction.cells, masks=mask, level=one, cell=one)
+    box = torch.tensor([[100.0, 100, 1100, 800]])
+    prediction = dataclasses.replace(prediction, boxes=box, labels=one, scores=one.float(), cells=found)
     shapes, data = cells.encode_masks(cells.CellInstances.of(prediction), (900, 1200))
     assert shapes == [[224, 320]] and data == b"\xff" * (224 * 320)
 
@@ -103,7 +105,7 @@ def test_an_instance_is_explained_as_the_predictor_explains_it(shown, predictor,
     explorer, view, session = shown
     prediction = predictor(picture, score=0.05)
     row = len(view["instances"]) - 1
-    got, seen = ask(shown, picture, ask="explain", row=row), prediction.explain(row)
+    got, seen = ask(shown, picture, ask="explain", row=row), prediction.cells.explain(row)
     scale = np.array(seen.frame) / seen.mask_grid
     np.testing.assert_allclose(got["positions"], ((seen.positions.numpy() + 0.5) * scale)[:, ::-1])
     np.testing.assert_allclose(got["base"], ((seen.base.numpy() + 0.5) * scale)[:, ::-1])
@@ -125,7 +127,7 @@ def test_only_the_last_predictions_are_kept_and_no_masks(predictor, picture):
     recent, prediction = cells.Recent(), predictor(picture, score=0.05)
     for name in ("a", "b"):
         recent.put(name, prediction)
-    assert recent.get("a").encoded is prediction.encoded and len(recent.get("a").masks) == 0
+    assert recent.get("a").cells.encoded is prediction.cells.encoded and len(recent.get("a").masks) == 0
     recent.put("c", prediction)
     assert recent.get("b") is None and recent.get("a") is not None and recent.get("c") is not None
     assert len(prediction.masks) == len(prediction) > 0
@@ -156,7 +158,7 @@ def test_exports_say_level_and_cell(shown, predictor, picture):
              for what in ("coco", "csv", "ids", "overlay")}  # fmt: skip
     for i, result in enumerate(json.loads(files["coco"])):
         assert (coco_mask.decode(result["segmentation"]).astype(bool) == prediction.masks[i].numpy()).all()
-        assert result["level"] == int(prediction.level[i]) + 1 and result["cell"] == view["instances"][i]["cell"]
+        assert result["level"] == int(prediction.cells.level[i]) + 1 and result["cell"] == view["instances"][i]["cell"]
         assert "mask_size" not in result and result["macs"] == int(prediction.macs[i])
     rows = list(csv.DictReader(io.StringIO(files["csv"].decode())))
     assert [int(row["level"]) for row in rows] == [pick[1] + 1 for pick in picks]
@@ -176,8 +178,9 @@ def test_quality_takes_every_true_shape_once(predictor):
     masks[1, 12:14, 10:60] = False
     prediction = predictor(np.zeros((90, 120, 3), dtype=np.uint8), score=1.0)
     three = torch.ones(3, dtype=torch.int64)
-    prediction.boxes, prediction.labels, prediction.scores = torch.zeros(3, 4), three, three.float()
-    prediction.masks, prediction.level, prediction.cell = torch.from_numpy(masks), three, three
+    found = dataclasses.replace(prediction.cells, masks=torch.from_numpy(masks), level=three, cell=three)
+    boxes = torch.zeros(3, 4)
+    prediction = dataclasses.replace(prediction, boxes=boxes, labels=three, scores=three.float(), cells=found)
     judged = cells.CellInstances.of(prediction).judged((90, 120), truth)
     assert judged.mask_iou[0, 0] == 1 and np.isnan(judged.mask_iou[1, 0])  # the better score has it already
     assert judged.mask_iou[2, 0] == pytest.approx(mask_iou(truth[1], masks[2]))
@@ -191,6 +194,8 @@ def test_the_shelf_opens_with_one_stage_weights_and_not_without_a_switch(predict
     assert catalog.open_catalog("any.safetensors", "cpu").first == "any"
 
     class Baseline:
+        family = "two-stage"
+
         def check_switch(self, what):
             raise DynaMaskError(f"{what} needs a switch")
 
@@ -208,7 +213,7 @@ def test_the_endpoints_serve_levels_and_cells(predictor, picture):
     prediction = predictor(picture, score=0.05)
     assert len(got["instances"]) == len(prediction) and json.loads(json.dumps(got, allow_nan=False)) == got
     for i, one in enumerate(got["instances"]):
-        assert one["level"] == int(prediction.level[i]) + 1 and one["stride"] == STRIDES[one["level"] - 1]
+        assert one["level"] == int(prediction.cells.level[i]) + 1 and one["stride"] == STRIDES[one["level"] - 1]
         assert (coco_mask.decode(one["segmentation"]).astype(bool) == prediction.masks[i].numpy()).all()
         assert "mask_size" not in one and "switch_probs" not in one
     with pytest.raises(DynaMaskError, match="nothing to choose anew"):
@@ -217,7 +222,7 @@ def test_the_endpoints_serve_levels_and_cells(predictor, picture):
         with pytest.raises(DynaMaskError, match="neither a policy nor a budget"):
             api.cell_answer(predictor, "solo", text, *options)
     for boxes, every in (([[0, 0, 9, 9]], False), (None, True)):
-        with pytest.raises(DynaMaskError, match="finds its own objects"):
+        with pytest.raises(DynaMaskError, match="takes no boxes|leave all_sizes away"):
             api.cell_answer(predictor, "solo", text, "learned", None, 0.3, boxes, every)
 
 
@@ -234,8 +239,8 @@ def address(tmp_path_factory, predictor):
     coarse = AggregationConfig(neighbours="corners")
     others = {
         "solo": predictor,
-        "plain": SoloPredictor(finding_solo()),
-        "coarse": SoloPredictor(finding_solo(coarse, mask_grids=(4, 3, 2, 2, 1))),
+        "plain": OneStagePredictor(finding_solo()),
+        "coarse": OneStagePredictor(finding_solo(coarse, mask_grids=(4, 3, 2, 2, 1))),
     }
     page = ui.build(ExploreHandlers(fake_catalog("people", tuple(others), **others), find_examples(folder)))
     _, url, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)

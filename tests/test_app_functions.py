@@ -112,7 +112,7 @@ def test_the_browser_and_the_predictor_choose_alike(library):
     for policy, indices in expected.items():
         assert library.evaluate(ASSIGN, [instances, policy, MACS, 0]) == indices.tolist()
     for gmacs in (0.010, 0.0137, 0.02, 0.031):
-        indices = policies.budget(logits, MACS, gmacs)
+        indices = policies.exact_budget(logits, MACS, policies.budget_in_macs(gmacs, MACS))
         assert library.evaluate(ASSIGN, [instances, "budget", MACS, gmacs * 1e9]) == indices.tolist()
 
 

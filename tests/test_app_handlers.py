@@ -312,9 +312,9 @@ def test_the_mask_branch_is_measured_as_it_runs(small_predictor):
 def small_predictor():
     from helpers.small_models import tiny_model
 
-    from dynamask.predict import Predictor
+    from dynamask.predict import TwoStagePredictor
 
-    return Predictor(tiny_model())
+    return TwoStagePredictor(tiny_model())
 
 
 def test_a_session_keeps_little_of_a_large_file(tmp_path):

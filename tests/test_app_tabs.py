@@ -25,7 +25,7 @@ from app.session import Instances, Session
 from app.uploads import opened, table_of
 from dynamask.data.shapes import ShapesDataset, make_scene
 from dynamask.data.shapes.dataset import export
-from dynamask.predict import Predictor
+from dynamask.predict import Predictor, TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 MACS = (10, 17, 25, 32)
@@ -106,7 +106,7 @@ def test_instances_of_another_picture_are_refused(shown):
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(tiny_model(class_names=ShapesDataset(1).class_names))
+    return TwoStagePredictor(tiny_model(class_names=ShapesDataset(1).class_names))
 
 
 def last(steps):

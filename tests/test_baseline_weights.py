@@ -17,7 +17,7 @@ from dynamask.data.sources import open_data
 from dynamask.engine.initialise import initialise
 from dynamask.engine.train import DETECTOR_LOSSES, freeze
 from dynamask.models.weights import load_model, read_header, save_branch, save_model
-from dynamask.predict import Predictor, load
+from dynamask.predict import Predictor, TwoStagePredictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 BRANCH = "roi_heads.mask_branch."
@@ -210,28 +210,27 @@ def test_a_damaged_header_is_said(tmp_path, header):
 
 @pytest.fixture(scope="module")
 def one_size() -> Predictor:
-    return Predictor(changed(tiny_model(mask_branch="fcn:28")))
+    return TwoStagePredictor(changed(tiny_model(mask_branch="fcn:28")))
 
 
 @pytest.fixture(scope="module")
 def four_sizes() -> Predictor:
-    return Predictor(changed(tiny_model(mask_branch="bifpn")))
+    return TwoStagePredictor(changed(tiny_model(mask_branch="bifpn")))
 
 
-def pixels() -> np.ndarray:
-    return (picture(64, 80).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+def pixels() -> torch.Tensor:
+    return (picture(64, 80) * 255).to(torch.uint8)
 
 
 def test_a_branch_without_a_switch_takes_its_finest_size(one_size, four_sizes):
     assert one_size.mask_sizes == (28,) and four_sizes.mask_sizes == MASK_SIZES
-    assert not one_size.has_switch and Predictor(tiny_model()).has_switch
+    assert not one_size.has_switch and TwoStagePredictor(tiny_model()).has_switch
     for predictor, size in ((one_size, 28), (four_sizes, 112)):
         p = predictor(pixels(), score=0.0, all_sizes=True)
         assert len(p) == 5 and p.mask_size.tolist() == [size] * 5 and p.masks.shape == (5, 64, 80)
         assert p.macs.tolist() == [predictor.costs.macs_per_instance[MASK_SIZES.index(size)]] * 5
         assert p.image_macs["switch"] == 0 and p.mask_sizes == predictor.mask_sizes
-        probs = p.switch_probs
-        assert probs[:, MASK_SIZES.index(size)].tolist() == [1.0] * 5 and not torch.isnan(probs).any()
+        assert p.switch_probs is None
         assert {result["mask_size"] for result in p.to_coco(1)} == {size}
     assert four_sizes.select(p, "fixed:28").mask_size.tolist() == [28] * 5
     nothing = one_size(pixels(), boxes=np.zeros((0, 4)), all_sizes=True)

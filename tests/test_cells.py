@@ -8,7 +8,8 @@ import torch
 from helpers.small_models import finding_solo
 
 from dynamask.models.solo.config import AggregationConfig
-from dynamask.solo_predictor import CellView, SoloPredictor
+from dynamask.models.solo.explain import CellView
+from dynamask.predict import OneStagePredictor
 from dynamask.viz import cells
 
 
@@ -29,7 +30,7 @@ def one_view() -> CellView:
 
 def predicted(aggregation, **overrides):
     pixels = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
-    prediction = SoloPredictor(finding_solo(aggregation, **overrides))(pixels, score=0.0)
+    prediction = OneStagePredictor(finding_solo(aggregation, **overrides))(pixels, score=0.0)
     assert len(prediction) > 0
     return pixels, prediction
 
@@ -115,7 +116,7 @@ def test_representations_share_a_crop_and_a_scale():
 )
 def test_every_kind_of_model_is_explained(aggregation, overrides):
     pixels, prediction = predicted(aggregation, **overrides)
-    view = prediction.explain(len(prediction) - 1)
+    view = prediction.cells.explain(len(prediction) - 1)
     count = 1 if aggregation is None else aggregation.samples
     assert len(cells.place_names(view)) == len(view.representations) == len(view.positions) == count
     cells.cell_figure(pixels, view)

@@ -50,8 +50,8 @@ def test_a_price_in_the_bias_is_the_budget_of_the_switch_itself():
     macs = tuple(cache.about["macs_per_instance"])
     assert price > 0 and cache.macs[learned(after)].mean() <= 0.4 * macs[-1]
     assert (learned(after) == at_price(before, macs, price)).float().mean() > 0.98
-    again = price_for_budget(after, macs, 0.2 * macs[-1] / 1e9)
-    assert again == pytest.approx(price_for_budget(before, macs, 0.2 * macs[-1] / 1e9) - price, rel=0.02)
+    again = price_for_budget(after, macs, 0.2 * macs[-1])
+    assert again == pytest.approx(price_for_budget(before, macs, 0.2 * macs[-1]) - price, rel=0.02)
 
 
 def test_the_frontier_is_the_exact_oracle_but_for_one_instance():

@@ -11,7 +11,7 @@ import torch
 from helpers.small_models import tiny_model
 
 from dynamask.models.masks import policies
-from dynamask.predict import Predictor
+from dynamask.predict import Predictor, TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import explore
 from dynamask.viz.explorer import SHOWN_SIDES, Explorer
@@ -26,7 +26,7 @@ def predictor() -> Predictor:
         model.mask_branch.switch.fc[2].weight.normal_(std=6.0, generator=torch.Generator().manual_seed(3))
         for part in model.mask_branch.region_fpn.mask_predictors:
             part.weight.normal_(generator=torch.Generator().manual_seed(4))
-    return Predictor(model)
+    return TwoStagePredictor(model)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_slider_is_the_exact_budget(prediction, predictor):
     explorer, macs = explore(prediction), predictor.costs.macs_per_instance
     for share in (0.0, 0.3, 0.6, 1.0):
         explorer.slider.value = macs[0] / 1e9 + share * (macs[-1] - macs[0]) / 1e9
-        expected = policies.budget(prediction.switch_logits, macs, max(explorer.slider.value, macs[0] / 1e9))
+        expected = policies.exact_budget(prediction.switch_logits, macs, max(explorer.slider.value * 1e9, macs[0]))
         assert explorer.policy.value == "budget"
         assert explorer.mask_size == [MASK_SIZES[k] for k in expected.tolist()]
         mean = float(explorer.prediction.macs.double().mean()) / 1e9
@@ -177,7 +177,7 @@ def test_no_instance(predictor, pixels):
 
 
 def test_one_instance_and_class_agnostic_weights(pixels):
-    agnostic = Predictor(tiny_model(num_classes=2, class_agnostic=True))
+    agnostic = TwoStagePredictor(tiny_model(num_classes=2, class_agnostic=True))
     explorer = explore(agnostic(pixels, boxes=[[0, 0, 80, 60]]))
     assert explorer.selected == 0 and "1 instance," in explorer.summary.value
     explorer.policy.value = "budget"
@@ -190,7 +190,7 @@ def test_starting_policy_or_budget(prediction, predictor):
     budget = sum(predictor.costs.macs_per_instance[:2]) / 2e9
     explorer = explore(prediction, budget=budget)
     assert explorer.policy.value == "budget" and explorer.slider.value == pytest.approx(budget)
-    expected = policies.budget(prediction.switch_logits, predictor.costs.macs_per_instance, budget)
+    expected = policies.exact_budget(prediction.switch_logits, predictor.costs.macs_per_instance, budget * 1e9)
     assert explorer.mask_size == [MASK_SIZES[k] for k in expected.tolist()]
 
 

@@ -16,7 +16,7 @@ from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.models.detectors.base import PositiveRegions
 from dynamask.models.masks import losses
 from dynamask.models.masks.switch import sample_gumbel
-from dynamask.predict import Predictor
+from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 SHORT = dataclasses.replace(SCHEDULE, iterations=40, batch_size=32, lr=5e-3, warmup=0)
@@ -25,7 +25,7 @@ SHORT = dataclasses.replace(SCHEDULE, iterations=40, batch_size=32, lr=5e-3, war
 @pytest.fixture(scope="module")
 def world():
     """A model with random weights, three small scenes, and their cache with three other views."""
-    predictor = Predictor(tiny_model(class_names=CLASS_NAMES))
+    predictor = TwoStagePredictor(tiny_model(class_names=CLASS_NAMES))
     scenes = ShapesDataset(3, seed=5, size=(96, 128), first=1)
     return predictor, scenes, build_cache(predictor, scenes, range(3), 3, 0, {"weights": "w"})
 
@@ -100,8 +100,7 @@ def test_without_labels_the_box_head_classifies(world):
     predictor, scenes, _ = world
     image, target = scenes[0]
     cache = image_cache(predictor, image, target["boxes"], target["masks"], None, views=0, seed=0)
-    pixels = image.permute(1, 2, 0).numpy()
-    assert torch.equal(cache.label, predictor(pixels, boxes=target["boxes"]).labels) and cache.complexity.isnan().all()
+    assert torch.equal(cache.label, predictor(image, boxes=target["boxes"]).labels) and cache.complexity.isnan().all()
 
 
 def test_jittered_boxes_stay_in_the_image():

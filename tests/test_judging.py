@@ -325,13 +325,13 @@ class Seer:
 
     class_names = ("__background__", "disc")
 
-    def __call__(self, pixels, boxes, labels, all_sizes):
+    def __call__(self, image, boxes, labels, all_sizes):
         assert all_sizes and len(boxes) == len(labels) and set(labels) == {1}
         masks = []
         for x0, y0, x1, y1 in np.asarray(boxes):
-            near = np.zeros(pixels.shape[:2], bool)
+            near = np.zeros(image.shape[1:], bool)
             near[max(0, int(y0) - 4) : int(y1) + 5, max(0, int(x0) - 4) : int(x1) + 5] = True
-            masks.append(torch.from_numpy(near & (pixels[..., 0] > 128)))
+            masks.append(torch.from_numpy(near) & (image[0] > 128))
         self.boxes = boxes
         prediction = type("P", (), {})()
         prediction.mask_at = lambda i, size: masks[i]

@@ -11,7 +11,7 @@ from lessons import switch, tour
 from dynamask.config import LossConfig
 from dynamask.data.shapes import CLASS_NAMES
 from dynamask.models.masks.switch import straight_through_gumbel
-from dynamask.predict import Predictor
+from dynamask.predict import Predictor, TwoStagePredictor
 from dynamask.structures import MASK_SIZES
 
 FOUR = torch.tensor([0.0, 1.0, 1.6, 0.4])
@@ -20,7 +20,7 @@ ERRORS = torch.tensor([0.30, 0.20, 0.15, 0.12])
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(tiny_model(class_names=CLASS_NAMES))
+    return TwoStagePredictor(tiny_model(class_names=CLASS_NAMES))
 
 
 @pytest.fixture(scope="module")

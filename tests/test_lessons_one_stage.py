@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from helpers.small_models import finding_solo, tiny_model
 from lessons import one_stage, one_stage_judging
 
@@ -17,8 +16,7 @@ from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
 from dynamask.models.solo.factory import PRESETS
 from dynamask.models.solo.suppression import matrix_nms
-from dynamask.predict import Predictor
-from dynamask.solo_predictor import SoloPredictor
+from dynamask.predict import OneStagePredictor, TwoStagePredictor
 
 NAMES = ("__background__", *"abcdefghij")
 
@@ -30,7 +28,7 @@ def scene():
 
 @pytest.fixture(scope="module")
 def plain():
-    return SoloPredictor(finding_solo(class_names=NAMES))
+    return OneStagePredictor(finding_solo(class_names=NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def sodar():
         for name, parameter in model.named_parameters():
             if name.startswith("head.aggregation.theta.bias"):
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    return SoloPredictor(model)
+    return OneStagePredictor(model)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +106,7 @@ def test_dense_maps_are_the_papers():
 
 
 def test_every_cell_has_a_tile_on_the_wall(found, scene):
-    grid = found.encoded.grids[4]
+    grid = found.cells.encoded.grids[4]
     picture = one_stage.wall(found, 4)
     side, height, width = grid.vectors.shape[-1], *picture.shape[:2]
     tiles = picture.reshape(side, height // side, side, width // side, 3)
@@ -124,7 +122,7 @@ def test_a_mask_is_its_vector_times_the_feature(found):
     feature = one_stage.feature_of(found)
     for index in range(len(found)):
         by_hand = (one_stage.kernel_of(found, index)[:, None, None] * feature).sum(0)
-        assert torch.allclose(by_hand.sigmoid(), found.explain(index).mask, atol=1e-5)
+        assert torch.allclose(by_hand.sigmoid(), found.cells.explain(index).mask, atol=1e-5)
         assert (one_stage.full_size(found, by_hand) == found.mask(index).numpy()).all()
 
 
@@ -154,7 +152,7 @@ def test_candidates_decay_to_the_models_scores(found, scene):
 
 
 def test_a_picture_without_candidates_has_an_empty_case(scene):
-    silent = SoloPredictor(finding_solo(score_threshold=0.999999, class_names=NAMES))
+    silent = OneStagePredictor(finding_solo(score_threshold=0.999999, class_names=NAMES))
     case = one_stage.candidates_of(silent(scene.image))
     assert case.names == [] and len(case.masks) == 0 and case.ious.shape == (0, 0)
 
@@ -165,7 +163,7 @@ def test_a_picture_without_candidates_has_an_empty_case(scene):
 def test_redrawn_is_the_models_mask(seen):
     assert len(seen) > 1
     for index in range(len(seen)):
-        view = seen.explain(index)
+        view = seen.cells.explain(index)
         assert torch.allclose(one_stage.representations_of(seen, index), view.representations, atol=1e-5)
         assert torch.allclose(one_stage.redrawn(seen, index).sigmoid(), view.mask, atol=1e-5)
         assert one_stage.theta_of(seen, index).shape == (1, 945)
@@ -178,8 +176,8 @@ def test_moved_neighbours(seen):
     together = one_stage.representations_of(seen, 0, steps * -1.0)
     assert all(torch.allclose(each, fixed[2], atol=1e-5) for each in together), "all five at the centre"
     far = one_stage.representations_of(seen, 0, steps * 100.0)
-    grid = seen.encoded.grids[int(seen.level[0])]
-    column = int(seen.cell[0]) % grid.vectors.shape[-1]
+    grid = seen.cells.encoded.grids[int(seen.cells.level[0])]
+    column = int(seen.cells.cell[0]) % grid.vectors.shape[-1]
     top = torch.einsum("c,chw->hw", grid.vectors[0, :, 0, column], grid.features[0])
     assert torch.allclose(far[0], top, atol=1e-5), "the top one is clamped to the first row"
 
@@ -234,28 +232,28 @@ def test_matched_takes_the_best_of_the_class(scene):
 class Drawn:
     """Predicts the truth of a data set, each mask moved."""
 
-    class_names = ShapesDataset(1, 0).class_names
+    class_names, mask_sizes = ShapesDataset(1, 0).class_names, ()
 
     def __init__(self, dataset, move):
         self.dataset, self.move, self.next = dataset, move, 0
 
-    def __call__(self, image, score):
+    def __call__(self, image, score, **_):
         target, self.next = self.dataset.target(self.next), self.next + 1
         return Moved(target, self.move)
 
 
 class Moved:
-    def __init__(self, target, move):
-        self.labels, self.target, self.move = target["labels"], target, move
+    mask_size = switch_logits = None
 
-    def to_coco(self, image_id):
-        out = []
-        for row, label in enumerate(self.labels.tolist()):
-            mask = np.roll(self.target["masks"][row].numpy(), self.move * (row + 1), axis=1)
-            rle = coco_mask.encode(np.asfortranarray(mask))
-            score = 0.9 - 0.1 * row
-            out.append({"image_id": image_id, "category_id": label, "score": score, "segmentation": rle, "macs": 1})
-        return out
+    def __init__(self, target, move):
+        self.boxes, self.labels, self.target, self.move = target["boxes"], target["labels"], target, move
+        self.scores, self.macs = 0.9 - 0.1 * torch.arange(len(self)), torch.ones(len(self))
+
+    def __len__(self):
+        return len(self.labels)
+
+    def mask(self, row):
+        return self.target["masks"][row].roll(self.move * (row + 1), dims=1).bool()
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +317,7 @@ def test_spent_adds_up(plain, sodar, scene):
         prediction, parts = predictor(scene.image), one_stage_judging.spent(predictor, scene.image)
         assert parts["network"] == pytest.approx(sum(prediction.image_macs.values()) / 1e9)
         assert parts["masks"] == pytest.approx(int(prediction.macs.sum()) / 1e9) and parts["discarded"] > 0
-    two_stage = Predictor(tiny_model(num_classes=11).eval())
+    two_stage = TwoStagePredictor(tiny_model(num_classes=11).eval())
     parts = one_stage_judging.spent(two_stage, scene.image)
     assert parts["masks"] == pytest.approx(int(two_stage(scene.image).macs.sum()) / 1e9) and parts["network"] > 0
     drawn = one_stage_judging.spent_figure({"a": parts})

@@ -7,7 +7,7 @@ from helpers.small_models import tiny_model
 from lessons import pyramid
 
 from dynamask.data.shapes import make_scene
-from dynamask.predict import Predictor
+from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES
 
 
@@ -21,7 +21,7 @@ def predictor():
                 conv.weight.normal_(std=0.3, generator=generator)
         for conv in model.mask_branch.region_fpn.mask_predictors:
             conv.weight.normal_(generator=generator)
-    return Predictor(model)
+    return TwoStagePredictor(model)
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from app.lesson_scenes import STUDY_SCENE, LessonScenes
 from app.live_training import LiveTraining, Registry
 from app.train_view import frame, losses_chart, shares_chart
 from dynamask.data.shapes.scene import make_scene
-from dynamask.predict import Predictor
+from dynamask.predict import Predictor, TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(tiny_model(num_classes=2))
+    return TwoStagePredictor(tiny_model(num_classes=2))
 
 
 @pytest.fixture(scope="module")

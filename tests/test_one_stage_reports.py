@@ -17,7 +17,7 @@ from dynamask.cli import one_stage_reports
 from dynamask.cli.report import REPORTS, with_relatives
 from dynamask.data.shapes import ShapesDataset
 from dynamask.data.sources import open_data
-from dynamask.engine.evaluate_one_stage import collect_results
+from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.evaluation.coco_ap import evaluate_coco, threshold_rows
 from dynamask.evaluation.resampled_ap import THRESHOLDS
 from dynamask.models.solo.config import AggregationConfig
@@ -127,7 +127,8 @@ def expected(pictures, weights):
         if key not in known:
             predictor = load(weights[name])
             predictor.model.config = dataclasses.replace(predictor.model.config, **changed)
-            results = collect_results(predictor, dataset, range(SCENES), 0.05)
+            found = collect(predictor, dataset, range(SCENES), EvaluationOptions(score=0.05))
+            results = [{**result, "segmentation": rles[0]} for result, rles in zip(found.results, found.rles)]
             ious = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
             known[key] = evaluate_coco(dataset.coco, results, ("segm", "boundary"), dataset.image_ids, at_ious=ious)
         return known[key]
@@ -314,7 +315,7 @@ def test_both_families_at_equal_macs_of_a_picture(run, weights, pictures):
     fixed = [rows[f"DynaMask shapes, all at {size}"] for size in (14, 28, 56, 112)]
     assert [row["total_macs"] for row in fixed] == sorted(row["total_macs"] for row in fixed)
     predictor, dataset = load("shapes"), open_data(str(pictures), class_names=NAMES)
-    counts = [len(predictor(dataset[i][0].permute(1, 2, 0).numpy(), score=0.05)) for i in range(SCENES)]
+    counts = [len(predictor(dataset[i][0], score=0.05)) for i in range(SCENES)]
     macs = predictor.costs.macs_per_instance
     step = (macs[1] - macs[0]) * sum(counts) / SCENES
     assert fixed[1]["masks_macs"] - fixed[0]["masks_macs"] == pytest.approx(step)

@@ -20,7 +20,7 @@ from dynamask.evaluation.choices import spearman
 from dynamask.evaluation.ranking import SizeRanking, pairwise, row_spearman
 from dynamask.models.weights import save_model
 from dynamask.ops.masks import crop_masks
-from dynamask.predict import Predictor, load
+from dynamask.predict import TwoStagePredictor, load
 from dynamask.reports import speed
 from dynamask.reports.cache import data_digest
 from dynamask.reports.facts import Source, checkpoint_facts
@@ -38,7 +38,7 @@ from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
 SCENES = 5
 
 
-class OneSize(Predictor):
+class OneSize(TwoStagePredictor):
     """The r-FPN asked for one size alone stands for a mask branch that has no other and no switch."""
 
     has_switch = False
@@ -253,8 +253,7 @@ def test_figure5_signals_are_the_losses_by_hand(shapes):
     kept, predictor, dataset = shapes.main.kept, shapes.main.predictor, shapes.dataset
     index = next(i for i in range(SCENES) if len(dataset[i][1]["boxes"]))
     image, target = dataset[index]
-    pixels = image.permute(1, 2, 0).numpy()
-    prediction = predictor(pixels, boxes=target["boxes"], labels=target["labels"], all_sizes=True)
+    prediction = predictor(image, boxes=target["boxes"], labels=target["labels"], all_sizes=True)
     place = [r["image_id"] for r in kept.given.results].index(target["image_id"])
     for k, size in enumerate(MASK_SIZES):
         truth = (crop_masks(target["masks"][:1], target["boxes"][:1], size)[0] >= 0.5).float()
@@ -304,7 +303,7 @@ def test_torchvisions_model_has_the_same_boxes(shapes):
     pixels = shapes.dataset[0][0]
     with torch.inference_mode():
         theirs = twin([pixels.float() / 255])[0]
-    ours = shapes.main.predictor(pixels.permute(1, 2, 0).numpy(), score=0.05)
+    ours = shapes.main.predictor(pixels, score=0.05)
     assert len(ours) > 0 and torch.allclose(theirs["boxes"], ours.boxes, atol=1e-3)
     assert torch.equal(theirs["labels"], ours.labels)
 

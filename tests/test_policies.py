@@ -82,7 +82,7 @@ def test_budget_is_as_good_as_brute_force(count, macs):
     limits = [macs[0], macs[0] * 1.01, *(macs[0] + share * (macs[3] - macs[0]) for share in (0.2, 0.5, 0.8)), macs[3]]
     for seed, limit in itertools.product(range(2), limits):
         logits = logits_of(count, seed)
-        choice = policies.budget(logits, macs, gmacs(limit))
+        choice = policies.exact_budget(logits, macs, policies.budget_in_macs(gmacs(limit), macs))
         assert choice.dtype == torch.int64 and choice.shape == (count,)
         assert mean_macs(choice, macs) <= limit + 1e-3
         assert value_of(logits, choice) == pytest.approx(brute_force(logits, macs, limit), abs=1e-9)
@@ -93,28 +93,30 @@ def test_budget_is_as_good_as_brute_force(count, macs):
 def test_a_budget_that_is_met_to_the_last_mac_is_met(macs, k):
     logits = torch.full((9, 4), -5.0)
     logits[:, k] = 5.0
-    assert policies.budget(logits, macs, gmacs(macs[k])).tolist() == [k] * 9
-    assert policies.price_for_budget(logits, macs, gmacs(macs[k])) == 0.0
+    limit = policies.budget_in_macs(gmacs(macs[k]), macs)
+    assert policies.exact_budget(logits, macs, limit).tolist() == [k] * 9
+    assert policies.price_for_budget(logits, macs, limit) == 0.0
 
 
 def test_every_cost_can_be_its_own_budget_despite_rounding():
     generator = torch.Generator().manual_seed(0)
     for cheapest in torch.randint(10**5, 10**9, (2000,), generator=generator).tolist():
         macs = (cheapest, 2 * cheapest, 3 * cheapest, 4 * cheapest)
-        assert policies.check_budget(cheapest / 1e9, macs) == cheapest
+        assert policies.budget_in_macs(cheapest / 1e9, macs) == cheapest
 
 
 def test_a_large_budget_gives_every_region_its_first_choice():
     logits = logits_of(40)
     for budget in (gmacs(MACS[3]), 5.0, 1e300):
-        assert torch.equal(policies.budget(logits, MACS, budget), logits.argmax(1))
+        assert policies.budget_in_macs(budget, MACS) == MACS[3]
+    assert torch.equal(policies.exact_budget(logits, MACS, MACS[3]), logits.argmax(1))
 
 
 def test_budget_of_many_regions_beats_every_price_at_its_cost():
     logits = logits_of(30, seed=5)
     for price in (0.0, 2e-8, 1e-7, 3e-7):
         priced = policies.at_price(logits, MACS, price)
-        exact = policies.budget(logits, MACS, gmacs(mean_macs(priced, MACS)))
+        exact = policies.exact_budget(logits, MACS, mean_macs(priced, MACS))
         assert mean_macs(exact, MACS) <= mean_macs(priced, MACS) + 1e-3
         assert value_of(logits, exact) == pytest.approx(value_of(logits, priced), abs=1e-9)
 
@@ -123,19 +125,19 @@ def test_price_meets_the_budget_and_is_the_least_that_does():
     logits = logits_of(200, seed=7)
     free = mean_macs(policies.learned(logits), MACS)
     for limit in (MACS[0], MACS[0] * 1.2, 0.5 * (MACS[0] + free), free * 0.999):
-        price = policies.price_for_budget(logits, MACS, gmacs(limit))
+        price = policies.price_for_budget(logits, MACS, limit)
         assert price > 0
         assert mean_macs(policies.at_price(logits, MACS, price), MACS) <= limit + 1e-3
         assert mean_macs(policies.at_price(logits, MACS, price * (1 - 1e-9)), MACS) > limit
-    assert policies.price_for_budget(logits, MACS, gmacs(free * 1.001)) == 0.0
+    assert policies.price_for_budget(logits, MACS, free * 1.001) == 0.0
     assert torch.equal(policies.at_price(logits, MACS, 0.0), policies.learned(logits))
 
 
 def test_no_region_at_all():
     none = torch.zeros(0, 4)
     assert policies.learned(none).shape == (0,)
-    assert policies.budget(none, MACS, 1.0).shape == (0,)
-    assert policies.price_for_budget(none, MACS, 1.0) == 0.0
+    assert policies.exact_budget(none, MACS, MACS[0]).shape == (0,)
+    assert policies.price_for_budget(none, MACS, MACS[0]) == 0.0
     assert policies.random_permutation(policies.learned(none)).shape == (0,)
 
 
@@ -148,14 +150,13 @@ def test_random_is_a_permutation_of_the_learned_sizes():
 
 
 @pytest.mark.parametrize("budget", [math.nan, math.inf, -math.inf, -1.0, 0.0, gmacs(MACS[0] - 1)])
-@pytest.mark.parametrize("function", [policies.budget, policies.price_for_budget])
-def test_budgets_that_nothing_meets_are_refused(function, budget):
+def test_budgets_that_nothing_meets_are_refused(budget):
     with pytest.raises(DynaMaskError, match="no finite number|below the cheapest size"):
-        function(logits_of(3), MACS, budget)
+        policies.budget_in_macs(budget, MACS)
 
 
 def test_refusal_of_a_small_budget_names_one_that_works():
     with pytest.raises(DynaMaskError) as caught:
-        policies.check_budget(0.001, MACS)
+        policies.budget_in_macs(0.001, MACS)
     least = float(str(caught.value).split("at least ")[1].split()[0])
-    assert policies.check_budget(least, MACS) >= MACS[0]
+    assert policies.budget_in_macs(least, MACS) >= MACS[0]

@@ -15,6 +15,7 @@ import dynamask
 from dynamask import MASK_SIZES, DynaMaskError, Prediction, Predictor
 from dynamask.models.weights import save_model
 from dynamask.ops.masks import paste_mask
+from dynamask.predict import TwoStagePredictor
 
 NAMES = ("__background__", "cat", "dog", "emu")
 FOUND = TINY["detections_per_img"]
@@ -294,7 +295,7 @@ def test_pictures_weights_and_devices_that_do_not_exist_are_refused(predictor, w
 
 
 def test_one_class_needs_no_box_head_to_be_named(image):
-    predictor = Predictor(tiny_model(num_classes=2))
+    predictor = TwoStagePredictor(tiny_model(num_classes=2))
     p = predictor(image, boxes=[[5, 5, 50, 50]])
     assert p.labels.tolist() == [1] and predictor.category_ids == (1,)
     assert not predictor.model.training

@@ -20,19 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import report
 from dynamask.bundled import checkpoint_dir, list_bundled
 from dynamask.data.sources import Data
-from dynamask.engine.evaluate import EvaluationOptions, collect, summarise
-from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
+from dynamask.engine.evaluate import EvaluationOptions, collect, run_evaluation, summarise
 from dynamask.engine.memory import keep_freed_memory
+from dynamask.models.masks.policies import POLICIES, Policy
 from dynamask.models.solo.config import FAMILY
 from dynamask.models.solo.costs import network_macs
-from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import read_header
 from dynamask.predict import load
 from dynamask.reports.size_choices import choice_of
-from dynamask.solo_predictor import SoloPredictor
-from dynamask.structures import MASK_SIZES
-
-POLICIES = ("learned", "size", *(f"fixed:{size}" for size in MASK_SIZES))
 
 
 def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[str, Any]]:
@@ -41,13 +36,14 @@ def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[
     A one-stage model has no policies, and no boxes to be given: its one row is AP alone.
     """
     predictor = load(weights)
-    if isinstance(predictor, SoloPredictor):
-        return {"one size": run_one_stage_evaluation(predictor, dataset, indices, progress=True)}
+    if not predictor.mask_sizes:
+        return {"one size": run_evaluation(predictor, dataset, indices, progress=True)}
     macs = tuple(predictor.costs.macs_per_instance)
     found = collect(predictor, dataset, indices, EvaluationOptions(), every_size=True, progress=True)
     given = collect(predictor, dataset, indices, EvaluationOptions(boxes="gt"), every_size=True, progress=True)
     rows = {}
-    for policy in POLICIES if predictor.has_switch else [f"fixed:{size}" for size in predictor.mask_sizes]:
+    followed = POLICIES if predictor.has_switch else map(Policy.fixed, predictor.mask_sizes)
+    for policy in map(str, followed):
         row = summarise(found, choice_of(policy, found, dataset), macs, dataset, indices)
         on_true = summarise(given, choice_of(policy, given, dataset), macs, dataset, indices, true_boxes=True)
         row["gt_boxes"] = {
@@ -97,9 +93,10 @@ def one_stage_table(row: dict[str, Any]) -> list[str]:
 
 def costs(weights: Path) -> dict[str, Any]:
     """What the manifest says of the family and the MACs: an instance's at every size, or a one-stage network's."""
-    model = load(weights).model
-    if not isinstance(model, SoloNet):
-        return {"macs_per_instance": list(model.mask_branch.costs.macs_per_instance)}
+    predictor = load(weights)
+    model = predictor.model
+    if predictor.costs is not None:
+        return {"macs_per_instance": list(predictor.costs.macs_per_instance)}
     side = -(-model.config.test_min_size // 32) * 32
     parts = network_macs(model, side, side)
     return {"family": FAMILY, "network_macs": {"picture": [side, side], **parts}}

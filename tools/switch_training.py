@@ -35,7 +35,7 @@ def spend(switch: MaskSwitchModule, cache: FeatureCache, fraction: float) -> flo
     """
     macs = tuple(int(m) for m in cache.macs)
     logits = predict_logits(switch, cache.true_boxes())
-    price = policies.price_for_budget(logits, macs, fraction * macs[-1] / 1e9) * (1 + 1e-4)  # float32 keeps it
+    price = policies.price_for_budget(logits, macs, fraction * macs[-1]) * (1 + 1e-4)  # float32 keeps it
     switch.fc[2].bias -= price * torch.tensor(macs, dtype=torch.float64).to(switch.fc[2].bias.dtype)
     return price
 
@@ -83,7 +83,7 @@ class Judge:
         macs = tuple(int(m) for m in self.macs)
         budgets = {}
         for budget in self.budgets:
-            price = policies.price_for_budget(logits, macs, budget * macs[-1] / 1e9)
+            price = policies.price_for_budget(logits, macs, budget * macs[-1])
             budgets[str(budget)] = self.point(policies.at_price(logits, macs, price).numpy())
         return {
             "learned": self.point(policies.learned(logits).numpy()),

@@ -13,14 +13,8 @@ from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dynamask.data.instances import HasImageIds
     from dynamask.data.sources import Data
-    from dynamask.engine.distributed import Ranks
-    from dynamask.engine.evaluate import EvaluationOptions
-    from dynamask.predict import Prediction, Predictor
-    from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 
 DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or the root of COCO, LVIS or Cityscapes"
 
@@ -83,45 +77,6 @@ def opened_data(arguments: argparse.Namespace, class_names: Sequence[str] | None
     if arguments.holdout is not None:
         indices = held_out(dataset, arguments.holdout, True)
     return dataset, indices
-
-
-def judged(
-    predictor: Predictor | SoloPredictor,
-    dataset: Data,
-    indices: Sequence[int],
-    options: EvaluationOptions,
-    progress: bool,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """The figures of weights of either family on pictures of a data set, shared by several processes.
-
-    Raises:
-        DynaMaskError: a choice of sizes, or boxes, for a one-stage model, which has neither.
-    """
-    from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
-    from dynamask.engine.evaluate_one_stage import run_one_stage_evaluation
-    from dynamask.predict import Predictor
-
-    if isinstance(predictor, Predictor):
-        return run_evaluation(predictor, dataset, indices, options, progress, ranks)
-    if options != EvaluationOptions(score=options.score, seed=options.seed, budget_scope=options.budget_scope):
-        raise DynaMaskError(
-            "a one-stage model has one mask size and takes no boxes; leave --policy, --budget and --boxes away"
-        )
-    return run_one_stage_evaluation(predictor, dataset, indices, options.score, progress, ranks)
-
-
-def drawn(pixels: np.ndarray, prediction: Prediction | SoloPrediction, named: bool = True) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with its instances: in the colours of their mask sizes, or else of their classes."""
-    from dynamask.solo_predictor import SoloPrediction
-    from dynamask.viz.overlay import draw_instances, draw_overlay
-
-    if isinstance(prediction, SoloPrediction):
-        own = (prediction.masks, prediction.boxes, prediction.labels)
-        return draw_instances(pixels, *own, prediction.class_names)
-    names = [prediction.class_names[label] for label in prediction.labels.tolist()] if named else None
-    own = (prediction.masks.numpy(), prediction.mask_size.numpy(), prediction.boxes.numpy())
-    return draw_overlay(pixels, *own, names)
 
 
 def check_folder(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""``dynamask evaluate``: weights or a results file, judged on a data set."""
+"""``dynamask evaluate``: AP and costs of weights, or AP of a results file, on a data set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, add_data, add_json, held_out, judged, opened_data, print_summary, write_json
+from dynamask.cli.common import add_choice, add_data, add_json, held_out, opened_data, print_summary, write_json
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from dynamask.engine.distributed import Ranks
     from dynamask.engine.evaluate import EvaluationOptions
     from dynamask.predict import Predictor
-    from dynamask.solo_predictor import SoloPredictor
 
 
 def add(commands: Any) -> None:
@@ -23,40 +22,28 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="AP, boundary AP and cost on a data set",
-        description="Box, mask and boundary AP with what the masks cost, of weights or of a results file.",
+        description="Box, mask and boundary AP and the MACs of the masks, for weights or a results file.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", help="bundled name or .safetensors file")
-    source.add_argument("--predictions", type=Path, metavar="RESULTS.json", help="COCO results to judge instead")
+    source.add_argument("--predictions", type=Path, metavar="RESULTS.json", help="COCO results to evaluate instead")
     add_data(parser)
     add_choice(parser, "learned, size, fixed:S, random, oracle")
     parser.add_argument("--budget-scope", default="image", help="image or dataset (default: image)")
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
     parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random policy")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random policy")
     parser.add_argument("--device", default="cpu")
     add_json(parser)
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from dynamask.data.coco_format import read_coco, read_results
     from dynamask.engine.distributed import joined
     from dynamask.engine.memory import keep_freed_memory
-    from dynamask.engine.scoring import average_precision
 
     if arguments.predictions is not None:
-        if arguments.annotations is None:
-            raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
-        annotations = read_coco(arguments.annotations).coco
-        results = read_results(arguments.predictions, annotations)
-        ids = [image["id"] for image in annotations["images"]]
-        if arguments.holdout is not None:
-            ids = [ids[i] for i in held_out(argparse.Namespace(image_ids=ids), arguments.holdout, True)]
-        judged = set(ids)
-        count = sum(result["image_id"] in judged for result in results)
-        summary: dict[str, Any] = {"images": len(ids), "detections": count}
-        summary.update(average_precision(annotations, results, image_ids=ids))
+        summary = _evaluate_results(arguments)
     else:
         keep_freed_memory()
         with joined(arguments.device) as ranks:
@@ -67,23 +54,40 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     write_json(summary, arguments.json)
 
 
+def _evaluate_results(arguments: argparse.Namespace) -> dict[str, Any]:
+    """AP of a results file."""
+    from dynamask.data.coco_format import read_coco, read_results
+    from dynamask.engine.scoring import average_precision
+
+    if arguments.annotations is None:
+        raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
+    annotations = read_coco(arguments.annotations).coco
+    results = read_results(arguments.predictions, annotations)
+    ids = [image["id"] for image in annotations["images"]]
+    if arguments.holdout is not None:
+        ids = [ids[i] for i in held_out(argparse.Namespace(image_ids=ids), arguments.holdout, True)]
+    evaluated = set(ids)
+    detections = sum(result["image_id"] in evaluated for result in results)
+    return {"images": len(ids), "detections": detections, **average_precision(annotations, results, image_ids=ids)}
+
+
 def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    """The figures of weights; processes that torchrun started share the pictures."""
-    from dynamask.engine.evaluate import EvaluationOptions
+    """The figures of weights; processes started by torchrun share the images."""
+    from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
     from dynamask.predict import load
 
-    def opened() -> tuple[Predictor | SoloPredictor, EvaluationOptions, Data, list[int]]:
+    def opened() -> tuple[Predictor, EvaluationOptions, Data, list[int]]:
         predictor = load(arguments.weights, ranks.device(arguments.device))
         options = EvaluationOptions(
-            arguments.policy or "learned",
-            arguments.budget,
-            arguments.budget_scope,
-            arguments.boxes,
-            predictor.score_threshold if arguments.score is None else arguments.score,
-            arguments.seed,
+            policy=arguments.policy or "learned",
+            budget=arguments.budget,
+            budget_scope=arguments.budget_scope,
+            boxes=arguments.boxes,
+            score=predictor.score_threshold if arguments.score is None else arguments.score,
+            seed=arguments.seed,
         )
         return predictor, options, *opened_data(arguments, predictor.class_names)
 
     progress = sys.stderr.isatty() and ranks.first
     predictor, options, dataset, indices = ranks.together(opened)
-    return judged(predictor, dataset, indices, options, progress, ranks)
+    return run_evaluation(predictor, dataset, indices, options, progress, ranks)

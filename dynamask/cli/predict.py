@@ -1,4 +1,4 @@
-"""``dynamask predict``: pictures to overlays and COCO results."""
+"""``dynamask predict``: overlays and COCO results of images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, check_folder, drawn, say, write_json
+from dynamask.cli.common import add_choice, check_folder, say, write_json
 from dynamask.files import replacing
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
     from dynamask.predict import Prediction
-    from dynamask.solo_predictor import SoloPrediction
 
 
 def add(commands: Any) -> None:
@@ -32,9 +31,9 @@ def add(commands: Any) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
-    from dynamask.data.pictures import read_picture
     from dynamask.engine.memory import keep_freed_memory
     from dynamask.predict import load
+    from dynamask.viz.overlay import draw_prediction
 
     keep_freed_memory()
     predictor = load(arguments.weights, arguments.device)
@@ -47,41 +46,30 @@ def _predict(arguments: argparse.Namespace) -> None:
             f"two pictures are called {twice[0]}, and their results would overwrite each other; rename one"
         )
     check_folder(arguments.out)
-    results = []
-    for path in arguments.image:
-        results.append((path, predictor(path, policy=policy, budget=arguments.budget, score=arguments.score)))
-        results[-1][1].paste()  # now, so that nothing is written if anything fails
+    outputs = []  # everything is computed before anything is written
+    for number, path in enumerate(arguments.image, start=1):
+        prediction = predictor(path, policy=policy, budget=arguments.budget, score=arguments.score)
+        outputs.append((_table(path, prediction), draw_prediction(prediction), prediction.to_coco(number)))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for number, (path, prediction) in enumerate(results, start=1):
-        _print_table(path, prediction)
-        overlay = drawn(read_picture(path), prediction, named=False)
-        with replacing(arguments.out / f"{path.stem}.png") as stream:
+    for stem, (table, overlay, results) in zip(stems, outputs):
+        say(table)
+        with replacing(arguments.out / f"{stem}.png") as stream:
             Image.fromarray(overlay).save(stream, format="PNG")
-        write_json(prediction.to_coco(number), str(arguments.out / f"{path.stem}.json"))
+        write_json(results, str(arguments.out / f"{stem}.json"))
 
 
-def _print_table(path: Path, prediction: Prediction | SoloPrediction) -> None:
-    macs = prediction.macs.double()
-    mean = f", mean {macs.mean() / 1e9:.4f} GMACs an instance" if len(prediction) else ""
-    say(f"{path}: {len(prediction)} instances{mean}")
-    rows = zip(
-        prediction.labels.tolist(),
-        prediction.scores.tolist(),
-        _origins(prediction),
-        prediction.macs.tolist(),
-        prediction.boxes.tolist(),
-    )
-    for label, score, origin, cost, box in rows:
-        say(
-            f"  {prediction.class_names[label]:<16} {score:.2f}  {origin}  {cost / 1e9:.4f} GMACs  "
-            f"box {' '.join(f'{v:.0f}' for v in box)}"
+def _table(path: Path, prediction: Prediction) -> str:
+    """One line for the image and one for each instance."""
+    mean = f", mean {prediction.macs.double().mean() / 1e9:.4f} GMACs an instance" if len(prediction) else ""
+    lines = [f"{path}: {len(prediction)} instances{mean}"]
+    for i, label in enumerate(prediction.labels.tolist()):
+        if prediction.cells is not None:
+            origin = f"level {prediction.cells.level[i]} cell {prediction.cells.cell[i]:>4}"
+        else:
+            origin = f"mask {prediction.mask_size[i]:>3}"
+        box = " ".join(f"{value:.0f}" for value in prediction.boxes[i].tolist())
+        lines.append(
+            f"  {prediction.class_names[label]:<16} {prediction.scores[i]:.2f}  {origin}  "
+            f"{prediction.macs[i] / 1e9:.4f} GMACs  box {box}"
         )
-
-
-def _origins(prediction: Prediction | SoloPrediction) -> list[str]:
-    """Of each instance its mask size, or the level and cell of the grid that it comes from."""
-    from dynamask.solo_predictor import SoloPrediction
-
-    if isinstance(prediction, SoloPrediction):
-        return [f"level {level} cell {cell:>4}" for level, cell in zip(prediction.level, prediction.cell)]
-    return [f"mask {size:>3}" for size in prediction.mask_size.tolist()]
+    return "\n".join(lines)

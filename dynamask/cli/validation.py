@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynamask.cli.common import drawn, held_out, judged, print_summary, write_json
+from dynamask.cli.common import held_out, print_summary, write_json
 from dynamask.data.sources import Data, open_data
-from dynamask.engine.evaluate import EvaluationOptions, category_map
+from dynamask.engine.evaluate import EvaluationOptions, category_map, run_evaluation
 from dynamask.engine.log import RunLog
 from dynamask.engine.run import Run
 from dynamask.engine.train import Periodic
 from dynamask.predict import predictor_of
 from dynamask.structures import DynaMaskError
+from dynamask.viz.overlay import draw_prediction
 
 OVERLAYS = 4
 """Pictures of which overlays are drawn."""
@@ -41,7 +42,7 @@ class Validation:
         progress = sys.stderr.isatty() and run.ranks.first
         predictor = predictor_of(run.evaluation_model())
         options = EvaluationOptions(score=predictor.score_threshold)
-        return judged(predictor, self.dataset, self.indices, options, progress, run.ranks)
+        return run_evaluation(predictor, self.dataset, self.indices, options, progress, run.ranks)
 
     def log_figures(self, run: Run, log: RunLog) -> None:
         """Write the average precision and the cost to the log; undefined figures are left out."""
@@ -57,9 +58,8 @@ class Validation:
         predictor = predictor_of(run.evaluation_model())
         for number, index in enumerate(self.indices[:OVERLAYS]):
             image, _ = self.dataset[index]
-            pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
-            found = predictor(pixels, score=OVERLAY_SCORE)
-            log.picture(run.step, f"overlay/{number}", drawn(pixels, found))
+            prediction = predictor(image, score=OVERLAY_SCORE)
+            log.picture(run.step, f"overlay/{number}", draw_prediction(prediction, named=True))
 
 
 def open_validation(arguments: argparse.Namespace, training: Data, overlays: bool) -> Validation | None:

@@ -373,8 +373,7 @@ def image_cache(
 def _columns(predictor: Predictor, views: Views, labels: Sequence[int] | None) -> dict[str, Tensor]:
     """The columns of a group of views that need the model."""
     height, width = views.image.shape[1:]
-    pixels = views.image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
-    prediction = predictor(pixels, boxes=views.boxes, labels=labels, all_sizes=True)
+    prediction = predictor(views.image, boxes=views.boxes, labels=labels, all_sizes=True)
     branch = prediction.regions.branch
     state = prediction.regions.state.to(next(branch.parameters()).device)
     index = torch.arange(len(views.masks)).repeat(len(views.numbers))

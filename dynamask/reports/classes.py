@@ -101,7 +101,7 @@ def make_report(
         raise DynaMaskError("the pictures hold no instance of the weights' classes; give other data")
     choice = np.array(found.choice, dtype=np.int64)
     if budget is not None:
-        choice = at_budget(found.logits(), macs, policies.check_budget(budget, tuple(macs)))
+        choice = at_budget(found.logits(), macs, policies.budget_in_macs(budget, tuple(macs)))
     names, choice = [str(named[i]) for i in there], choice[there]
     rows = class_rows(names, choice, found.quality("boundary_iou")[there], min_instances)
     enough = {row["class"] for row in rows if not row["few"]}

@@ -11,15 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynamask.data.sources import Data
-from dynamask.engine.evaluate import (
-    EvaluationOptions,
-    Instances,
-    Predicts,
-    add_picture,
-    category_map,
-    known_instances,
-)
+from dynamask.engine.evaluate import Collector, EvaluationOptions, Instances, category_map, known_instances
 from dynamask.evaluation.mask_quality import quality_by_size
+from dynamask.predict import Predictor
 from dynamask.reports.signals import SIGNALS, size_signals
 from dynamask.structures import MASK_SIZES
 
@@ -48,7 +42,7 @@ class Collected:
 
 
 def collect_all(
-    predictor: Predicts,
+    predictor: Predictor,
     dataset: Data,
     indices: Sequence[int],
     given: bool = True,
@@ -69,22 +63,24 @@ def collect_all(
         score: detections below it are left out.
         signals: keep the mask and edge losses of every size in the true boxes; the weights must have an r-FPN.
     """
-    categories, kept = category_map(predictor, dataset), Collected(found=Instances() if detected else None)
+    categories = category_map(predictor, dataset)
+    true_boxes = Collector(predictor, dataset, EvaluationOptions(boxes="gt"), every_size=True)
+    matched = Collector(predictor, dataset, EvaluationOptions(policy="oracle", score=score), every_size=True)
     seen: list[np.ndarray] = []
     signalled: list[np.ndarray] = []
     pictures: Iterable[int] = tqdm(indices, unit="picture", disable=not progress, dynamic_ncols=True)
     for index in pictures:
         image, target = dataset[index]
-        shared = (predictor, image, target, categories, dataset.category_ids)
         if given:
-            prediction = add_picture(kept.given, *shared, EvaluationOptions(boxes="gt"), True)
+            prediction = true_boxes.add(image, target)
             if signals:
                 rows, _ = known_instances(target, categories, dataset.category_ids)
                 signalled.append(size_signals(prediction.regions, prediction.boxes, target["masks"][rows]))
-        if kept.found is not None:
-            add_picture(kept.found, *shared, EvaluationOptions(policy="oracle", score=score), True)  # it matches
+        if detected:
+            matched.add(image, target)
         if views:
-            seen.append(other_views(*shared, views, seed))
+            seen.append(other_views(predictor, image, target, categories, dataset.category_ids, views, seed))
+    kept = Collected(true_boxes.instances, matched.instances if detected else None)
     kept.given.rles = [{} for _ in kept.given.rles]  # only detections are judged by AP
     if views and seen:
         both = np.concatenate(seen, axis=2)  # (2, V, N, 4)
@@ -95,7 +91,7 @@ def collect_all(
 
 
 def other_views(
-    predictor: Predicts,
+    predictor: Predictor,
     image: Tensor,
     target: dict[str, Any],
     categories: dict[int, int],
@@ -124,8 +120,7 @@ def other_views(
         if flipped:
             truth = truth[:, :, ::-1]
             given = given[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [size[1], 0, size[1], 0]
-        pixels = seen.permute(1, 2, 0).contiguous().numpy()
-        prediction = predictor(pixels, boxes=given.astype(np.float32), labels=labels * len(own), all_sizes=True)
+        prediction = predictor(seen, boxes=given.astype(np.float32), labels=labels * len(own), all_sizes=True)
         for position, view in enumerate(own):
             part = range(position * len(rows), (position + 1) * len(rows))
             masks = [np.stack([prediction.mask_at(i, s).numpy() for i in part]) for s in MASK_SIZES]

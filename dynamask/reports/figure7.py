@@ -52,10 +52,9 @@ def make_figure7(world: World, count: int = 6, budget: float | None = None, scor
     evidence = world.main
     blocks, rows = [], []
     for index in chosen_pictures(world.dataset, world.indices, count):
-        pixels = world.dataset[index][0].permute(1, 2, 0).contiguous().numpy()
-        prediction = evidence.predictor(pixels, budget=budget, score=score)
+        prediction = evidence.predictor(world.dataset[index][0], budget=budget, score=score)
         names = [prediction.class_names[label] for label in prediction.labels.tolist()]
-        drawn = draw_overlay(pixels, prediction.masks.numpy(), prediction.mask_size.numpy(), labels=names)
+        drawn = draw_overlay(prediction.picture, prediction.masks.numpy(), prediction.mask_size.numpy(), labels=names)
         image_id = world.dataset.image_ids[index]
         sizes = ", ".join(f"{n} {size}" for n, size in zip(names, prediction.mask_size.tolist())) or "nothing found"
         blocks.append(Picture(_jpeg(drawn), f"picture {image_id}: {sizes}"))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynamask.models.masks.losses import resolution_losses
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges
-from dynamask.predict import Regions
+from dynamask.predict import CachedRegions
 from dynamask.structures import MASK_SIZES
 
 SIGNALS = {
@@ -23,7 +23,7 @@ grid; the other two bring the logits of every size to the finest grid first."""
 
 
 @torch.inference_mode()
-def size_signals(regions: Regions, boxes: Tensor, masks: Tensor) -> np.ndarray:
+def size_signals(regions: CachedRegions, boxes: Tensor, masks: Tensor) -> np.ndarray:
     """The signals of ``SIGNALS`` for the instances of one picture.
 
     Args:

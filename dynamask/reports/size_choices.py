@@ -19,8 +19,9 @@ def choice_of(policy: str, instances: Instances, dataset: Data) -> np.ndarray:
     """(N,) size indices under "learned", "size" (Eq. 8) or "fixed:S"; the instances' masks are known at every size."""
     if policy == "learned":
         return np.array(instances.choice, dtype=np.int64)
-    if policy.startswith("fixed:"):
-        return policies.fixed(len(instances.results), int(policy.removeprefix("fixed:"))).numpy()
+    size = policies.Policy.parse(policy).size
+    if size is not None:
+        return policies.fixed(len(instances.results), size).numpy()
     return size_based_choice(instances, image_sizes(dataset))
 
 
@@ -49,7 +50,7 @@ def at_budget(logits: torch.Tensor, macs: Sequence[int], limit: float) -> np.nda
 
     A limit above the cost of the switch's own choice changes nothing: the price is zero there.
     """
-    price = policies.price_for_budget(logits, tuple(macs), max(limit, macs[0] * (1 + 1e-9)) / 1e9)
+    price = policies.price_for_budget(logits, tuple(macs), max(round(limit, 3), macs[0]))
     return policies.at_price(logits, tuple(macs), price).numpy()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from dynamask.data.pictures import read_picture
 from dynamask.evaluation.efficiency import Case, device_name, interleave, machine, machine_line, rows_of
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.models.masks import policies
@@ -66,7 +67,7 @@ def whole_case(line: Line, pictures: list[np.ndarray]) -> Case:
 
     def once(turn: int) -> None:
         picture = pictures[turn % len(pictures)]
-        line.evidence.predictor(picture, policy=policy, budget=budget, score=0.0).paste()
+        _ = line.evidence.predictor(picture, policy=policy, budget=budget, score=0.0).masks
 
     return once
 
@@ -87,7 +88,7 @@ def branch_case(line: Line, pictures: list[np.ndarray]) -> Case:
     """From the feature pyramid and the detections to mask probabilities; no picture is encoded in it."""
     predictor = line.evidence.predictor
     model, macs = predictor.model, predictor.costs.macs_per_instance
-    ready = []
+    size, ready = policies.Policy.parse(line.policy).size, []
     for picture in pictures:
         encoded, _ = model.detector.encode([_tensor(picture, predictor.device)])
         found = model.detector.detect(encoded)[0]
@@ -98,11 +99,11 @@ def branch_case(line: Line, pictures: list[np.ndarray]) -> Case:
         encoded, boxes, labels = ready[turn % len(ready)]
         state = model.regions(encoded, [boxes], [labels])
         if line.limit is not None:
-            choice = policies.budget(state.switch_logits, macs, line.limit / 1e9)
-        elif line.policy == "learned":
+            choice = policies.exact_budget(state.switch_logits, macs, line.limit)
+        elif size is None:
             choice = policies.learned(state.switch_logits)
         else:
-            choice = policies.fixed(len(boxes), int(line.policy.removeprefix("fixed:"))).to(boxes.device)
+            choice = policies.fixed(len(boxes), size).to(boxes.device)
         model.mask_branch.masks(state, choice)
 
     return once
@@ -157,7 +158,7 @@ def time_all(world: World, lines: list[Line], options: SpeedOptions) -> list[Row
     predictor = world.main.predictor
     device = predictor.device
     indices = chosen_pictures(world.dataset, world.indices, options.pictures)
-    pictures = [world.dataset[i][0].permute(1, 2, 0).contiguous().numpy() for i in indices]
+    pictures = [read_picture(world.dataset[i][0]) for i in indices]
     twin = same_detector(predictor)
     heads = [twin.roi_heads, *dict.fromkeys(line.evidence.predictor.model.detector.roi_heads for line in lines)]
     rows = []

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from dynamask.models.masks.policies import Policy
 from dynamask.reports.comparing import (
     Contrast,
     Line,
@@ -56,7 +57,7 @@ def _table1(world: World) -> Plan:
     ours = world.plain
     heads = [(name, world.branch(name)) for name in FCN_HEADS]
     fcn = [Line(f"FCN head, {n.removeprefix('fcn:')}", e, finest(e), paper=n) for n, e in heads if e is not None]
-    own = [Line(f"r-FPN, {p.removeprefix('fixed:')}", ours, p, paper=p) for p in coarsest_first(ours.mask_sizes)]
+    own = [Line(f"r-FPN, {Policy.parse(p).size}", ours, p, paper=p) for p in coarsest_first(ours.mask_sizes)]
     steps = [Contrast(f"{b.label} − {a.label.split(', ')[1]}", b, a) for g in (fcn, own) for a, b in zip(g, g[1:])]
     at_size = {line.paper.split(":")[1]: line for line in own}
     steps += [Contrast(f"r-FPN − FCN head, {s}", at_size[s], f) for f in fcn if (s := f.paper.split(":")[1]) in at_size]

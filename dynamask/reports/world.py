@@ -16,6 +16,7 @@ from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
 from dynamask.evaluation.choices import Draws, at
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.resampled_ap import ResampledAP
+from dynamask.models.masks.policies import Policy
 from dynamask.predict import Predictor
 from dynamask.reports.cache import collected_once, data_digest
 from dynamask.reports.collecting import MEASURES, Collected, collect_all
@@ -155,7 +156,7 @@ class World:
         Raises:
             DynaMaskError: they know others, so that their AP cannot stand in one table, or they are no mask branch's.
         """
-        if not isinstance(predictor, Predictor):
+        if predictor.family != "two-stage":
             raise DynaMaskError(
                 f"{name} is a one-stage model, and this report judges mask branches; give DynaMask's weights, or use a "
                 "report sodar-… for it"
@@ -229,17 +230,17 @@ class World:
 def size_label(policy: str) -> str:
     """A policy in words."""
     names = {"learned": "sizes of the switch", "size": "size-based (Eq. 8)"}
-    return names.get(policy) or f"all at {policy.removeprefix('fixed:')}"
+    return names.get(policy) or f"all at {Policy.parse(policy).size}"
 
 
 def finest(evidence: Evidence) -> str:
     """The policy "fixed:S" of the finest size that weights can make."""
-    return f"fixed:{max(evidence.mask_sizes)}"
+    return str(Policy.fixed(max(evidence.mask_sizes)))
 
 
 def coarsest_first(sizes: Sequence[int]) -> list[str]:
     """Policies "fixed:S" of sizes, coarse to fine."""
-    return [f"fixed:{size}" for size in MASK_SIZES if size in sizes]
+    return [str(Policy.fixed(size)) for size in MASK_SIZES if size in sizes]
 
 
 def world_facts(world: World, used: Sequence[Evidence] | None = None, **more: object) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from dynamask.models.solo.config import NEIGHBOURS
-from dynamask.solo_predictor import CellView
+from dynamask.models.solo.explain import CellView
 from dynamask.viz.charts import figure, panel_figure
 from dynamask.viz.overlay import UInt8Array, encode_jpeg
 from dynamask.viz.style import hex_to_rgb

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import math
 from collections.abc import Sequence
 from html import escape
@@ -17,10 +16,11 @@ import torch
 import traitlets
 from tqdm import tqdm
 
-from dynamask.data.pictures import read_picture
+from dynamask.data.pictures import PictureSource, read_picture
 from dynamask.evaluation.mask_quality import mask_iou
+from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
 from dynamask.ops.masks import paste_mask
-from dynamask.predict import Picture, Prediction, check_choice, choose
+from dynamask.predict import Prediction
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.charts import panel_figure
 from dynamask.viz.overlay import CachedOverlay, UInt8Array, encode_jpeg
@@ -41,7 +41,7 @@ POLICIES: dict[str, str] = {
 
 
 def explore(
-    prediction: Prediction, image: Picture | None = None, policy: str = "learned", budget: float | None = None
+    prediction: Prediction, image: PictureSource | None = None, policy: str = "learned", budget: float | None = None
 ) -> Explorer:
     """Explore a prediction in a notebook; as the last line of a cell it shows the widget.
 
@@ -74,14 +74,20 @@ class Explorer(widgets.VBox):
     selected = traitlets.Int(None, allow_none=True)
 
     def __init__(
-        self, prediction: Prediction, image: Picture | None = None, policy: str = "learned", budget: float | None = None
+        self,
+        prediction: Prediction,
+        image: PictureSource | None = None,
+        policy: str = "learned",
+        budget: float | None = None,
     ) -> None:
         self._given, self._macs = prediction, prediction.regions.branch.costs.macs_per_instance
         self._gmacs = [value / 1e9 for value in self._macs]
-        check_choice(policy, budget, self._macs)
+        Policy.parse(policy).check_budget(budget)
+        if budget is not None:
+            budget_in_macs(budget, self._macs)
         shown, self._boxes = _shown(prediction, image)
         self._overlay = CachedOverlay(shown, self._mask)
-        self._learned = choose(prediction, "learned", None, self._macs).tolist()
+        self._learned = self._chosen(LEARNED).tolist()
         self._choice = list(self._learned)
         self._crops: dict[int, list[bytes]] = {}
         self._drawn: tuple[list[int], int | None] | None = None
@@ -102,9 +108,12 @@ class Explorer(widgets.VBox):
     @property
     def prediction(self) -> Prediction:
         """The prediction as shown: sizes, costs and masks under the current policy."""
-        choice = torch.tensor(self._choice, dtype=torch.int64)
-        sizes, macs = torch.tensor(MASK_SIZES)[choice], torch.tensor(self._macs)[choice]
-        return dataclasses.replace(self._given, mask_size=sizes, macs=macs)
+        return self._given.resized(torch.tensor(self._choice, dtype=torch.int64), self._macs)
+
+    def _chosen(self, policy: Policy, budget: float | None = None) -> torch.Tensor:
+        """(R,) indices into ``MASK_SIZES`` under a policy and a budget in mean GMACs."""
+        given, limit = self._given, None if budget is None else budget_in_macs(budget, self._macs)
+        return policy.choose(given.boxes, given.image_size, given.switch_logits, self._macs, limit)
 
     @property
     def mask_size(self) -> list[int]:
@@ -118,10 +127,8 @@ class Explorer(widgets.VBox):
 
     def _compute_masks(self) -> None:
         """Compute every mask at every size and its appearance, with a progress bar if it takes long."""
-        count = len(self._given)
-        for k in range(len(MASK_SIZES)):
-            self._given.regions.ensure(torch.full((count,), k))
-        pairs = [(i, size) for i in range(count) for size in MASK_SIZES]
+        self._given.regions.ensure_all()
+        pairs = [(i, size) for i in range(len(self._given)) for size in MASK_SIZES]
         for i, size in tqdm(pairs, desc="masks at every size", delay=1.0, leave=False):
             self._overlay.prepare(i, size)
 
@@ -235,7 +242,7 @@ class Explorer(widgets.VBox):
     def _update(self) -> None:
         """Choose the sizes and redraw what has changed."""
         policy = "learned" if self.policy.value == "budget" else self.policy.value
-        self._choice = choose(self._given, policy, self._budget(), self._macs).tolist()
+        self._choice = self._chosen(Policy.parse(policy), self._budget()).tolist()
         state = (list(self._choice), self.selected)
         if state != self._drawn:
             marked = None if self.selected is None else self._boxes[self.selected].tolist()
@@ -419,7 +426,7 @@ def crops_html(crops: Sequence[bytes], gmacs: Sequence[float], chosen: int, lear
     return f'<div style="display: flex; flex-wrap: wrap; gap: 8px">{"".join(cells)}</div>'
 
 
-def _shown(prediction: Prediction, image: Picture | None) -> tuple[np.ndarray, torch.Tensor]:
+def _shown(prediction: Prediction, image: PictureSource | None) -> tuple[np.ndarray, torch.Tensor]:
     """The picture on the page, (h, w, 3) uint8 RGB, and the boxes (R, 4) in its pixels."""
     picture = prediction.picture if image is None else read_picture(image)
     if picture is None:

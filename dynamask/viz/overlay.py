@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.style import SIZE_COLOURS, SIZE_OUTLINES, Outline, class_colour, contrast_colour, hex_to_rgb
+
+if TYPE_CHECKING:
+    from dynamask.predict import Prediction
 
 UInt8Array = npt.NDArray[np.uint8]
 Rectangle = tuple[int, int, int, int]  # xyxy in whole pixels, ends exclusive
@@ -32,6 +36,22 @@ _LABEL_OFFSETS = sorted(
 def encode_jpeg(picture: UInt8Array, quality: int = 88) -> bytes:
     """Encode an (H, W, 3) uint8 RGB picture as JPEG."""
     return cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def draw_prediction(prediction: Prediction, named: bool = False) -> UInt8Array:
+    """Draw a prediction of any model family on its image: by mask size, or by class where masks have no size.
+
+    Args:
+        named: print the class names before the mask sizes.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    picture, names = prediction.picture, prediction.class_names
+    if prediction.mask_size is None:
+        return draw_instances(picture, prediction.masks, prediction.boxes, prediction.labels, names)
+    labels = [names[label] for label in prediction.labels.tolist()] if named else None
+    return draw_overlay(picture, prediction.masks, prediction.mask_size, prediction.boxes, labels)
 
 
 def draw_overlay(

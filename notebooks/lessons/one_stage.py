@@ -18,7 +18,7 @@ from dynamask.models.solo.config import NEIGHBOURS, STRIDES, SoloConfig
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.solo.suppression import mask_ious, matrix_nms
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass
-from dynamask.solo_predictor import SoloPrediction
+from dynamask.predict import Prediction
 from dynamask.viz import charts, style
 from dynamask.viz.style import hex_to_rgb
 from lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
@@ -147,7 +147,7 @@ def _add_centres(drawn: go.Figure, found: Responsible, names: Sequence[str]) -> 
     )  # fmt: skip
 
 
-def wall_figure(prediction: SoloPrediction, picture: np.ndarray, soft: bool = True) -> go.Figure:
+def wall_figure(prediction: Prediction, picture: np.ndarray, soft: bool = True) -> go.Figure:
     """The map of every cell of a level, each in its cell's place, beside the picture; a slider chooses the level.
 
     Args:
@@ -157,16 +157,16 @@ def wall_figure(prediction: SoloPrediction, picture: np.ndarray, soft: bool = Tr
     """
     steps = {}
     for level in range(len(STRIDES)):
-        side = prediction.model.config.representation_grids[level]
+        side = prediction.cells.model.config.representation_grids[level]
         titles = [f"level {level_name(level)}: {side}×{side} maps, one a cell", "the picture"]
         steps[level_name(level)] = picture_grid([[wall(prediction, level, soft), picture]], [titles], cell=430)
     return with_slider(steps, "level ", active=3)
 
 
 @torch.no_grad()
-def wall(prediction: SoloPrediction, level: int, soft: bool = True) -> np.ndarray:
+def wall(prediction: Prediction, level: int, soft: bool = True) -> np.ndarray:
     """(H, W, 3) uint8: every cell's map, shrunk, in its cell's place, a line between them."""
-    grid = prediction.encoded.grids[level]
+    grid = prediction.cells.encoded.grids[level]
     side = grid.vectors.shape[-1]
     vectors = grid.vectors[:1].flatten(2).transpose(1, 2)  # (1, G′², V)
     tile = max(10, WALL // side)
@@ -240,21 +240,21 @@ def memory_figure(config: SoloConfig, sizes: Sequence[tuple[int, int]]) -> go.Fi
 # --- masks as vectors -----------------------------------------------------------------------------------------------
 
 
-def kernel_of(prediction: SoloPrediction, index: int) -> Tensor:
+def kernel_of(prediction: Prediction, index: int) -> Tensor:
     """(V,) the vector of an instance's own cell."""
-    level, cell = int(prediction.level[index]), int(prediction.cell[index])
-    grid, side = prediction.encoded.grids[level], prediction.model.config.grids[level]
+    level, cell = int(prediction.cells.level[index]), int(prediction.cells.cell[index])
+    grid, side = prediction.cells.encoded.grids[level], prediction.cells.model.config.grids[level]
     return grid.vectors[0, :, cell // side, cell % side]
 
 
-def feature_of(prediction: SoloPrediction) -> Tensor:
+def feature_of(prediction: Prediction) -> Tensor:
     """(V, h, w) SOLOv2's mask feature, the same for every level."""
-    return prediction.encoded.grids[0].features[0]
+    return prediction.cells.encoded.grids[0].features[0]
 
 
-def full_size(prediction: SoloPrediction, logits: Tensor) -> np.ndarray:
+def full_size(prediction: Prediction, logits: Tensor) -> np.ndarray:
     """(H, W) bool: a mask's (h, w) logits brought to the picture as the model brings them."""
-    encoded = prediction.encoded
+    encoded = prediction.cells.encoded
     (height, width), quarter = encoded.network_sizes[0], tuple(side // 4 for side in encoded.frame)
     probs = logits.sigmoid()[None, None]
     for size in (quarter, encoded.frame):
@@ -269,7 +269,7 @@ def lit(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], picture, dark).astype(np.uint8)
 
 
-def mixing_figure(prediction: SoloPrediction, picture: np.ndarray, first: int, second: int) -> go.Figure:
+def mixing_figure(prediction: Prediction, picture: np.ndarray, first: int, second: int) -> go.Figure:
     """A mixture of two instances' vectors, decoded; a slider moves from the one to the other."""
     a, b, feature, steps = kernel_of(prediction, first), kernel_of(prediction, second), feature_of(prediction), {}
     for share in (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0):
@@ -303,9 +303,9 @@ class Case:
 
 
 @torch.no_grad()
-def candidates_of(prediction: SoloPrediction, most: int = 12) -> Case:
+def candidates_of(prediction: Prediction, most: int = 12) -> Case:
     """The candidates with the best scores, at most so many, each as the model sees it before matrix NMS."""
-    model, encoded = prediction.model, prediction.encoded
+    model, encoded = prediction.cells.model, prediction.cells.encoded
     found = model.candidates(encoded, 0)
     logits = [
         model.mask_logits(encoded, level, torch.zeros(1, dtype=torch.int64), torch.tensor([cell]))[0]
@@ -366,16 +366,16 @@ def _inset(drawn: go.Figure) -> go.Figure:
 # --- neighbours -----------------------------------------------------------------------------------------------------
 
 
-def theta_of(prediction: SoloPrediction, index: int) -> Tensor:
+def theta_of(prediction: Prediction, index: int) -> Tensor:
     """(1, D) parameters of the aggregation that an instance's cell has predicted."""
-    level, cell = int(prediction.level[index]), int(prediction.cell[index])
-    return prediction.encoded.grids[level].theta.flatten(2)[:1, :, cell]
+    level, cell = int(prediction.cells.level[index]), int(prediction.cells.cell[index])
+    return prediction.cells.encoded.grids[level].theta.flatten(2)[:1, :, cell]
 
 
-def representations_of(prediction: SoloPrediction, index: int, moved: Tensor | None = None) -> Tensor:
+def representations_of(prediction: Prediction, index: int, moved: Tensor | None = None) -> Tensor:
     """(S, h, w) logits of an instance's neighbours, each position moved by (S, 2) (Δrow, Δcolumn) cells."""
-    model, level = prediction.model, int(prediction.level[index])
-    grid, cell = prediction.encoded.grids[level], prediction.cell[index : index + 1]
+    model, level = prediction.cells.model, int(prediction.cells.level[index])
+    grid, cell = prediction.cells.encoded.grids[level], prediction.cells.cell[index : index + 1]
     aggregation, config = model.aggregation, model.config
     offsets = None if grid.offsets is None else grid.offsets.flatten(2)[:1, :, int(cell)]
     if moved is not None:
@@ -387,14 +387,15 @@ def representations_of(prediction: SoloPrediction, index: int, moved: Tensor | N
 
 @torch.no_grad()
 def redrawn(
-    prediction: SoloPrediction,
+    prediction: Prediction,
     index: int,
     maps: Tensor | None = None,
     theta: Tensor | None = None,
     with_context: bool = True,
 ) -> Tensor:
     """(h, w) logits of an instance's mask, with other representations (S, h, w) or another θ (1, D) if given."""
-    config, grid = prediction.model.aggregation.config, prediction.encoded.grids[int(prediction.level[index])]
+    found = prediction.cells
+    config, grid = found.model.aggregation.config, found.encoded.grids[int(found.level[index])]
     maps = representations_of(prediction, index) if maps is None else maps
     theta = theta_of(prediction, index) if theta is None else theta
     context = None if grid.context is None else grid.context[:1] * float(with_context)
@@ -402,7 +403,7 @@ def redrawn(
     return dynamic_network(maps[None], context, image, theta, config.widths, config.kernel)[0]
 
 
-def swap_figure(prediction: SoloPrediction, picture: np.ndarray, indices: Sequence[int]) -> go.Figure:
+def swap_figure(prediction: Prediction, picture: np.ndarray, indices: Sequence[int]) -> go.Figure:
     """Masks from the representations of each instance (rows) with the θ of each (columns)."""
     rows, titles = [], []
     for i in indices:
@@ -412,7 +413,7 @@ def swap_figure(prediction: SoloPrediction, picture: np.ndarray, indices: Sequen
     return picture_grid(rows, titles, cell=190)
 
 
-def swapped_ious(prediction: SoloPrediction, indices: Sequence[int]) -> tuple[float, float]:
+def swapped_ious(prediction: Prediction, indices: Sequence[int]) -> tuple[float, float]:
     """Mean IoU of masks with what they become with another's θ, and with another's representations."""
     masks = {(i, j): full_size(prediction, redrawn(prediction, i, theta=theta_of(prediction, j))) for i in indices
              for j in indices}  # fmt: skip
@@ -422,7 +423,7 @@ def swapped_ious(prediction: SoloPrediction, indices: Sequence[int]) -> tuple[fl
     return (float(np.mean(theta)), float(np.mean(maps))) if pairs else (1.0, 1.0)
 
 
-def spread_figure(prediction: SoloPrediction, picture: np.ndarray, index: int, truth: np.ndarray) -> go.Figure:
+def spread_figure(prediction: Prediction, picture: np.ndarray, index: int, truth: np.ndarray) -> go.Figure:
     """An instance's mask when its neighbours are sampled further in or out; a slider moves them.
 
     Args:
@@ -431,7 +432,7 @@ def spread_figure(prediction: SoloPrediction, picture: np.ndarray, index: int, t
         index: of the instance.
         truth: (H, W) bool.
     """
-    directions, steps = torch.tensor(NEIGHBOURS[prediction.model.aggregation.config.neighbours]), {}
+    directions, steps = torch.tensor(NEIGHBOURS[prediction.cells.model.aggregation.config.neighbours]), {}
     for reach in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
         maps = representations_of(prediction, index, directions * (reach - 1.0))
         mask = full_size(prediction, redrawn(prediction, index, maps=maps))

@@ -13,15 +13,14 @@ from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from dynamask.data.shapes import Scene, ShapesDataset
-from dynamask.engine.evaluate_one_stage import collect_results
+from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.evaluation.bootstrap import PictureBootstrap, interval_of
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.evaluation.resampled_ap import THRESHOLDS, Matches, ResampledAP
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs
-from dynamask.predict import Predictor
-from dynamask.solo_predictor import SoloPrediction, SoloPredictor
+from dynamask.predict import Prediction, Predictor
 from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz import charts, style
 from lessons.counting import flops
@@ -65,10 +64,11 @@ class Judged:
         return self.judge.at_thresholds(self.segm, weights)[row]
 
 
-def judged(predictor: SoloPredictor, dataset: ShapesDataset, score: float = 0.05) -> Judged:
+def judged(predictor: Predictor, dataset: ShapesDataset, score: float = 0.05) -> Judged:
     """Run a model over all scenes and compare."""
-    results = collect_results(predictor, dataset, range(len(dataset)), score)
-    judge = ResampledAP(dataset.coco, results, [{0: r["segmentation"]} for r in results], dataset.image_ids)
+    found = collect(predictor, dataset, range(len(dataset)), EvaluationOptions(score=score))
+    results = [{**result, "segmentation": rles[0]} for result, rles in zip(found.results, found.rles)]
+    judge = ResampledAP(dataset.coco, found.results, found.rles, dataset.image_ids)
     first = np.zeros(len(results), dtype=np.int64)
     return Judged(results, judge, judge.match(first, "segm"), judge.match(first, "boundary"))
 
@@ -219,7 +219,7 @@ def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[st
 
 
 @torch.no_grad()
-def neighbour_losses(predictor: SoloPredictor, scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
+def neighbour_losses(predictor: Predictor, scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
     """IoU with the truth that masks lose when the aggregation sees less, (N,) for N found objects.
 
     A neighbour, or all four, is replaced by the centre's representation, the centre by the mean of the neighbours', and
@@ -249,7 +249,7 @@ def _with(maps: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
     return changed
 
 
-def matched(prediction: SoloPrediction, scene: Scene, least: float = 0.5) -> list[tuple[int, int]]:
+def matched(prediction: Prediction, scene: Scene, least: float = 0.5) -> list[tuple[int, int]]:
     """(row in the scene, index of the instance) of the objects that were found, the best instance for each."""
     found = []
     for row, label in enumerate(scene.labels.tolist()):
@@ -280,7 +280,7 @@ def losses_figure(lost: dict[str, np.ndarray]) -> go.Figure:
 # --- costs ----------------------------------------------------------------------------------------------------------
 
 
-def spent(predictor: Predictor | SoloPredictor, image: np.ndarray) -> dict[str, float]:
+def spent(predictor: Predictor, image: np.ndarray) -> dict[str, float]:
     """GMACs of a whole picture: what runs once a picture, the masks that are shown, and all else.
 
     The total is what torch's flop counter sees, deformable convolutions included. "discarded" holds the masks of
@@ -291,7 +291,7 @@ def spent(predictor: Predictor | SoloPredictor, image: np.ndarray) -> dict[str, 
     total = flops(run) / 2
     prediction = held["prediction"]
     masks = int(prediction.macs.sum())
-    if isinstance(predictor, SoloPredictor):
+    if predictor.family == "one-stage":
         network = sum(prediction.image_macs.values())
         return {"network": network / 1e9, "masks": masks / 1e9, "discarded": max(0.0, total - network - masks) / 1e9}
     return {"network": (total - masks) / 1e9, "masks": masks / 1e9, "discarded": 0.0}

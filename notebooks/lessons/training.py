@@ -31,7 +31,7 @@ from dynamask.models.build import build_model, preset
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.weights import load_model
-from dynamask.predict import Predictor
+from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES
 
 
@@ -182,7 +182,7 @@ def iou_by_size(model: DynaMask, dataset: ShapesDataset, indices: Sequence[int])
     """(4,) mean mask IoU in true boxes, were all instances of these scenes given one size; the model's mode stays."""
     training = model.training
     options = EvaluationOptions(boxes="gt")
-    found = collect(Predictor(model), dataset, indices, options, every_size=True)
+    found = collect(TwoStagePredictor(model), dataset, indices, options, every_size=True)
     model.train(training)
     return found.quality("mask_iou").mean(axis=0)
 
@@ -196,12 +196,11 @@ def masks_by_size(
         The picture (H, W, 3) uint8, the true mask (H, W) bool, and the four predicted ones, coarse to fine.
     """
     training, (image, target) = model.training, dataset[index]
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
     box, label = target["boxes"][row : row + 1], target["labels"][row : row + 1].tolist()
-    prediction = Predictor(model)(pixels, boxes=box, labels=label, all_sizes=True)
+    prediction = TwoStagePredictor(model)(image, boxes=box, labels=label, all_sizes=True)
     model.train(training)
     truth = target["masks"][row].numpy().astype(bool)
-    return pixels, truth, [prediction.mask_at(0, size).numpy() for size in MASK_SIZES]
+    return prediction.picture, truth, [prediction.mask_at(0, size).numpy() for size in MASK_SIZES]
 
 
 SMALL_SCENES = (144, 176)

@@ -56,6 +56,7 @@ class FakePredictor:
         self.given = given
         self.class_names = class_names
         self.category_ids = tuple(range(1, len(class_names)))
+        self.family = "two-stage"
         self.costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
         self.calls: list[dict] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from dynamask.models.masks.policies import Policy
 from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row, interval, line_of
 from dynamask.reports.one_stage.kinds import name_of
 from dynamask.reports.one_stage.world import Evidence, Group, Member, OneStageWorld
@@ -112,7 +113,7 @@ def _costed(line: Line) -> Line:
     """A row with its group for the figure, and what matrix NMS adds."""
     group = line.label
     if not line.evidences[0].one_stage:
-        fixed = line.members[0].limit is None and line.members[0].policy.startswith("fixed:")
+        fixed = line.members[0].limit is None and Policy.parse(line.members[0].policy).size is not None
         group = f"{line.label.partition(',')[0]}, {'one size for all' if fixed else 'the switch at several budgets'}"
     parts = [member.macs()["suppress"] for member in line.members]
     suppress = float(np.mean(parts)) if parts else 0.0

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -19,11 +18,9 @@ from tqdm import tqdm
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import category_map
 from dynamask.files import replacing
-from dynamask.models.solo.costs import decoding_macs
 from dynamask.ops.rle import encode_rle
-from dynamask.predict import Predictor
+from dynamask.predict import Prediction, Predictor
 from dynamask.reports.cache import cache_file
-from dynamask.solo_predictor import SoloPrediction, SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 VERSION = 1
@@ -49,43 +46,41 @@ class Found:
     pictures: list[dict[str, int]] = field(default_factory=list)
 
 
-def collect(
-    predictor: Predictor | SoloPredictor, dataset: Data, indices: Sequence[int], score: float, progress: bool
-) -> Found:
+def collect(predictor: Predictor, dataset: Data, indices: Sequence[int], score: float, progress: bool) -> Found:
     """Predict every picture, two-stage models at every mask size, and count what it takes."""
     found, categories = Found(), category_map(predictor, dataset)
-    one_stage = isinstance(predictor, SoloPredictor)
+    one_stage = predictor.family == "one-stage"
     pictures: Iterable[int] = tqdm(indices, unit="picture", disable=not progress, dynamic_ncols=True)
     for index in pictures:
         image, target = dataset[index]
-        pixels = image.permute(1, 2, 0).contiguous().numpy()
         add = _add_one_stage if one_stage else _add_two_stage
-        add(found, predictor, pixels, int(target["image_id"]), categories, score)
+        add(found, predictor, image, int(target["image_id"]), categories, score)
     return found
 
 
 def _add_one_stage(
-    found: Found, predictor: SoloPredictor, pixels: np.ndarray, image_id: int, categories: dict[int, int], score: float
+    found: Found, predictor: Predictor, image: torch.Tensor, image_id: int, categories: dict[int, int], score: float
 ) -> None:
-    prediction = predictor(pixels, score=score)
+    prediction = predictor(image, score=score)
     _append(found, prediction.to_coco(image_id), prediction.labels.tolist(), categories, lambda r, _: {0: r}, None)
     found.pictures.append(one_stage_macs(prediction))
 
 
 def _add_two_stage(
-    found: Found, predictor: Predictor, pixels: np.ndarray, image_id: int, categories: dict[int, int], score: float
+    found: Found, predictor: Predictor, image: torch.Tensor, image_id: int, categories: dict[int, int], score: float
 ) -> None:
     model = predictor.model
     parts = {"backbone": model.backbone, "detector": nn.ModuleList([model.detector.rpn, model.detector.roi_heads])}
     with counted(parts) as counts:
-        prediction = predictor(pixels, score=score, all_sizes=True)
+        prediction = predictor(image, score=score, all_sizes=True)
 
     def masks(_: dict[str, Any], row: int) -> dict[int, Any]:
         sizes = prediction.mask_sizes
         return {MASK_SIZES.index(size): encode_rle(prediction.mask_at(row, size)) for size in sizes}
 
     own = prediction.to_coco(image_id)
-    _append(found, own, prediction.labels.tolist(), categories, masks, prediction.switch_logits.tolist())
+    logits = None if prediction.switch_logits is None else prediction.switch_logits.tolist()
+    _append(found, own, prediction.labels.tolist(), categories, masks, logits)
     shared = sum(macs for name, macs in prediction.image_macs.items() if name != "switch")
     switch = predictor.costs.switch_macs if predictor.has_switch else 0
     found.pictures.append({**counts, "projections": shared, "switch": switch * len(prediction)})
@@ -111,7 +106,7 @@ def _append(
             found.logits.append(logits[row])
 
 
-def one_stage_macs(prediction: SoloPrediction) -> dict[str, int]:
+def one_stage_macs(prediction: Prediction) -> dict[str, int]:
     """MACs of a one-stage prediction by part.
 
     Every cell above the score threshold is decoded once for suppression; of too many to hold, the cells that stay are
@@ -121,16 +116,16 @@ def one_stage_macs(prediction: SoloPrediction) -> dict[str, int]:
         "backbone" (with the FPN), "head", "decode", "suppress" (the mask IoUs of matrix NMS, at most), and the counts
         "candidates" and "decoded" (cells, each as often as it is decoded).
     """
-    model, encoded = prediction.model, prediction.encoded
+    cells = prediction.cells
+    model, encoded = cells.model, cells.encoded
     config = model.config
     candidates = model.candidates(encoded, 0)
     decoded = _cells(candidates.level, candidates.cell)
     if config.voting != "none":
         decoded += decoded
     elif not model.holds(encoded, candidates):
-        decoded += _cells(prediction.level, prediction.cell)
-    grids = encoded.grids
-    each = [decoding_macs(*g.features.shape[-2:], g.features.shape[1], config.aggregation) for g in grids]
+        decoded += _cells(cells.level, cells.cell)
+    each = cells.level_macs
     kept = min(len(candidates), config.candidates)
     quarter = (encoded.frame[0] // 4) * (encoded.frame[1] // 4)
     parts = prediction.image_macs

@@ -16,15 +16,15 @@ import torch
 from dynamask.data.sources import Data
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.resampled_ap import ResampledAP
+from dynamask.models.masks.policies import Policy
 from dynamask.models.solo.config import SoloConfig
-from dynamask.predict import Predictor
+from dynamask.predict import OneStagePredictor, Predictor
 from dynamask.reports.facts import Source
 from dynamask.reports.one_stage.finding import Found, collect, found_once
 from dynamask.reports.one_stage.kinds import differences, name_of, trained_like
 from dynamask.reports.options import TableOptions
 from dynamask.reports.size_choices import at_cost, mean_macs
 from dynamask.reports.world import World
-from dynamask.solo_predictor import SoloPredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 ROWS = {"segm_ap50": 0, "segm_ap60": 2, "segm_ap70": 4, "segm_ap75": 5, "segm_ap80": 6, "segm_ap90": 8}
@@ -48,13 +48,13 @@ class Evidence:
     def __init__(
         self,
         name: str,
-        predictor: Predictor | SoloPredictor,
+        predictor: Predictor,
         checkpoint: dict[str, Any],
         training: dict[str, Any],
         world: OneStageWorld,
     ) -> None:
         self.name, self.predictor, self.checkpoint, self.training = name, predictor, checkpoint, training
-        self.world, self.one_stage = world, isinstance(predictor, SoloPredictor)
+        self.world, self.one_stage = world, predictor.family == "one-stage"
         self._drawn: dict[bytes, dict[str, np.ndarray]] = {}
         self._six: dict[bytes, dict[str, float | None]] = {}
 
@@ -85,7 +85,7 @@ class Evidence:
         """The same weights with mask voting."""
         model = copy.copy(self.predictor.model)  # shares the weights
         model.config = dataclasses.replace(model.config, voting=scheme, voting_iou=iou)
-        return Evidence(self.name, SoloPredictor(model), self.checkpoint, self.training, self.world)
+        return Evidence(self.name, OneStagePredictor(model), self.checkpoint, self.training, self.world)
 
     @cached_property
     def found(self) -> Found:
@@ -144,9 +144,9 @@ class Member:
         found = self.evidence.found
         if self.limit is not None and found.results:
             return at_cost(torch.tensor(found.logits), self.evidence.predictor.costs.macs_per_instance, self.limit)
-        if self.policy.startswith("fixed:"):
-            size = MASK_SIZES.index(int(self.policy.removeprefix("fixed:")))
-            return np.full(len(found.results), size, dtype=np.int64)
+        size = Policy.parse(self.policy).size
+        if size is not None:
+            return np.full(len(found.results), MASK_SIZES.index(size), dtype=np.int64)
         return np.array(found.choice, dtype=np.int64)
 
     def draws(self, measure: str) -> np.ndarray:
@@ -166,7 +166,7 @@ class Member:
         else:
             costs, choice = self.evidence.predictor.costs, self.choice
             spent = mean_macs(choice, costs.macs_per_instance) * len(choice) if len(choice) else 0.0
-            switch = 0.0 if self.policy.startswith("fixed:") and self.limit is None else means["switch"]
+            switch = 0.0 if Policy.parse(self.policy).size is not None and self.limit is None else means["switch"]
             masks = spent / max(len(pictures), 1) + means["projections"] + switch
             parts = {"backbone": means["backbone"], "head": means["detector"], "masks": masks}
         return {**parts, "total": sum(parts.values()), "suppress": means.get("suppress", 0.0)}
@@ -214,7 +214,7 @@ class OneStageWorld(World):
     def add(
         self,
         name: str,
-        predictor: Predictor | SoloPredictor,
+        predictor: Predictor,
         checkpoint: dict[str, Any],
         training: dict[str, Any] | None = None,
     ) -> Evidence:
@@ -223,7 +223,7 @@ class OneStageWorld(World):
         Raises:
             DynaMaskError: other classes, the same weights twice, or two-stage weights where they are not let in.
         """
-        if not self.both and not isinstance(predictor, SoloPredictor):
+        if not self.both and predictor.family != "one-stage":
             raise DynaMaskError(
                 f"{name} is a two-stage model, and this report judges one-stage ones; give weights of SOLO, SOLOv2 or "
                 "SODAR, or use sodar-table8, which takes both"

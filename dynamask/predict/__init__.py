@@ -1,0 +1,56 @@
+"""Prediction on images: the interface of all model families that the app, the notebooks and the commands use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dynamask.data.pictures import PictureSource
+from dynamask.models.dynamask import DynaMask
+from dynamask.models.hub import find_weights
+from dynamask.models.solo.model import SoloNet
+from dynamask.models.weights import load_model
+from dynamask.predict.one_stage import OneStagePredictor
+from dynamask.predict.prediction import CachedRegions, Cells, Prediction
+from dynamask.predict.predictor import Predictor
+from dynamask.predict.two_stage import TwoStagePredictor, check_boxes
+from dynamask.structures import DynaMaskError
+
+__all__ = [
+    "CachedRegions",
+    "Cells",
+    "OneStagePredictor",
+    "PictureSource",
+    "Prediction",
+    "Predictor",
+    "TwoStagePredictor",
+    "check_boxes",
+    "load",
+    "predictor_of",
+]
+
+
+def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor:
+    """Load the predictor of weights of any family.
+
+    Args:
+        name_or_path: a bundled name, a .safetensors file, a saved folder, or hf://owner/name[@revision]. Only the last
+            is downloaded.
+        device: a device of torch.
+
+    Raises:
+        DynaMaskError: there are no such weights, or the device is not available.
+    """
+    path = find_weights(name_or_path)
+    try:
+        target = torch.device(device)
+        torch.zeros(1, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise DynaMaskError(f"device {device!r} is not available here; use cpu") from error
+    return predictor_of(load_model(path, target))
+
+
+def predictor_of(model: DynaMask | SoloNet) -> Predictor:
+    """The predictor of a built model, according to its family."""
+    return OneStagePredictor(model) if isinstance(model, SoloNet) else TwoStagePredictor(model)
