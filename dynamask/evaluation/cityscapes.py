@@ -1,9 +1,9 @@
-"""Average precision as the Cityscapes benchmark defines it, written from its published rules.
+"""Average precision as defined by the Cityscapes benchmark, implemented from its published rules.
 
-Unlike COCO's: a prediction must overlap by more than the threshold; the precision–recall curve has a point per
-different score and is integrated by trapezoids, without interpolation; instances below 100 pixels and groups are not
-looked for; and a false positive does not count if a larger share of it than the threshold lies on what is ignored: void
-pixels, groups of its class, and its class's small instances.
+It differs from COCO's: a prediction must overlap by more than the threshold; the precision–recall curve has one point
+per distinct score and is integrated by trapezoids, without interpolation; instances below 100 pixels and groups do not
+have to be found; and a false positive does not count if a larger fraction of it than the threshold is on ignored
+pixels: void, groups of its class, and small instances of its class.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
+
+from dynamask.ops.rle import decode_rle
 
 OVERLAPS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """IoU thresholds .50:.05:.95."""
 MIN_REGION = 100
-"""Pixels from which an instance is looked for."""
+"""Pixels of the smallest instances that have to be found."""
 VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
-"""Label ids that no method is judged on; only their pixels without an instance number count as void."""
+"""Label ids that are not evaluated; only their pixels without an instance number count as void."""
 
 
 @dataclass
 class _Scores:
-    """What all pictures say of one class at one threshold.
+    """True and false positives of one class at one threshold, over all pictures.
 
     Attributes:
         hits, misses: scores of the true and of the false positives.
-        missed: instances that were not found.
-        instances, predictions: how many there are to find, and whether there was any prediction.
+        missed: number of instances that were not found.
+        instances, predictions: number of instances to find, and of predictions.
     """
 
     hits: list[float] = field(default_factory=list)
@@ -53,13 +54,13 @@ def evaluate_cityscapes(
     results: Sequence[dict[str, Any]],
     classes: dict[int, str],
 ) -> dict[str, Any]:
-    """Cityscapes' AP of COCO results.
+    """Average precision of COCO results by the rules of Cityscapes.
 
     Args:
-        labels: gives the (H, W) instance labels of an image id: 1000 · label + number, or a label alone.
-        image_ids: pictures to judge; results on others are left out.
+        labels: returns the (H, W) instance labels of an image id: 1000 · label + number, or a label alone.
+        image_ids: pictures to evaluate; results on others are left out.
         results: with ``image_id``, ``category_id`` (the label id), ``score`` and ``segmentation`` (compressed RLE).
-        classes: name by label id, the classes that are judged.
+        classes: name by label id of the classes to evaluate.
 
     Returns:
         ``AP`` (mean over ten overlaps and the classes), ``AP50``, and the same under ``classes`` by name; each 0–1, or
@@ -70,7 +71,7 @@ def evaluate_cityscapes(
         by_image[result["image_id"]].append(result)
     scores = {(label, overlap): _Scores() for label in classes for overlap in OVERLAPS}
     for image_id in image_ids:
-        _judge(labels(image_id), by_image[image_id], classes, scores)
+        _add_picture(labels(image_id), by_image[image_id], classes, scores)
     ap = {name: [scores[label, overlap].average_precision() for overlap in OVERLAPS] for label, name in classes.items()}
     return {
         "AP": _mean(value for values in ap.values() for value in values),
@@ -80,13 +81,13 @@ def evaluate_cityscapes(
 
 
 def area_under_curve(hits: Sequence[float], misses: Sequence[float], missed: int) -> float:
-    """Area under the precision–recall curve by trapezoids, one point for each different score.
+    """Area under the precision–recall curve by trapezoids, with one point per distinct score.
 
     Args:
         hits, misses: scores of true and of false positives.
-        missed: instances that were not found.
+        missed: number of instances that were not found.
 
-    The curve is drawn on to recall 0 at the precision of its highest score.
+    The curve is extended to recall 0 at the precision of its highest score.
     """
     true, false = np.sort(np.asarray(hits, dtype=float)), np.sort(np.asarray(misses, dtype=float))
     thresholds = np.unique(np.concatenate([true, false]))
@@ -100,27 +101,27 @@ def area_under_curve(hits: Sequence[float], misses: Sequence[float], missed: int
     return float(np.sum((precision[:-1] + precision[1:]) / 2 * (recall[:-1] - recall[1:])))
 
 
-def _judge(
+def _add_picture(
     labels: np.ndarray,
     results: list[dict[str, Any]],
     classes: dict[int, str],
     scores: dict[tuple[int, float], _Scores],
 ) -> None:
-    """Add what one picture says of every class at every threshold."""
+    """Add the predictions and instances of one picture to the scores of every class and threshold."""
     values, places = np.unique(labels, return_inverse=True)
     places, sizes = places.reshape(labels.shape), np.bincount(places.reshape(-1))
     owner = np.where(values >= 1000, values // 1000, values)
     void = np.isin(values, VOID)
     predictions: dict[int, list[tuple[float, np.ndarray]]] = defaultdict(list)
     for result in results:
-        mask = coco_mask.decode(result["segmentation"]).astype(bool)
+        mask = decode_rle(result["segmentation"])
         if mask.any() and result["category_id"] in classes:
             shared = np.bincount(places[mask], minlength=len(values))  # pixels of the prediction on each value
             predictions[result["category_id"]].append((float(result["score"]), shared))
     for label in classes:
         own = owner == label
         sought = own & (values >= 1000) & (sizes >= MIN_REGION)
-        # a small group is ignored twice over, as in the benchmark's own arithmetic
+        # a small group counts twice, as in the arithmetic of the benchmark
         ignored = void.astype(int) + (own & (values < 1000)) + (own & (sizes < MIN_REGION))
         for overlap in OVERLAPS:
             _count(predictions[label], sizes, own, sought, ignored, overlap, scores[label, overlap])
@@ -140,8 +141,8 @@ def _count(
     Args:
         predictions: score and (V,) pixels on each value.
         sizes: (V,) pixels of each value in the labels.
-        own, sought: (V,) bool: values of the class, and those of instances to find.
-        ignored: (V,) how often a pixel of a value counts as ignored.
+        own, sought: (V,) bool: values of the class, and of instances to find.
+        ignored: (V,) number of times that a pixel of a value counts as ignored.
     """
     matched: dict[int, list[float]] = defaultdict(list)
     for score, shared in predictions:
@@ -151,7 +152,7 @@ def _count(
             matched[int(value)].append(score)
         if not reached.any() and (shared * ignored).sum() / area <= overlap:
             scores.misses.append(score)
-    for found in matched.values():  # the best one is right, the others are false positives
+    for found in matched.values():  # the one with the highest score is a true positive, the others are false
         scores.hits.append(max(found))
         scores.misses += sorted(found)[:-1]
     scores.instances += int(sought.sum())
@@ -160,6 +161,6 @@ def _count(
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are defined, None if there is none."""
+    """Mean of the values that are not None, None without any."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None

@@ -1,4 +1,4 @@
-"""The shapes world: procedural scenes whose difficulty is known."""
+"""The shapes world: procedural scenes with objects of known complexity."""
 
 from dynamask.data.shapes.dataset import CLASS_NAMES, ShapesDataset, export
 from dynamask.data.shapes.scene import SCENE_SIZE, SIDES, Scene, make_scene

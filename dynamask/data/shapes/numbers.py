@@ -1,7 +1,7 @@
-"""Random numbers that every machine and every version of the libraries draws alike.
+"""Random numbers that are the same on every machine and with every version of NumPy.
 
-NumPy promises the raw stream of its PCG64 generator and the mixing of its seed sequences, but not the numbers that the
-methods of `Generator` derive from them. So all draws are derived here, from the raw stream.
+NumPy guarantees the raw stream of its PCG64 generator and the mixing of its seed sequences, but not the numbers that
+the methods of `Generator` derive from them. Therefore all draws are derived from the raw stream here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Stream:
     """A stream of draws that depends on its keys alone.
 
     Args:
-        keys: non-negative integers, for example (seed, scene index, what for).
+        keys: non-negative integers, for example (seed, scene index, purpose).
     """
 
     def __init__(self, *keys: int) -> None:
@@ -33,7 +33,7 @@ class Stream:
         return low + (high - low) * self.unit()
 
     def integer(self, low: int, high: int) -> int:
-        """One whole number from low to high, both included."""
+        """One integer from low to high, both included."""
         return low + int(self.unit() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:

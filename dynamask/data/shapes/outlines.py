@@ -1,7 +1,8 @@
-"""Outlines of the shapes world's ten classes, from plain to intricate.
+"""Outlines of the ten classes of the shapes world, from simple to complex.
 
-Each class draws an outline for a detail in 0-1: more teeth, lobes, leaflets or legs, and thinner ones. An outline is a
-list of rings (k, 2) float64 of x, y around the origin; rings of positive orientation add up, negative ones are holes.
+Each class draws an outline for a detail in 0-1; more detail means more and thinner teeth, lobes, leaflets or legs. An
+outline is a list of rings (k, 2) float64 of x, y around the origin; rings of positive orientation form a union, rings
+of negative orientation are holes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dynamask.data.shapes.numbers import Stream
 
 Rings = list[np.ndarray]
 _GRID = 2.0**16
-"""Points are rounded to 1/2^16, far coarser than the last bits in which libraries of sines differ."""
+"""Points are rounded to 1/2^16, far coarser than the last bits in which implementations of sine differ."""
 
 
 def _rounded(points: Sequence[tuple[float, float]] | np.ndarray) -> np.ndarray:
@@ -42,7 +43,7 @@ def circle(x: float, y: float, radius: float, points: int = 32, hole: bool = Fal
 
 
 def stroke(path: Sequence[tuple[float, float]], widths: Sequence[float]) -> Rings:
-    """A line of varying width: one quadrilateral a segment, round joints, round ends."""
+    """A line of varying width: one quadrilateral per segment, with round joints and ends."""
     rings = []
     for (x0, y0), (x1, y1), w0, w1 in zip(path[:-1], path[1:], widths[:-1], widths[1:], strict=True):
         length = math.hypot(x1 - x0, y1 - y0) or 1.0
@@ -234,8 +235,13 @@ CLASSES: dict[str, Callable[[Stream, float], Rings]] = {
 
 
 def placed(rings: Rings, turn: float, stretch: float) -> Rings:
-    """The outline turned by `turn` radians, stretched by `stretch` along x, and moved and scaled so that its box
-    starts at the origin and has an area of 1."""
+    """The outline rotated, stretched, and moved and scaled so that its box starts at the origin and has an area of 1.
+
+    Args:
+        rings: the outline.
+        turn: angle in radians.
+        stretch: factor along x, before the rotation.
+    """
     cos, sin = round(math.cos(turn) * _GRID) / _GRID, round(math.sin(turn) * _GRID) / _GRID
     turned = [
         np.stack([ring[:, 0] * stretch * cos - ring[:, 1] * sin, ring[:, 0] * stretch * sin + ring[:, 1] * cos], axis=1)

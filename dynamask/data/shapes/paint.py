@@ -1,4 +1,4 @@
-"""Backgrounds, textures and light of the shapes world, in whole numbers, so that every machine paints alike."""
+"""Backgrounds, textures and light of the shapes world, in integers, so that pictures are the same on every machine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PALETTES: tuple[tuple[Colour, ...], ...] = (
     ((214, 219, 199), (180, 190, 160), (81, 70, 99), (163, 67, 54), (52, 93, 126), (232, 183, 76), (43, 61, 38)),
     ((198, 214, 222), (230, 226, 214), (120, 80, 50), (30, 90, 80), (196, 90, 40), (90, 60, 120), (240, 190, 60)),
 )
-"""Two colours of the background, then those of the objects."""
+"""Two colours of the background, followed by the colours of the objects."""
 
 
 def _weights(length: int, cells: int) -> np.ndarray:
-    """(length, cells + 1) whole numbers that interpolate a row of cells + 1 values; every row adds up to 64."""
+    """(length, cells + 1) integers that interpolate a row of cells + 1 values; every row adds up to 64."""
     place = np.arange(length) * cells * 64 // max(1, length - 1)
     place = np.minimum(place, cells * 64 - 1)
     cell, part = place // 64, place % 64
@@ -34,15 +34,15 @@ def _weights(length: int, cells: int) -> np.ndarray:
 
 
 def mottle(stream: Stream, height: int, width: int, cell: int) -> np.ndarray:
-    """Smooth random light and dark, (height, width) int32 in −128 to 127, in patches of about `cell` pixels."""
+    """Smooth random brightness, (height, width) int32 in −128 to 127, in patches of about ``cell`` pixels."""
     rows, columns = max(1, height // cell), max(1, width // cell)
     values = stream.bytes(rows + 1, columns + 1).astype(np.float64) - 128.0
-    # All factors are whole and the sums stay far below 2^53: exact in any order of addition.
+    # All factors are integers and the sums stay far below 2^53: exact in any order of addition.
     return (_weights(height, rows) @ values @ _weights(width, columns).T).astype(np.int32) >> 12
 
 
 def _plane(stream: Stream, height: int, width: int, most: int) -> np.ndarray:
-    """A slope in a random direction, (height, width) int32, in about −most to most."""
+    """A slope in a random direction, (height, width) int32 from about −most to most."""
     x, y = stream.integer(-100, 100), stream.integer(-100, 100)
     columns, rows = np.arange(width, dtype=np.int32) * 2 - width, np.arange(height, dtype=np.int32) * 2 - height
     return (x * columns[None, :] * most // (100 * width)) + (y * rows[:, None] * most // (100 * height))
@@ -55,7 +55,7 @@ def mixed(first: Colour, second: Colour, share: np.ndarray) -> np.ndarray:
 
 
 def background(stream: Stream, height: int, width: int, palette: tuple[Colour, ...]) -> np.ndarray:
-    """A mottled ground with a slope of light and a litter of faint strokes and spots, (H, W, 3) int32."""
+    """A mottled background with a slope of light and faint strokes and spots, (H, W, 3) int32."""
     share = 128 + _plane(stream, height, width, 110) + mottle(stream, height, width, stream.integer(40, 110))
     picture = mixed(palette[0], palette[1], np.clip(share, 0, 256))
     picture += (mottle(stream, height, width, stream.integer(4, 16)) * stream.integer(0, 26) >> 7)[:, :, None]
@@ -65,7 +65,7 @@ def background(stream: Stream, height: int, width: int, palette: tuple[Colour, .
 
 
 def _litter(stream: Stream, picture: np.ndarray, palette: tuple[Colour, ...]) -> None:
-    """Paint one faint stroke or spot, which is no object, into the picture."""
+    """Paint one faint stroke or spot, which is not an object, into the picture."""
     height, width = picture.shape[:2]
     x, y = stream.between(0, width), stream.between(0, height)
     reach, half = stream.between(5, 60), stream.between(0.8, 5)
@@ -83,7 +83,7 @@ def _litter(stream: Stream, picture: np.ndarray, palette: tuple[Colour, ...]) ->
 
 
 def blend(region: np.ndarray, colour: np.ndarray, alpha: np.ndarray, full: int) -> None:
-    """Lay a colour (3,) or (H, W, 3) over a region (H, W, 3) in place; alpha (H, W) in 0 to `full`."""
+    """Blend a colour (3,) or (H, W, 3) into a region (H, W, 3) in place; alpha (H, W) is in 0 to ``full``."""
     region += (colour - region) * alpha[:, :, None] // full
 
 
@@ -109,7 +109,7 @@ def texture(stream: Stream, height: int, width: int, first: Colour, second: Colo
 
 
 def shifted(alpha: np.ndarray, down: int, right: int) -> np.ndarray:
-    """The same array (H, W) moved by whole pixels, zeros moving in."""
+    """An array (H, W) shifted by whole pixels, filled with zeros."""
     height, width = alpha.shape
     out = np.zeros_like(alpha)
     out[max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)] = alpha[
@@ -119,7 +119,7 @@ def shifted(alpha: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def box_blur(picture: np.ndarray) -> np.ndarray:
-    """Mean over 3×3 pixels, the border repeated; (H, W, 3) int32."""
+    """Mean over 3×3 pixels with the border repeated; (H, W, 3) int32."""
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) // 9

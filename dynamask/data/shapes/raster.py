@@ -1,4 +1,4 @@
-"""Polygons to pixels: exact anti-aliased coverage, in arithmetic that every machine rounds alike."""
+"""Rasterisation of polygons: anti-aliased coverage, in arithmetic that rounds equally on every machine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 SUBPIXELS = 4
 """Samples along each side of a pixel; coverage is counted in SUBPIXELS² steps."""
 FULL = SUBPIXELS * SUBPIXELS
-"""Coverage of a pixel that lies inside altogether."""
+"""Coverage of a pixel that is entirely inside."""
 
 
 def inside(rings: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Which cell centres of a grid lie inside the outline, by the non-zero winding rule.
+    """The cells of a grid whose centres lie inside the outline, by the non-zero winding rule.
 
     Args:
         rings: arrays (k, 2) of x, y in cells, closed by their first point; the grid spans [0, width] × [0, height].
-            Rings of one orientation add up to their union; a ring of the other orientation cuts a hole.
+            Rings of one orientation form a union; a ring of the other orientation cuts a hole.
         height: cells.
         width: cells.
 
@@ -44,7 +44,7 @@ def inside(rings: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
 
 
 def coverage(rings: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """How much of each pixel the outline covers.
+    """Coverage of each pixel by the outline.
 
     Args:
         rings: as for :func:`inside`, in pixels.
@@ -60,7 +60,7 @@ def coverage(rings: Sequence[np.ndarray], height: int, width: int) -> np.ndarray
 
 
 def outline_length(mask: np.ndarray) -> float:
-    """Length of the outline of a (H, W) bool mask in cells, by Cauchy–Crofton: π/4 of the sides between in and out."""
+    """Length of the outline of a (H, W) bool mask in cells, by Cauchy–Crofton: π/4 of the cell sides along it."""
     padded = np.pad(mask, 1)
     sides = np.count_nonzero(padded[1:] != padded[:-1]) + np.count_nonzero(padded[:, 1:] != padded[:, :-1])
     return 0.25 * 3.141592653589793 * sides

@@ -1,4 +1,4 @@
-"""One scene of the shapes world: objects of known difficulty on a littered ground, with exact masks."""
+"""One scene of the shapes world: objects of known complexity on a textured background, with exact masks."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from dynamask.data.shapes.raster import FULL, coverage, inside, outline_length
 from dynamask.structures import DynaMaskError
 
 SCENE_SIZE = (288, 352)
-"""Height and width in pixels, unless told otherwise."""
+"""Default height and width in pixels."""
 EMPTY_EVERY = 10
-"""Every tenth scene holds no object."""
+"""Every tenth scene has no object."""
 SIDES = (0.3, 0.66)
-"""Smallest and largest side of an object, the root of its box's area, as a share of the scene's. Below about a third of
-these scenes an outline's detail is finer than the pixels, and no mask size can show it."""
+"""Smallest and largest side of an object (square root of its box area), as a fraction of the scene's. Below about 0.3
+the detail of an outline is finer than the pixels of default scenes, and no mask size can show it."""
 MIN_VISIBLE = 0.5
-"""Objects that others hide by more than this share are left out of the scene before it is painted."""
+"""Objects with a smaller visible fraction are left out of the scene before it is painted."""
 MAX_ROUGHNESS = 32.0
-"""The roughness that counts as complexity 1."""
+"""Roughness that corresponds to complexity 1."""
 _SCAN = 192
-"""Cells along the side of the box on which roughness is measured."""
+"""Cells along the side of the box, for measuring roughness."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its truth.
+    """A picture and its ground truth.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        masks: (N, H, W) bool, what is visible of each object.
+        masks: (N, H, W) bool, the visible part of each object.
         boxes: (N, 4) float32 xyxy in pixels, tight around the visible mask.
         labels: (N,) int64 from 1, in the order of ``CLASSES``.
-        complexity: (N,) float64 in 0–1, of the whole outline, hidden or not (see :func:`complexity`).
+        complexity: (N,) float64 in 0–1, of the whole outline including hidden parts (see :func:`complexity`).
     """
 
     image: np.ndarray
@@ -51,11 +51,11 @@ class Scene:
 
 
 def complexity(rings: Rings) -> float:
-    """How intricate an outline is, in 0–1, whatever its size and place.
+    """Complexity of an outline in 0–1, independent of its size and position.
 
     The roughness ρ = P · √(w h) / (4 A) compares the outline's length P with its area A in its box of w × h. On a grid
-    of M × M cells about 4 ρ / M of the area lies in cells that the outline cuts, so ρ says how fast a mask gains from
-    resolution; a square and a disc have 1. Complexity is log ρ / log 32, cut to 0–1, with four decimals.
+    of M × M cells about 4 ρ / M of the area lies in cells that the outline cuts, so ρ tells how much a mask gains from
+    resolution; a square and a disc have ρ = 1. Complexity is log ρ / log 32, clipped to 0–1, with four decimals.
 
     Args:
         rings: an outline as :func:`dynamask.data.shapes.outlines.placed` returns it, in a box of area 1 at the origin.
@@ -81,7 +81,7 @@ class _Object:
 def _draw_objects(
     stream: Stream, size: tuple[int, int], count: int, detail: float | None, sides: tuple[float, float]
 ) -> list[_Object]:
-    """Objects at free places, in the order of painting; side, place and detail are drawn independently."""
+    """Objects at free positions, in painting order; side, position and detail are drawn independently."""
     height, width = size
     names, found, boxes = list(CLASSES), [], []
     for _ in range(count):
@@ -108,7 +108,7 @@ def _draw_objects(
 def _free_place(
     stream: Stream, boxes: list[tuple[float, float, float, float]], width: float, height: float, size: tuple[int, int]
 ) -> tuple[float, float] | None:
-    """Top left corner (x, y) of a box that covers, and is covered by, no other by more than about a third."""
+    """Top left corner (x, y) of a box whose overlap with every other is at most 30 % of the smaller one."""
     for _ in range(12):
         x, y = stream.unit() * (size[1] - width), stream.unit() * (size[0] - height)
         for left, top, right, bottom in boxes:
@@ -123,7 +123,7 @@ def _free_place(
 
 
 def _visible(objects: list[_Object], size: tuple[int, int]) -> list[np.ndarray]:
-    """(H, W) bool for each object: at least half of the pixel is covered, and by nothing painted later."""
+    """(H, W) bool for each object: pixels that it covers by at least half and that no later object covers."""
     hidden, masks = np.zeros(size, dtype=bool), []
     for item in reversed(objects):
         mask = np.zeros(size, dtype=bool)
@@ -156,17 +156,17 @@ def make_scene(
     detail: float | None = None,
     sides: tuple[float, float] = SIDES,
 ) -> Scene:
-    """Make scene `index` of the world `seed`.
+    """Make scene ``index`` of the world ``seed``.
 
-    The same arguments give the same bytes on every machine, in every process and under every supported library version.
+    The same arguments give the same bytes on every machine and with every supported version of the libraries.
 
     Args:
         seed: ≥ 0.
         index: ≥ 0; scenes 9, 19, 29, … are empty unless a count is given.
         size: (height, width) in pixels, each at least 64.
-        count: how many objects to try to place; drawn from 1–7 without it.
-        detail: 0–1 for all objects alike; drawn for each without it.
-        sides: smallest and largest side of an object as a share of the scene's, in (0, 0.9].
+        count: number of objects to place where there is room; drawn from 1–7 by default.
+        detail: 0–1 for all objects; drawn for each by default.
+        sides: smallest and largest side of an object as a fraction of the scene's, in (0, 0.9].
 
     Raises:
         DynaMaskError: a number out of range.
@@ -178,7 +178,7 @@ def make_scene(
     if detail is not None and not 0 <= detail <= 1:
         raise DynaMaskError(f"detail is {detail}; give a number from 0 to 1")
     if not 0 < sides[0] <= sides[1] <= 0.9:
-        raise DynaMaskError(f"sides of {sides[0]} to {sides[1]} cannot be drawn; give shares of the scene up to 0.9")
+        raise DynaMaskError(f"sides of {sides[0]} to {sides[1]} cannot be drawn; give fractions of the scene up to 0.9")
     plan, brush = Stream(seed, index, 0), Stream(seed, index, 1)
     if count is None:
         count = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else plan.integer(1, 7)
@@ -196,7 +196,7 @@ def make_scene(
 
 
 def _developed(stream: Stream, picture: np.ndarray) -> np.ndarray:
-    """The picture as a camera gives it: sometimes out of focus, with a little noise; (H, W, 3) uint8."""
+    """The picture with camera effects: noise, and sometimes blur; (H, W, 3) uint8."""
     if stream.chance(0.3):
         picture = paint.box_blur(picture)
     strength = stream.integer(0, 14)
