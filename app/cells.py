@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from dynamask.evaluation.mask_quality import mask_iou, quality_by_size
 from dynamask.evaluation.matching import match_greedily
 from dynamask.models.solo.config import STRIDES
-from dynamask.ops.rle import encode_rle
+from dynamask.ops.rle import decode_rle, encode_rle
 from dynamask.predict import Prediction
 from dynamask.viz import cells
 from dynamask.viz.style import LEVEL_COLOURS, Outline, contrast_colour
@@ -91,7 +90,7 @@ class CellInstances:
 
     def pasted(self, row: int, _: int, image_size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """(H, W) mask of one instance; there is one size."""
-        return np.asarray(coco_mask.decode(self.rles[row])).astype(bool).reshape(image_size)
+        return decode_rle(self.rles[row])
 
     def judged(self, image_size: tuple[int, int], truth: npt.NDArray[np.bool_]) -> CellInstances:
         """The same with IoU and boundary IoU against the true shape that each mask overlaps the most, from IoU 0.5.

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -46,6 +45,7 @@ from dynamask.files import replacing
 from dynamask.models.build import preset
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.ops.masks import paste_masks
+from dynamask.ops.rle import encode_rle
 from dynamask.structures import DynaMaskError
 
 PRESET = "dynamask_mobilenetv2_fpn_small"
@@ -113,7 +113,7 @@ def coco_results(
             "category_id": categories[label],
             "score": score,
             "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-            "segmentation": coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)),
+            "segmentation": encode_rle(mask),
         }
         for box, label, score, mask in rows
         if label in categories

@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import plotly.graph_objects as go
-from faster_coco_eval.core import mask as coco_mask
 from plotly.subplots import make_subplots
 
 from dynamask.data.shapes import ShapesDataset
@@ -19,6 +18,7 @@ from dynamask.evaluation.choices import at, permuted, shares
 from dynamask.evaluation.mask_quality import boundary_width, mask_iou
 from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.ops.knapsack import best_under_budget
+from dynamask.ops.rle import decode_rle
 from dynamask.reports.budget_curve import TITLES, CurveResult, chosen, compute_curve, curve_series
 from dynamask.reports.collecting import Collected
 from dynamask.reports.curve_points import CurvePoint
@@ -131,7 +131,7 @@ def detections_of_class(found: Instances, choice: np.ndarray, dataset: ShapesDat
             i for i, r in enumerate(found.results) if r["image_id"] == image_id and r["category_id"] == label
         ]  # fmt: skip
         rows.sort(key=lambda i: -found.results[i]["score"])
-        masks = [coco_mask.decode(found.rles[i][int(choice[i])]).astype(bool) for i in rows]
+        masks = [decode_rle(found.rles[i][int(choice[i])]) for i in rows]
         scores.append(np.array([found.results[i]["score"] for i in rows]))
         ious.append(np.array([[mask_iou(m, t) for t in truths] for m in masks]).reshape(len(rows), len(truths)))
         positives += len(truths)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from dynamask.data.shapes import Scene, ShapesDataset
@@ -20,6 +19,7 @@ from dynamask.evaluation.resampled_ap import THRESHOLDS, Matches, ResampledAP
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs
+from dynamask.ops.rle import decode_rle
 from dynamask.predict import Prediction, Predictor
 from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz import charts, style
@@ -188,7 +188,7 @@ def pairs(first: Judged, second: Judged, dataset: ShapesDataset, least: float = 
 
 def _best_mask(each: Judged, image_id: int, category: int, truth: np.ndarray, least: float) -> np.ndarray | None:
     own = [r for r in each.results if r["image_id"] == image_id and r["category_id"] == category]
-    masks = [coco_mask.decode(r["segmentation"]).astype(bool) for r in own]
+    masks = [decode_rle(r["segmentation"]) for r in own]
     best = max(masks, key=lambda mask: mask_iou(truth, mask), default=None)
     return best if best is not None and mask_iou(truth, best) >= least else None
 
