@@ -39,7 +39,7 @@ widget
 # Everything that the widget shows can be had in Python. The rest of this notebook does it step by step.
 
 # %%
-from lessons import tour
+from lessons import milliseconds, tour
 
 print(f"{len(prediction)} people, mask sizes {prediction.mask_size.tolist()}")
 tour.instances(prediction)
@@ -107,8 +107,8 @@ tour.sweep_figure(gmacs, sizes)
 # Why is the slider quick? Because the picture goes through the backbone once, and a new budget only chooses again:
 
 # %%
-whole = tour.milliseconds(lambda: predictor(photograph("000000000790"), score=0.3), times=3)
-again = tour.milliseconds(lambda: predictor.select(prediction, budget=0.03))
+whole = milliseconds(lambda: predictor(photograph("000000000790"), score=0.3), repeats=3)
+again = milliseconds(lambda: predictor.select(prediction, budget=0.03))
 print(f"a whole prediction {whole:.0f} ms, another budget {again:.1f} ms on this machine")
 
 # %% [markdown]

@@ -180,7 +180,7 @@ pyramid.offset_arrows(traced, size_index=3, stretch=4)
 # crosses are what the deformable one reads.
 
 # %%
-pyramid.reading_slider(traced, size_index=1, rows=range(2, 28, 3), column=14)
+pyramid.sampling_slider(traced, size_index=1, rows=range(2, 28, 3), column=14)
 
 # %% [markdown]
 # Turn the question around: how often is each place *read*, by all cells together? A plain convolution reads every

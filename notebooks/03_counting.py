@@ -16,7 +16,7 @@
 # *multiply–accumulate*: 1 MAC = 2 FLOPs. (The paper writes FLOPs and means MACs. You will prove that below.)
 
 # %% tags=["thumbnail"]
-from lessons import counting
+from lessons import counting, milliseconds
 
 from dynamask.structures import MASK_SIZES
 
@@ -45,9 +45,7 @@ for size, macs, paper in zip(MASK_SIZES, costs.macs_per_instance, counting.PAPER
 # 14×14:
 
 # %%
-from IPython.display import Markdown
-
-Markdown(counting.rows_table(counting.base_rows(branch)))
+counting.cost_table(counting.base_costs(branch))
 
 # %% [markdown]
 # Your turn: the stage to 28×28. Its channels are C = 128, and it has 4 offset groups. All layers but the first have an
@@ -71,7 +69,7 @@ answers = {
     "offsets 2": None,
     "deform 2": None,
 }
-Markdown(counting.check_answers(answers, counting.stage_rows(branch, 1)))
+counting.check_answers(answers, counting.stage_costs(branch, 1))
 
 # %% [markdown]
 # ## By formula
@@ -80,11 +78,11 @@ Markdown(counting.check_answers(answers, counting.stage_rows(branch, 1)))
 # disagree with the network. (No peeking before you have tried.)
 
 # %%
-Markdown(counting.rows_table(counting.stage_rows(branch, 1)))
+counting.cost_table(counting.stage_costs(branch, 1))
 
 # %%
 by_formula = [stage.macs(size) for stage, size in zip(branch.region_fpn.stages, MASK_SIZES[1:])]
-by_rows = [sum(row.macs for row in counting.stage_rows(branch, k)) for k in (1, 2, 3)]
+by_rows = [sum(cost.macs for cost in counting.stage_costs(branch, k)) for k in (1, 2, 3)]
 print("stages to 28, 56, 112:", by_formula)
 assert by_formula == by_rows
 
@@ -246,7 +244,7 @@ for size in MASK_SIZES[1:]:
 # %%
 for k, size in ((1, 28), (3, 112)):
     ways = counting.three_ways(counting.deformable_case(branch, k))
-    taken = {name: counting.clock(run, repeats=fast(1, 5)) for name, run in ways.items()}
+    taken = {name: milliseconds(run, repeats=fast(1, 5)) for name, run in ways.items()}
     print(f"at {size}×{size}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in taken.items()))
 
 # %% [markdown]
@@ -257,8 +255,8 @@ for k, size in ((1, 28), (3, 112)):
 small = counting.branch_of_preset("dynamask_mobilenetv2_fpn_small")
 small_features = counting.random_features(small)
 everyone = torch.full((count,), 3)
-mixed_ms = counting.clock(lambda: counting.run_branch(small, small_features, rois, choice), repeats=fast(1, 5))
-full_ms = counting.clock(lambda: counting.run_branch(small, small_features, rois, everyone), repeats=fast(1, 5))
+mixed_ms = milliseconds(lambda: counting.run_branch(small, small_features, rois, choice), repeats=fast(1, 5))
+full_ms = milliseconds(lambda: counting.run_branch(small, small_features, rois, everyone), repeats=fast(1, 5))
 prices = torch.tensor(small.costs.macs_per_instance).double()
 print(f"small preset, {count} regions: {mixed_ms:.0f} ms mixed, {full_ms:.0f} ms all at 112")
 print(f"ratio of their times: {full_ms / mixed_ms:.2f}")
@@ -320,7 +318,7 @@ assert 0 <= share <= 1 and abs(mean - 0.8) < 1e-9
 channels = branch.region_fpn.mask_predictors[3].in_channels
 one, eighty = channels * 112 * 112, 80 * channels * 112 * 112
 print(f"{one / 1e6:.2f} MMACs for one class, {eighty / 1e6:.1f} for 80: {eighty / full_price:.1%} of the branch")
-assert costs.macs_per_instance[3] == sum(by_formula) + sum(row.macs for row in counting.base_rows(branch)) + one
+assert costs.macs_per_instance[3] == sum(by_formula) + sum(cost.macs for cost in counting.base_costs(branch)) + one
 
 # %% [markdown]
 # **4.** Go on later: an instance was predicted at 28, and a larger budget sends it to 56. Count with `counting.flops`

@@ -144,10 +144,10 @@ print("mean 1 − mask IoU by size:", cache.overlap_error.double().mean(0).numpy
 
 # %%
 steps = fast(90, 300)
-runs = [switch.run_switch(cache, name, steps=steps) for name in switch.LEFT_OUT]
+runs = [switch.run_switch(cache, name, steps=steps) for name in switch.LOSSES_LEFT_OUT]
 for run in runs:
     print(f"{run.name:27} shares {run.shares[-1].round(2).tolist()}, mean cost {run.cost[-1]:.0%} of all at 112×112")
-switch.runs_figure(runs, target=switch.SIGNAL.budget_target)
+switch.runs_figure(runs, target=switch.LOSS_CONFIG.budget_target)
 
 # %% [markdown]
 # **Quality alone** collapses in a handful of steps: 112 for everybody. And it stays there. Where p of a size is nearly
@@ -172,7 +172,8 @@ player
 # with a weight of its own. The budget slider at test time *is* a wall, an exact knapsack.
 
 # %%
-print(f"weights: budget and entropy λ2 = {switch.SIGNAL.switch_weight}, quality {switch.SIGNAL.boundary_weight}")
+config = switch.LOSS_CONFIG
+print(f"weights: budget and entropy λ2 = {config.switch_weight}, quality {config.boundary_weight}")
 
 # %% [markdown]
 # Does the entropy term make everybody's p uniform? No: it looks at the mean of p over the objects. One object may be
@@ -264,13 +265,13 @@ assert abs(values[0] + math.log(4) / 4) < 1e-4 and abs(values[2] - values[0]) < 
 
 # %% [markdown]
 # **3.** Train the complete setting with the budget target at 0.2 and at 0.8. Does the mean cost follow? (Use
-# `dataclasses.replace(switch.SIGNAL, budget_target=…)`.)
+# `dataclasses.replace(switch.LOSS_CONFIG, budget_target=…)`.)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 from dataclasses import replace
 
 targets = (0.2, 0.8)
-pair = [switch.run_switch(cache, config=replace(switch.SIGNAL, budget_target=t), steps=steps) for t in targets]
+pair = [switch.run_switch(cache, config=replace(switch.LOSS_CONFIG, budget_target=t), steps=steps) for t in targets]
 for t, run in zip(targets, pair):
     print(f"target {t:.0%}: mean cost {run.cost[-1]:.0%}, shares {run.shares[-1].round(2).tolist()}")
 assert pair[0].cost[-1] < pair[1].cost[-1]

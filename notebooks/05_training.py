@@ -58,8 +58,8 @@ print(tuple(images[0].shape), {key: tuple(targets[0][key].shape) for key in ("bo
 # %% [markdown]
 # Predict before you look: the four sizes learn side by side from the same objects. Which one will be good first?
 #
-# The run trains in a thread. The figure moves while it does, and the buttons work: **Stop** ends after the step in
-# progress and saves everything; **Go on** takes it up again.
+# The run trains in a thread, so the figure is redrawn and the buttons work meanwhile: **Pause** ends the run after the
+# current step and saves its state; **Resume** continues it.
 
 # %%
 from lessons.live import LivePanel
@@ -105,8 +105,7 @@ panel.figure()
 #   compare.
 
 # %%
-from lessons.judging import cut_out
-from lessons.pictures import error_picture, picture_grid
+from lessons.pictures import error_picture, mask_window, picture_grid
 from lessons.training import masks_by_size
 
 from dynamask.bundled import bundled_path
@@ -119,7 +118,7 @@ stages = {
     "bundled": load_model(bundled_path("shapes")),
 }
 rows = [masks_by_size(one, kept_back, 0, 0) for one in stages.values()]
-window = cut_out(rows[0][1])
+window = mask_window(rows[0][1])
 pictures = [[error_picture(truth, mask)[window] for mask in masks] for _, truth, masks in rows]
 titles = [[f"{name}, {size}" for size in MASK_SIZES] for name in stages]
 picture_grid(pictures, titles, "Grey: right. Red: missed. Blue: added.", cell=170)
@@ -201,11 +200,11 @@ for key, value in state.items():
 # ## What a whole model needs
 #
 # The undisturbed run learned from nothing, not even an ImageNet backbone. Do its losses fall? Each step sees two
-# scenes, so look at means over ten steps:
+# scenes, so the curves are smoothed with a half-life of five steps:
 
 # %%
 detector = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-losses_figure(straight, detector, f"{len(straight)} steps of the whole model", window=10)
+losses_figure(straight, detector, f"{len(straight)} steps of the whole model", half_life=5)
 
 # %% [markdown]
 # Losses are not masks, though. The honest question is what it finds:
@@ -224,7 +223,7 @@ print(f"{summary['detections']} detections, mask AP {summary['segm']['AP']:.3f}"
 # That is what minutes buy from scratch. The bundled weights took longer. The manifest says how long and how:
 
 # %%
-from lessons.show import Table
+from lessons.table import Table
 
 from dynamask.bundled import list_bundled
 
@@ -356,9 +355,8 @@ watch.figure()
 # The paper trains a model for every C_t. Here are four, each from a new switch:
 
 # %%
-from lessons.live import shares_figure
-
 from dynamask.engine.frozen_switch import train_switch
+from dynamask.viz.charts import size_share_bars
 
 targets = (0.2, 0.35, 0.5, 0.7)
 short = dataclasses.replace(SCHEDULE, iterations=fast(30, 300), batch_size=32)
@@ -366,7 +364,7 @@ trained = {
     target: train_switch(regions, dataclasses.replace(loss_config, budget_target=target), short) for target in targets
 }
 by_target = {f"C_t = {target:.0%}": size_shares(switch, others) for target, switch in trained.items()}
-shares_figure(by_target, "Sizes that switches trained for four targets give")
+size_share_bars(by_target, "Sizes chosen by switches trained for four targets")
 
 # %% [markdown]
 # ### Or one training for all

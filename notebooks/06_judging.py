@@ -75,11 +75,12 @@ print(f"{name}: {sum(map(len, detections.scores))} detections of {detections.pos
 # are found (recall)? Move the slider to ask for more overlap.
 
 # %%
-from lessons.judging import precision_recall_figure, slider_below
+from lessons.judging import precision_recall_figure
+from lessons.pictures import with_slider
 
 thresholds = np.linspace(0.5, 0.95, 10)
 curves = {f"{t:.2f}": detections.curve(t) for t in thresholds}
-slider_below({t: precision_recall_figure(curve) for t, curve in curves.items()}, prefix="IoU ≥ ")
+with_slider({t: precision_recall_figure(curve) for t, curve in curves.items()}, prefix="IoU ≥ ", axis_title=True)
 
 # %% [markdown]
 # The blue line is the *envelope*: the best precision at this recall or further right. COCO reads it at 101 recalls
@@ -105,15 +106,15 @@ assert np.isclose(by_hand[0], theirs["AP50"]) and np.isclose(np.mean(by_hand), t
 # pixels within reach of the border.
 
 # %%
-from lessons.judging import cut_out, rim
-from lessons.pictures import error_picture, picture_grid
+from lessons.judging import rim
+from lessons.pictures import error_picture, mask_window, picture_grid
 from lessons.training import masks_by_size
 
 quality = {m: kept.given.quality(m) for m in ("mask_iou", "boundary_iou")}
 neediest = int((quality["boundary_iou"][:, -1] - quality["boundary_iou"][:, 0]).argmax())
 index, row = scenes.image_ids.index(kept.given.results[neediest]["image_id"]), kept.given.truth[neediest]
 _, truth, masks = masks_by_size(predictor.model, scenes, index, row)
-window = cut_out(truth)
+window = mask_window(truth)
 titles = [
     [f"{s}: mask IoU {quality['mask_iou'][neediest, k]:.2f}" for k, s in enumerate(MASK_SIZES)],
     [f"boundary IoU {quality['boundary_iou'][neediest, k]:.2f}" for k in range(len(MASK_SIZES))],
@@ -139,7 +140,7 @@ iou_scatter(quality["mask_iou"], quality["boundary_iou"], sizes=(14, 112))
 
 # %%
 from lessons.judging import FIXED, PAPER_TABLE_7, baselines
-from lessons.show import Table
+from lessons.table import Table
 
 from dynamask.evaluation.resampled_ap import ResampledAP
 
@@ -265,9 +266,10 @@ print(f"exact {exact:.5f}, mean of {len(thrown)} permutations {np.mean(thrown):.
 from lessons.judging import budget_figure
 
 steps = np.linspace(0.2, 0.55, fast(3, 8))
-slider_below(
+with_slider(
     {f"{s:.0%}": budget_figure(kept.given, macs, bootstrap, s) for s in steps},
     prefix="budget, share of the full MACs: ",
+    axis_title=True,
 )
 
 # %% [markdown]
@@ -325,7 +327,7 @@ by_budget = {
     f"{share:.0%}": classes_figure(kept.given, scenes, at_budget(given_logits, macs, share * macs[-1]))
     for share in np.linspace(0.2, 0.55, fast(3, 8))
 }
-slider_below(by_budget, prefix="budget, share of the full MACs: ", active=len(by_budget) - 1)
+with_slider(by_budget, "budget, share of the full MACs: ", active=len(by_budget) - 1, axis_title=True)
 
 # %% [markdown]
 # Does the switch look at the outline, or only at the size of the box? In this world the complexity of every outline

@@ -198,7 +198,7 @@ losses_figure(
 # ## Did it help?
 
 # %%
-from lessons.show import Table
+from lessons.table import Table
 
 weights, after = run / "last.safetensors", work / "after.json"
 answer = terminal("evaluate", "--weights", weights, "--data", mine, "--holdout", 4, "--json", after)

@@ -377,7 +377,7 @@ outcome = one_stage_judging.compare(titles, plain, aggregated, samples=fast(100,
 one_stage_judging.comparison_figure(outcome)
 
 # %%
-from lessons.show import Table
+from lessons.table import Table
 
 Table(["", *titles, "difference", "95 % interval over scenes"], outcome.rows())
 

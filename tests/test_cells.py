@@ -39,8 +39,8 @@ def test_geometry_by_hand():
     view = view_of()
     assert cells.cell_box(view) == (80.0, 40.0, 120.0, 60.0)
     np.testing.assert_allclose(cells.centres(view, view.base)[0], (100.0, 30.0))  # x, y of row 1, column 2
-    across, down = cells.grid_lines((100, 200), view.frame, 6)
-    assert across == [40, 80, 120, 160] and down == [20, 40, 60, 80]  # the padding has none
+    lines = cells.grid_lines((100, 200), view.frame, 6)
+    assert lines["x"][::3][:4] == [40, 80, 120, 160] and lines["y"][::3][4:] == [20, 40, 60, 80]  # none in the padding
     crop = cells.object_crop(view, margin=0.2)  # two cells of maps on every side
     assert crop == (6, 16, 18, 32) and cells.crop_box(view, crop) == (72.0, 24.0, 128.0, 64.0)
     wide = cells.object_crop(view, margin=5.0, size=(100, 200))
@@ -67,7 +67,7 @@ def test_places_have_names_and_a_move_is_seen():
 def test_sentences_say_what_was_aggregated():
     assert "aggregated from 5 representations at (row, column) (1, 2), (2, 1)" in cells.cell_sentence(view_of())
     assert cells.cell_sentence(view_of()).startswith("Level 3 of 5 (stride 16, a grid of 6 × 6 cells)")
-    assert cells.cell_sentence(one_view()).endswith("this one cell: nothing is aggregated.")
+    assert cells.cell_sentence(one_view()).endswith("this cell; nothing is aggregated.")
     assert "of the coarser grid of 3 × 3" in cells.cell_sentence(view_of(mask_grid=3))
     assert "all of them moved" in cells.cell_sentence(view_of(positions=view_of().base + 0.5))
     none = view_of(positions=torch.zeros(0, 2), base=torch.zeros(0, 2), representations=torch.zeros(0, 30, 60))

@@ -95,6 +95,14 @@ def test_error_picture_has_one_colour_for_each_case():
     assert len({tuple(pixel) for pixel in picture[0, :3]}) == 3
 
 
+def test_windows_hold_their_mask_and_stay_in_the_picture():
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[2:5, 10:28] = True
+    window = pictures.mask_window(mask, padding=4)
+    assert window == (slice(0, 9), slice(6, 30)) and mask[window].sum() == mask.sum()
+    assert pictures.box_window((10, 2, 28, 5), (20, 30), margin=0.5) == (slice(0, 14), slice(1, 30))
+
+
 def test_shade_ends_at_its_limits():
     picture = pictures.shade(np.array([[-1.0, 0.0, 0.5, 1.0, 2.0]]), 0, 1)
     assert (picture[0, 0] == picture[0, 1]).all() and (picture[0, 3] == picture[0, 4]).all()

@@ -15,20 +15,20 @@ def branch():
 
 def test_rows_add_up_to_the_product_and_to_the_layers(branch):
     for k, size in enumerate(MASK_SIZES[1:], start=1):
-        rows = counting.stage_rows(branch, k)
+        rows = counting.stage_costs(branch, k)
         assert sum(row.macs for row in rows) == branch.region_fpn.stages[k - 1].macs(size)
         for row in rows:
             side, kernel, inputs, outputs = row.formula.replace("²", "").split(" · ")
             assert row.macs == int(side) ** 2 * int(kernel) ** 2 * int(inputs) * int(outputs)
-    assert f"**{sum(row.macs for row in rows) / 1e6:.2f}**" in counting.rows_table(rows)
+    assert f"**{sum(row.macs for row in rows) / 1e6:.2f}**" in repr(counting.cost_table(rows))
 
 
 def test_answers_get_hints_and_never_the_right_value(branch):
-    rows = counting.stage_rows(branch, 1)
+    rows = counting.stage_costs(branch, 1)
     true = {row.layer: row.macs / 1e6 for row in rows}
     answers = {"reduce": true["reduce"], "offsets 1": true["offsets 1"] * 2, "deform 1": true["deform 1"] / 9}
-    lines = counting.check_answers({**answers, "deform 2": 12345.0}, rows).splitlines()
-    assert "✓ right" in lines[2] and "FLOPs" in lines[3] and "nine taps" in lines[4]
+    lines = repr(counting.check_answers({**answers, "deform 2": 12345.0}, rows)).splitlines()
+    assert "✓ correct" in lines[2] and "FLOPs" in lines[3] and "nine taps" in lines[4]
     assert "to do" in lines[5] and "not yet" in lines[6]
     assert f"{true['deform 2']:g}" not in lines[6]
     with pytest.raises(DynaMaskError, match="no layer 'base'"):
@@ -36,12 +36,12 @@ def test_answers_get_hints_and_never_the_right_value(branch):
 
 
 def test_counter_is_blind_to_the_foreign_operator_until_it_knows_the_formula(branch):
-    row = next(row for row in counting.stage_rows(branch, 1) if row.layer == "deform 1")
+    row = next(row for row in counting.stage_costs(branch, 1) if row.layer == "deform 1")
     ways = counting.three_ways(counting.deformable_case(branch, 1, count=2))
     blind = {name: counting.flops(run, with_formula=False) for name, run in ways.items()}
     assert blind["torchvision's operator"] == 0
     assert {counting.flops(run) for run in ways.values()} == {2 * 2 * row.macs}
-    assert torch.allclose(ways["torchvision's operator"](), ways["our fast path"](), atol=1e-4)
+    assert torch.allclose(ways["torchvision's operator"](), ways["this library"](), atol=1e-4)
 
 
 @pytest.mark.parametrize("choice", [[0], [3], [2, 0, 1]])
@@ -84,13 +84,13 @@ def test_memory_doubles_from_stage_to_stage():
 def test_stage_times_cover_all_parts(branch):
     timed = counting.stage_times(branch, count=1, repeats=1)
     assert [(one.size, one.part) for one in timed] == [
-        (size, part) for size in MASK_SIZES[1:] for part in counting.PART_COLOURS
+        (size, part) for size in MASK_SIZES[1:] for part in counting.PARTS
     ]
     for k, size in enumerate(MASK_SIZES[1:], start=1):
         macs = sum(one.macs for one in timed if one.size == size)
-        assert macs == sum(row.macs for row in counting.stage_rows(branch, k))
+        assert macs == sum(row.macs for row in counting.stage_costs(branch, k))
     assert all(one.milliseconds > 0 for one in timed)
-    assert len(counting.time_bars(timed).data) == 2 * len(counting.PART_COLOURS)
+    assert len(counting.time_bars(timed).data) == 2 * len(counting.PARTS)
 
 
 def test_price_and_picture_parts_add_up(branch):

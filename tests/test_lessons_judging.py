@@ -5,6 +5,7 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
 from lessons import judging
+from lessons.pictures import with_slider
 
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import Instances
@@ -108,13 +109,6 @@ def test_rims_are_what_boundary_iou_compares(scenes):
     assert not (judging.rim(truth) & ~truth).any()
 
 
-def test_the_window_holds_the_mask_and_stays_in_the_picture():
-    mask = np.zeros((20, 30), dtype=bool)
-    mask[2:5, 10:28] = True
-    window = judging.cut_out(mask, margin=4)
-    assert window == (slice(0, 9), slice(6, 32)) and mask[window].sum() == mask.sum()
-
-
 def test_baselines_spend_alike_and_the_oracle_is_best_in_iou(scenes):
     found = instances(scenes, spurious=1)
     judge = ResampledAP(scenes.coco, found.results, found.rles, scenes.image_ids)
@@ -138,9 +132,9 @@ def test_a_budget_is_drawn_with_what_it_spends(scenes):
     given = instances(scenes, spurious=0)
     bootstrap = PictureBootstrap(scenes.image_ids, samples=50)
     figure = judging.budget_figure(given, MACS, bootstrap, 0.4)
-    shares, quality = figure.data[:4], figure.data[4:]
-    assert sum(bar.y[0] for bar in shares) == pytest.approx(1)
-    spent = sum(bar.y[0] * cost / MACS[-1] for bar, cost in zip(shares, MACS))
+    shares, quality = figure.data[0].y, figure.data[1:]
+    assert sum(shares) == pytest.approx(1)
+    spent = sum(share * cost / MACS[-1] for share, cost in zip(shares, MACS))
     assert spent <= 0.4 and f"{spent:.0%} of the full MACs" in figure.layout.annotations[0].text
     random, learned, oracle, finest = (point.y[0] for point in quality)
     assert all(point.error_y.array[0] >= 0 and point.error_y.arrayminus[0] >= 0 for point in quality)
@@ -180,7 +174,7 @@ def test_figures_hold_their_data(scenes):
 def test_a_slider_keeps_clear_of_the_axis():
     curves = {t: judging.precision_recall([0.9, 0.5], [True, t == "a"], 2) for t in ("a", "b")}
     plain = judging.precision_recall_figure(curves["a"])
-    drawn = judging.slider_below({t: judging.precision_recall_figure(c) for t, c in curves.items()}, "x ", active=1)
+    drawn = with_slider({t: judging.precision_recall_figure(c) for t, c in curves.items()}, "x ", 1, axis_title=True)
     assert len(drawn.data) == 2 * len(plain.data)
     assert drawn.layout.sliders[0].active == 1 and drawn.layout.sliders[0].pad.t > 40
     assert drawn.layout.height > plain.layout.height + 36

@@ -138,7 +138,7 @@ def test_figures_show_every_stage(predictor, scene, traced):
     assert len(pyramid.stride_pictures(predictor, scene.image, box).data) == 6
     assert len(pyramid.attention_pictures(traced).data) == 8
     assert "4 times" in pyramid.offset_arrows(traced, 3, stretch=4).layout.title.text
-    assert len(pyramid.reading_slider(traced, 1, rows=(3, 9), column=14).layout.sliders[0].steps) == 2
+    assert len(pyramid.sampling_slider(traced, 1, rows=(3, 9), column=14).layout.sliders[0].steps) == 2
     assert len(pyramid.mask_pictures(scene.image, scene.masks[0], box, [scene.masks[0]] * 4).data) == 5
     bars = pyramid.ablation_bars({"as trained": np.full((3, 4), 0.5), "without": np.full((3, 4), 0.25)})
     assert [trace.y[0] for trace in bars.data] == [0.5, 0.25]

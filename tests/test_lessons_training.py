@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.feature_caches import synthetic_cache
 from lessons import live
-from lessons.show import Table
+from lessons.table import Table
 from lessons.training import (
     BackgroundTraining,
     History,
@@ -34,6 +34,7 @@ from dynamask.engine.train import train
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.weights import load_model
 from dynamask.structures import DynaMaskError
+from dynamask.viz.training import smoothed
 
 
 class Slope(nn.Module):
@@ -148,11 +149,6 @@ def test_choices_of_a_switch_and_what_they_cost():
     assert spent(choice, cache.macs) == pytest.approx(float(cache.macs[choice].mean()) / 100)
 
 
-def test_smoothing_is_a_mean_of_the_last_values():
-    assert live.smoothed([]).tolist() == []
-    assert live.smoothed([4, 0, 2, 6], window=2).tolist() == [4, 2, 1, 4]
-
-
 def finished_history() -> History:
     history = History()
     history.steps, history.values = [1, 2], {"loss_mask": [3.0, 1.0], "loss": [5.0, 4.0]}
@@ -165,7 +161,7 @@ def finished_history() -> History:
 def test_the_figure_shows_losses_and_what_was_measured(stacked):
     figure = live.training_figure(finished_history(), ("loss_mask", "loss_edge"), "measured", stacked)
     mask, edge, *sizes = figure.data
-    assert list(mask.y) == [3.0, 2.0] and len(edge.y) == 0
+    assert list(mask.y) == smoothed([3.0, 1.0], 3) and len(edge.y) == 0
     assert [trace.name for trace in sizes] == ["14×14", "28×28", "56×56", "112×112"]
     assert [list(trace.y) for trace in sizes] == [[0.1, 0.4], [0.2, 0.3], [0.3, 0.2], [0.4, 0.1]]
     assert all((trace.stackgroup is not None) == stacked for trace in sizes)
@@ -183,11 +179,9 @@ def test_schedules_are_those_of_the_engine():
         assert max(trace.y) == pytest.approx(1, abs=0.01)
 
 
-def test_losses_and_shares_are_drawn_as_they_are():
+def test_losses_are_drawn_as_they_are():
     drawn = live.losses_figure(finished_history(), ("loss", "loss_mask"), "title")
     assert [list(trace.y) for trace in drawn.data] == [[5.0, 4.0], [3.0, 1.0]]
-    bars = live.shares_figure({"a": np.array([0.1, 0.2, 0.3, 0.4]), "b": np.array([1.0, 0, 0, 0])}, "title").data
-    assert [list(bar.y) for bar in bars] == [[0.1, 1.0], [0.2, 0], [0.3, 0], [0.4, 0]]
 
 
 def test_the_panel_moves_with_the_run_and_its_controls_reach_it():
@@ -202,20 +196,20 @@ def test_the_panel_moves_with_the_run_and_its_controls_reach_it():
     panel.slider.value = 0.25
     assert run.loss_config.budget_target == 0.25
     run.config = dataclasses.replace(run.config, stop_at=0)
-    panel.go_on_button.click()
+    panel.resume_button.click()
     assert training.wait()
     assert list(panel.widget.data[0].x) == [1, 2, 3, 4, 5, 6]
     assert [list(a.y) for a in panel.widget.data] == [list(b.y) for b in panel.figure().data]
-    assert "step 6 of 6, done" in panel.status.value
+    assert "step 6 of 6, finished" in panel.status.value
 
 
-def test_the_stop_button_stops(tmp_path):
+def test_the_pause_button_pauses(tmp_path):
     training = BackgroundTraining(slope_run(tmp_path, steps=2000))
     panel = live.LivePanel(training, ("loss_mask",), "nothing")
     panel.start()
-    panel.stop_button.click()
+    panel.pause_button.click()
     assert training.wait() is False
-    assert training.run.step < 2000 and "stopped" in panel.status.value
+    assert training.run.step < 2000 and "paused" in panel.status.value
 
 
 def test_tables_are_markdown():

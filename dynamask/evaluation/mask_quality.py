@@ -44,7 +44,7 @@ def boundary_iou(a: np.ndarray, b: np.ndarray, width_ratio: float = BOUNDARY_WID
     """
     a, b, image_size = _cropped_pair(a, b)
     width = boundary_width(image_size, width_ratio)
-    return _iou(_rim(a, width), _rim(b, width))
+    return _iou(rim(a, width), rim(b, width))
 
 
 def boundary_width(image_size: tuple[int, int], width_ratio: float = BOUNDARY_WIDTH_RATIO) -> int:
@@ -79,7 +79,7 @@ def quality_by_size(
             a, b, image_size = _cropped_pair(truth, masks[i])
             width = boundary_width(image_size, width_ratio)
             mask_ious[i, k] = _iou(a, b)
-            boundary_ious[i, k] = _iou(_rim(a, width), _rim(b, width))
+            boundary_ious[i, k] = _iou(rim(a, width), rim(b, width))
     return mask_ious, boundary_ious
 
 
@@ -109,8 +109,8 @@ def _as_uint8(mask: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(mask).view(np.uint8)
 
 
-def _rim(mask: np.ndarray, width: int) -> np.ndarray:
-    """What erosion by a square of ``2 width + 1`` takes from a (H, W) uint8 0/1 mask; outside of it all is zero."""
+def rim(mask: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels that erosion by a square of ``2 width + 1`` removes from a mask; both (H, W) uint8, 0 or 1."""
     if mask.size == 0:
         return mask
     kernel = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)

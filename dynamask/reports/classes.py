@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,9 @@ def _left_out(count: int) -> list[Block]:
 
 def _figure(names: Sequence[str], choice: np.ndarray, enough: set[str]) -> Any:
     """Stacked bars of the classes with enough instances."""
-    classes = sorted(enough)
+    counts = Counter(names)
     kept = [i for i, name in enumerate(names) if name in enough]
-    labels = [classes.index(names[i]) + 1 for i in kept]
-    sizes = np.array(MASK_SIZES)[choice[kept]]
-    counts = [f"{name} ({sum(n == name for n in names):,})" for name in classes]
-    return class_distribution(labels, sizes, ["__background__", *counts], most=len(classes))
+    return class_distribution([f"{names[i]} ({counts[names[i]]:,})" for i in kept], np.array(MASK_SIZES)[choice[kept]])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dynamask.structures import MASK_SIZES
+from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz.style import (
     ACCENT,
     EDGE,
@@ -23,6 +23,7 @@ from dynamask.viz.style import (
     POLICY_STYLES,
     SIZE_COLOURS,
     SIZE_NAMES,
+    SIZE_PATTERNS,
     TEMPLATE,
     LineStyle,
     series_bar,
@@ -53,8 +54,8 @@ def panel_figure(titles: Sequence[str], height: int = 360, columns: int = 0, **s
     """
     columns = columns or max(1, len(titles))
     rows = max(1, -(-len(titles) // columns))
-    drawn = make_subplots(**{"rows": rows, "cols": columns, "subplot_titles": titles, "horizontal_spacing": 0.09,
-                             **subplots})  # fmt: skip
+    options = {"horizontal_spacing": 0.09, **subplots}
+    drawn = make_subplots(rows=rows, cols=columns, subplot_titles=titles, **options)
     drawn.update_annotations(font={"size": 13})
     return drawn.update_layout(template=TEMPLATE, height=height)
 
@@ -73,12 +74,10 @@ def page_html(drawn: go.Figure, plotlyjs: bool, div_id: str | None = None, full_
     return dark.to_html(config=config, include_plotlyjs=plotlyjs, div_id=div_id, full_html=full_page)
 
 
-def error_bars(
-    mean: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], **style: Any
-) -> dict[str, Any]:
-    """Return Plotly error bars from interval bounds; an undefined bound (None) gives a bar of length 0."""
-    up = [0.0 if bound is None else bound - value for value, bound in zip(mean, high, strict=True)]
-    down = [0.0 if bound is None else value - bound for value, bound in zip(mean, low, strict=True)]
+def error_bars(intervals: Sequence[Interval], **style: Any) -> dict[str, Any]:
+    """Return Plotly error bars of intervals; an undefined bound (None) gives a bar of length 0."""
+    up = [0.0 if one.mean is None or one.high is None else one.high - one.mean for one in intervals]
+    down = [0.0 if one.mean is None or one.low is None else one.mean - one.low for one in intervals]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.5, **style}
 
 
@@ -98,7 +97,7 @@ def bar_chart(
     """Draw bars of several series by category, side by side or stacked.
 
     Args:
-        series: by name, its value in each category; a missing category counts as 0.
+        series: by name, its value by category.
         title: of the figure.
         axis: title of the value axis.
         stacked: stack the series of a category instead of placing them side by side.
@@ -114,10 +113,10 @@ def bar_chart(
     drawn = figure(title, height, barmode="stack" if stacked else "group", legend=LEGEND_ABOVE, margin={"t": 76})
     along, across = ("x", "y") if horizontal else ("y", "x")
     for number, (name, values) in enumerate(series.items()):
-        heights = [float(values.get(category, 0.0)) for category in categories]
+        heights = [float(value) for value in values.values()]
         printed = bool(number_format) and not stacked
         drawn.add_bar(
-            **{along: heights, across: categories},
+            **{along: heights, across: list(values)},
             orientation="h" if horizontal else "v",
             name=name,
             marker=styles.get(name) or series_bar(number),
@@ -129,7 +128,8 @@ def bar_chart(
         )
     value_axis, category_axis = (drawn.layout.xaxis, drawn.layout.yaxis)[:: 1 if horizontal else -1]
     value_axis.update(title=axis, rangemode="tozero", tickformat=".0%" if number_format.endswith("%") else None)
-    category_axis.update(type="category", autorange="reversed" if horizontal else None)
+    category_axis.update(type="category", categoryorder="array", categoryarray=categories)
+    category_axis.autorange = "reversed" if horizontal else None
     return drawn
 
 
@@ -155,35 +155,20 @@ def stacked_shares(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     return size_share_bars(shares, axis="share of the detections")
 
 
-def class_distribution(
-    labels: npt.ArrayLike, mask_size: npt.ArrayLike, class_names: Sequence[str], most: int = 80
-) -> go.Figure:
+def class_distribution(classes: Sequence[str], mask_size: npt.ArrayLike) -> go.Figure:
     """Draw the shares of the mask sizes for every class, the class with the finest masks on top.
 
     Args:
-        labels: (R,) int, contiguous, 0 is the background.
+        classes: name of the class of each of R instances.
         mask_size: (R,) int, each one of 14, 28, 56, 112.
-        class_names: names by label, index 0 being the background.
-        most: draw at most this many classes, those with the most instances.
 
     Raises:
-        ValueError: the two arrays differ in length, a label has no name, or a size is none of the four.
+        ValueError: the lengths differ, or a size is none of the four.
     """
-    label_array = np.asarray(labels, dtype=np.int64).reshape(-1)
-    sizes = np.asarray(mask_size, dtype=np.int64).reshape(-1)
-    if len(label_array) != len(sizes):
-        raise ValueError(f"{len(label_array)} labels do not fit {len(sizes)} mask sizes")
-    if len(label_array) and not 0 <= label_array.min() <= label_array.max() < len(class_names):
-        raise ValueError(f"labels must lie in 0-{len(class_names) - 1}")
-    unknown = sorted(set(sizes.tolist()) - set(MASK_SIZES))
-    if unknown:
-        raise ValueError(f"mask sizes {unknown} are none of {MASK_SIZES}")
-    present, totals = np.unique(label_array, return_counts=True)
-    present = present[np.argsort(-totals, kind="stable")][:most]
-    shares = {
-        class_names[label]: (sizes[label_array == label, None] == np.array(MASK_SIZES)).mean(axis=0)  # (4,)
-        for label in present.tolist()
-    }
+    counts: dict[str, list[int]] = {}
+    for name, size in zip(classes, np.asarray(mask_size).tolist(), strict=True):
+        counts.setdefault(name, [0] * len(MASK_SIZES))[MASK_SIZES.index(size)] += 1
+    shares = {name: np.array(row) / sum(row) for name, row in counts.items()}
     finest_first = sorted(shares, key=lambda name: float(np.dot(shares[name], MASK_SIZES)), reverse=True)
     return size_share_bars({name: shares[name] for name in finest_first}, "Mask sizes by class")
 
@@ -202,13 +187,13 @@ def ablation_bars(rows: Sequence[dict[str, Any]]) -> go.Figure:
         horizontal_spacing=0.04,
     )
     names, means = [row["row"] for row in rows], [row["segm_ap"] for row in rows]
-    bounds = ([row["segm_ap_low"] for row in rows], [row["segm_ap_high"] for row in rows])
+    intervals = [Interval(row["segm_ap"], row["segm_ap_low"], row["segm_ap_high"]) for row in rows]
     drawn.add_bar(
         x=means,
         y=names,
         orientation="h",
         marker={"color": translucent(ACCENT, 0.45), "line": EDGE},
-        error_x=error_bars(means, *bounds, color=INK),
+        error_x=error_bars(intervals, color=INK),
         hovertemplate="%{y}: AP %{x:.4f}<extra></extra>",
         row=1,
         col=1,
@@ -259,6 +244,31 @@ def size_violins(panels: Mapping[str, np.ndarray], columns: int = 2) -> go.Figur
     return drawn.update_yaxes(rangemode="tozero")
 
 
+def add_size_bars(
+    drawn: go.Figure,
+    values: Sequence[float],
+    texts: Sequence[str] = ("",) * 4,
+    row: int = 1,
+    col: int = 1,
+    **trace: Any,
+) -> None:
+    """Add one bar per mask size, in a single trace, to a panel of the first row; `trace` is passed to Plotly."""
+    patterns = {"shape": list(SIZE_PATTERNS.values())}
+    drawn.add_bar(
+        x=[str(size) for size in MASK_SIZES],
+        y=list(values),
+        text=list(texts),
+        textposition="outside",
+        cliponaxis=False,
+        hoverinfo="x+text",
+        marker={"color": list(SIZE_COLOURS.values()), "pattern": patterns, "line": EDGE},
+        row=1,
+        col=col,
+        **trace,
+    )
+    drawn.update_xaxes(type="category", autotypenumbers="strict", row=1, col=col)
+
+
 # --- curves ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +295,16 @@ class Series:
     labels: Sequence[str] = ()
     interval: str = "bars"
     mode: str = "lines+markers"
+
+
+def numbered_series(
+    x: Sequence[float], values: Mapping[str, npt.ArrayLike], mode: str = "lines+markers"
+) -> list[Series]:
+    """Return one series per entry of `values` (by name, one y for each x), in the numbered styles."""
+    return [
+        Series(name, x, np.asarray(y, dtype=np.float64).tolist(), style=series_style(number), mode=mode)
+        for number, (name, y) in enumerate(values.items())
+    ]
 
 
 def curve_chart(
@@ -329,7 +349,7 @@ def _traces(line: Series, x_title: str) -> list[go.Scatter]:
     hover = [f"<b>{name}</b>" for name in line.labels or [line.name] * len(line.y)]
     for i in known:
         hover[i] += f"<br>95 % interval {low[i]:.4f} to {high[i]:.4f}"
-    single = len(line.y) == 1
+    detailed, single = bool(known or line.labels), len(line.y) == 1
     main = go.Scatter(
         x=list(line.x),
         y=list(line.y),
@@ -337,12 +357,13 @@ def _traces(line: Series, x_title: str) -> list[go.Scatter]:
         mode="markers" if single else line.mode,
         line={"color": style.colour, "dash": style.dash, "width": style.width},
         marker={"color": style.colour, "symbol": style.symbol, "size": 12 if single else 8, "line": EDGE},
-        customdata=hover,
-        hovertemplate=f"%{{customdata}}<br>{x_title or 'x'} %{{x:.4g}}: %{{y:.4f}}<extra></extra>",
+        customdata=hover if detailed else None,
+        hovertemplate=f"{'%{customdata}' if detailed else '<b>%{fullData.name}</b>'}<br>{x_title or 'x'} %{{x:.4g}}: "
+        "%{y:.4f}<extra></extra>",
     )
     if known and (single or line.interval == "bars"):
-        means = [0.0 if value is None else value for value in line.y]
-        main.error_y = error_bars(means, low, high, color=translucent(style.colour, 0.6), width=3)
+        intervals = [Interval(*bounds) for bounds in zip(line.y, low, high, strict=True)]
+        main.error_y = error_bars(intervals, color=translucent(style.colour, 0.6), width=3)
     if not known or single or line.interval != "band":
         return [main]
     band = go.Scatter(

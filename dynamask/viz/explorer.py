@@ -22,9 +22,9 @@ from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
 from dynamask.ops.masks import paste_mask
 from dynamask.predict import Prediction
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.charts import panel_figure
+from dynamask.viz.charts import add_size_bars, panel_figure
 from dynamask.viz.overlay import CachedOverlay, UInt8Array, encode_jpeg
-from dynamask.viz.style import ACCENT, EDGE, INK, SIZE_COLOURS, SIZE_NAMES, SIZE_PATTERNS, hex_to_rgb
+from dynamask.viz.style import ACCENT, EDGE, INK, SIZE_COLOURS, SIZE_NAMES, hex_to_rgb
 from dynamask.viz.widgets import ClickableImage, PageSetup, live_figure
 
 SHOWN_SIDES = (640, 960)
@@ -340,24 +340,12 @@ class Explorer(widgets.VBox):
 
 # --- figures and crops ----------------------------------------------------------------------------------------------
 
-_TICKS = [str(size) for size in MASK_SIZES]
-_BARS: dict[str, Any] = {
-    "marker": {
-        "color": list(SIZE_COLOURS.values()),
-        "pattern": {"shape": list(SIZE_PATTERNS.values())},
-        "line": EDGE,
-    },
-    "textposition": "outside",
-    "cliponaxis": False,
-    "hoverinfo": "x+text",
-}
-
 
 def selection_figure(gmacs: Sequence[float]) -> go.Figure:
     """Two panels by mask size: switch probabilities (at 0, to be updated) and the cost of an instance, (4,) GMACs."""
     drawn = _two_panels(["switch probability", "cost of a mask, GMACs"])
-    drawn.add_bar(x=_TICKS, y=[0.0] * len(_TICKS), text=[""] * len(_TICKS), **_BARS, row=1, col=1)
-    drawn.add_bar(x=_TICKS, y=list(gmacs), text=[f"{value:.3g}" for value in gmacs], **_BARS, row=1, col=2)
+    add_size_bars(drawn, [0.0] * len(gmacs), col=1)
+    add_size_bars(drawn, gmacs, [f"{value:.3g}" for value in gmacs], col=2)
     drawn.update_yaxes(range=[0, 1.28], tickformat=".0%", tickvals=[0, 0.5, 1], row=1, col=1)
     return drawn.update_yaxes(range=[0, max(gmacs) * 1.25], nticks=4, row=1, col=2)
 
@@ -368,9 +356,10 @@ def totals_figure(gmacs: Sequence[float], instances: int) -> go.Figure:
     Counts and mean are at 0, to be updated; the first shape is the line of the budget, not visible at first.
     """
     drawn = _two_panels(["instances by mask size", "mean GMACs per instance"])
-    drawn.add_bar(x=_TICKS, y=[0] * len(_TICKS), text=[""] * len(_TICKS), **_BARS, row=1, col=1)
-    mean = {**_BARS, "marker": {"color": ACCENT, "line": EDGE}, "width": [0.5]}
-    drawn.add_bar(x=["mean"], y=[0.0], text=[""], **mean, row=1, col=2)
+    add_size_bars(drawn, [0] * len(gmacs), col=1)
+    marker = {"color": ACCENT, "line": EDGE}
+    shown = {"textposition": "outside", "cliponaxis": False, "hoverinfo": "x+text"}
+    drawn.add_bar(x=["mean"], y=[0.0], text=[""], width=[0.5], marker=marker, **shown, row=1, col=2)
     across = {"type": "line", "x0": 0, "x1": 1, "xref": "x2 domain", "yref": "y2"}
     budget_line = {"color": INK, "width": 3, "dash": "dash"}
     drawn.add_shape(**across, y0=gmacs[0], y1=gmacs[0], visible=False, line=budget_line)
@@ -382,9 +371,8 @@ def totals_figure(gmacs: Sequence[float], instances: int) -> go.Figure:
 
 
 def _two_panels(titles: Sequence[str]) -> go.Figure:
-    """An empty low figure with two panels over categories."""
+    """An empty low figure with two panels."""
     drawn = panel_figure(titles, 230, horizontal_spacing=0.1)
-    drawn.update_xaxes(type="category", autotypenumbers="strict")
     return drawn.update_layout(showlegend=False, margin={"l": 8, "r": 8, "t": 32, "b": 8})
 
 

@@ -183,7 +183,8 @@ class LineStyle:
 
 def series_style(number: int) -> LineStyle:
     """Line style of the series with this number."""
-    return LineStyle(series_colour(number), symbol=SERIES_SYMBOLS[number % len(SERIES_SYMBOLS)])
+    dash, symbol = SERIES_DASHES[number % len(SERIES_DASHES)], SERIES_SYMBOLS[number % len(SERIES_SYMBOLS)]
+    return LineStyle(series_colour(number), dash, symbol)
 
 
 POLICY_STYLES: dict[str, LineStyle] = {

@@ -1,4 +1,4 @@
-"""Lesson 01: what a grid of M×M cells can hold of an outline, whatever predicts it."""
+"""Notebook 01: how well a grid of M×M cells can represent an outline, independently of any model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from dynamask.data.coco_checks import clipped_box
@@ -20,14 +19,13 @@ from dynamask.evaluation.mask_quality import boundary_iou, mask_iou, quality_by_
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_masks, paste_mask_window, paste_window
 from dynamask.ops.rle import decode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.charts import figure
-from dynamask.viz.style import INK, TEMPLATE, size_dot, size_line
-from lessons.pictures import LEGEND, error_picture, picture_grid, shade, with_slider
+from dynamask.viz.charts import LEGEND_ABOVE, curve_chart, figure, numbered_series
+from dynamask.viz.style import SIZE_NAMES, size_dot, size_line
+from lessons.pictures import LEGEND, box_window, error_picture, picture_grid, shade, with_slider
 
-OUTLINES = Path(__file__).resolve().parents[2] / "notebooks" / "data" / "coco-outlines.json"
+OUTLINES = Path(__file__).resolve().parents[1] / "data" / "coco-outlines.json"
 """Outlines of five COCO classes, without photographs (see `notebooks/data/README.md`)."""
 METRIC_NAMES = {"mask_iou": "mask IoU", "boundary_iou": "boundary IoU"}
-TOP_LEGEND = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
 RoundTrip = Callable[[np.ndarray, Sequence[float], Sequence[int]], list[np.ndarray]]
 
 
@@ -37,10 +35,10 @@ class Instance:
 
     Attributes:
         name: of its class.
-        mask: (H, W) bool, in its whole picture.
+        mask: (H, W) bool, in the whole picture.
         box: xyxy in continuous pixels.
-        area: pixels².
-        complexity: in 0–1 where it is known (the shapes world), else NaN.
+        area: in pixels².
+        complexity: of the outline, 0–1, known for generated shapes only, else NaN.
     """
 
     name: str
@@ -51,10 +49,10 @@ class Instance:
 
 
 def read_instances(path: str | Path = OUTLINES) -> list[Instance]:
-    """All instances of a COCO annotation file that are no crowd and have an area.
+    """Read all instances of a COCO annotation file that are not crowds and have an area.
 
     Raises:
-        DynaMaskError: the file is missing or no COCO JSON.
+        DynaMaskError: the file is missing or not COCO JSON.
     """
     content = read_coco(path)
     coco = content.coco
@@ -75,7 +73,7 @@ def read_instances(path: str | Path = OUTLINES) -> list[Instance]:
 def scene_instances(
     seed: int, count: int, size: tuple[int, int] = (288, 352), sides: tuple[float, float] = SIDES
 ) -> list[Instance]:
-    """The objects of the first ``count`` scenes of a shapes world (see :func:`dynamask.data.shapes.make_scene`)."""
+    """Return the objects of the first ``count`` generated scenes (see :func:`dynamask.data.shapes.make_scene`)."""
     found = []
     for index in range(count):
         scene = make_scene(seed, index, size, sides=sides)
@@ -87,10 +85,10 @@ def scene_instances(
 
 
 def largest(instances: Sequence[Instance], name: str, rank: int = 0) -> Instance:
-    """The instance of a class with the largest area, or the next ones of ``rank`` 1, 2, ….
+    """Return the largest instance of a class, or the next smaller ones with ``rank`` 1, 2, ….
 
     Raises:
-        DynaMaskError: the class has no instance, or not as many.
+        DynaMaskError: the class has no instance, or none of this rank.
     """
     own = [instance for instance in instances if instance.name == name]
     if not own:
@@ -101,9 +99,9 @@ def largest(instances: Sequence[Instance], name: str, rank: int = 0) -> Instance
 
 
 def stock_masks(truth: np.ndarray, box: Sequence[float], sizes: Sequence[int] = MASK_SIZES) -> list[np.ndarray]:
-    """The round trip of :func:`dynamask.evaluation.ideal_masks.ideal_masks` through torchvision's own crop and paste.
+    """Compute ideal masks as :func:`dynamask.evaluation.ideal_masks.ideal_masks`, with torchvision's crop and paste.
 
-    The crop is not aligned (half a pixel off); the paste rounds the box to whole pixels.
+    That crop is not aligned (half a pixel off), and that paste rounds the box to whole pixels.
     """
     mask, edges = torch.from_numpy(truth.astype(np.uint8))[None], torch.tensor([list(box)], dtype=torch.float32)
     pasted = []
@@ -115,7 +113,7 @@ def stock_masks(truth: np.ndarray, box: Sequence[float], sizes: Sequence[int] = 
 
 
 def measure(instances: Sequence[Instance], round_trip: RoundTrip = ideal_masks) -> IdealQuality:
-    """Mask and boundary IoU of every instance after a round trip through each mask size.
+    """Measure mask and boundary IoU of every instance after a round trip through each mask size.
 
     Args:
         instances: N of them.
@@ -130,22 +128,13 @@ def measure(instances: Sequence[Instance], round_trip: RoundTrip = ideal_masks) 
     return IdealQuality(names, areas, *scores)
 
 
-def window(instance: Instance, margin: float = 0.06) -> tuple[slice, slice]:
-    """Rows and columns of an instance's box with a margin, a share of its longer side, cut to the picture."""
-    x0, y0, x1, y1 = instance.box
-    edge = margin * max(x1 - x0, y1 - y0)
-    height, width = instance.mask.shape
-    rows = slice(int(max(0, y0 - edge)), int(min(height, np.ceil(y1 + edge))))
-    return rows, slice(int(max(0, x0 - edge)), int(min(width, np.ceil(x1 + edge))))
-
-
 def ceiling_pictures(
     instances: Sequence[Instance], title: str = "", cell: int = 210, round_trip: RoundTrip = ideal_masks
 ) -> go.Figure:
-    """A row for each instance: its true mask, then the ideal mask of every size with its wrong pixels in colour."""
+    """Show the true mask of each instance and its ideal mask at every size, with wrong pixels in colour."""
     pictures, titles = [], []
     for instance in instances:
-        view = window(instance)
+        view = box_window(instance.box, instance.mask.shape)
         masks = round_trip(instance.mask, instance.box, MASK_SIZES)
         pictures.append([error_picture(instance.mask, mask)[view] for mask in (instance.mask, *masks)])
         scores = [f"{boundary_iou(instance.mask, mask):.2f}" for mask in masks]
@@ -155,8 +144,8 @@ def ceiling_pictures(
 
 
 def round_trip_pictures(instance: Instance, size: int) -> go.Figure:
-    """The three steps of an ideal mask: the truth, its share of every cell, the bilinear values, the cut at 0.5."""
-    rows, columns = window(instance, margin=0.0)
+    """Show the steps of an ideal mask: the truth, its share of every cell, bilinear values, and the cut at 0.5."""
+    rows, columns = box_window(instance.box, instance.mask.shape, margin=0.0)
     truth = torch.from_numpy(instance.mask)[None]
     grid = crop_masks(truth, torch.tensor([list(instance.box)]), size)[0]  # (M, M)
     values = paste_mask_window(grid, instance.box, paste_window(instance.box, instance.mask.shape)).numpy()
@@ -172,7 +161,7 @@ def round_trip_pictures(instance: Instance, size: int) -> go.Figure:
 
 
 def comb(teeth: int, side: int = 448) -> Instance:
-    """A comb: a bar along the top with ``teeth`` teeth hanging down, teeth and gaps equally wide, in a square box.
+    """Return a comb: a bar along the top with ``teeth`` teeth, as wide as the gaps between them, in a square box.
 
     Args:
         teeth: ≥ 1.
@@ -186,7 +175,7 @@ def comb(teeth: int, side: int = 448) -> Instance:
 
 
 def disc(side: int = 448) -> Instance:
-    """A disc that fills its square box of ``side`` pixels."""
+    """Return a disc that fills its square box of ``side`` pixels."""
     ys, xs = np.mgrid[: side + 40, : side + 40] + 0.5
     centre = 20 + side / 2
     mask = (ys - centre) ** 2 + (xs - centre) ** 2 <= (side / 2) ** 2
@@ -194,9 +183,9 @@ def disc(side: int = 448) -> Instance:
 
 
 def comb_slider(teeth: int, cells: Sequence[int]) -> go.Figure:
-    """A comb and its ideal M×M mask, with a slider over M, which may be any number of cells."""
+    """Show a comb and its ideal M×M mask, with a slider over M, which may be any number of cells."""
     instance = comb(teeth)
-    view = window(instance)
+    view = box_window(instance.box, instance.mask.shape)
     truth = error_picture(instance.mask, instance.mask)[view]
     steps = {}
     for size, mask in zip(cells, ideal_masks(instance.mask, instance.box, cells), strict=True):
@@ -209,41 +198,26 @@ def comb_slider(teeth: int, cells: Sequence[int]) -> go.Figure:
 
 
 def losses_by_cells(instance: Instance, cells: Sequence[int]) -> np.ndarray:
-    """1 − mask IoU of the ideal mask with each number of cells across, (len(cells),) float64."""
+    """Return 1 − mask IoU of the ideal mask for each number of cells across, (len(cells),) float64."""
     return np.array([1 - mask_iou(instance.mask, m) for m in ideal_masks(instance.mask, instance.box, cells)])
 
 
 def loss_curves(instances: Sequence[Instance], cells: Sequence[int]) -> go.Figure:
-    """Lost mask IoU against the number of cells across, both logarithmic, a line for each instance."""
-    drawn = figure("What an ideal mask loses", height=400)
-    for instance, dash in zip(instances, ("solid", "dash", "dot", "dashdot", "longdash"), strict=False):
-        lost = losses_by_cells(instance, cells)
-        colour = ("#3B82F6", "#E4572E", "#0F9D6E", "#B07AE0", "#C58B00")[len(drawn.data) % 5]
-        drawn.add_scatter(
-            x=list(cells),
-            y=np.maximum(lost, 1e-4).tolist(),
-            name=instance.name,
-            mode="lines+markers",
-            line={"dash": dash, "color": colour, "width": 2.5},
-        )
-    drawn.update_xaxes(type="log", title="cells across, M", tickvals=list(cells), ticktext=[str(c) for c in cells])
-    drawn.update_yaxes(
-        type="log",
-        title="1 − mask IoU",
-        tickvals=[1e-4, 1e-3, 1e-2, 0.1, 1],
-        ticktext=["0.0001", "0.001", "0.01", "0.1", "1"],
-    )
-    drawn.update_layout(legend=TOP_LEGEND)
-    return drawn
+    """Draw the lost mask IoU against the number of cells across on logarithmic axes, one line per instance."""
+    losses = {instance.name: np.maximum(losses_by_cells(instance, cells), 1e-4) for instance in instances}
+    series = numbered_series(list(cells), losses)
+    drawn = curve_chart({"": series}, "Mask IoU lost by an ideal mask", "cells across, M", "1 − mask IoU")
+    drawn.update_xaxes(type="log", tickvals=list(cells), ticktext=[str(count) for count in cells])
+    return drawn.update_yaxes(type="log", tickvals=[1e-4, 1e-3, 1e-2, 0.1, 1], tickformat="~g")
 
 
 def slope(cells: Sequence[int], lost: np.ndarray) -> float:
-    """Exponent of a power law through the points: the slope of log lost against log cells."""
+    """Fit the exponent of a power law: the slope of log lost against log cells."""
     return float(np.polyfit(np.log(cells), np.log(np.maximum(lost, 1e-12)), 1)[0])
 
 
 def shrunk_disc_scores(radii: Sequence[int], image_side: int = 640) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and boundary IoU of discs against the same discs with one pixel peeled off, in a square picture.
+    """Compare discs with the same discs less their outermost pixel, in a square picture.
 
     Args:
         radii: in pixels, less than half the picture.
@@ -259,67 +233,55 @@ def shrunk_disc_scores(radii: Sequence[int], image_side: int = 640) -> tuple[np.
 
 
 def metric_curves(x: Sequence[float], by_metric: dict[str, np.ndarray], title: str, x_title: str) -> go.Figure:
-    """One line for each metric, by its name, over x."""
-    drawn = figure(title, height=360)
-    looks = (("#3B82F6", "solid", "circle"), ("#E4572E", "dash", "diamond"))
-    for (name, values), (colour, dash, symbol) in zip(by_metric.items(), looks, strict=True):
-        drawn.add_scatter(
-            x=list(x), y=values.tolist(), name=name, mode="lines+markers",
-            line={"color": colour, "dash": dash, "width": 2.5}, marker={"symbol": symbol, "size": 8},
-        )  # fmt: skip
-    drawn.update_xaxes(title=x_title)
-    drawn.update_yaxes(title="IoU")
-    drawn.update_layout(legend=TOP_LEGEND)
-    return drawn
+    """Draw one line per metric over x."""
+    return curve_chart({"": numbered_series(x, by_metric)}, title, x_title, "IoU")
 
 
 def ceiling_curves(groups: dict[str, np.ndarray], quality: IdealQuality, title: str = "") -> go.Figure:
-    """Mean mask and boundary IoU of groups of instances against the mask size, a panel for each metric.
+    """Draw the mean mask and boundary IoU of groups of instances against the mask size, one panel per metric.
 
     Args:
         groups: by name, (N,) bool: which instances belong to it; an empty group is left out.
         quality: of N instances.
+        title: of the figure.
     """
-    drawn = make_subplots(
-        1, 2, subplot_titles=[METRIC_NAMES[m] for m in METRICS], shared_yaxes=True, horizontal_spacing=0.05
-    )
-    palette = ("#E4572E", "#3B82F6", "#0F9D6E", "#B07AE0", "#C58B00", "#6B8E23")
-    symbols = ("circle", "square", "diamond", "star", "triangle-up", "x")
-    places = [str(size) for size in MASK_SIZES]
-    for column, metric in enumerate(METRICS, start=1):
-        for i, (name, chosen) in enumerate(groups.items()):
-            if not chosen.any():
-                continue
-            drawn.add_scatter(
-                x=places, y=getattr(quality, metric)[chosen].mean(axis=0).tolist(), row=1, col=column,
-                name=f"{name} ({int(chosen.sum())})", legendgroup=name, showlegend=column == 1, mode="lines+markers",
-                line={"color": palette[i % 6], "width": 2.5}, marker={"symbol": symbols[i % 6], "size": 9},
-            )  # fmt: skip
-    drawn.update_annotations(font={"color": INK})
-    drawn.update_xaxes(title="mask size M", type="category")
-    drawn.update_layout(template=TEMPLATE, title=title, height=420, margin={"t": 96}, legend={**TOP_LEGEND, "y": 1.12})
-    return drawn
+    panels = {}
+    for metric in METRICS:
+        means = {
+            f"{name} ({int(chosen.sum())})": getattr(quality, metric)[chosen].mean(axis=0)
+            for name, chosen in groups.items()
+            if chosen.any()
+        }
+        panels[METRIC_NAMES[metric]] = numbered_series([str(size) for size in MASK_SIZES], means)
+    return curve_chart(panels, title, "mask size M").update_xaxes(type="category").update_yaxes(matches="y")
 
 
 def spread_by_size(quality: IdealQuality, values: Sequence[float], x_title: str, title: str = "") -> go.Figure:
-    """Boundary IoU of every instance over a number that it has, the four sizes in their colours, with running means."""
-    drawn = figure(title, height=440)
+    """Draw the boundary IoU of every instance over a property of it, by mask size, with running means."""
     x = np.asarray(values, dtype=np.float64)
     edges = np.quantile(x, np.linspace(0, 1, 6))
     bins = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, 4)
+    filled = [b for b in range(5) if (bins == b).any()]
+    drawn = figure(title, height=440, legend=LEGEND_ABOVE)
     for k, size in enumerate(MASK_SIZES):
         y = quality.boundary_iou[:, k]
-        used = [b for b in range(5) if (bins == b).any()]
         drawn.add_scatter(
-            x=x.tolist(), y=y.tolist(), mode="markers", marker={**size_dot(size, 6), "opacity": 0.45},
-            showlegend=False, legendgroup=str(size), hovertemplate="%{x:.2f}: %{y:.3f}<extra></extra>",
-        )  # fmt: skip
+            x=x.tolist(),
+            y=y.tolist(),
+            mode="markers",
+            marker={**size_dot(size, 6), "opacity": 0.45},
+            showlegend=False,
+            legendgroup=str(size),
+            hovertemplate="%{x:.2f}: %{y:.3f}<extra></extra>",
+        )
         drawn.add_scatter(
-            x=[float(x[bins == b].mean()) for b in used], y=[float(y[bins == b].mean()) for b in used],
-            name=f"{size}×{size}", legendgroup=str(size), mode="lines+markers",
-            line=size_line(size, 3), marker=size_dot(size, 11),
-        )  # fmt: skip
+            x=[float(x[bins == b].mean()) for b in filled],
+            y=[float(y[bins == b].mean()) for b in filled],
+            name=SIZE_NAMES[size],
+            legendgroup=str(size),
+            mode="lines+markers",
+            line=size_line(size, 3),
+            marker=size_dot(size, 11),
+        )
     drawn.update_xaxes(title=x_title)
-    drawn.update_yaxes(title="boundary IoU")
-    drawn.update_layout(legend=TOP_LEGEND)
-    return drawn
+    return drawn.update_yaxes(title="boundary IoU")

@@ -20,11 +20,9 @@ from dynamask.models.solo.suppression import mask_ious, matrix_nms
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass
 from dynamask.predict import Prediction
 from dynamask.viz import charts, style
-from dynamask.viz.style import hex_to_rgb
-from lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
+from dynamask.viz.cells import grid_lines
+from lessons.pictures import LEGEND, error_picture, fit_axes, image_trace, picture_grid, shade, with_slider
 
-COLOURS = ("#3B82F6", "#EA580C", "#0D9488", "#DB2777", "#8B5CF6", "#B45309")
-"""Of objects and levels; each has a contrast of 3 or more to white and to black pages."""
 NEIGHBOUR_NAMES = ("top", "left", "centre", "right", "bottom")
 """The five representations in the order in which they enter (``NEIGHBOURS["4"]``)."""
 WALL, SHADES = 480, 24
@@ -84,67 +82,67 @@ def unlearned(model: SoloNet, dataset: ShapesDataset) -> tuple[int, int]:
 
 
 def grid_figure(model: SoloNet, scene: Scene, names: Sequence[str]) -> go.Figure:
-    """A scene under the grid of each level, the cells that learn its objects filled; a slider chooses the level."""
+    """Show a scene under the grid of each level, with the cells of its objects filled; a slider selects the level."""
     found, config, steps = responsible(model, scene), model.config, {}
     for level, assigned in enumerate(found.levels):
         grid, (low, high) = config.grids[level], config.scale_ranges[level]
         drawn = _frame_figure(scene, found)
-        height, width = found.frame[0] / grid, found.frame[1] / grid
-        x, y = _grid_lines(found.frame, grid)
         line = {"color": "rgba(255, 255, 255, 0.55)", "width": 1}
-        drawn.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+        lines = grid_lines(found.frame, found.frame, grid)
+        drawn.add_scatter(**lines, mode="lines", line=line, hoverinfo="skip", showlegend=False)
         for i, name in enumerate(names):
             cells = assigned.cell[assigned.instance == i].tolist()
-            _add_cells(drawn, cells, grid, (height, width), COLOURS[i % len(COLOURS)], f"{name}: {len(cells)} cells")
+            cell = (found.frame[0] / grid, found.frame[1] / grid)
+            _add_cells(drawn, cells, grid, cell, style.series_colour(i), f"{name}: {len(cells)} cells")
         _add_centres(drawn, found, names)
-        text = f"stride {STRIDES[level]}, {grid}×{grid} cells, for objects whose √(w·h) is {low} to {high} pixels"
-        drawn.add_annotation(text=text, x=0.5, y=1.0, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
+        _add_note(
+            drawn, f"stride {STRIDES[level]}, {grid}×{grid} cells, for objects with √(w·h) of {low} to {high} pixels"
+        )
         steps[level_name(level)] = drawn
     return with_slider(steps, "level ", active=2)
 
 
-def _grid_lines(frame: tuple[int, int], grid: int) -> tuple[list[float | None], list[float | None]]:
-    """x and y of the upright and the level lines of a grid, one trace."""
-    ends = range(grid + 1)
-    x = [v for k in ends for v in (k * frame[1] / grid, k * frame[1] / grid, None)] + [0, frame[1], None] * (grid + 1)
-    y = [0, frame[0], None] * (grid + 1) + [v for k in ends for v in (k * frame[0] / grid, k * frame[0] / grid, None)]
-    return x, y
-
-
 def _frame_figure(scene: Scene, found: Responsible) -> go.Figure:
     """The picture in the coordinates of the frame."""
-    drawn = charts.figure(height=470, margin={"t": 34, "l": 8, "r": 8, "b": 34}, showlegend=True)
-    drawn.update_layout(legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0.5, "xanchor": "center"})
-    place = {"x0": found.scale / 2, "y0": found.scale / 2, "dx": found.scale, "dy": found.scale}
-    drawn.add_trace(go.Image(source=data_uri(scene.image), hoverinfo="skip", **place))
-    drawn.update_xaxes(visible=False, range=[0, found.frame[1]], constrain="domain")
-    drawn.update_yaxes(visible=False, range=[found.frame[0], 0], scaleanchor="x", constrain="domain")
+    legend = {"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0.5, "xanchor": "center"}
+    drawn = charts.figure(height=470, margin={"t": 34, "l": 8, "r": 8, "b": 34}, showlegend=True, legend=legend)
+    drawn.add_trace(image_trace(scene.image, side=found.scale))
+    fit_axes(drawn, found.frame)
     return drawn
 
 
 def _add_cells(
     drawn: go.Figure, cells: Sequence[int], grid: int, cell: tuple[float, float], colour: str, name: str
 ) -> None:
-    """Cells as filled rectangles of one trace."""
+    """Add cells as filled rectangles of one trace."""
     x, y = [], []
     for index in cells:
         top, left = index // grid * cell[0], index % grid * cell[1]
         x += [left, left + cell[1], left + cell[1], left, left, None]
         y += [top, top, top + cell[0], top + cell[0], top, None]
-    red, green, blue = hex_to_rgb(colour)
     drawn.add_scatter(
-        x=x or [None], y=y or [None], fill="toself", fillcolor=f"rgba({red}, {green}, {blue}, 0.6)", mode="lines",
-        line={"color": colour, "width": 2}, name=name, hoverinfo="name",
-    )  # fmt: skip
+        x=x or [None],
+        y=y or [None],
+        fill="toself",
+        fillcolor=style.translucent(colour, 0.6),
+        mode="lines",
+        line={"color": colour, "width": 2},
+        name=name,
+        hoverinfo="name",
+    )
 
 
 def _add_centres(drawn: go.Figure, found: Responsible, names: Sequence[str]) -> None:
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    """Add the centres of mass as crosses."""
+    colours = [style.series_colour(i) for i in range(len(names))]
     marker = {"color": colours, "size": 11, "symbol": "x", "line": {"color": "#FFFFFF", "width": 1.5}}
-    drawn.add_scatter(
-        x=found.centres[:, 0].tolist(), y=found.centres[:, 1].tolist(), mode="markers", marker=marker,
-        text=list(names), hoverinfo="text", showlegend=False,
-    )  # fmt: skip
+    x, y = found.centres.T.tolist()
+    drawn.add_scatter(x=x, y=y, mode="markers", marker=marker, text=list(names), hoverinfo="text", showlegend=False)
+
+
+def _add_note(drawn: go.Figure, text: str) -> None:
+    """Add a line of text above a figure."""
+    drawn.add_annotation(text=text, x=0.5, y=1.01, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
 
 
 def wall_figure(prediction: Prediction, picture: np.ndarray, soft: bool = True) -> go.Figure:
@@ -226,15 +224,17 @@ def memory_figure(config: SoloConfig, sizes: Sequence[tuple[int, int]]) -> go.Fi
         total = sum(row.megabytes for row in rows)
         drawn = charts.figure(height=330, margin={"t": 40, "b": 30}, showlegend=False)
         drawn.add_bar(
-            x=[f"level {level_name(row.level)}" for row in rows], y=[row.megabytes for row in rows], cliponaxis=False,
-            text=[f"{row.maps:,} of {row.size[0]}×{row.size[1]}" for row in rows], textposition="outside",
-            marker={"color": COLOURS[: len(rows)], "line": {"color": style.INK, "width": 1}},
-        )  # fmt: skip
+            x=[f"level {level_name(row.level)}" for row in rows],
+            y=[row.megabytes for row in rows],
+            cliponaxis=False,
+            text=[f"{row.maps:,} of {row.size[0]}×{row.size[1]}" for row in rows],
+            textposition="outside",
+            marker={"color": style.SERIES_COLOURS[: len(rows)], "line": style.EDGE},
+        )
         drawn.update_yaxes(title="MB, float32", range=[0, 1.12 * most])
-        text = f"{sum(row.maps for row in rows):,} maps, {total:,.0f} MB in all"
-        drawn.add_annotation(text=text, x=0.5, y=1.02, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
+        _add_note(drawn, f"{sum(row.maps for row in rows):,} maps, {total:,.0f} MB in all")
         steps[f"{height}×{width}"] = drawn
-    return _inset(with_slider(steps, "a picture of ", active=len(steps) - 1))
+    return with_slider(steps, "a picture of ", active=len(steps) - 1)
 
 
 # --- masks as vectors -----------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def mixing_figure(prediction: Prediction, picture: np.ndarray, first: int, secon
         titles = ["the mixture's map, σ(logits)", "its mask"]
         row = [shade(logits.sigmoid().numpy(), 0, 1), lit(picture, full_size(prediction, logits))]
         steps[f"{share:.0%}"] = picture_grid([row], [titles], cell=330)
-    return _inset(with_slider(steps, f"share of #{second + 1} in the vector: ", active=0))
+    return with_slider(steps, f"share of #{second + 1} in the vector: ")
 
 
 # --- matrix NMS -----------------------------------------------------------------------------------------------------
@@ -337,30 +337,25 @@ def candidate_pictures(case: Case, picture: np.ndarray, columns: int = 6) -> go.
 
 
 def suppression_figure(case: Case, threshold: float, sigmas: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0)) -> go.Figure:
-    """Scores before and after matrix NMS; a slider chooses the kernel and its σ."""
+    """Draw the scores before and after matrix NMS; a slider selects the kernel and its σ."""
     kernels = {"linear": ("linear", 2.0)} | {f"Gaussian, σ = {sigma:g}": ("gaussian", sigma) for sigma in sigmas}
     steps = {}
     for name, (kernel, sigma) in kernels.items():
         after = matrix_nms(case.ious, case.labels, case.scores, kernel, sigma)
         drawn = charts.figure(height=390, margin={"t": 40, "b": 76}, barmode="overlay")
-        edge = {"line": {"color": style.INK, "width": 1}}
-        drawn.add_bar(x=case.names, y=case.scores.tolist(), name="before", marker={"color": style.FAINT, **edge})
-        drawn.add_bar(x=case.names, y=after.tolist(), name="after", width=0.5, marker={"color": style.ACCENT, **edge})
-        line = {"color": "#EA580C", "dash": "dash", "width": 2}
-        drawn.add_scatter(x=case.names, y=[threshold] * len(case.names), name=f"kept from {threshold:g}", mode="lines",
-                          line=line)  # fmt: skip
-        text = f"{int((after >= threshold).sum())} of {len(after)} stay above {threshold:g}"
-        drawn.add_annotation(text=text, x=0.5, y=1.02, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
+        before = {"color": style.FAINT, "line": style.EDGE}
+        drawn.add_bar(x=case.names, y=case.scores.tolist(), name="before", marker=before)
+        marker = {"color": style.ACCENT, "line": style.EDGE}
+        drawn.add_bar(x=case.names, y=after.tolist(), name="after", width=0.5, marker=marker)
+        line = {"color": style.series_colour(1), "dash": "dash", "width": 2}
+        limit = [threshold] * len(case.names)
+        drawn.add_scatter(x=case.names, y=limit, name=f"threshold {threshold:g}", mode="lines", line=line)
+        _add_note(drawn, f"{int((after >= threshold).sum())} of {len(after)} reach the threshold of {threshold:g}")
         drawn.update_yaxes(range=[0, 1], title="score")
         drawn.update_xaxes(tickangle=0, tickfont={"size": 11})
         steps[name] = drawn
     names = list(kernels)
-    return _inset(with_slider(steps, "kernel: ", active=names.index("Gaussian, σ = 2") if 2.0 in sigmas else 0))
-
-
-def _inset(drawn: go.Figure) -> go.Figure:
-    """Room at both sides for the labels at a slider's ends."""
-    return drawn.update_layout(margin={"l": 44, "r": 44})
+    return with_slider(steps, "kernel: ", active=names.index("Gaussian, σ = 2") if 2.0 in sigmas else 0)
 
 
 # --- neighbours -----------------------------------------------------------------------------------------------------

@@ -24,9 +24,8 @@ from dynamask.predict import Prediction, Predictor
 from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz import charts, style
 from lessons.counting import flops
-from lessons.judging import cut_out
-from lessons.one_stage import COLOURS, NEIGHBOUR_NAMES, full_size, redrawn, representations_of
-from lessons.pictures import LEGEND, error_picture, picture_grid, with_slider
+from lessons.one_stage import NEIGHBOUR_NAMES, full_size, redrawn, representations_of
+from lessons.pictures import LEGEND, error_picture, mask_window, picture_grid, with_slider
 
 FIVE = (0, 2, 4, 6, 8)
 """Positions of the IoU thresholds .5, .6, .7, .8, .9 among COCO's ten."""
@@ -127,31 +126,25 @@ def compare(titles: tuple[str, str], first: Judged, second: Judged, samples: int
 
 
 def comparison_figure(found: Compared) -> go.Figure:
-    """Bars of both models by measure, and the difference with its interval below."""
-    from plotly.subplots import make_subplots
-
+    """Draw the average precisions of both models by measure, and below them the difference with its interval."""
     titles = ["average precision", f"{found.titles[1]} minus {found.titles[0]}, with 95 % intervals over scenes"]
-    drawn = make_subplots(2, 1, subplot_titles=titles, row_heights=[0.58, 0.42], vertical_spacing=0.16)
-    looks = ((found.titles[0], found.first, COLOURS[0], ""), (found.titles[1], found.second, COLOURS[1], "/"))
-    for name, values, colour, pattern in looks:
-        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": style.INK, "width": 1}}
-        text = [f"{value:.2f}" for value in values.values()]
-        drawn.add_bar(x=list(values), y=list(values.values()), name=name, marker=marker, text=text,
-                      textposition="outside", cliponaxis=False, row=1, col=1)  # fmt: skip
-    means = [d.mean for d in found.difference.values()]
-    reach = {
-        "array": [d.high - d.mean for d in found.difference.values()],
-        "arrayminus": [d.mean - d.low for d in found.difference.values()],
-        "color": style.INK,
-    }
-    drawn.add_scatter(x=list(found.difference), y=means, mode="markers", error_y=reach, showlegend=False,
-                      marker={"color": COLOURS[1], "size": 11}, row=2, col=1)  # fmt: skip
-    drawn.add_hline(0, line={"color": style.INK, "width": 1}, row=2, col=1)
-    drawn.update_layout(template=style.TEMPLATE, height=560, margin={"t": 64, "b": 20}, barmode="group")
-    drawn.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.05, "yanchor": "bottom"})
-    drawn.update_yaxes(range=[0, 1.1], row=1, col=1)
-    drawn.update_annotations(font={"color": style.INK, "size": 13})
-    return drawn
+    drawn = charts.panel_figure(titles, 560, columns=1, row_heights=[0.58, 0.42], vertical_spacing=0.16)
+    bars = charts.bar_chart(dict(zip(found.titles, (found.first, found.second))), number_format=".2f")
+    drawn.add_traces(bars.data, rows=1, cols=1)
+    intervals = list(found.difference.values())
+    drawn.add_scatter(
+        x=list(found.difference),
+        y=[interval.mean for interval in intervals],
+        mode="markers",
+        error_y=charts.error_bars(intervals, color=style.INK),
+        showlegend=False,
+        marker={"color": style.series_colour(1), "size": 11},
+        row=2,
+        col=1,
+    )
+    drawn.add_hline(0, line=style.EDGE, row=2, col=1)
+    drawn.update_layout(margin={"t": 64, "b": 20}, barmode="group", legend={**charts.LEGEND_ABOVE, "y": 1.05})
+    return drawn.update_yaxes(range=[0, 1.1], row=1, col=1)
 
 
 @dataclass(frozen=True)
@@ -207,12 +200,12 @@ def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[st
     for number, pair in enumerate(shown, start=1):
         scene = dataset.scene(pair.scene)
         truth, label = scene.masks[pair.instance], dataset.class_names[int(scene.labels[pair.instance])]
-        window = cut_out(truth | pair.masks[0] | pair.masks[1])
+        window = mask_window(truth | pair.masks[0] | pair.masks[1])
         texts = [f"{name}: boundary IoU {value:.2f}" for name, value in zip(titles, pair.boundary)]
         row = [scene.image[window], *(error_picture(truth, mask)[window] for mask in pair.masks)]
         better = titles[1] if pair.boundary[1] > pair.boundary[0] else titles[0]
         steps[f"{number}: {label}"] = picture_grid([row], [[f"{better} ahead: {LEGEND}", *texts]], cell=330)
-    return with_slider(steps, "", active=0).update_layout(margin={"l": 44, "r": 44})
+    return with_slider(steps)
 
 
 # --- what each neighbour is worth -----------------------------------------------------------------------------------
@@ -261,20 +254,19 @@ def matched(prediction: Prediction, scene: Scene, least: float = 0.5) -> list[tu
 
 
 def losses_figure(lost: dict[str, np.ndarray]) -> go.Figure:
-    """Means of what :func:`neighbour_losses` found as bars, each object a dot."""
+    """Draw the means of :func:`neighbour_losses` as bars, with a dot for each object."""
     drawn = charts.figure("IoU lost without …", height=360, showlegend=False)
     means = [values.mean() for values in lost.values()]
-    looks = {FOUR: COLOURS[4], "centre": COLOURS[2], "context": COLOURS[1]}
-    colours = [looks.get(name, COLOURS[0]) for name in lost]
-    drawn.add_bar(y=means, marker={"color": colours, "line": {"color": style.INK, "width": 1}}, hoverinfo="y")
-    texts = [f"{name}<br>{mean:+.3f}" for name, mean in zip(lost, means)]
-    drawn.update_xaxes(tickvals=[*range(len(texts))], ticktext=texts)
+    numbers = {FOUR: 4, "centre": 2, "context": 1}
+    colours = [style.series_colour(numbers.get(name, 0)) for name in lost]
+    drawn.add_bar(y=means, marker={"color": colours, "line": style.EDGE}, hoverinfo="y")
     for k, (name, values) in enumerate(lost.items()):
         spread = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else np.zeros(1)
-        drawn.add_scatter(x=k + spread, y=values, mode="markers", hoverinfo="y", name=name,
-                          marker={"color": style.INK, "size": 5, "opacity": 0.7})  # fmt: skip
-    drawn.update_yaxes(title="IoU as it is − IoU without")
-    return drawn
+        dots = {"color": style.INK, "size": 5, "opacity": 0.7}
+        drawn.add_scatter(x=k + spread, y=values, mode="markers", hoverinfo="y", name=name, marker=dots)
+    texts = [f"{name}<br>{mean:+.3f}" for name, mean in zip(lost, means)]
+    drawn.update_xaxes(tickvals=[*range(len(texts))], ticktext=texts)
+    return drawn.update_yaxes(title="IoU of the whole − IoU without")
 
 
 # --- costs ----------------------------------------------------------------------------------------------------------
@@ -298,17 +290,9 @@ def spent(predictor: Predictor, image: np.ndarray) -> dict[str, float]:
 
 
 def spent_figure(cases: dict[str, dict[str, float]]) -> go.Figure:
-    """Stacked horizontal bars of :func:`spent`, one a model."""
-    drawn = charts.figure("GMACs of one picture", height=170 + 44 * len(cases), barmode="stack", margin={"t": 84})
-    looks = {"network": (COLOURS[0], ""), "masks": (COLOURS[1], "/"), "discarded": (COLOURS[4], ".")}
-    for part, (colour, pattern) in looks.items():
-        marker = {"color": colour, "pattern": {"shape": pattern}, "line": {"color": style.INK, "width": 1}}
-        values = [case[part] for case in cases.values()]
-        drawn.add_bar(y=list(cases), x=values, orientation="h", name=part, marker=marker)
-    drawn.update_xaxes(title="GMACs")
-    drawn.update_yaxes(autorange="reversed")
-    drawn.update_layout(legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"})
-    return drawn
+    """Draw the GMACs of :func:`spent` as one stacked bar per model."""
+    series = {part: {case: parts[part] for case, parts in cases.items()} for part in ("network", "masks", "discarded")}
+    return charts.bar_chart(series, "GMACs of one picture", "GMACs", stacked=True, horizontal=True)
 
 
 def growth_figure(configs: dict[str, SoloConfig], costs: MaskBranchCosts, sides: Sequence[int]) -> go.Figure:
@@ -319,15 +303,14 @@ def growth_figure(configs: dict[str, SoloConfig], costs: MaskBranchCosts, sides:
         costs: of the mask branch beside them.
         sides: short sides in pixels; the long side is 8/5 of it.
     """
-    drawn = charts.figure("One mask, by the size of the picture", height=400, margin={"b": 96})
-    for k, (name, config) in enumerate(configs.items()):
-        values = [decoding_macs(s // 4, s * 8 // 20, config.kernel_channels, config.aggregation) / 1e9 for s in sides]
-        drawn.add_scatter(x=list(sides), y=values, name=name, mode="lines+markers",
-                          line={"color": COLOURS[(0, 1, 3)[k]], "width": 3})  # fmt: skip
+    one_stage = {
+        name: [decoding_macs(s // 4, s * 8 // 20, config.kernel_channels, config.aggregation) / 1e9 for s in sides]
+        for name, config in configs.items()
+    }
+    series = charts.numbered_series(list(sides), one_stage)
     for size, macs in zip(MASK_SIZES, costs.macs_per_instance):
-        drawn.add_scatter(x=list(sides), y=[macs / 1e9] * len(sides), name=f"DynaMask, {size}×{size}", mode="lines",
-                          line=style.size_line(size))  # fmt: skip
-    drawn.update_xaxes(title="short side of the picture, pixels")
-    drawn.update_yaxes(title="GMACs", type="log", exponentformat="none", dtick=1)
-    drawn.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"})
-    return drawn
+        name, look = f"DynaMask, {style.SIZE_NAMES[size]}", style.POLICY_STYLES[f"fixed:{size}"]
+        series.append(charts.Series(name, list(sides), [macs / 1e9] * len(sides), style=look, mode="lines"))
+    title, x_title = "GMACs of one mask by the size of the picture", "short side of the picture, pixels"
+    drawn = charts.curve_chart({"": series}, title, x_title, "GMACs")
+    return drawn.update_yaxes(type="log", exponentformat="none", dtick=1)

@@ -1,4 +1,4 @@
-"""Lesson 02: the region-level FPN from the inside, and what becomes of its masks when a part is taken away."""
+"""Notebook 02: the inner workings of the region-level FPN, and its masks without some of its parts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,24 @@ from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_STRIDES, Regio
 from dynamask.ops.masks import paste_mask
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.style import INK, TEMPLATE
-from lessons.pictures import LEGEND, data_uri, error_picture, picture_grid, shade, with_slider
-
-ARROW = "#E4572E"
+from dynamask.viz import charts
+from dynamask.viz.style import SIZE_NAMES
+from lessons.pictures import (
+    LEGEND,
+    MISSED,
+    box_window,
+    error_picture,
+    fit_axes,
+    image_trace,
+    picture_grid,
+    shade,
+    with_slider,
+)
 
 
 @dataclass(frozen=True)
 class StageTrace:
-    """What went through one stage for one region, S being the side of its output.
+    """Tensors of one stage for one region, with an output of S×S cells.
 
     Attributes:
         size: S.
@@ -50,8 +59,8 @@ class StageTrace:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One region on its way through the r-FPN.
+class RegionTrace:
+    """Tensors of one region in the r-FPN.
 
     Attributes:
         picture: (H, W, 3) uint8, the whole picture.
@@ -70,14 +79,13 @@ class Trace:
     stages: list[StageTrace]
 
     def crop(self) -> np.ndarray:
-        """The picture inside the box, (h, w, 3) uint8."""
-        x0, y0, x1, y1 = (round(v) for v in self.box)
-        return self.picture[max(0, y0) : max(y1, y0 + 1), max(0, x0) : max(x1, x0 + 1)]
+        """Return the picture inside the box, (h, w, 3) uint8."""
+        return self.picture[box_window(self.box, self.picture.shape[:2], margin=0.0)]
 
 
 @contextmanager
 def _watching(fpn: RegionFPN) -> Iterator[dict[tuple[int, str], Tensor]]:
-    """Collect by (stage, name) what flows through the stages; of the aggregate, its two inputs."""
+    """Collect the outputs inside the stages by (stage, name), and the two inputs of each aggregation module."""
     seen: dict[tuple[int, str], Tensor] = {}
     handles = []
 
@@ -101,7 +109,7 @@ def _watching(fpn: RegionFPN) -> Iterator[dict[tuple[int, str], Tensor]]:
 
 @torch.no_grad()
 def region_state(predictor: Predictor, picture: np.ndarray, boxes: Tensor, labels: Tensor) -> RegionState:
-    """The mask branch's state after its shared work, for boxes (R, 4) in the picture's pixels and labels (R,)."""
+    """Return the mask branch's state before its stages, for boxes (R, 4) in pixels of the picture and labels (R,)."""
     tensor = torch.from_numpy(picture).permute(2, 0, 1).float() / 255.0
     encoded, _ = predictor.model.detector.encode([tensor])
     inside = resize_boxes(boxes.float(), tuple(picture.shape[:2]), encoded.images.image_sizes[0])
@@ -109,14 +117,14 @@ def region_state(predictor: Predictor, picture: np.ndarray, boxes: Tensor, label
 
 
 @torch.no_grad()
-def trace(predictor: Predictor, picture: np.ndarray, box: Sequence[float], label: int = 1) -> Trace:
-    """Run one region through all sizes and keep everything on the way.
+def trace(predictor: Predictor, picture: np.ndarray, box: Sequence[float], label: int = 1) -> RegionTrace:
+    """Compute one region at all sizes and keep all intermediate tensors.
 
     Args:
         predictor: with its model on the CPU.
         picture: (H, W, 3) uint8 RGB.
         box: xyxy in pixels.
-        label: ≥ 1, whose mask is predicted.
+        label: class of the mask, ≥ 1.
     """
     fpn = predictor.model.mask_branch.region_fpn
     state = region_state(predictor, picture, torch.tensor([list(box)]), torch.tensor([label]))
@@ -136,13 +144,13 @@ def trace(predictor: Predictor, picture: np.ndarray, box: Sequence[float], label
         )
         for k, size in enumerate(MASK_SIZES[1:])
     ]
-    return Trace(picture, tuple(float(v) for v in box), [f[0] for f in state.features], masks, edges, stages)
+    return RegionTrace(picture, tuple(float(v) for v in box), [f[0] for f in state.features], masks, edges, stages)
 
 
 def components(feature: Tensor) -> np.ndarray:
-    """A (C, S, S) feature as (S, S, 3) uint8: its three principal components over the crop as red, green and blue.
+    """Show a (C, S, S) feature by its three principal components as red, green and blue, (S, S, 3) uint8.
 
-    Colours mean nothing by themselves; places of one colour have similar features. A constant feature is grey.
+    Places of one colour have similar features; the colours have no further meaning. A constant feature is grey.
     """
     channels, side = feature.shape[0], feature.shape[-1]
     flat = feature.reshape(channels, -1).double()
@@ -156,8 +164,8 @@ def components(feature: Tensor) -> np.ndarray:
     return (share.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def coarse_to_fine(traced: Trace, cell: int = 200) -> go.Figure:
-    """Region features, mask and edge probabilities at every size, beside the picture in the box."""
+def coarse_to_fine(traced: RegionTrace, cell: int = 200) -> go.Figure:
+    """Show region features, mask and edge probabilities at every size, beside the picture in the box."""
     crop = traced.crop()
     rows = [
         [crop, *(components(feature) for feature in traced.features)],
@@ -175,15 +183,14 @@ def coarse_to_fine(traced: Trace, cell: int = 200) -> go.Figure:
 def mask_pictures(
     picture: np.ndarray, truth: np.ndarray, box: Sequence[float], masks: Sequence[np.ndarray], cell: int = 210
 ) -> go.Figure:
-    """The picture in a box and its masks of every size, wrong pixels in colour; all arrays are of the whole picture."""
-    x0, y0, x1, y1 = (max(0, round(v)) for v in box)
-    view = slice(y0, y1), slice(x0, x1)
-    texts = ["the box", *(f"{size}×{size}" for size in MASK_SIZES)]
+    """Show the picture in a box and masks (H, W) of every size with wrong pixels in colour."""
+    view = box_window(box, truth.shape, margin=0.0)
+    texts = ["the box", *SIZE_NAMES.values()]
     return picture_grid([[picture[view], *(error_picture(truth, mask)[view] for mask in masks)]], [texts], LEGEND, cell)
 
 
-def stage_pictures(traced: Trace, cell: int = 190) -> go.Figure:
-    """The inside of each stage: L as it comes up, P as it is cropped, L aligned, both fused."""
+def stage_pictures(traced: RegionTrace, cell: int = 190) -> go.Figure:
+    """Show the features inside each stage: upsampled L, cropped P, aligned L, and the output."""
     rows = [[components(f) for f in (s.region, s.image, s.aligned, s.fused)] for s in traced.stages]
     texts = [
         [f"L, upsampled to {s.size}", f"P, stride {stride}", "L after Deform Conv 1", "after Deform Conv 2"]
@@ -194,7 +201,7 @@ def stage_pictures(traced: Trace, cell: int = 190) -> go.Figure:
 
 @torch.no_grad()
 def stride_pictures(predictor: Predictor, picture: np.ndarray, box: Sequence[float], cell: int = 190) -> go.Figure:
-    """What each stage is given if P is cropped with its own stride, and what if every map is cropped with stride 4."""
+    """Show the crop P of each stage with the stride of its map, and with stride 4 for every map."""
     state = region_state(predictor, picture, torch.tensor([list(box)]), torch.tensor([1]))
     own, wrong, texts = [], [], [[], []]
     for map_, size, stride in zip(state.maps, MASK_SIZES[1:], STAGE_STRIDES, strict=True):
@@ -205,8 +212,8 @@ def stride_pictures(predictor: Predictor, picture: np.ndarray, box: Sequence[flo
     return picture_grid([own, wrong], texts, cell=cell)
 
 
-def attention_pictures(traced: Trace, cell: int = 210) -> go.Figure:
-    """Where the two deformable convolutions of every stage read more (bright) or less often than plain ones would."""
+def attention_pictures(traced: RegionTrace, cell: int = 210) -> go.Figure:
+    """Show how often the deformable convolutions of every stage sample each place, compared with plain convolutions."""
     rows, texts = [], []
     for name, key in (("Deform Conv 1", "align_offsets"), ("Deform Conv 2", "attend_offsets")):
         maps = [attention_map(getattr(stage, key)) for stage in traced.stages]
@@ -217,25 +224,25 @@ def attention_pictures(traced: Trace, cell: int = 210) -> go.Figure:
     return picture_grid(
         rows,
         texts,
-        "How often a place is read: darkest never, blue as by a plain convolution, pale three times or more",
+        "Samples per place: dark none, blue as many as a plain convolution, pale three times as many or more",
         cell,
     )
 
 
 def mean_offset(offsets: Tensor) -> Tensor:
-    """(2, S, S) mean (Δy, Δx) over taps and groups, in cells, of an offset field (2·g·9, S, S)."""
+    """Average an offset field (2·g·9, S, S) over taps and groups: (2, S, S) mean (Δy, Δx) in cells."""
     return offsets.reshape(-1, 2, *offsets.shape[-2:]).mean(dim=0)
 
 
 def neighbour_agreement(offsets: Tensor) -> float:
-    """Mean cosine, in −1–1, between the mean offsets of cells that lie side by side: near 0 for noise."""
+    """Return the mean cosine, −1 to 1, between the mean offsets of adjacent cells; it is near 0 for noise."""
     field = F.normalize(mean_offset(offsets), dim=0)
     across, down = (field[:, :, 1:] * field[:, :, :-1]).sum(0), (field[:, 1:] * field[:, :-1]).sum(0)
     return float((across.sum() + down.sum()) / (across.numel() + down.numel()))
 
 
 def sampling_places(offsets: Tensor) -> Tensor:
-    """Where a 3×3 deformable convolution reads: (g·9, 2, S, S) rows and columns in cells, for an offset field."""
+    """Return the positions that a 3×3 deformable convolution samples, (g·9, 2, S, S) rows and columns in cells."""
     side = offsets.shape[-1]
     taps = torch.stack(torch.meshgrid(torch.arange(-1.0, 2), torch.arange(-1.0, 2), indexing="ij"))  # (2, 3, 3)
     own = torch.stack(torch.meshgrid(torch.arange(float(side)), torch.arange(float(side)), indexing="ij"))  # (2, S, S)
@@ -245,10 +252,10 @@ def sampling_places(offsets: Tensor) -> Tensor:
 
 
 def attention_map(offsets: Tensor) -> np.ndarray:
-    """How often each cell is read, (S, S) float: 1 where an undeformed convolution would read as often.
+    """Return how often each cell is sampled, (S, S) float, relative to a plain convolution.
 
-    Every place that is read counts for its four neighbours by their bilinear weights; places beyond the crop count for
-    nothing. The rim of the crop is divided by what an undeformed convolution reads there.
+    Every position counts for its four neighbouring cells by their bilinear weights; positions outside the crop do not
+    count. Cells at the rim are compared with a plain convolution at the rim.
     """
     side = offsets.shape[-1]
     plain = torch.zeros_like(offsets[:18])
@@ -258,7 +265,7 @@ def attention_map(offsets: Tensor) -> np.ndarray:
 
 
 def _splat(places: Tensor, side: int) -> Tensor:
-    """Sum of the bilinear weights (S, S) that places (n, 2, S, S) give to the cells."""
+    """Sum the bilinear weights of positions (n, 2, S, S) by cell, (S, S)."""
     y, x = places.permute(1, 0, 2, 3).reshape(2, -1)
     total = torch.zeros(side * side)
     for dy in (0, 1):
@@ -270,79 +277,68 @@ def _splat(places: Tensor, side: int) -> Tensor:
     return total.reshape(side, side)
 
 
-def offset_arrows(traced: Trace, size_index: int, stretch: float = 1.0, attend: bool = False) -> go.Figure:
-    """The mean offset of a stage's deformable convolution as arrows over the picture in the box, 14 across.
+def offset_arrows(traced: RegionTrace, size_index: int, stretch: float = 1.0, attend: bool = False) -> go.Figure:
+    """Draw the mean offsets of a stage's deformable convolution as arrows over the picture in the box, 14 across.
 
     Args:
+        traced: of one region.
         size_index: 1–3, the stage to 28, 56 or 112.
-        stretch: how many times their true length the arrows have.
-        attend: of Deform Conv 2 instead of 1.
+        stretch: factor of the arrows' length.
+        attend: show Deform Conv 2 instead of 1.
     """
     stage = traced.stages[size_index - 1]
     field = mean_offset(stage.attend_offsets if attend else stage.align_offsets).numpy()
     crop, size = traced.crop(), stage.size
-    every = size // 14
     height, width = crop.shape[:2]
-    steps = np.arange(every // 2, size, every)
+    steps = np.arange(size // 28, size, size // 14)
     columns, rows = np.meshgrid(steps, steps)
-    dy, dx = field[0, rows, columns], field[1, rows, columns]
-    scale = (width / size, height / size)
-    from_x, from_y = (columns + 0.5) * scale[0], (rows + 0.5) * scale[1]
-    to_x, to_y = from_x + stretch * dx * scale[0], from_y + stretch * dy * scale[1]
-    gaps = np.full(from_x.size, None)
-    drawn = go.Figure(go.Image(source=data_uri(crop, 4), dx=0.25, dy=0.25, opacity=0.75, hoverinfo="skip"))
+    start = np.stack([columns, rows]) + 0.5  # (2, 14, 14) x, y in cells
+    end = start + stretch * field[::-1][:, rows, columns]
+    lines = np.stack([start, end, np.full_like(start, np.nan)], axis=-1).reshape(2, -1)
+    x, y = lines * np.array([[width], [height]]) / size
+    drawn = charts.figure(height=520, showlegend=False)
+    drawn.add_trace(image_trace(crop, 4, opacity=0.75))
+    tips = {"symbol": "arrow", "size": [0, 9, 0] * len(steps) ** 2, "angleref": "previous", "line": {"width": 0}}
     drawn.add_scatter(
-        x=np.stack([from_x.ravel(), to_x.ravel(), gaps], axis=1).ravel().tolist(),
-        y=np.stack([from_y.ravel(), to_y.ravel(), gaps], axis=1).ravel().tolist(),
+        x=x,
+        y=y,
         mode="lines+markers",
-        line={"color": ARROW, "width": 1.6},
-        marker={
-            "symbol": "arrow",
-            "size": [0, 9, 0] * from_x.size,
-            "angleref": "previous",
-            "color": ARROW,
-            "line": {"width": 0},
-        },
+        line={"color": MISSED, "width": 1.6},
+        marker={**tips, "color": MISSED},
         hoverinfo="skip",
     )
-    drawn.update_xaxes(visible=False, range=[0, width], constrain="domain")
-    drawn.update_yaxes(visible=False, range=[height, 0], scaleanchor="x", constrain="domain")
+    fit_axes(drawn, (height, width))
     name = "Deform Conv 2" if attend else "Deform Conv 1"
-    title = f"{name} at {size}×{size}: {float(np.hypot(field[0], field[1]).mean()):.2f} cells on average"
-    title += f", drawn {stretch:g} times as long" if stretch != 1 else ""
-    drawn.update_layout(template=TEMPLATE, height=520, title=title, showlegend=False)
-    return drawn
+    title = f"{name} at {size}×{size}: mean length {float(np.hypot(*field).mean()):.2f} cells"
+    return drawn.update_layout(title=title + (f", drawn {stretch:g} times as long" if stretch != 1 else ""))
 
 
-def reading_slider(traced: Trace, size_index: int, rows: Sequence[int], column: int) -> go.Figure:
-    """What Deform Conv 1 reads for one output cell, nine places, against the plain 3×3 grid; a slider moves the cell.
+def sampling_slider(traced: RegionTrace, size_index: int, rows: Sequence[int], column: int) -> go.Figure:
+    """Show the nine positions that Deform Conv 1 samples for one output cell and the plain 3×3 grid, with a slider.
 
     Args:
-        size_index: 1–3.
-        rows: of the output cells.
+        traced: of one region.
+        size_index: 1–3, the stage to 28, 56 or 112.
+        rows: of the output cells, one step of the slider each.
         column: of all of them.
     """
     stage = traced.stages[size_index - 1]
     side, background = stage.size, components(stage.region)
-    places = sampling_places(stage.align_offsets).numpy()
-    plain = sampling_places(torch.zeros(18, side, side)).numpy()
+    looks = {
+        "plain 3×3": (torch.zeros(18, side, side), "circle-open", "#FFFFFF"),
+        "deformed": (stage.align_offsets, "x", "#FF7F50"),
+    }
     steps = {}
     for row in rows:
-        drawn = go.Figure(go.Image(source=data_uri(background, 8), dx=1 / 8, dy=1 / 8, x0=0, y0=0, hoverinfo="skip"))
-        for name, where, symbol, colour in (
-            ("plain 3×3", plain, "circle-open", "#FFFFFF"),
-            ("deformed", places, "x", "#FF7F50"),
-        ):
+        drawn = charts.figure(f"L at {side}×{side}", height=520, margin={"t": 60})
+        drawn.add_trace(image_trace(background, 8))
+        for name, (offsets, symbol, colour) in looks.items():
+            places = sampling_places(offsets)[:, :, row, column] + 0.5  # (g·9, 2) y, x
+            marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2.2}}
             drawn.add_scatter(
-                x=(where[:, 1, row, column] + 0.5).tolist(),
-                y=(where[:, 0, row, column] + 0.5).tolist(),
-                mode="markers",
-                name=name,
-                marker={"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2.2}},
+                x=places[:, 1].tolist(), y=places[:, 0].tolist(), mode="markers", name=name, marker=marker
             )
-        drawn.update_xaxes(visible=False, range=[0, side], constrain="domain")
-        drawn.update_yaxes(visible=False, range=[side, 0], scaleanchor="x", constrain="domain")
-        drawn.update_layout(template=TEMPLATE, height=520, margin={"t": 60}, title=f"L at {side}×{side}")
+        fit_axes(drawn, (side, side))
         drawn.update_layout(legend={"bgcolor": "#25508C", "font": {"color": "#FFFFFF"}, "x": 1, "y": 1})
         steps[str(row)] = drawn
     return with_slider(steps, "row of the output cell: ", active=len(steps) // 2)
@@ -354,7 +350,7 @@ def _zeros(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Ten
 
 @contextmanager
 def zero_offsets(fpn: RegionFPN, align: bool = True, attend: bool = True) -> Iterator[None]:
-    """Inside, the deformable convolutions read their plain 3×3 grid: their offsets are zero, nothing else changes."""
+    """Set the offsets of the deformable convolutions to zero inside the context; nothing else changes."""
     with ExitStack() as stack:
         for stage in fpn.stages:
             chosen = [stage.aggregate.align_offsets] * align + [stage.aggregate.attend_offsets] * attend
@@ -365,7 +361,7 @@ def zero_offsets(fpn: RegionFPN, align: bool = True, attend: bool = True) -> Ite
 
 @contextmanager
 def _moved_crops(fpn: RegionFPN, move: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, each stage crops P at other rois (R, 5): ``move(size_index, rois)``."""
+    """Let each stage crop P at other RoIs (R, 5) inside the context: ``move(size_index, rois)``."""
     usual = fpn.stage
 
     def stage(size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
@@ -379,7 +375,7 @@ def _moved_crops(fpn: RegionFPN, move: Callable[[int, Tensor], Tensor]) -> Itera
 
 
 def crops_with_stride(fpn: RegionFPN, stride: int = 4) -> AbstractContextManager[None]:
-    """Context: every map is cropped as if it had this stride, whatever its own."""
+    """Crop every map as if it had this stride inside the context."""
 
     def move(size_index: int, rois: Tensor) -> Tensor:
         return torch.cat([rois[:, :1], rois[:, 1:] * (STAGE_STRIDES[size_index - 1] / stride)], dim=1)
@@ -388,7 +384,7 @@ def crops_with_stride(fpn: RegionFPN, stride: int = 4) -> AbstractContextManager
 
 
 def crops_not_aligned(fpn: RegionFPN) -> AbstractContextManager[None]:
-    """Context: P is cropped as by RoIAlign with ``aligned=False``, half a cell of the map further right and down."""
+    """Crop P as RoIAlign with ``aligned=False`` inside the context: half a cell further right and down."""
 
     def move(size_index: int, rois: Tensor) -> Tensor:
         return torch.cat([rois[:, :1], rois[:, 1:] + STAGE_STRIDES[size_index - 1] / 2], dim=1)
@@ -398,7 +394,7 @@ def crops_not_aligned(fpn: RegionFPN) -> AbstractContextManager[None]:
 
 @contextmanager
 def without_image(fpn: RegionFPN) -> Iterator[None]:
-    """Inside, every stage is given zeros in place of P: it upsamples what it has."""
+    """Replace P by zeros in every stage inside the context."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return inputs[0], torch.zeros_like(inputs[1])
@@ -411,7 +407,7 @@ def without_image(fpn: RegionFPN) -> Iterator[None]:
 
 @torch.no_grad()
 def scene_scores(predictor: Predictor, scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and boundary IoU of every object of the scenes at every size, in its true box: (N, K) float64 each."""
+    """Measure every object of the scenes at every size in its true box: mask and boundary IoU, (N, K) float64 each."""
     fpn, scores = predictor.model.mask_branch.region_fpn, []
     for scene in scenes:
         if not len(scene):
@@ -428,27 +424,7 @@ def scene_scores(predictor: Predictor, scenes: Sequence[Scene]) -> tuple[np.ndar
 
 
 def ablation_bars(scores: dict[str, np.ndarray], title: str = "") -> go.Figure:
-    """Mean boundary IoU at every size under each condition, bars in groups; scores are (N, K)."""
-    colours = ("#3B82F6", "#0F9D6E", "#C58B00", "#B07AE0", "#E4572E", "#7A8CA3")
-    patterns = ("", "/", ".", "x", "-", "|")
-    drawn = go.Figure()
-    for i, (name, values) in enumerate(scores.items()):
-        means = values.mean(axis=0)
-        drawn.add_bar(
-            x=[f"{size}×{size}" for size in MASK_SIZES],
-            y=means.tolist(),
-            name=name,
-            text=[f"{mean:.2f}" for mean in means],
-            textposition="outside",
-            textangle=0,
-            cliponaxis=False,
-            marker={
-                "color": colours[i % 6],
-                "pattern": {"shape": patterns[i % 6]},
-                "line": {"color": INK, "width": 1},
-            },
-        )
-    drawn.update_layout(template=TEMPLATE, title=title, height=420, barmode="group", margin={"t": 96})
-    drawn.update_layout(legend={"orientation": "h", "x": 0, "y": 1.03, "yanchor": "bottom"})
-    drawn.update_yaxes(title="mean boundary IoU", rangemode="tozero")
-    return drawn
+    """Draw the mean boundary IoU at every size under each condition, from scores (N, K) by condition."""
+    names = list(SIZE_NAMES.values())
+    series = {condition: dict(zip(names, values.mean(axis=0), strict=True)) for condition, values in scores.items()}
+    return charts.bar_chart(series, title, "mean boundary IoU", number_format=".2f", height=420)

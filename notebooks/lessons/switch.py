@@ -1,4 +1,4 @@
-"""Notebook 04: how the switch decides, how a decision can have a gradient, and what keeps it from collapsing."""
+"""Notebook 04: the decision of the switch, its gradient, and the losses that keep it from collapsing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 from dynamask.config import LossConfig
@@ -27,78 +26,67 @@ from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import charts, style
 from dynamask.viz.widgets import PageSetup, live_figure
-from lessons.show import Table
+from lessons.table import Table
 
-NAMES = [f"{size}×{size}" for size in MASK_SIZES]
-SIGNAL = LossConfig(
+NAMES = list(style.SIZE_NAMES.values())
+LOSS_CONFIG = LossConfig(
     switch_signal="boundary", boundary_weight=6.0, overlap_share=0.9, budget_target=0.35, switch_weight=0.4
 )
-"""The losses of the lesson's switches: the error of each size's mask at one grid, Gumbel draws, and Eq. 5 and 6."""
-LEFT_OUT: dict[str, tuple[str, ...]] = {
+"""Losses of the notebook's switches: the error of each size's mask on one grid, Gumbel sampling, and Eq. 5 and 6."""
+LOSSES_LEFT_OUT: dict[str, tuple[str, ...]] = {
     "quality alone": ("loss_budget", "loss_entropy"),
     "quality + budget": ("loss_entropy",),
     "quality + budget + entropy": (),
 }
-"""Settings that are compared, and the losses that each leaves out."""
+"""Losses that each of the compared settings leaves out."""
 
 
 def regions(predictor: Predictor, scenes: int, seed: int) -> FeatureCache:
-    """What frozen weights say of every object of some scenes of the shapes world, in its true box.
+    """Cache the features and mask qualities of frozen weights for the objects of generated scenes, in true boxes.
 
     Args:
         predictor: of the weights.
-        scenes: how many.
-        seed: of their world.
+        scenes: number of scenes.
+        seed: of the scenes.
     """
     return build_cache(predictor, ShapesDataset(scenes, seed), range(scenes), 0, seed, {"seed": seed})
 
 
 def probabilities_figure(probs: Tensor, names: Sequence[str]) -> go.Figure:
-    """Stacked bars of the switch's probabilities (R, 4), one an instance; the largest is the choice."""
-    drawn = charts.figure("What the switch believes, and what it chooses", height=110 + 30 * max(3, len(names)))
-    labels = [f"{name} → {MASK_SIZES[k]}" for name, k in zip(names, probs.argmax(dim=1).tolist())]
-    drawn.update_layout(barmode="stack")
-    for k, size in enumerate(MASK_SIZES):
-        drawn.add_bar(
-            x=probs[:, k].tolist(), y=labels, orientation="h", name=NAMES[k], marker=style.size_bar(size),
-            hovertemplate=f"%{{y}}: {NAMES[k]} %{{x:.0%}}<extra></extra>",
-        )  # fmt: skip
-    drawn.update_xaxes(tickformat=".0%", range=[0, 1])
-    drawn.update_yaxes(autorange="reversed")
-    return drawn
+    """Draw the switch's probabilities (R, 4), one stacked bar per instance; the largest one is the choice."""
+    rows = {f"{name} → {MASK_SIZES[k]}": p for name, k, p in zip(names, probs.argmax(dim=1).tolist(), probs)}
+    return charts.size_share_bars(rows, "Switch probabilities and chosen sizes", "probability")
 
 
 class TemperaturePanel(widgets.VBox):
-    """Sliders for four logits, the temperature and the noise, and what becomes of them.
+    """Sliders for four logits, the temperature and the noise, with the resulting probabilities and samples.
 
     Attributes:
         logits: four sliders.
         temperature: τ of Eq. 2.
-        draw: which Gumbel noise is drawn; 0 is none.
+        draw: number of the Gumbel noise; 0 for none.
         figure: p, soft y and the one-hot y.
     """
 
     def __init__(self, logits: Sequence[float] = (0.0, 1.0, 1.6, 0.4), temperature: float = 0.5, draw: int = 1) -> None:
-        wide = {"description_width": "110px"}
+        look = {"style": {"description_width": "110px"}, "layout": {"width": "330px"}}
         self.logits = [
-            widgets.FloatSlider(value=value, min=-4, max=4, step=0.1, description=f"logit of {name}", style=wide,
-                                layout={"width": "330px"})
+            widgets.FloatSlider(value=value, min=-4, max=4, step=0.1, description=f"logit of {name}", **look)
             for name, value in zip(NAMES, logits)
-        ]  # fmt: skip
+        ]
         self.temperature = widgets.FloatLogSlider(
-            value=temperature, min=-1.3, max=1.0, step=0.05, description="temperature τ", style=wide,
-            readout_format=".3f", layout={"width": "330px"},
-        )  # fmt: skip
-        self.draw = widgets.IntSlider(value=draw, min=0, max=200, description="noise no.", style=wide,
-                                      tooltip="0: no noise", layout={"width": "330px"})  # fmt: skip
-        self.said = widgets.HTML()
-        self.figure = live_figure(_panels())
-        wrap, controls = {"flex_flow": "row wrap", "overflow": "hidden"}, [self.temperature, self.draw, self.said]
-        super().__init__([
-            widgets.HBox([widgets.VBox(self.logits), widgets.VBox(controls)], layout=wrap),
-            widgets.VBox([self.figure], layout={"overflow": "hidden"}),
-            PageSetup(),
-        ])  # fmt: skip
+            value=temperature, min=-1.3, max=1.0, step=0.05, description="temperature τ", readout_format=".3f", **look
+        )
+        self.draw = widgets.IntSlider(
+            value=draw, min=0, max=200, description="noise no.", tooltip="0: no noise", **look
+        )
+        self.message = widgets.HTML()
+        titles = ["p = softmax(logits)", "soft y = softmax((log p + g) / τ)", "y: one-hot, used forward"]
+        self.figure = live_figure(_share_panels(titles, height=270, top=40))
+        controls = widgets.VBox([self.temperature, self.draw, self.message])
+        wrap = {"flex_flow": "row wrap", "overflow": "hidden"}
+        sliders = widgets.HBox([widgets.VBox(self.logits), controls], layout=wrap)
+        super().__init__([sliders, widgets.VBox([self.figure], layout={"overflow": "hidden"}), PageSetup()])
         for slider in (*self.logits, self.temperature, self.draw):
             slider.observe(lambda _: self._update(), "value")
         self._update()
@@ -115,54 +103,38 @@ class TemperaturePanel(widgets.VBox):
         with self.figure.batch_update():
             for trace, values in zip(self.figure.data, three):
                 trace.y, trace.text = values.tolist(), [f"{value:.2f}" for value in values.tolist()]
-        liked, drawn = int(three[0].argmax()), int(three[2].argmax())
-        same = "the same" if liked == drawn else "another"
-        self.said.value = (
-            f'<div role="status">argmax of p is <b>{NAMES[liked]}</b>, this draw is {same}: <b>{NAMES[drawn]}</b></div>'
+        best, drawn = int(three[0].argmax()), int(three[2].argmax())
+        same = "the same" if best == drawn else "another"
+        self.message.value = (
+            f'<div role="status">argmax of p: <b>{NAMES[best]}</b>; this draw is {same}: <b>{NAMES[drawn]}</b></div>'
         )
 
 
-def _panels() -> go.Figure:
-    """Three panels of four bars, to be filled."""
-    titles = ["p = softmax(logits)", "soft y = softmax((log p + g) / τ)", "y: one-hot, what is computed"]
-    return _empty_bars(make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.05), 3, 270, 40)
-
-
-def _empty_bars(drawn: go.Figure, columns: int, height: int, top: int) -> go.Figure:
-    """Four bars of the sizes in every panel, at 0, on an axis of shares."""
-    pattern = {"shape": [style.SIZE_PATTERNS[size] for size in MASK_SIZES]}
-    colours = [style.SIZE_COLOURS[size] for size in MASK_SIZES]
-    marker = {"color": colours, "pattern": pattern, "line": {"color": style.INK, "width": 1}}
-    for column in range(1, columns + 1):
-        drawn.add_bar(x=[str(size) for size in MASK_SIZES], y=[0.0] * 4, text=[""] * 4, marker=marker,
-                      textposition="outside", cliponaxis=False, row=1, col=column)  # fmt: skip
-    drawn.update_layout(template=style.TEMPLATE, showlegend=False, height=height, margin={"t": top})
-    drawn.update_annotations(font={"size": 13, "color": style.INK})
-    drawn.update_xaxes(type="category", autotypenumbers="strict")
-    drawn.update_yaxes(range=[0, 1.15], tickformat=".0%", tickvals=[0, 0.5, 1])
-    return drawn
+def _share_panels(titles: Sequence[str], height: int, top: int) -> go.Figure:
+    """Panels of one bar per mask size on an axis of shares, at 0, to be updated."""
+    drawn = charts.panel_figure(titles, height, shared_yaxes=True, horizontal_spacing=0.04)
+    for column in range(1, len(titles) + 1):
+        charts.add_size_bars(drawn, [0.0] * len(MASK_SIZES), col=column)
+    drawn.update_layout(showlegend=False, margin={"t": top})
+    return drawn.update_yaxes(range=[0, 1.15], tickformat=".0%", tickvals=[0, 0.5, 1])
 
 
 def gumbel_noise(count: int, seed: int) -> Tensor:
-    """(count, 4) Gumbel noise of a seed; zeros for the seed 0."""
+    """Return Gumbel noise (count, 4) for a seed; zeros for seed 0."""
     like = torch.zeros(count, len(MASK_SIZES))
     return sample_gumbel(like, torch.Generator().manual_seed(seed)) if seed else like
 
 
 def frequencies_figure(probs: Tensor, frequencies: dict[str, Tensor]) -> go.Figure:
-    """The probabilities (4,) beside how often each size was drawn (4,), by the name of the series."""
-    drawn = charts.figure("How often each size is drawn", height=320, barmode="group")
-    for k, size in enumerate(MASK_SIZES):
-        x, values = ["p", *frequencies], [float(probs[k]), *(float(values[k]) for values in frequencies.values())]
-        drawn.add_bar(x=x, y=values, text=[f"{v:.3f}" for v in values], textposition="outside", cliponaxis=False,
-                      name=NAMES[k], marker=style.size_bar(size))  # fmt: skip
-    drawn.update_yaxes(tickformat=".0%")
-    return drawn
+    """Draw the probabilities (4,) beside the frequencies (4,) of drawn sizes, by name of the series."""
+    columns = {"p": probs, **frequencies}
+    series = {size: {name: float(values[k]) for name, values in columns.items()} for k, size in enumerate(NAMES)}
+    return charts.bar_chart(series, "Frequency of drawn sizes", number_format=".1%", height=340)
 
 
 @dataclass(frozen=True)
 class GradientQuality:
-    """How well the straight-through gradient tells the true one, by temperature; all relative to its length.
+    """Error of the straight-through gradient by temperature, relative to the length of the true gradient.
 
     Attributes:
         temperatures: (T,).
@@ -176,7 +148,7 @@ class GradientQuality:
 
 
 def true_gradient(logits: Tensor, errors: Tensor) -> Tensor:
-    """(4,) of the expected error Σ p e by the logits: p (e − Σ p e); no draw is needed."""
+    """Return the gradient (4,) of the expected error Σ p e with respect to the logits: p (e − Σ p e)."""
     probs = F.softmax(logits, dim=0)
     return probs * (errors - (probs * errors).sum())
 
@@ -184,13 +156,13 @@ def true_gradient(logits: Tensor, errors: Tensor) -> Tensor:
 def gradient_quality(
     logits: Tensor, errors: Tensor, temperatures: Sequence[float], draws: int, seed: int = 1
 ) -> GradientQuality:
-    """The straight-through gradient of the drawn error Σ y e, over many draws.
+    """Measure the straight-through gradient of the sampled error Σ y e over many draws.
 
     Args:
         logits: (4,) of one instance.
         errors: (4,) of its masks.
         temperatures: τ of Eq. 2.
-        draws: for each temperature, with the same noise.
+        draws: number of draws, with the same noise at every temperature.
         seed: of the noise, ≥ 1.
     """
     truth, noise = true_gradient(logits, errors), gumbel_noise(draws, seed)
@@ -205,61 +177,56 @@ def gradient_quality(
 
 
 def gradient_figure(quality: GradientQuality) -> go.Figure:
-    """Bias and noise of the straight-through gradient over the temperature."""
-    drawn = charts.figure("The straight-through gradient, as shares of the true one", height=330)
-    looks = {"bias": ("solid", "circle"), "noise of one draw": ("dash", "diamond")}
-    for (name, (dash, symbol)), values in zip(looks.items(), (quality.bias, quality.noise)):
-        drawn.add_scatter(x=quality.temperatures, y=values, mode="lines+markers", name=name,
-                          line={"color": style.ACCENT, "dash": dash}, marker={"symbol": symbol, "size": 8})  # fmt: skip
+    """Draw bias and noise of the straight-through gradient over the temperature."""
     ticks = [float(t) for t in quality.temperatures]
-    drawn.update_xaxes(type="log", title="temperature τ", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
-    drawn.update_yaxes(title="÷ length of the true gradient", rangemode="tozero")
-    return drawn
+    series = charts.numbered_series(ticks, {"bias": quality.bias, "noise of one draw": quality.noise})
+    title, y_title = "Straight-through gradient", "÷ length of the true gradient"
+    drawn = charts.curve_chart({"": series}, title, "temperature τ", y_title, height=360)
+    drawn.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    return drawn.update_yaxes(rangemode="tozero")
 
 
 def losses_figure(cache: FeatureCache) -> go.Figure:
-    """Mean mask and edge loss of every size (each on its own grid) with 95 % intervals over pictures."""
-    boot, panels = PictureBootstrap(cache.image_id.unique().tolist(), samples=400), ("mask_loss", "edge_loss")
-    rows = boot.rows(cache.image_id.numpy())
-    drawn = make_subplots(rows=1, cols=2, subplot_titles=["mask loss", "edge loss"], horizontal_spacing=0.08)
-    for column, name in enumerate(panels, start=1):
-        for k, size in enumerate(MASK_SIZES):
-            found = boot.interval(getattr(cache, name)[:, k].double().numpy(), rows)
-            spread = {"array": [found.high - found.mean], "arrayminus": [found.mean - found.low]}
-            drawn.add_bar(
-                x=[f"{NAMES[k]}<br>{found.mean:.3f}"], y=[found.mean], marker=style.size_bar(size),
-                error_y={"type": "data", "symmetric": False, "color": style.INK, **spread}, row=1, col=column,
-            )  # fmt: skip
-    drawn.update_layout(template=style.TEMPLATE, title="Cross-entropy of each size, mean over the objects", height=330)
-    drawn.update_layout(showlegend=False, margin={"t": 76})
-    drawn.update_annotations(font={"size": 13, "color": style.INK})
-    drawn.update_yaxes(rangemode="tozero")
-    return drawn
+    """Draw the mean mask and edge loss of every size (each on its own grid) with 95 % intervals over pictures."""
+    bootstrap = PictureBootstrap(cache.image_id.unique().tolist(), samples=400)
+    rows = bootstrap.rows(cache.image_id.numpy())
+    drawn = charts.panel_figure(["mask loss", "edge loss"], 330)
+    for column, losses in enumerate((cache.mask_loss, cache.edge_loss), start=1):
+        intervals = [bootstrap.interval(losses[:, k].double().numpy(), rows) for k in range(len(MASK_SIZES))]
+        means = [interval.mean for interval in intervals]
+        bars = charts.error_bars(intervals, color=style.INK)
+        charts.add_size_bars(drawn, means, [f"{mean:.3f}" for mean in means], col=column, error_y=bars)
+    title = "Cross-entropy of each size, mean over the objects"
+    return drawn.update_layout(title=title, showlegend=False, margin={"t": 76}).update_yaxes(rangemode="tozero")
 
 
 def rank_table(cache: FeatureCache, samples: int = 200) -> Table:
-    """Which signal goes with what a finer mask gains: Spearman's ρ of gains, 112 over 14, with 95 % intervals."""
+    """Correlate the fall of each signal from 14 to 112 with the gain in IoU: Spearman's ρ with 95 % intervals."""
     boot = PictureBootstrap(cache.image_id.unique().tolist(), samples=samples)
     rows = boot.rows(cache.image_id.numpy())
     gains = {name: getattr(cache, name)[:, -1] - getattr(cache, name)[:, 0] for name in ("boundary_iou", "mask_iou")}
     table = []
-    names = {"mask_loss": "mask loss", "edge_loss": "edge loss", "overlap_error": "1 − mask IoU at one grid",
-             "boundary_error": "1 − boundary IoU at one grid"}  # fmt: skip
+    names = {
+        "mask_loss": "mask loss",
+        "edge_loss": "edge loss",
+        "overlap_error": "1 − mask IoU on one grid",
+        "boundary_error": "1 − boundary IoU on one grid",
+    }
     for column, name in names.items():
         signal = (getattr(cache, column)[:, 0] - getattr(cache, column)[:, -1]).double().numpy()
         found = [boot.spearman(signal, gain.double().numpy(), rows) for gain in gains.values()]
         table.append([name, *(f"{f.mean:+.2f} [{f.low:+.2f}, {f.high:+.2f}]" for f in found)])
-    return Table(["what falls from 14 to 112", "ρ with the gain in boundary IoU", "ρ with the gain in mask IoU"], table)
+    return Table(["fall from 14 to 112 of", "ρ with the gain in boundary IoU", "ρ with the gain in mask IoU"], table)
 
 
 def baseline_table(cache: FeatureCache, scenes: int, seed: int) -> Table:
-    """How rare the edges are at each size, and how much of the loss of a blind guess each predictor saves.
+    """Compare each predictor's loss with that of a constant guess, at every size.
 
-    The blind guess knows only the share b of ones: its cross-entropy is −b log b − (1 − b) log(1 − b).
+    The constant guess is the share b of ones; its cross-entropy is −b log b − (1 − b) log(1 − b).
 
     Args:
-        cache: whose losses are judged.
-        scenes, seed: of the scenes whose true masks are counted.
+        cache: with the losses.
+        scenes, seed: of the scenes whose true masks give b.
     """
     found: dict[str, list[list[float]]] = {"mask": [[] for _ in MASK_SIZES], "edge": [[] for _ in MASK_SIZES]}
     dataset = ShapesDataset(scenes, seed)
@@ -275,18 +242,18 @@ def baseline_table(cache: FeatureCache, scenes: int, seed: int) -> Table:
         blind = -ones * np.log(ones) - (1 - ones) * np.log(1 - ones)
         loss = getattr(cache, f"{kind}_loss").double().mean(0).numpy()
         rows.append([f"{kind}: share of ones", *(f"{value:.0%}" for value in ones)])
-        rows.append([f"{kind}: loss of a blind guess", *(f"{value:.3f}" for value in blind)])
-        rows.append([f"{kind}: what the network saves of it", *(f"{1 - a / b:.0%}" for a, b in zip(loss, blind))])
+        rows.append([f"{kind}: loss of a constant guess", *(f"{value:.3f}" for value in blind)])
+        rows.append([f"{kind}: share of it that the network saves", *(f"{1 - a / b:.0%}" for a, b in zip(loss, blind))])
     return Table(["", *NAMES], rows)
 
 
 @dataclass(frozen=True)
 class SwitchRun:
-    """A switch's training, told by what it would choose.
+    """Choices of a switch during its training.
 
     Attributes:
         name: of the setting.
-        steps: (T,) at which it was looked at.
+        steps: (T,) at which the choices were recorded.
         shares: (T, 4) of the sizes by argmax.
         cost: (T,) mean cost of these, a share of the full branch's.
         mean_probs: (T, 4) mean of p over the objects.
@@ -306,61 +273,59 @@ class SwitchRun:
 def run_switch(
     cache: FeatureCache,
     name: str = "quality + budget + entropy",
-    config: LossConfig = SIGNAL,
+    config: LossConfig = LOSS_CONFIG,
     steps: int = 200,
     seed: int = 0,
     without: Sequence[str] | None = None,
 ) -> SwitchRun:
-    """Train a new switch on cached regions and look at it about thirty times.
+    """Train a new switch on cached regions and record its choices about thirty times.
 
     Args:
-        cache: that it learns from and is looked at on.
-        name: a key of ``LEFT_OUT``, or any name if ``without`` is given.
+        cache: regions to train on and to record the choices for.
+        name: a key of ``LOSSES_LEFT_OUT``, or any name if ``without`` is given.
         config: of its losses.
         steps: of 32 regions.
         seed: of first weights, order and noise.
-        without: names of losses that are left out.
+        without: names of losses to leave out.
     """
     schedule = dataclasses.replace(SCHEDULE, iterations=steps, warmup=1, batch_size=32, ema_decay=0.0)
     fractions, every, seen = cache.macs / cache.macs[-1], max(1, steps // 30), []
 
-    def look(training: SwitchTraining, _: dict[str, float]) -> None:
+    def record(training: SwitchTraining, _: dict[str, float]) -> None:
         if training.step % every == 0 or training.step in (1, steps):
             probs = F.softmax(predict_logits(training.switch, cache), dim=1)
             choice = probs.argmax(1).numpy()
             cost, spread = float(fractions[choice].mean()), float(probs.std(0).mean())
             seen.append((training.step, shares(choice), cost, probs.double().mean(0).numpy(), spread))
 
-    training = SwitchTraining(cache, config, schedule, seed, LEFT_OUT[name] if without is None else without)
-    training.train(look)
+    training = SwitchTraining(cache, config, schedule, seed, LOSSES_LEFT_OUT[name] if without is None else without)
+    training.train(record)
     columns: list[Any] = [np.array(column) for column in zip(*seen)]
     return SwitchRun(name, *columns, training.switch.eval())
 
 
 class StepPlayer(widgets.VBox):
-    """Runs beside each other and a slider through their steps.
+    """Size shares of several runs side by side, with a slider over their steps.
 
     Attributes:
         slider: the step.
-        figure: shares of the sizes of every run at that step, mean cost in the titles.
+        figure: shares of the sizes of every run at that step, with the mean cost in the titles.
     """
 
     def __init__(self, runs: Sequence[SwitchRun]) -> None:
         self.runs = list(runs)
         steps = [int(step) for step in self.runs[0].steps]
         self.slider = widgets.SelectionSlider(
-            options=steps, value=steps[-1], description="training step", style={"description_width": "110px"},
+            options=steps,
+            value=steps[-1],
+            description="training step",
+            style={"description_width": "110px"},
             layout={"width": "560px", "max_width": "100%"},
-        )  # fmt: skip
-        self.figure = live_figure(self._empty())
+        )
+        self.figure = live_figure(_share_panels([run.name for run in self.runs], height=300, top=58))
         super().__init__([self.slider, widgets.VBox([self.figure], layout={"overflow": "hidden"}), PageSetup()])
         self.slider.observe(lambda _: self._update(), "value")
         self._update()
-
-    def _empty(self) -> go.Figure:
-        drawn = make_subplots(rows=1, cols=len(self.runs), subplot_titles=[run.name for run in self.runs],
-                              shared_yaxes=True, horizontal_spacing=0.03)  # fmt: skip
-        return _empty_bars(drawn, len(self.runs), height=300, top=58)
 
     def _update(self) -> None:
         with self.figure.batch_update():
@@ -372,28 +337,18 @@ class StepPlayer(widgets.VBox):
 
 
 def runs_figure(runs: Sequence[SwitchRun], target: float | None = None) -> go.Figure:
-    """Shares of the sizes over the training steps, one panel a run; the mean cost as a line, its target dotted."""
-    drawn = make_subplots(rows=1, cols=len(runs), subplot_titles=[run.name for run in runs], shared_yaxes=True,
-                          horizontal_spacing=0.03)  # fmt: skip
+    """Draw the shares of the sizes over the training steps, one panel per run, with the mean cost and its target."""
+    drawn = charts.panel_figure([run.name for run in runs], 340, shared_yaxes=True, horizontal_spacing=0.03)
     for column, run in enumerate(runs, start=1):
-        for k, size in enumerate(MASK_SIZES):
-            look = style.size_bar(size)
-            fill = {**look["pattern"], "bgcolor": look["color"], "fgcolor": "#FFFFFF", "size": 7, "solidity": 0.2}
-            drawn.add_scatter(
-                x=run.steps, y=run.shares[:, k], stackgroup=f"sizes{column}", name=NAMES[k], mode="lines",
-                line={"color": style.INK, "width": 1}, fillcolor=look["color"], fillpattern=fill,
-                legendgroup=str(size), showlegend=column == 1, row=1, col=column,
-            )  # fmt: skip
-        lines = [("mean cost", run.cost, "solid")]
-        lines += [("its target", np.full(len(run.steps), target), "dot")] if target else []
-        for name, values, dash in lines:
-            casing = {"color": "#FFFFFF", "width": 7}
-            drawn.add_scatter(x=run.steps, y=values, mode="lines", legendgroup=name, showlegend=False, line=casing,
-                              hoverinfo="skip", row=1, col=column)  # fmt: skip
-            drawn.add_scatter(x=run.steps, y=values, mode="lines", name=name, legendgroup=name, showlegend=column == 1,
-                              line={"color": "#111111", "width": 3, "dash": dash}, row=1, col=column)  # fmt: skip
-    drawn.update_layout(template=style.TEMPLATE, height=340, margin={"t": 40}, legend={"orientation": "h", "y": -0.25})
-    drawn.update_annotations(font={"size": 13, "color": style.INK})
-    drawn.update_xaxes(title="step")
-    drawn.update_yaxes(range=[0, 1], tickformat=".0%")
-    return drawn
+        panel = {"row": 1, "col": column, "showlegend": column == 1}
+        charts.add_size_areas(drawn, run.steps, run.shares, **panel)
+        lines = {"mean cost": (run.cost, "solid")}
+        if target is not None:
+            lines["target of the mean cost"] = (np.full(len(run.steps), target), "dot")
+        for name, (values, dash) in lines.items():
+            line = {"x": run.steps, "y": values, "mode": "lines", "legendgroup": name}
+            casing = {"line": {"color": "#FFFFFF", "width": 7}, "hoverinfo": "skip"}
+            drawn.add_scatter(**line, **{**panel, "showlegend": False}, **casing)
+            drawn.add_scatter(**line, **panel, name=name, line={"color": "#111111", "width": 3, "dash": dash})
+    drawn.update_layout(margin={"t": 40}, legend={"orientation": "h", "y": -0.25})
+    return drawn.update_xaxes(title="step").update_yaxes(range=[0, 1], tickformat=".0%")
