@@ -41,15 +41,10 @@ SCENES = 5
 class OneSize(TwoStagePredictor):
     """The r-FPN asked for one size alone stands for a mask branch that has no other and no switch."""
 
-    has_switch = False
-
     def __init__(self, model, size, branch):
         super().__init__(model)
-        self.size, self.model.config = size, dataclasses.replace(model.config, mask_branch=branch)
-
-    @property
-    def mask_sizes(self):
-        return (self.size,)
+        self.has_switch, self.mask_sizes = False, (size,)
+        self.model.config = dataclasses.replace(model.config, mask_branch=branch)
 
 
 def one_size(size, branch):

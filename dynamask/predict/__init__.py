@@ -11,10 +11,8 @@ from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import find_weights
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import load_model
-from dynamask.predict.one_stage import OneStagePredictor
 from dynamask.predict.prediction import CachedRegions, Cells, Prediction
-from dynamask.predict.predictor import Predictor
-from dynamask.predict.two_stage import TwoStagePredictor, check_boxes
+from dynamask.predict.predictors import OneStagePredictor, Predictor, TwoStagePredictor, check_boxes
 from dynamask.structures import DynaMaskError
 
 __all__ = [

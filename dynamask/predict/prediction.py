@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -228,7 +229,7 @@ class Prediction:
         return dataclasses.replace(self, mask_size=sizes, macs=torch.tensor(macs)[size_index])
 
 
-def alternatives(values: tuple[object, ...] | list[object]) -> str:
+def alternatives(values: Iterable[object]) -> str:
     """Values as a sentence lists alternatives: "1", "1 or 2", "1, 2 or 3"."""
     *some, last = map(str, values)
     return f"{', '.join(some)} or {last}" if some else last

@@ -1,0 +1,364 @@
+"""The predictors of the model families, and the interface that they implement."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.transform import resize_boxes
+
+from dynamask.data.pictures import PictureSource, read_picture
+from dynamask.models.detectors.base import EncodedImages
+from dynamask.models.dynamask import DynaMask
+from dynamask.models.masks.costs import MaskBranchCosts
+from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
+from dynamask.models.solo.costs import network_macs
+from dynamask.models.solo.model import SoloNet
+from dynamask.predict.prediction import CachedRegions, Cells, Prediction, alternatives
+from dynamask.structures import DynaMaskError
+
+Boxes = Sequence[Sequence[float]] | np.ndarray | Tensor
+
+
+class Predictor(Protocol):
+    """Predicts instances on single images.
+
+    All families take the same arguments. A family that lacks a feature accepts the argument's default and refuses any
+    other value with a :class:`DynaMaskError` that names the feature; unknown arguments raise TypeError.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        device: where it computes.
+        family: "two-stage" or "one-stage".
+        class_names: names by label; index 0 is the background.
+        category_ids: COCO category_id of label i at index i − 1.
+        score_threshold: score from which the model keeps detections.
+        mask_sizes: the sizes of ``MASK_SIZES`` that instances can get, coarse to fine; empty where masks have no size.
+        costs: MACs of the mask branch; None without a mask branch.
+        has_switch: whether a switch chooses the sizes. Without one "learned" is the finest size.
+        takes_boxes: whether masks can be predicted in given boxes.
+    """
+
+    model: Any
+    device: torch.device
+    family: ClassVar[str]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    score_threshold: float
+    mask_sizes: tuple[int, ...]
+    costs: MaskBranchCosts | None
+    has_switch: bool
+    takes_boxes: ClassVar[bool]
+
+    def check_switch(self, feature: str) -> None:
+        """Raise :class:`DynaMaskError` if these weights have no switch, which ``feature`` needs."""
+
+    def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
+        """Check a policy and a budget in mean GMACs per instance.
+
+        Returns:
+            The policy to follow, and the budget in mean MACs per instance or None.
+
+        Raises:
+            DynaMaskError: an unknown policy, a budget below the cheapest size, or a choice that these weights cannot
+                follow.
+        """
+
+    def __call__(
+        self,
+        image: PictureSource,
+        policy: str | Policy = LEARNED,
+        budget: float | None = None,
+        score: float | None = None,
+        boxes: Boxes | None = None,
+        labels: Sequence[int] | None = None,
+        all_sizes: bool = False,
+    ) -> Prediction:
+        """Predict on one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB array, (3, H, W) uint8 RGB tensor, PIL image, path, or what else
+                :func:`dynamask.data.pictures.read_picture` reads.
+            policy: "learned", "size" (Eq. 8) or "fixed:S".
+            budget: mean GMACs per instance, met exactly on this image by the sizes that the switch prefers; only with
+                the policy "learned".
+            score: detections below this score, 0–1, are left out; by default 0.5, for one-stage models 0.3.
+            boxes: (R, 4) xyxy in image pixels: predict masks in these boxes instead of detecting.
+            labels: (R,) labels ≥ 1 of the given boxes; by default the box head classifies them.
+            all_sizes: compute the masks of every size, so that :meth:`select` never has to.
+
+        Raises:
+            DynaMaskError: an image or argument that cannot be used.
+        """
+
+    def select(self, prediction: Prediction, policy: str | Policy = LEARNED, budget: float | None = None) -> Prediction:
+        """The same instances under another policy or budget; only stages that were not computed yet are run."""
+
+
+class _ModelPredictor:
+    """What the predictors of all families share: checks of the arguments, and the order of the steps."""
+
+    takes_boxes: ClassVar[bool]
+    default_score: ClassVar[float]
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval()
+        self.device = next(model.parameters()).device
+        self.class_names = model.config.class_names
+        self.category_ids = model.config.category_ids or tuple(range(1, len(self.class_names)))
+
+    def __call__(
+        self,
+        image: PictureSource,
+        policy: str | Policy = LEARNED,
+        budget: float | None = None,
+        score: float | None = None,
+        boxes: Boxes | None = None,
+        labels: Sequence[int] | None = None,
+        all_sizes: bool = False,
+    ) -> Prediction:
+        """See :meth:`Predictor.__call__`."""
+        choice = self.check_choice(policy, budget)
+        score = self.default_score if score is None else score
+        if not 0.0 <= score <= 1.0:
+            raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
+        if labels is not None and boxes is None:
+            raise DynaMaskError("labels were given without boxes; give the boxes that they name, or neither")
+        if boxes is not None and not self.takes_boxes:
+            raise DynaMaskError("a one-stage model takes no boxes; leave boxes and labels away")
+        if all_sizes and not self.mask_sizes:
+            raise DynaMaskError("a one-stage model has one mask size; leave all_sizes away")
+        prediction = self._predict(read_picture(image), score, boxes, labels)
+        if all_sizes:
+            start = time.perf_counter()
+            prediction.regions.ensure_all()
+            prediction.timings["all_sizes"] = _milliseconds(start)
+        return self._select(prediction, *choice)
+
+    def select(self, prediction: Prediction, policy: str | Policy = LEARNED, budget: float | None = None) -> Prediction:
+        """See :meth:`Predictor.select`."""
+        return self._select(prediction, *self.check_choice(policy, budget))
+
+    def _to_input(self, pixels: np.ndarray) -> list[Tensor]:
+        """A batch of one (3, H, W) float32 in [0, 1] on the model's device, from (H, W, 3) uint8."""
+        return [torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).float() / 255.0]
+
+
+class TwoStagePredictor(_ModelPredictor):
+    """Predicts with DynaMask or a baseline, see :class:`Predictor`.
+
+    ``timings`` of its predictions are "detect", "regions", "masks" and, after ``all_sizes=True``, "all_sizes";
+    ``image_macs`` are those of the projected feature maps and the switch.
+
+    Args:
+        model: on the device to use; it is put into evaluation mode.
+    """
+
+    family = "two-stage"
+    takes_boxes = True
+    default_score = 0.5
+
+    def __init__(self, model: DynaMask) -> None:
+        super().__init__(model)
+        self.score_threshold = model.config.score_threshold
+        self.mask_sizes = model.mask_branch.mask_sizes
+        self.costs = model.mask_branch.costs
+        self.has_switch = model.mask_branch.switch is not None
+
+    def check_switch(self, feature: str) -> None:
+        """See :meth:`Predictor.check_switch`."""
+        if not self.has_switch:
+            raise DynaMaskError(
+                f"{feature} needs a switch, and these weights have none: their mask branch is "
+                f"{self.model.config.mask_branch}; give other weights, for example shapes, or ask for "
+                f"{alternatives(map(Policy.fixed, self.mask_sizes))}"
+            )
+
+    def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
+        """See :meth:`Predictor.check_choice`."""
+        policy = Policy.parse(policy)
+        policy.check_budget(budget)
+        if budget is not None or policy.name == "size":
+            self.check_switch("a budget" if budget is not None else "the policy 'size'")
+        if policy.size is not None and policy.size not in self.mask_sizes:
+            known = alternatives(map(Policy.fixed, self.mask_sizes))
+            raise DynaMaskError(f"these weights cannot follow the policy {str(policy)!r}; choose {known}")
+        if policy == LEARNED and not self.has_switch:
+            policy = Policy.fixed(self.mask_sizes[-1])
+        return policy, None if budget is None else budget_in_macs(budget, self.costs.macs_per_instance)
+
+    def _select(self, prediction: Prediction, policy: Policy, limit: float | None) -> Prediction:
+        """Choose the sizes and run the stages that they need."""
+        start = time.perf_counter()
+        macs = self.costs.macs_per_instance
+        choice = policy.choose(prediction.boxes, prediction.image_size, prediction.switch_logits, macs, limit)
+        prediction.regions.ensure(choice)
+        timings = {**prediction.timings, "masks": _milliseconds(start)}
+        return dataclasses.replace(prediction.resized(choice, macs), timings=timings)
+
+    @torch.inference_mode()
+    def _predict(
+        self, pixels: np.ndarray, score: float, boxes: Boxes | None, labels: Sequence[int] | None
+    ) -> Prediction:
+        """Run backbone, detector (unless boxes are given) and the shared part of the mask branch; no size is chosen."""
+        image_size = pixels.shape[:2]
+        start = time.perf_counter()
+        encoded, _ = self.model.detector.encode(self._to_input(pixels))
+        network_size = encoded.image_sizes[0]
+        if boxes is None:
+            found = self.model.detector.detect(encoded)[0]
+            found = {key: values[found["scores"] >= score] for key, values in found.items()}
+            inside, classes, scores = found["boxes"], found["labels"], found["scores"]
+            outside = resize_boxes(inside, network_size, image_size)
+        else:
+            outside = check_boxes(boxes, image_size).to(self.device)
+            inside = resize_boxes(outside, image_size, network_size)
+            classes = self._labels_of(encoded, inside, labels)
+            scores = torch.ones(len(outside))
+        detect_time = _milliseconds(start)
+        start = time.perf_counter()
+        state = self.model.regions(encoded, [inside], [classes])
+        return Prediction(
+            boxes=outside.cpu().float(),
+            labels=classes.cpu(),
+            scores=scores.cpu().float(),
+            macs=torch.zeros(len(outside), dtype=torch.int64),
+            image_macs=self.costs.image_macs([tuple(m.shape[-2:]) for m in state.maps], len(outside)),
+            image_size=image_size,
+            picture=pixels,
+            timings={"detect": detect_time, "regions": _milliseconds(start)},
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            switch_logits=state.switch_logits.cpu().float() if self.has_switch else None,
+            regions=CachedRegions(self.model.mask_branch, state),
+        )
+
+    def _labels_of(self, encoded: EncodedImages, boxes: Tensor, labels: Sequence[int] | None) -> Tensor:
+        """(R,) int64 labels of given boxes: checked, or predicted by the box head."""
+        count = len(self.class_names) - 1
+        if labels is not None:
+            given = _whole_numbers(labels)
+            if len(given) != len(boxes) or bool(((given < 1) | (given > count)).any()):
+                raise DynaMaskError(
+                    f"labels do not fit; give one label from 1 to {count} for each of {len(boxes)} boxes"
+                )
+            return given.to(self.device)
+        if count == 1 or len(boxes) == 0:
+            return torch.ones(len(boxes), dtype=torch.int64, device=self.device)
+        return self.model.detector.classify(encoded, [boxes])
+
+
+class OneStagePredictor(_ModelPredictor):
+    """Predicts with SOLO, SOLOv2 or SODAR, see :class:`Predictor`.
+
+    Instances come from grid cells, and their boxes lie around their masks. ``timings`` of its predictions are "encode"
+    and "masks"; ``image_macs`` are those of the backbone's body, the FPN and the head.
+
+    Args:
+        model: on the device to use; it is put into evaluation mode.
+    """
+
+    family = "one-stage"
+    takes_boxes = False
+    default_score = 0.3
+    mask_sizes = ()
+    costs = None
+    has_switch = False
+
+    def __init__(self, model: SoloNet) -> None:
+        super().__init__(model)
+        self.score_threshold = model.config.update_threshold
+        self._image_macs: dict[tuple[int, int], dict[str, int]] = {}
+
+    def check_switch(self, feature: str) -> None:
+        """See :meth:`Predictor.check_switch`."""
+        raise DynaMaskError(f"{feature} needs a switch, and one-stage models have none; give DynaMask's weights")
+
+    def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
+        """See :meth:`Predictor.check_choice`; every choice but the default is refused."""
+        if str(policy) != str(LEARNED) or budget is not None:
+            raise DynaMaskError("a one-stage model has one mask size; give neither a policy nor a budget")
+        return LEARNED, None
+
+    @torch.inference_mode()
+    def _predict(
+        self, pixels: np.ndarray, score: float, boxes: Boxes | None, labels: Sequence[int] | None
+    ) -> Prediction:
+        """Run the network; there are no boxes and labels."""
+        start = time.perf_counter()
+        encoded, _ = self.model.encode(self._to_input(pixels))
+        encode_time = _milliseconds(start)
+        start = time.perf_counter()
+        found = self.model.predict_one(encoded, 0)
+        found = {key: value[found["scores"] >= score].cpu() for key, value in found.items()}
+        cells = Cells(found["level"], found["cell"], found["masks"], encoded, self.model)
+        return Prediction(
+            boxes=found["boxes"],
+            labels=found["labels"],
+            scores=found["scores"],
+            macs=torch.tensor(cells.level_macs, dtype=torch.int64)[cells.level],
+            image_macs=self._count_image(encoded.frame),
+            image_size=pixels.shape[:2],
+            picture=pixels,
+            timings={"encode": encode_time, "masks": _milliseconds(start)},
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            cells=cells,
+        )
+
+    def _select(self, prediction: Prediction, policy: Policy, limit: float | None) -> Prediction:
+        """The prediction itself: there is nothing to choose."""
+        return prediction
+
+    def _count_image(self, frame: tuple[int, int]) -> dict[str, int]:
+        """MACs of backbone, FPN and head on a padded image (H, W), counted once per size."""
+        if frame not in self._image_macs:
+            parts = network_macs(self.model, *frame)
+            self._image_macs[frame] = {part: macs for part, macs in parts.items() if part != "dense masks"}
+        return self._image_macs[frame]
+
+
+def _milliseconds(start: float) -> float:
+    """Time since a reading of ``time.perf_counter``."""
+    return (time.perf_counter() - start) * 1e3
+
+
+def _whole_numbers(labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+    """Labels as (R,) int64; :class:`DynaMaskError` unless they are whole numbers."""
+    try:
+        values = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.tensor([math.nan])
+    if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
+        raise DynaMaskError("labels are no list of whole numbers; give one for each box")
+    return values.to(torch.int64).reshape(-1)
+
+
+def check_boxes(boxes: Boxes, image_size: tuple[int, int]) -> Tensor:
+    """Boxes xyxy as (R, 4) float32, clipped to an image of (H, W) pixels.
+
+    Raises:
+        DynaMaskError: the boxes are not four numbers each, or one has no area inside the image.
+    """
+    try:
+        given = torch.as_tensor(np.asarray(boxes, dtype=np.float32))
+    except (TypeError, ValueError):
+        given = None
+    if given is None or (given.numel() and (given.ndim != 2 or given.shape[1] != 4)):
+        raise DynaMaskError("boxes are no list of [x0, y0, x1, y1]; give four numbers for each")
+    given = given.reshape(-1, 4)
+    height, width = image_size
+    clipped = torch.minimum(given.clamp_min(0), given.new_tensor([width, height, width, height]))
+    for row, box in zip(given.tolist(), clipped.tolist()):
+        if not all(map(math.isfinite, row)) or box[2] <= box[0] or box[3] <= box[1]:
+            raise DynaMaskError(
+                f"box {row} has no area inside the picture of {width} x {height} pixels; "
+                "give [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
+            )
+    return clipped
