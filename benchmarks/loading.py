@@ -1,4 +1,4 @@
-"""Pictures a second and core, from the file to what the detector's backbone and mask branch read, beside torchvision's.
+"""Pictures per second and core, from the files to resized pictures with masks, beside torchvision's reference loader.
 
 python benchmarks/loading.py --rounds 20
 
@@ -36,15 +36,15 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
-from benchmarks import report
-from benchmarks.speed import interleave
+from benchmarks import harness
+from benchmarks.harness import Result
 from dynamask.config import IMAGENET_MEAN, IMAGENET_STD
 from dynamask.data.coco import CocoDataset
 from dynamask.data.copy_paste import KEPT_OBJECTS, MIN_VISIBLE, CopyPaste, partners
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.train import as_float
-from dynamask.evaluation.efficiency import machine, machine_line
+from dynamask.evaluation.efficiency import interleave
 from dynamask.models.transform import TwoSizeTransform
 from dynamask.structures import DynaMaskError
 
@@ -165,7 +165,7 @@ def cases(images: Path, annotations: Path, copy_paste: float) -> tuple[dict[str,
     return found, list(range(len(places)))
 
 
-def measure(found: dict[str, Reader], indices: Sequence[int], pictures: int, rounds: int) -> list[dict[str, Any]]:
+def compare_rates(found: dict[str, Reader], indices: Sequence[int], pictures: int, rounds: int) -> list[dict[str, Any]]:
     """Pictures a second of every case and the ratio to torchvision's in the same round, medians of the rounds.
 
     Each round reads `pictures` pictures in batches, the same ones in every case, the next ones in the next round.
@@ -216,12 +216,11 @@ def generate(folder: Path, pictures: int = 24) -> tuple[Path, Path]:
     return folder / "images", folder / "annotations.json"
 
 
-def _measure(arguments: argparse.Namespace) -> None:
-    report.check_json_target(arguments.json)
+def measure(arguments: argparse.Namespace) -> Result:
+    """Both loaders on the pictures that the flags name, on one core."""
     if (arguments.images is None) != (arguments.annotations is None):
         raise DynaMaskError("--images and --annotations belong together; give both or neither")
-    if min(arguments.rounds, arguments.pictures) < 1:
-        raise DynaMaskError("--rounds and --pictures must be at least 1; give whole numbers")
+    harness.check_positive(arguments, "rounds", "pictures")
     torch.set_num_threads(1)
     kept = keep_freed_memory()
     mini = Path(os.environ.get("DYNAMASK_DATA") or "../shared/data") / "coco-mini"
@@ -233,8 +232,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         else:
             source, name = generate(Path(folder)), "generated"
         found, indices = cases(*source, arguments.copy_paste)
-        facts = machine()
-        rows = measure(found, indices, arguments.pictures, arguments.rounds)
+        rows = compare_rates(found, indices, arguments.pictures, arguments.rounds)
     settings = {
         "data": name,
         "pictures_a_round": arguments.pictures,
@@ -242,30 +240,24 @@ def _measure(arguments: argparse.Namespace) -> None:
         "rounds": arguments.rounds,
         "keep_freed_memory": kept,
     }
-    print(machine_line(facts))
-    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()))
+    line = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
     cells = [[row["case"], *(f"{row[key]:.2f}" for key in list(row)[1:])] for row in rows]
-    print(report.table(["one core", "images/s", "p10", "p90", "ratio", "p10", "p90"], cells))
-    report.write_json({"machine": facts, "settings": settings, "rows": rows}, arguments.json)
+    text = harness.table(["one core", "images/s", "p10", "p90", "ratio", "p10", "p90"], cells)
+    return Result({"settings": settings, "rows": rows}, f"{line}\n{text}")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser."""
-    parser = argparse.ArgumentParser(prog="loading", description=__doc__.split("\n", 1)[0])
+    """The parser of the benchmark."""
+    parser = harness.make_parser("loading", __doc__)
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: coco-mini, or generated ones)")
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="their COCO annotations, with --images")
-    parser.add_argument("--pictures", type=int, default=16, help="a round (default: 16)")
+    parser.add_argument("--pictures", type=int, default=16, help="pictures per round (default: 16)")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds (default: 20)")
     parser.add_argument("--copy-paste", type=float, default=0.5, metavar="P", help="its probability (default: 0.5)")
-    report.add_json_flag(parser)
+    harness.add_json_flag(parser)
+    parser.set_defaults(measure=measure)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    return report.run("loading", lambda: _measure(arguments))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(harness.run(build_parser()))

@@ -1,4 +1,4 @@
-"""The yardstick: torchvision's Mask R-CNN with its 28×28 FCN head, in everything else equal to a preset of ours.
+"""The baseline: torchvision's Mask R-CNN with its 28×28 FCN head, in everything else equal to a preset of ours.
 
 Backbone, FPN, anchors, proposals, box branch, input transform, data, augmentation, schedule and the number of pictures
 seen are those of the preset; only the mask branch, with its mask crop and paste, is torchvision's.
@@ -29,7 +29,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 from tqdm import tqdm
 
-from benchmarks import report
+from benchmarks import harness
+from benchmarks.harness import Result
+from dynamask.cli.common import opened_data
 from dynamask.config import ModelConfig, recipe
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
@@ -140,7 +142,8 @@ def evaluate_mask_rcnn(
     return summary
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def train_baseline(arguments: argparse.Namespace) -> Result:
+    """Train with the recipe of the preset."""
     if not arguments.resume and checkpoints(arguments.out):
         raise DynaMaskError(f"{arguments.out} holds a run already; add --resume to go on or choose another --out")
     keep_freed_memory()
@@ -152,8 +155,8 @@ def _train(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         jitter=arguments.jitter,
     )
-    dataset = report.opened(arguments, transforms=TrainingTransforms(photometric=config.jitter))
-    indices = report.split(dataset, arguments.holdout, False)
+    transforms = TrainingTransforms(photometric=config.jitter)
+    dataset, indices = opened_data(arguments, None, training=True, transforms=transforms)
     torch.manual_seed(config.seed)
     model_config = preset(PRESET, class_names=dataset.class_names, category_ids=dataset.category_ids)
     if arguments.side is not None:
@@ -176,20 +179,17 @@ def _train(arguments: argparse.Namespace) -> None:
         save_mask_rcnn(model, target, {"images_seen": seen, **settings}, run.final_state())
 
     train(run, save, progress=sys.stderr.isatty())
-    print(f"{target}: {run.step * config.batch_size} images seen")
+    seen = run.step * config.batch_size
+    return Result({"images_seen": seen}, f"{target}: {seen} images seen")
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    report.check_json_target(arguments.json)
+def evaluate_baseline(arguments: argparse.Namespace) -> Result:
+    """AP of trained weights."""
     keep_freed_memory()
     model = load_mask_rcnn(arguments.weights)
-    dataset = report.opened(arguments)
-    indices = report.split(dataset, arguments.holdout, True)
+    dataset, indices = opened_data(arguments, None)
     summary = evaluate_mask_rcnn(model, dataset, indices, sys.stderr.isatty())
     summary["test_min_size"] = model.config.test_min_size
-    print(
-        f"{summary['images']} images, {summary['detections']} detections, short side {summary['test_min_size']} pixels"
-    )
     kinds = summary[PASTES[0]]
     keys = list(kinds["bbox"])
     rows = [
@@ -197,42 +197,38 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         for paste in PASTES
         for kind in kinds
     ]
-    print(report.table(["", *keys], rows))
-    report.write_json(summary, arguments.json)
+    line = f"{summary['images']} images, {summary['detections']} detections, short side {summary['test_min_size']} px"
+    return Result(summary, f"{line}\n{harness.table(['', *keys], rows)}")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with its two subcommands."""
-    parser = argparse.ArgumentParser(prog="mask_rcnn", description=__doc__.split("\n", 1)[0])
+    parser = harness.make_parser("mask_rcnn", __doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     training = commands.add_parser("train", help=f"train with the recipe of {PRESET}")
-    report.add_data_flags(training)
     default, _ = recipe(PRESET)
-    training.add_argument("--backbone-weights", metavar="FILE|timm", help="ImageNet weights; without them, random ones")
+    training.add_argument("--backbone-weights", metavar="FILE|timm", help="ImageNet weights (default: random weights)")
     training.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     training.add_argument("--iterations", type=int, default=ITERATIONS, help=f"steps (default: {ITERATIONS})")
-    training.add_argument("--batch-size", type=int, default=default.batch_size)
+    training.add_argument("--batch-size", type=int, default=default.batch_size, help="images per step")
     training.add_argument("--seed", type=int, default=default.seed)
     training.add_argument(
-        "--mask-weight", type=float, help="of the mask loss (default: the preset's; torchvision sums with 1)"
+        "--mask-weight", type=float, help="weight of the mask loss (default: that of the preset; torchvision has 1)"
     )
     training.add_argument("--side", type=int, metavar="PX", help="one shorter side for training and testing")
-    training.add_argument("--jitter", action=argparse.BooleanOptionalAction, default=default.jitter)
-    training.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    training.set_defaults(run=_train)
+    training.add_argument(
+        "--jitter", action=argparse.BooleanOptionalAction, default=default.jitter, help="photometric jitter"
+    )
+    training.add_argument("--resume", action="store_true", help="continue the run in --out")
+    training.set_defaults(measure=train_baseline)
     evaluation = commands.add_parser("evaluate", help="box, mask and boundary AP with torchvision's and our paste")
-    evaluation.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of `train`")
-    report.add_data_flags(evaluation)
-    report.add_json_flag(evaluation)
-    evaluation.set_defaults(run=_evaluate)
+    evaluation.add_argument("--weights", type=Path, required=True, metavar="FILE", help="written by `train`")
+    evaluation.set_defaults(measure=evaluate_baseline)
+    for command in (training, evaluation):
+        harness.add_data_flags(command)
+        harness.add_json_flag(command)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    return report.run("mask_rcnn", lambda: arguments.run(arguments))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(harness.run(build_parser()))

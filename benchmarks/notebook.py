@@ -1,7 +1,7 @@
-"""How long a slider step takes in JupyterLab, from the hand's move to the changed picture, in headless Chromium.
+"""Time of a slider step in JupyterLab, from the move of the mouse to the changed picture, in headless Chromium.
 
     python benchmarks/notebook.py --json notebook.json                   notebooks 00 and 04, forty steps each
-    python benchmarks/notebook.py 00 --steps 10 --screenshots DIR        one of them, and pictures in both themes
+    python benchmarks/notebook.py 00 --steps 10 --screenshots DIR        one of them, and screenshots in both themes
 
 JupyterLab is started on a free port of this machine, without token and browser, on a copy of the notebooks. A step is
 one move of the mouse that holds a slider's handle. Its clock starts in the page at the move's event and stops when the
@@ -16,8 +16,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,9 +26,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks"))
+
 from lessons.kernels import ROOT, kernel_variables
 
-from dynamask.files import write_text
+from benchmarks import harness
+from benchmarks.harness import Result, spread
 from dynamask.structures import DynaMaskError
 
 SLIDERS: dict[str, list[tuple[str, str]]] = {
@@ -68,17 +70,10 @@ RAN = f"() => ({FAILED})() !== null || {CELLS}.every(m => m.executionCount !== n
 OVER = "quiet => { const s = window.sliderStep; return s.last !== null && performance.now() - s.last > quiet; }"
 
 
-def find_free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @contextlib.contextmanager
 def jupyter(folder: Path, home: Path, short: bool) -> Iterator[str]:
     """A JupyterLab that serves a folder, without token and browser; its address. It is stopped at the end."""
-    port = find_free_port()
+    port = harness.free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1"]
     command += ["--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder}"]
     command += ["--expose-app-in-browser"]
@@ -142,7 +137,7 @@ def sliders_called(page: Any, description: str) -> list[int]:
     return [i for i, label in enumerate(labels) if label == description]
 
 
-def measure(page: Any, index: int, steps: int, patience: float = 20) -> list[float]:
+def slider_times(page: Any, index: int, steps: int, patience: float = 20) -> list[float]:
     """Milliseconds of the steps of a slider, all over it; one without any change in so many seconds is left out."""
     from playwright.sync_api import TimeoutError as NothingChanged
 
@@ -167,16 +162,7 @@ def measure(page: Any, index: int, steps: int, patience: float = 20) -> list[flo
     return found
 
 
-def summary(milliseconds: list[float]) -> dict[str, float | int]:
-    """Median, 95th percentile and number of steps."""
-    if not milliseconds:
-        raise DynaMaskError("no step of the slider changed anything; look at the notebook with --screenshots")
-    ordered = sorted(milliseconds)
-    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-    return {"steps": len(ordered), "median_ms": round(statistics.median(ordered), 1), "p95_ms": round(p95, 1)}
-
-
-def photograph(page: Any, folder: Path, number: str) -> None:
+def take_screenshots(page: Any, folder: Path, number: str) -> None:
     """Pictures of the notebook's widgets in JupyterLab's light and dark themes."""
     folder.mkdir(parents=True, exist_ok=True)
     for theme in ("Light", "Dark"):
@@ -191,34 +177,30 @@ def photograph(page: Any, folder: Path, number: str) -> None:
         page.screenshot(path=str(folder / f"{number}-{theme.lower()}-page.png"))
 
 
-def run(numbers: list[str], steps: int, short: bool, timeout: float, pictures: Path | None) -> dict[str, Any]:
-    """Everything that is measured, by notebook."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        raise DynaMaskError("the measurement needs playwright; pip install -e '.[dev]'") from error
+def measure(arguments: argparse.Namespace) -> Result:
+    """Every slider of the notebooks that were asked for."""
+    unknown = sorted(set(arguments.numbers) - set(SLIDERS))
+    if unknown:
+        raise DynaMaskError(f"no slider is measured in notebook {unknown[0]}; choose from {', '.join(SLIDERS)}")
     found: dict[str, Any] = {}
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as scratch, harness.chromium() as browser:
         folder, home = Path(scratch) / "notebooks", Path(scratch) / "home"
         home.mkdir()
         shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns("*.py", "__pycache__", "html"))
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        with jupyter(folder, home, short) as address:
-            for number in numbers:
+        with jupyter(folder, home, not arguments.full) as address:
+            for number in arguments.numbers or SLIDERS:
                 path = next(iter(folder.glob(f"{number}_*.ipynb")))
                 page = browser.new_page(viewport={"width": 1440, "height": 1200})
-                seconds = open_notebook(page, address, path, timeout)
+                seconds = open_notebook(page, address, path, arguments.timeout)
                 show_everything(page)
-                found[path.stem] = {"run_all_s": round(seconds, 1), **measured(page, number, steps)}
-                if pictures:
-                    photograph(page, pictures, number)
+                found[path.stem] = {"run_all_s": round(seconds, 1), **measure_sliders(page, number, arguments.steps)}
+                if arguments.screenshots:
+                    take_screenshots(page, arguments.screenshots, number)
                 page.close()
-        browser.close()
-    return found
+    return Result(found, json.dumps(found, indent=1))
 
 
-def measured(page: Any, number: str, steps: int) -> dict[str, Any]:
+def measure_sliders(page: Any, number: str, steps: int) -> dict[str, Any]:
     """The sliders of one opened notebook, by name."""
     used: dict[str, int] = {}
     found = {}
@@ -227,33 +209,25 @@ def measured(page: Any, number: str, steps: int) -> dict[str, Any]:
         if which >= len(places):
             raise DynaMaskError(f"notebook {number} shows no slider called {description!r}; did all its cells run?")
         used[description] = which + 1
-        found[name] = summary(measure(page, places[which], steps))
+        times = slider_times(page, places[which], steps)
+        if not times:
+            raise DynaMaskError("no step of the slider changed anything; look at the notebook with --screenshots")
+        found[name] = spread(times)
     return found
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("numbers", nargs="*", metavar="NN", help=f"notebooks out of {', '.join(SLIDERS)}; all if none")
-    parser.add_argument("--steps", type=int, default=40, help="of every slider (default: 40)")
-    parser.add_argument("--full", action="store_true", help="run the notebooks in full, not under FAST=1")
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the benchmark."""
+    parser = harness.make_parser("notebook", __doc__)
+    parser.add_argument("numbers", nargs="*", metavar="NN", help=f"of {', '.join(SLIDERS)} (default: all)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of every slider (default: 40)")
+    parser.add_argument("--full", action="store_true", help="run the notebooks in full instead of with FAST=1")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that a notebook may take (default: 600)")
-    parser.add_argument("--screenshots", type=Path, help="folder for pictures of the widgets in both themes")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args()
-    unknown = sorted(set(options.numbers) - set(SLIDERS))
-    if unknown:
-        parser.error(f"no slider is measured in notebook {unknown[0]}; choose from {', '.join(SLIDERS)}")
-    try:
-        found = run(options.numbers or list(SLIDERS), options.steps, not options.full, options.timeout,
-                    options.screenshots)  # fmt: skip
-    except DynaMaskError as error:
-        parser.error(str(error))
-    if options.json:
-        write_text(options.json, json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
-    return 0
+    parser.add_argument("--screenshots", type=Path, help="folder for screenshots of the widgets in both themes")
+    harness.add_json_flag(parser)
+    parser.set_defaults(measure=measure)
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(harness.run(build_parser()))

@@ -1,7 +1,7 @@
-"""How fast the app answers, measured in headless Chromium: its start, its slider, a new photograph, ten visitors.
+"""Response times of the app in headless Chromium: its start, its slider, a new photograph, ten visitors.
 
 The slider is measured on made-up instances, with no model behind them, at 640×480: from the slider's event to the
-redrawn canvas, read back so that the drawing is really done. All else runs `python -m app` as a visitor meets it.
+redrawn canvas, read back so that the drawing is complete. The other parts run `python -m app`.
 
     python benchmarks/page.py --parts slider start photograph visitors --minutes 5 --json FILE
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,10 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from benchmarks import report
-from dynamask.evaluation.efficiency import machine
+from benchmarks import harness
+from benchmarks.harness import ROOT, Result, spread
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("slider", "start", "photograph", "visitors")
 SHOWN = ".dm[data-empty=false]"
 STATE = "document.querySelector('.dm').parentElement.dynamask"
@@ -127,20 +124,10 @@ def slider(browser: Any) -> dict[str, Any]:
     return results
 
 
-def spread(milliseconds: list[float]) -> dict[str, float]:
-    """Median, 95 % quantile and count."""
-    return {
-        "median_ms": round(float(np.median(milliseconds)), 2),
-        "p95_ms": round(float(np.quantile(milliseconds, 0.95)), 2),
-        "count": len(milliseconds),
-    }
-
-
 @contextmanager
 def served(weights: str) -> Iterator[tuple[str, subprocess.Popen]]:
     """`python -m app` on a free port: its address and process, started just now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = harness.free_port()
     command = [sys.executable, "-m", "app", "--weights", weights, "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -246,41 +233,31 @@ def visitors(browser: Any, weights: str, folder: Path, minutes: float) -> dict[s
     return {"visitors": {**spread(times), "mixed_up": mixed, **flat}}
 
 
+def measure(arguments: argparse.Namespace) -> Result:
+    """The parts that were asked for."""
+    results: dict[str, Any] = {}
+    with harness.chromium() as browser, tempfile.TemporaryDirectory() as folder:
+        if "slider" in arguments.parts:
+            results |= slider(browser)
+        if "start" in arguments.parts:
+            results |= start(browser, arguments.weights)
+        if "photograph" in arguments.parts:
+            results |= photograph(browser, arguments.weights, Path(folder))
+        if "visitors" in arguments.parts:
+            results |= visitors(browser, arguments.weights, Path(folder), arguments.minutes)
+    return Result(results, "\n".join(f"{name}: {value}" for name, value in results.items()))
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--weights", default="people")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of the ten visitors (5)")
-    report.add_json_flag(parser)
+    """The parser of the benchmark."""
+    parser = harness.make_parser("page", __doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument("--weights", default="people", help="bundled name or .safetensors file (default: people)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="duration of the visitors (default: 5)")
+    harness.add_json_flag(parser)
+    parser.set_defaults(measure=measure)
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the parts that are asked for and print what was measured."""
-    options = build_parser().parse_args(arguments)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise SystemExit("this benchmark needs playwright and Chromium: pip install -e '.[dev]'") from None
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    results: dict[str, Any] = {}
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        if "slider" in options.parts:
-            results |= slider(browser)
-        if "start" in options.parts:
-            results |= start(browser, options.weights)
-        if "photograph" in options.parts:
-            results |= photograph(browser, options.weights, Path(folder))
-        if "visitors" in options.parts:
-            results |= visitors(browser, options.weights, Path(folder), options.minutes)
-        browser.close()
-    for name, value in results.items():
-        print(f"{name}: {value}")
-    if options.json:
-        report.write_json({"machine": machine(), **results}, options.json)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(harness.run(build_parser()))

@@ -13,7 +13,7 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,17 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from benchmarks import report
+from benchmarks import harness
+from benchmarks.harness import Result
 from benchmarks.mask_rcnn import PRESET, load_mask_rcnn
+from dynamask.cli.common import opened_data
 from dynamask.config import ModelConfig, recipe
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.train import Run, loss_weights, train_step
-from dynamask.evaluation.efficiency import Case, interleave, machine, machine_line, rows_of
+from dynamask.evaluation.efficiency import Case, interleave, rows_of
 from dynamask.models.build import build_model, preset
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.models.masks import policies
@@ -106,8 +108,8 @@ def has_data(arguments: argparse.Namespace) -> bool:
 
 def real_batches(arguments: argparse.Namespace, count: int, batch_size: int) -> list[Batch]:
     """The first batches of a training run on the data that was given."""
-    dataset = report.opened(arguments, transforms=TrainingTransforms())
-    loader = TrainingLoader(dataset, batch_size, 0, 0, report.split(dataset, arguments.holdout, False))
+    dataset, indices = opened_data(arguments, None, training=True, transforms=TrainingTransforms())
+    loader = TrainingLoader(dataset, batch_size, 0, 0, indices)
     return [next(loader) for _ in range(count)]
 
 
@@ -320,7 +322,7 @@ def describe(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_parts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of all parts that were asked for."""
     predictor = load_ours(arguments.weights)
     baseline = load_theirs(arguments.mask_rcnn_weights, predictor.model.config)
@@ -342,17 +344,15 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return list(itertools.chain.from_iterable(parts[name]() for name in arguments.parts))
 
 
-def _measure(arguments: argparse.Namespace) -> None:
-    report.check_json_target(arguments.json)
+def measure(arguments: argparse.Namespace) -> Result:
+    """All parts that were asked for, both models in turns."""
     if (arguments.images is None) != (arguments.annotations is None):
         raise DynaMaskError("--images and --annotations belong together; give both or neither")
-    if min(arguments.rounds, arguments.detections) < 1:
-        raise DynaMaskError("--rounds and --detections must be at least 1; give whole numbers")
+    harness.check_positive(arguments, "rounds", "detections")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     kept = keep_freed_memory() if arguments.keep_memory else False
-    facts = machine()
-    rows = measure(arguments)
+    rows = measure_parts(arguments)
     settings = {
         "weights": arguments.weights,
         "mask_rcnn_weights": arguments.mask_rcnn_weights,
@@ -363,38 +363,37 @@ def _measure(arguments: argparse.Namespace) -> None:
         "keep_freed_memory": kept,
         "training_batches": "real" if has_data(arguments) else "generated",
     }
-    print(machine_line(facts))
-    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()))
-    header = ["", "median ms", "p10", "p90", "ratio", "", ""]
-    print(report.table(header, [describe(row) for row in rows]))
-    report.write_json({"machine": facts, "settings": settings, "rows": rows}, arguments.json)
+    line = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
+    text = harness.table(["", "median ms", "p10", "p90", "ratio", "", ""], [describe(row) for row in rows])
+    return Result({"settings": settings, "rows": rows}, f"{line}\n{text}")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser."""
-    parser = argparse.ArgumentParser(prog="speed", description=__doc__.split("\n", 1)[0])
+    """The parser of the benchmark."""
+    parser = harness.make_parser("speed", __doc__)
     names = ["predict", "train", "select", "deform", "branch"]
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="what to measure (default: all)")
     parser.add_argument("--weights", default="people", help="bundled name, .safetensors file or random")
-    parser.add_argument("--mask-rcnn-weights", default="random", metavar="FILE|random", help="of mask_rcnn.py train")
-    parser.add_argument("--image", type=Path, metavar="P", help="photograph (default: scikit-image's astronaut)")
-    report.add_data_flags(parser)
-    parser.add_argument("--detections", type=int, default=20, help="of both models, and boxes given (default: 20)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed runs of each case (default: 15)")
-    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     parser.add_argument(
-        "--keep-memory", action=argparse.BooleanOptionalAction, default=True,
+        "--mask-rcnn-weights", default="random", metavar="FILE|random", help="written by mask_rcnn.py train"
+    )
+    parser.add_argument("--image", type=Path, metavar="P", help="photograph (default: scikit-image's astronaut)")
+    harness.add_data_flags(parser)
+    parser.add_argument(
+        "--detections", type=int, default=20, help="detections that both models keep, and boxes given (default: 20)"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="timed runs of each case (default: 15)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument(
+        "--keep-memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="keep freed memory in the process, for both models, as training does (default: yes)",
-    )  # fmt: skip
-    report.add_json_flag(parser)
+    )
+    harness.add_json_flag(parser)
+    parser.set_defaults(measure=measure)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    return report.run("speed", lambda: _measure(arguments))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(harness.run(build_parser()))

@@ -1,25 +1,20 @@
-"""The benchmarks' pure functions: the yardstick shares our detector, the comparisons are what they claim to be."""
+"""The benchmarks: the baseline shares our detector, the cases that are compared do equal work, and commands parse."""
 
 import dataclasses
-import itertools
 import json
 import shlex
-from pathlib import Path
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import loading, mask_rcnn, one_stage, page, report, scenes, speed, switch, training
+from benchmarks import harness, mask_rcnn, page, speed, training_cost
 from dynamask import cli
-from dynamask.engine.evaluate import Instances
 from dynamask.models.build import build_model, preset
 from dynamask.structures import DynaMaskError
-from tools import bundle_baselines, class_shares, fit_switch, seeds
 
 SMALL = preset(mask_rcnn.PRESET, class_names=("__background__", "person"))
-MACS = np.array([10.0, 30.0, 50.0, 70.0])
-README = Path(report.__file__).with_name("README.md")
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +23,55 @@ def baseline():
     return mask_rcnn.build_mask_rcnn(SMALL).eval()
 
 
-def random_quality(count=6, seed=0):
-    return np.random.default_rng(seed).random((count, 4))
-
-
 def readme_commands():
-    lines = README.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.startswith(("python benchmarks/", "python tools/", "dynamask "))]
+    """Commands of the README files of benchmarks and tools."""
+    lines = [
+        line
+        for folder in ("benchmarks", "tools")
+        for line in (harness.ROOT / folder / "README.md").read_text(encoding="utf-8").splitlines()
+    ]
+    return [line for line in lines if line.startswith(("python ", "dynamask "))]
 
 
-def test_the_yardstick_has_our_detector_and_torchvisions_head(baseline):
+@pytest.mark.parametrize("command", readme_commands())
+def test_commands_of_the_readme_parse(command):
+    words = shlex.split(command)
+    if words[0] == "dynamask":
+        cli.build_parser().parse_args(words[1:])
+    else:
+        import_module(words[1].removesuffix(".py").replace("/", ".")).build_parser().parse_args(words[2:])
+
+
+def test_the_readme_names_every_script():
+    scripts = {
+        f"{folder}/{path.name}"
+        for folder in ("benchmarks", "tools")
+        for path in (harness.ROOT / folder).glob("*.py")
+        if "build_parser" in path.read_text(encoding="utf-8") and path.name != "harness.py"
+    }
+    named = {word for command in readme_commands() for word in command.split() if word.endswith(".py")}
+    assert scripts - {"tools/decisions.py"} <= named <= scripts
+
+
+def test_a_result_is_printed_and_written_with_the_machine(tmp_path, capsys):
+    parser = harness.make_parser("toy", "Measures nothing.\n\nMore.")
+    harness.add_json_flag(parser)
+    parser.set_defaults(measure=lambda arguments: harness.Result({"rows": [1]}, "one row"))
+    assert harness.run(parser, ["--json", str(tmp_path / "r.json")]) == 0
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert figures["rows"] == [1] and figures["machine"]["cores"] > 0
+    assert capsys.readouterr().out.endswith("one row\n")
+
+
+def test_a_mistake_is_one_line(capsys, tmp_path):
+    missing = ["--json", str(tmp_path / "no" / "f.json")]
+    for words, message in ((missing, "of --json does not exist"), (["--rounds", "0"], "--rounds is 0; give a whole")):
+        assert harness.run(speed.build_parser(), words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("speed: error: ") and message in line
+
+
+def test_the_baseline_has_our_detector_and_torchvisions_head(baseline):
     ours = build_model(SMALL).detector
     shapes = {key: value.shape for key, value in ours.state_dict().items()}
     assert shapes == {key: value.shape for key, value in baseline.state_dict().items() if ".mask_" not in key}
@@ -60,7 +94,7 @@ def test_stopping_before_the_paste_changes_nothing(baseline):
     assert pasted["aligned_paste"].shape == pasted["torchvision_paste"].shape
 
 
-def test_the_yardstick_is_stored_with_its_configuration(baseline, tmp_path):
+def test_the_baseline_is_stored_with_its_configuration(baseline, tmp_path):
     path = tmp_path / "w.safetensors"
     mask_rcnn.save_mask_rcnn(baseline, path, {"model": {}, "images_seen": 8})
     again = mask_rcnn.load_mask_rcnn(path)
@@ -69,64 +103,6 @@ def test_the_yardstick_is_stored_with_its_configuration(baseline, tmp_path):
     path.write_bytes(b"no weights")
     with pytest.raises(DynaMaskError, match="cannot be read"):
         mask_rcnn.load_mask_rcnn(path)
-
-
-def test_permuted_is_the_mean_over_every_permutation():
-    quality, choice = random_quality(5), np.array([0, 0, 1, 3, 3])
-    every = np.mean([switch.at(quality, np.array(p)) for p in itertools.permutations(choice)], axis=0)
-    np.testing.assert_allclose(switch.permuted(quality, choice), every)
-
-
-def test_a_perfect_choice_is_seldom_reached_by_permutations():
-    quality = np.tile(np.eye(4), (5, 1))
-    best = quality.argmax(axis=1)
-    assert switch.permutation_p(quality, best, draws=99) == pytest.approx(0.01)
-    assert switch.permutation_p(np.ones((8, 4)), best[:8], draws=99) == 1.0
-
-
-def test_best_fixed_size_keeps_the_limit():
-    quality = np.array([[0.2, 0.5, 0.4, 0.9]])
-    assert switch.best_fixed_within(quality, MACS, 69.0) == 1
-    assert switch.best_fixed_within(quality, MACS, 70.0) == 3
-    assert switch.best_fixed_within(quality, MACS, 10.0) == 0
-
-
-@pytest.mark.parametrize("limit", [10.0, 20.0, 30.0, 44.0, 70.0])
-def test_interpolated_fixed_costs_the_limit_and_lies_on_the_upper_hull(limit):
-    quality = random_quality(9)
-    low, high, weight = switch.interpolated_fixed(quality, MACS, limit)
-    assert MACS[low] * (1 - weight) + MACS[high] * weight == pytest.approx(limit)
-    means = quality.mean(axis=0)
-    found = means[low] * (1 - weight) + means[high] * weight
-    grid = np.linspace(0, 1, 21)
-    for mixture in itertools.product(grid, grid, grid):
-        full = np.array([*mixture, 1 - sum(mixture)])
-        if full[-1] >= -1e-12 and abs(full @ MACS - limit) < 1e-9:
-            assert full @ means <= found + 1e-9
-
-
-def instances(quality, logits, boxes):
-    rows = [dict(enumerate(row)) for row in quality.tolist()]
-    results = [{"image_id": 1, "bbox": box} for box in boxes]
-    choice = logits.argmax(1).tolist()
-    return Instances(results, [{}] * len(rows), list(logits), rows, rows, choice)
-
-
-def test_the_whole_comparison_favours_a_switch_that_knows():
-    quality = np.tile(np.array([[0.9, 0.85, 0.7, 0.6], [0.1, 0.2, 0.3, 0.8]]), (20, 1))
-    logits = torch.from_numpy(quality).float()
-    found = instances(quality, logits, [[0, 0, 10, 10], [0, 0, 90, 90]] * 20)
-    summary = switch.analyse(found, (10, 30, 50, 70), {1: (100, 100)}, 50)
-    assert summary["size_shares"]["learned"] == {"14": 0.5, "28": 0.0, "56": 0.0, "112": 0.5}
-    assert summary["size_shares"]["size_based"] == {"14": 0.5, "28": 0.0, "56": 0.5, "112": 0.0}
-    assert summary["mean_macs"] == {"learned": 40.0, "size_based": 30.0, "learned_at_size_based": 10.0}
-    measure = summary["boundary_iou"]
-    assert measure["learned"] == pytest.approx(0.85) and measure["permuted"] == pytest.approx(0.6)
-    assert measure["learned_minus_permuted"]["low"] > 0 and measure["share_of_oracle_gain"] == pytest.approx(1.0)
-    assert measure["best_fixed_within_macs"]["size"] == 28
-    assert measure["interpolated_fixed"]["sizes"] == [14, 112]
-    assert measure["steps"]["56-112"]["mean"] == pytest.approx(0.2)
-    assert "interpolated fixed" in switch.show(summary)
 
 
 def test_interleaving_gives_every_case_the_same_rounds():
@@ -161,89 +137,24 @@ def test_operators_are_timed_on_the_stages_of_the_preset():
     assert {row["case"] for row in rows} == {"torchvision", "sampled"}
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_commands_of_the_readme_parse(command):
-    words = shlex.split(command)
-    if words[0] == "dynamask":
-        cli.build_parser().parse_args(words[1:])
-        return
-    known = (
-        bundle_baselines, class_shares, fit_switch, loading, mask_rcnn, one_stage, page, scenes, seeds, speed, switch,
-        training,
-    )  # fmt: skip
-    modules = {f"{module.__name__.replace('.', '/')}.py": module for module in known}
-    modules[words[1]].build_parser().parse_args(words[2:])
-
-
-def test_the_memory_of_a_small_branch_step_is_measured(capsys):
-    words = [
-        "memory",
-        "--model",
-        "dynamask_mobilenetv2_fpn_small",
-        "--regions",
-        "20",
-        "--repeats",
-        "0",
-        "--rounds",
-        "1",
-    ]
-    found = training.memory(training.build_parser().parse_args(words))
-    plain, checkpointed = found["cases"].values()
+def test_the_memory_of_a_small_branch_step_is_measured():
+    words = ["memory", "--model", training_cost.SMALL, "--regions", "20", "--repeats", "0", "--rounds", "1"]
+    result = training_cost.measure_memory(training_cost.build_parser().parse_args(words))
+    plain, checkpointed = result.figures["cases"].values()
     assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-5)
-    assert set(found["ratios"]) == {"peak_bytes"} and 0.1 < found["ratios"]["peak_bytes"] < 0.8
-    assert training.printed(found)[-1] == f"checkpointed / as it is: peak {found['ratios']['peak_bytes']:.2f}"
+    (ratio,) = result.figures["ratios"].values()
+    assert 0.1 < ratio < 0.8 and result.text.endswith(f"checkpointed / plain: peak {ratio:.2f}")
 
 
 def test_the_command_of_several_processes_parses(tmp_path):
-    arguments = training.build_parser().parse_args(["processes"])
-    one, two = (training.command_of(number, tmp_path, arguments) for number in (1, 2))
-    assert one[1:3] == ["-m", "dynamask"] and two[2:6] == [
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    arguments = training_cost.build_parser().parse_args(["processes"])
+    one, two = (training_cost.command_of(number, tmp_path, arguments) for number in (1, 2))
+    assert one[1:3] == ["-m", "dynamask"]
+    assert two[2:6] == ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     given = cli.build_parser().parse_args(one[3:])
     assert two[two.index("train") :] == one[3:] and given.batch_size == 4 and given.log_every == 1
 
 
-def test_a_mistake_is_one_line(capsys, tmp_path):
-    code = switch.main(["--images", str(tmp_path), "--annotations", "x", "--json", str(tmp_path / "no" / "f.json")])
-    lines = capsys.readouterr().err.splitlines()
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("switch: error: --json")
-
-
-def test_seeds_say_what_each_report_says_and_their_mean(tmp_path, capsys):
-    interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    keys = [("segm_ap", "boundary_ap"), ("mask_iou", "boundary_iou")]
-    rows = []
-    for measure in keys[0]:
-        for policy, against, limit in (
-            *((f"fixed:{size}", "", None) for size in (14, 28, 56, 112)),
-            ("learned", "", 7.0),  # a point of the curve: not what is asked for
-            ("learned", "", None),
-            ("learned", "random", None),
-            *(("budget", rival, 9.0) for rival in ("size", "fixed:28", "fixed:56")),
-        ):
-            mean = -1.0 if policy == "learned" and limit else 0.5
-            rows.append({**interval, "mean": mean, "measure": measure, "policy": policy, "against": against,
-                         "budget_macs": limit})  # fmt: skip
-    for measure in keys[1]:
-        rows.append({**interval, "measure": measure, "policy": "learned", "against": "share of noise-aware oracle",
-                     "budget_macs": None})  # fmt: skip
-    data = {
-        "rows": rows,
-        "known_complexity": {"complexity": interval, "object_size": interval},
-        "operating_points": {"half": {f"{name}_minus_full": interval for name in keys[0]}},
-    }
-    other = json.loads(json.dumps(data).replace("0.5", "0.7"))
-    for name, content in (("a", data), ("b", other), ("c", {**data, "rows": rows[:3]})):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    paths = [str(tmp_path / f"{name}.json") for name in "ab"]
-    assert seeds.main(["--reports", *paths, "--out", str(tmp_path / "t.md")]) == 0
-    lines = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()
-    assert "| mask AP, learned sizes | 0.500 [0.400, 0.600] | 0.700 [0.400, 0.600] | 0.600 (0.500 to 0.700) |" in lines
-    assert len(lines) == 2 + 2 * 10 + 4 and "-1" not in "".join(lines)
-    capsys.readouterr()
-    assert seeds.main(["--reports", str(tmp_path / "c.json")]) == 2
-    assert "make it anew" in capsys.readouterr().err
+def test_made_up_instances_fill_a_session():
+    session = page.flowers(3, (48, 64))
+    assert len(session.instances.boxes) == 3 and session.source.shape == (48, 64, 3)

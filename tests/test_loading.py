@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import loading
+from benchmarks import harness, loading
 from dynamask.data.coco import CocoDataset
 from dynamask.data.copy_paste import CopyPaste, partners
 from dynamask.data.transforms import TrainingTransforms
@@ -64,10 +64,10 @@ def test_without_objects_the_transform_is_torchvisions_too():
 
 def test_the_command(files, tmp_path, capsys):
     words = ["--images", str(files[0]), "--annotations", str(files[1]), "--rounds", "1", "--pictures", "1"]
-    assert loading.main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    assert harness.run(loading.build_parser(), [*words, "--json", str(tmp_path / "out.json")]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["case"].split(",")[0] for row in rows] == ["torchvision", "dynamask"] * 3
     assert all(row["images_per_s"] > 0 for row in rows) and rows[0]["ratio"] == 1.0
     assert "one core" in capsys.readouterr().out
-    assert loading.main(["--images", str(files[0])]) == 2
+    assert harness.run(loading.build_parser(), ["--images", str(files[0])]) == 2
     assert capsys.readouterr().err.startswith("loading: error: --images and --annotations belong together")

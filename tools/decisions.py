@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from benchmarks import report
-from dynamask.cli.common import add_data, opened_data
+from dynamask.cli.common import add_data, add_json, opened_data, run_command, write_json
 from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE
@@ -120,7 +119,6 @@ def describe_cache(path: Path, cache: FeatureCache) -> dict[str, Any]:
 
 def make_cache(arguments: argparse.Namespace) -> None:
     """``cache``."""
-    report.check_json_target(arguments.out)
     keep_freed_memory()
     predictor = load(arguments.weights)
     predictor.check_switch("judging a switch")
@@ -134,7 +132,6 @@ def make_cache(arguments: argparse.Namespace) -> None:
 
 def train_switches(arguments: argparse.Namespace) -> None:
     """``switch``."""
-    report.check_json_target(arguments.json)
     rows = settings(arguments.table, arguments.base, arguments.grid)
     schedule = dataclasses.replace(SCHEDULE, iterations=arguments.steps, batch_size=arguments.batch, lr=arguments.lr)
     train, validation = load_cache(arguments.train), load_cache(arguments.validation)
@@ -151,7 +148,7 @@ def train_switches(arguments: argparse.Namespace) -> None:
         "validation": describe_cache(arguments.validation, validation),
         "rows": found,
     }
-    report.write_json(result, arguments.json)
+    write_json(result, arguments.json)
 
 
 SIGNALS = ("boundary error", "edge loss", "mask loss", "mask IoU", "box size", "complexity")
@@ -180,11 +177,10 @@ def premise(cache: FeatureCache, samples: int = 1000) -> dict[str, dict[str, flo
 
 def rank(arguments: argparse.Namespace) -> None:
     """``rank``."""
-    report.check_json_target(arguments.json)
     cache = load_cache(arguments.cache)
     result = {"kind": "rank", "validation": describe_cache(arguments.cache, cache), "rows": premise(cache)}
     print(decision_tables.rank_table(result))
-    report.write_json(result, arguments.json)
+    write_json(result, arguments.json)
 
 
 def compare_branches(branches: dict[str, FeatureCache]) -> dict[str, Any]:
@@ -222,7 +218,6 @@ def compare_branches(branches: dict[str, FeatureCache]) -> dict[str, Any]:
 
 def branches(arguments: argparse.Namespace) -> None:
     """``branches``."""
-    report.check_json_target(arguments.json)
     given = [text.partition("=") for text in arguments.caches]
     if len(given) < 2 or any(not name or not path for name, _, path in given):
         raise DynaMaskError("--caches needs two or more of NAME=FILE; give the one to compare with first")
@@ -230,7 +225,7 @@ def branches(arguments: argparse.Namespace) -> None:
     about = describe_cache(Path(given[0][2]), next(iter(caches.values())))
     result = {"kind": "branches", "table": arguments.table, "validation": about, "rows": compare_branches(caches)}
     print(decision_tables.branches_table(result))
-    report.write_json(result, arguments.json)
+    write_json(result, arguments.json)
 
 
 def write(arguments: argparse.Namespace) -> None:
@@ -278,7 +273,7 @@ def build_parser() -> argparse.ArgumentParser:
     four.add_argument("--caches", nargs="+", required=True, metavar="NAME=FILE", help="the one to compare with first")
     four.set_defaults(run=branches)
     for command in (two, three, four):
-        report.add_json_flag(command)
+        add_json(command)
     five = commands.add_parser("write", help="put results into the tables of a Markdown file")
     five.add_argument("--results", nargs="+", type=Path, required=True, metavar="JSON")
     five.add_argument("--doc", type=Path, default=Path("docs/decisions.md"))
@@ -289,7 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    return report.run("decisions", lambda: arguments.run(arguments))
+    return run_command("decisions", lambda: arguments.run(arguments), vars(arguments).get("json"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the switch of given weights on cached features, in seconds, and write weights with the new switch.
+"""Train the switch of given weights on cached features, and write weights with the new switch.
 
 Detector and mask branch stay as they are and see every picture once. `dynamask train --freeze all-but-switch` has the
 same losses and computes the features anew at every step.
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from benchmarks import report
+from dynamask.cli.common import add_data, opened_data, run_command
 from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE, train_switch
@@ -36,17 +36,18 @@ def features(arguments: argparse.Namespace, predictor: Predictor) -> FeatureCach
     """The cache that was given, or a new one of the training side of the data, kept where `--cache` says."""
     if arguments.cache is not None and arguments.cache.is_file():
         return load_cache(arguments.cache)
-    dataset = report.opened(arguments, predictor.class_names)
-    indices = tqdm(report.split(dataset, arguments.holdout, False), unit="picture", disable=not sys.stderr.isatty())
+    dataset, indices = opened_data(arguments, predictor.class_names, training=True)
+    pictures = tqdm(indices, unit="picture", disable=not sys.stderr.isatty())
     name = arguments.data or str(arguments.annotations.name)
     about = {"weights": arguments.weights.name, "data": name}
-    cache = build_cache(predictor, dataset, indices, arguments.views, arguments.seed, about)
+    cache = build_cache(predictor, dataset, pictures, arguments.views, arguments.seed, about)
     if arguments.cache is not None:
         save_cache(cache, arguments.cache)
     return cache
 
 
-def _fit(arguments: argparse.Namespace) -> None:
+def fit(arguments: argparse.Namespace) -> None:
+    """Train the switch and write the weights."""
     if arguments.spend is not None and not 0 < arguments.spend <= 1:
         raise DynaMaskError(f"--spend {arguments.spend} is out of range; give a share above 0 and up to 1")
     if arguments.out.suffix != ".safetensors" or not arguments.out.absolute().parent.is_dir():
@@ -77,15 +78,19 @@ def _fit(arguments: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser."""
     parser = argparse.ArgumentParser(prog="fit_switch", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="whose switch is trained anew")
-    report.add_data_flags(parser)
-    parser.add_argument("--cache", type=Path, metavar="FILE", help="read from there, or written there if it is new")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights to start from")
+    add_data(parser, "train on the pictures that `train --holdout M` trains on")
+    parser.add_argument("--cache", type=Path, metavar="FILE", help="cached features; written there if missing")
     parser.add_argument("--views", type=int, default=1, help="views of each instance besides its box (default: 1)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of the losses")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of LossConfig")
     parser.add_argument("--steps", type=int, default=SCHEDULE.iterations, help=f"(default: {SCHEDULE.iterations})")
     parser.add_argument("--lr", type=float, default=SCHEDULE.lr, help=f"(default: {SCHEDULE.lr:g})")
-    parser.add_argument("--spend", type=float, metavar="F", help="let argmax cost this share of the full branch on the "
-                        "data it was trained on, by a price in its last bias")  # fmt: skip
+    parser.add_argument(
+        "--spend",
+        type=float,
+        metavar="F",
+        help="hold the mean cost on the training data to this share of the full branch, by a price in the last bias",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights with the new switch")
     return parser
@@ -94,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    return report.run("fit_switch", lambda: _fit(arguments))
+    return run_command("fit_switch", lambda: fit(arguments))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several budget-curve reports of models that differ in their seed alone, as one table: each seed, and their mean.
+"""Tabulate budget-curve reports of models that differ in their seed alone: each seed, and the mean with its range.
 
 python tools/seeds.py --reports runs/seed0/budget-curve.json runs/seed1/budget-curve.json --out seeds.md
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import report
+from dynamask.cli.common import run_command
 from dynamask.files import write_text
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from tools.decision_tables import table
@@ -76,7 +76,8 @@ def markdown(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     return table(["", *names, "mean (range)"], rows)
 
 
-def _write(arguments: argparse.Namespace) -> None:
+def write(arguments: argparse.Namespace) -> None:
+    """Print the table, and write it where ``--out`` says."""
     reports = []
     for path in arguments.reports:
         try:
@@ -104,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    return report.run("seeds", lambda: _write(arguments))
+    return run_command("seeds", lambda: write(arguments))
 
 
 if __name__ == "__main__":

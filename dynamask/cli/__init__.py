@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import typing
-import warnings
 from collections.abc import Sequence
 
 from dynamask.cli import analyze, costs, data, evaluate, predict, recipes, report, runs, shapes, train, weights
-from dynamask.cli.common import check_json
-from dynamask.structures import DynaMaskError, ReportedElsewhereError
+from dynamask.cli.common import run_command
 
 COMMANDS = (costs, predict, train, recipes, runs, evaluate, report, shapes, analyze, data, weights)
 """Modules with ``add(commands)``, in the order of the help."""
@@ -33,18 +30,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code, 0 or 2."""
-    warnings.showwarning = lambda message, *_, **__: print(f"dynamask: warning: {message}", file=sys.stderr)
     arguments = build_parser().parse_args(argv)
-    try:
-        check_json(vars(arguments).get("json"))
-        arguments.run(arguments)
-    except ReportedElsewhereError:
-        return 2
-    except (DynaMaskError, OSError) as error:
-        text = " ".join(str(error).split())
-        print(f"dynamask: error: {text}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("dynamask", lambda: arguments.run(arguments), vars(arguments).get("json"))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamask.files import write_text
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
 if TYPE_CHECKING:
     from dynamask.data.instances import HasImageIds
-    from dynamask.data.sources import Data
+    from dynamask.data.sources import Data, Transforms
 
 DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or the root of COCO, LVIS or Cityscapes"
 
@@ -48,6 +49,26 @@ def write_json(value: object, target: str | None) -> None:
     write_text(Path(target), text + "\n")
 
 
+def run_command(name: str, command: Callable[[], None], json_target: str | None = None) -> int:
+    """Run a command and return its exit code: 0, or 2 after one line on stderr that says what is wrong.
+
+    Args:
+        name: of the program, at the start of the line.
+        command: raises :class:`DynaMaskError` for a mistake of the user.
+        json_target: value of ``--json``, which is checked first.
+    """
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
+    try:
+        check_json(json_target)
+        command()
+    except ReportedElsewhereError:
+        return 2
+    except (DynaMaskError, OSError) as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def say(text: str, target: str | None = None) -> None:
     """A line for people; on stderr when stdout carries JSON alone."""
     print(text, file=sys.stderr if target == "-" else sys.stdout)
@@ -64,19 +85,37 @@ def add_data(
     parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
 
 
-def opened_data(arguments: argparse.Namespace, class_names: Sequence[str] | None) -> tuple[Data, list[int]]:
-    """The data set that the flags of :func:`add_data` name, as weights with these classes see it, and its indices.
+def opened_data(
+    arguments: argparse.Namespace,
+    class_names: Sequence[str] | None,
+    training: bool = False,
+    transforms: Transforms | None = None,
+) -> tuple[Data, list[int]]:
+    """Open the data set that the flags of :func:`add_data` name, and choose the pictures of it.
 
-    Without ``--split`` it is the part "val" of a data set that has several.
+    Args:
+        class_names: of the weights that will see the pictures; None takes the classes of the data set.
+        training: choose the training side of ``--holdout``, and without ``--split`` the split "train"; otherwise the
+            validation side, and the split "val".
+        transforms: applied to every picture and its target.
+
+    Returns:
+        The data set and the indices of the chosen pictures.
     """
     from dynamask.data.sources import open_data
 
-    source = (arguments.data, arguments.images, arguments.annotations)
-    dataset = open_data(*source, class_names, split=arguments.split, default_split="val")
-    indices = list(range(len(dataset)))
-    if arguments.holdout is not None:
-        indices = held_out(dataset, arguments.holdout, True)
-    return dataset, indices
+    dataset = open_data(
+        arguments.data,
+        arguments.images,
+        arguments.annotations,
+        class_names,
+        transforms,
+        split=arguments.split,
+        default_split="train" if training else "val",
+    )
+    if arguments.holdout is None:
+        return dataset, list(range(len(dataset)))
+    return dataset, held_out(dataset, arguments.holdout, not training)
 
 
 def check_folder(out: Path) -> None:

@@ -65,7 +65,7 @@ TABLES: dict[str, TableKind] = {
         plans.interpolation_plan,
         "A finer classification grid on the same mask grid (+cls), or a coarser mask grid under the same "
         "classification grid (−mask). Values are counted, not measured: those of the mask maps of all cells, which "
-        "the paper's code keeps, and those that are decoded at once here; `benchmarks/one_stage.py memory` measures.",
+        "the paper's code keeps, and those that are decoded at once here; `benchmarks/decoding.py memory` measures.",
         f"R101 weights {_SCALE}.",
     ),
     "sodar-table5": TableKind(

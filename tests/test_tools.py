@@ -1,0 +1,121 @@
+"""The tools: bundled weights and baselines with measured scores and cards, and the table of several seeds."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from helpers.small_models import tiny_model
+
+from dynamask import bundled, cli
+from dynamask.data.sources import open_data
+from dynamask.engine.initialise import initialise
+from dynamask.models.weights import file_digest, save_model
+from dynamask.predict import load
+from tools import bundle as bundle_tool
+from tools import seeds
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder of bundled weights with a detector, "toy", and two runs on it beside the folder."""
+    folder = tmp_path / "checkpoints"
+    names = open_data("shapes:7:2", None, None).class_names
+    toy = folder / "toy.safetensors"
+    save_model(tiny_model(class_names=names), toy)
+    (folder / "manifest.json").write_text(json.dumps({"toy": {"file": toy.name}}))
+    for module in (bundled, bundle_tool):
+        monkeypatch.setattr(module, "checkpoint_dir", lambda: folder)
+    for branch, file in (("fcn:28", "fcn"), ("panet", "panet"), ("fcn:14", "stranger")):
+        model = tiny_model(seed=1, mask_branch=branch, class_names=names)
+        if file != "stranger":
+            initialise(model, toy)
+        save_model(model, tmp_path / f"{file}.safetensors", training={"train": {"seed": 0}, "images_seen": 8})
+    return folder
+
+
+def bundle(shelf, run: str, name: str, detector: str | None = "toy") -> int:
+    words = ["--weights", str(shelf.parent / f"{run}.safetensors"), "--name", name, "--data", "shapes:7:2"]
+    words += [] if detector is None else ["--detector", detector]
+    words += ["--trained-on", "On scenes.", "--licence", "Apache-2.0", "--commit", "abc"]
+    return bundle_tool.main([*words, "--command", f"dynamask train --out {run}"])
+
+
+def test_two_baselines_share_a_manifest_and_a_card(shelf, capsys):
+    assert bundle(shelf, "fcn", "toy-fcn-28") == bundle(shelf, "panet", "toy-panet") == 0
+    entries = bundled.list_baselines()
+    assert list(entries) == ["toy-fcn-28", "toy-panet"]
+    entry = entries["toy-fcn-28"]
+    assert entry["sha256"] == file_digest(shelf / "baselines" / entry["file"])
+    assert entry["detector"] == {"name": "toy", "sha256": file_digest(shelf / "toy.safetensors")}
+    assert entry["mask_sizes"] == [28] and list(entry["scores"]) == ["fixed:28"] and entry["images_seen"] == 8
+    assert list(entries["toy-panet"]["scores"]) == [f"fixed:{size}" for size in (14, 28, 56, 112)]
+    predictor = load("toy-panet")
+    assert predictor.mask_sizes == (14, 28, 56, 112) and not predictor.has_switch
+    assert tuple(entries["toy-panet"]["macs_per_instance"]) == predictor.costs.macs_per_instance
+    boxes = [row["bbox"] for each in entries.values() for row in each["scores"].values()]
+    assert all(box == boxes[0] for box in boxes), "all have the detector's boxes"
+    card = (shelf / "baselines" / "README.md").read_text(encoding="utf-8")
+    assert card.count("| `toy-panet` | fixed:") == 4 and card.count("| `toy-fcn-28` | fixed:28 |") == 1
+    assert "dynamask train --out fcn\ndynamask train --out panet" in card and card.count("Licence: Apache-2.0") == 1
+
+
+def test_a_run_on_another_detector_is_refused(shelf, capsys):
+    assert bundle(shelf, "stranger", "toy-fcn-14") == 2
+    assert "is not that of 'toy'" in capsys.readouterr().err and not (shelf / "baselines").exists()
+    assert bundle(shelf, "fcn", "toy") == 2
+    assert "--name toy is the name of bundled weights" in capsys.readouterr().err
+    assert torch.equal(load("toy").model.mask_branch.head.base[0].bias, torch.zeros(16))
+
+
+def test_the_commands_of_the_bundled_baselines_parse():
+    for entry in bundled.list_baselines().values():
+        for command in entry["commands"]:
+            words = shlex.split(command)
+            if words[0] == "dynamask":
+                cli.build_parser().parse_args(words[1:])
+
+
+def test_a_whole_model_gets_an_entry_and_a_card(shelf):
+    assert bundle(shelf, "fcn", "toy-whole", detector=None) == 0
+    entry = bundled.list_bundled()["toy-whole"]
+    assert entry["sha256"] == file_digest(shelf / "toy-whole.safetensors") and entry["commit"] == "abc"
+    assert list(entry["scores"]) == ["fixed:28"] and entry["validation_images"] == 2
+    card = (shelf / "toy-whole.md").read_text(encoding="utf-8")
+    assert "| fixed:28 | " in card and "Licence: Apache-2.0" in card and "dynamask train --out fcn" in card
+
+
+def test_the_seed_table_has_every_report_and_the_mean(tmp_path, capsys):
+    interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    keys = [("segm_ap", "boundary_ap"), ("mask_iou", "boundary_iou")]
+    rows = []
+    for measure in keys[0]:
+        for policy, against, limit in (
+            *((f"fixed:{size}", "", None) for size in (14, 28, 56, 112)),
+            ("learned", "", 7.0),  # a point of the curve: not what is asked for
+            ("learned", "", None),
+            ("learned", "random", None),
+            *(("budget", rival, 9.0) for rival in ("size", "fixed:28", "fixed:56")),
+        ):
+            mean = -1.0 if policy == "learned" and limit else 0.5
+            rows.append({**interval, "mean": mean, "measure": measure, "policy": policy, "against": against,
+                         "budget_macs": limit})  # fmt: skip
+    for measure in keys[1]:
+        rows.append({**interval, "measure": measure, "policy": "learned", "against": "share of noise-aware oracle",
+                     "budget_macs": None})  # fmt: skip
+    data = {
+        "rows": rows,
+        "known_complexity": {"complexity": interval, "object_size": interval},
+        "operating_points": {"half": {f"{name}_minus_full": interval for name in keys[0]}},
+    }
+    other = json.loads(json.dumps(data).replace("0.5", "0.7"))
+    for name, content in (("a", data), ("b", other), ("c", {**data, "rows": rows[:3]})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = [str(tmp_path / f"{name}.json") for name in "ab"]
+    assert seeds.main(["--reports", *paths, "--out", str(tmp_path / "t.md")]) == 0
+    lines = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()
+    assert "| mask AP, learned sizes | 0.500 [0.400, 0.600] | 0.700 [0.400, 0.600] | 0.600 (0.500 to 0.700) |" in lines
+    assert len(lines) == 2 + 2 * 10 + 4 and "-1" not in "".join(lines)
+    capsys.readouterr()
+    assert seeds.main(["--reports", str(tmp_path / "c.json")]) == 2
+    assert "make it anew" in capsys.readouterr().err
