@@ -39,14 +39,36 @@ def mean_macs(choice: torch.Tensor, macs: tuple[int, ...]) -> float:
     return float(torch.tensor(macs, dtype=torch.float64)[choice].mean())
 
 
+def test_policies_are_named_by_text():
+    names = ["learned", "size", "fixed:14", "fixed:28", "fixed:56", "fixed:112"]
+    assert [str(policies.Policy.parse(name)) for name in names] == names == [str(p) for p in policies.POLICIES]
+    fixed = policies.Policy.parse("fixed:28")
+    assert fixed == policies.Policy.fixed(28) == policies.Policy.parse(fixed) and fixed.size == 28
+    assert policies.Policy.parse("oracle", others=("random", "oracle")).name == "oracle"
+    for unknown in ("best", "oracle", "fixed:", "fixed:20", "fixed", "", None, 28):
+        with pytest.raises(DynaMaskError, match="is unknown; choose one of learned, size, fixed:14, "):
+            policies.Policy.parse(unknown)
+    with pytest.raises(DynaMaskError, match="a budget and the policy 'fixed:28' exclude each other"):
+        fixed.check_budget(0.1)
+
+
+def test_a_policy_chooses_as_its_function_does():
+    logits, boxes, size = logits_of(6), torch.rand(6, 4).cumsum(1) * 50, (100, 200)
+    chosen = {str(policy): policy.choose(boxes, size, logits).tolist() for policy in policies.POLICIES}
+    assert chosen["learned"] == policies.learned(logits).tolist() and chosen["fixed:56"] == [2] * 6
+    assert chosen["size"] == policies.size_based(boxes, size).tolist()
+    limit = MACS[1]
+    budget = policies.LEARNED.choose(boxes, size, logits, MACS, limit)
+    assert budget.tolist() == policies.exact_budget(logits, MACS, limit).tolist()
+
+
 def test_learned_is_the_argmax():
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 4.0, 4.9, -1.0], [0.0, 0.0, 0.0, 0.1]])
     assert policies.learned(logits).tolist() == [1, 0, 3]
 
 
 def test_fixed_is_one_size_for_all():
-    assert policies.fixed(3, 56).tolist() == [2, 2, 2]
-    assert policies.fixed(0, 14).shape == (0,)
+    assert policies.fixed(3, 56).tolist() == [2, 2, 2] and policies.fixed(0, 14).shape == (0,)
     with pytest.raises(DynaMaskError, match="mask size 20 does not exist; choose one of 14, 28, 56, 112"):
         policies.fixed(3, 20)
 

@@ -1,4 +1,4 @@
-"""The one door: pictures in, instances out, and another choice without another pass of the backbone."""
+"""The two-stage predictor: what it computes, selection without a pass of the backbone, and refusals."""
 
 import itertools
 import json
@@ -9,7 +9,6 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
 from helpers.small_models import TINY, count_rows, tiny_model
-from PIL import Image
 
 import dynamask
 from dynamask import MASK_SIZES, DynaMaskError, Prediction, Predictor
@@ -67,25 +66,12 @@ class Watched:
             handle.remove()
 
 
-def same(a: Prediction, b: Prediction) -> bool:
-    return all(
-        torch.equal(getattr(a, key), getattr(b, key)) for key in ("boxes", "labels", "mask_size", "macs", "masks")
-    )
-
-
-def test_a_prediction_has_the_documented_fields(predictor, image):
-    p = predictor(image, score=0.0)
-    assert isinstance(p, Prediction) and len(p) == FOUND
-    assert p.boxes.shape == (FOUND, 4) and p.boxes.dtype == torch.float32
-    assert p.labels.shape == p.scores.shape == p.mask_size.shape == p.macs.shape == (FOUND,)
-    assert p.labels.dtype == p.mask_size.dtype == p.macs.dtype == torch.int64
-    assert p.class_names == predictor.class_names == NAMES and p.image_size == (64, 96)
+def test_sizes_and_costs_of_a_prediction(predictor, image):
+    p, costs = predictor(image, score=0.0), predictor.costs
+    assert len(p) == FOUND and p.class_names == NAMES
     assert p.switch_probs.shape == (FOUND, 4)
     torch.testing.assert_close(p.switch_probs.sum(1), torch.ones(FOUND))
-    assert p.masks.shape == (FOUND, 64, 96) and p.masks.dtype == torch.bool
-    assert (p.scores.diff() <= 0).all()
-    assert set(p.timings) >= {"detect", "regions", "masks"} and all(ms >= 0 for ms in p.timings.values())
-    costs = predictor.costs
+    assert set(p.timings) == {"detect", "regions", "masks"}
     assert p.macs.tolist() == [costs.macs_per_instance[MASK_SIZES.index(s)] for s in p.mask_size.tolist()]
     assert p.image_macs == costs.image_macs([(4, 6), (8, 12), (16, 24)], FOUND)
     assert p.image_macs["switch"] == FOUND * costs.switch_macs
@@ -98,15 +84,6 @@ def test_it_is_the_model_in_evaluation(predictor, image):
         torch.testing.assert_close(getattr(p, key), expected[key], atol=1e-4, rtol=1e-4)
     assert torch.equal(p.labels, expected["labels"]) and torch.equal(p.mask_size, expected["mask_size"])
     assert (p.masks != (expected["masks"][:, 0] >= 0.5)).float().mean() < 1e-3
-
-
-def test_arrays_pictures_and_paths_are_the_same(predictor, image, tmp_path):
-    Image.fromarray(image).save(tmp_path / "picture.png")
-    before = image.copy()
-    first = predictor(image, score=0.0)
-    for source in (Image.fromarray(image), tmp_path / "picture.png", str(tmp_path / "picture.png")):
-        assert same(first, predictor(source, score=0.0))
-    assert np.array_equal(image, before)
 
 
 def test_masks_one_by_one_and_at_every_size(explored):

@@ -1,4 +1,4 @@
-"""What ``dynamask train`` looks at on the way and at the end: average precision, and pictures with their masks."""
+"""Validation during and after ``dynamask train``: average precision, and overlays of the first images."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from dynamask.structures import DynaMaskError
 from dynamask.viz.overlay import draw_prediction
 
 OVERLAYS = 4
-"""Pictures of which overlays are drawn."""
+"""Number of images of which overlays are drawn."""
 OVERLAY_SCORE = 0.5
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Pictures to look at.
+    """The images that a training is validated on.
 
     Attributes:
         dataset: without augmentation.
-        indices: of the pictures in it.
-        judged: whether they were kept back from training; otherwise they are its own, good for overlays alone.
+        indices: of the images in the data set.
+        held_out: whether the training does not use them. Training images only serve for overlays.
     """
 
     dataset: Data
     indices: Sequence[int]
-    judged: bool
+    held_out: bool
 
     def evaluate(self, run: Run) -> dict[str, Any]:
-        """The figures of :func:`dynamask.engine.evaluate.run_evaluation` for the weights to keep."""
+        """The figures of :func:`dynamask.engine.evaluate.run_evaluation` for the weights that the run keeps."""
         progress = sys.stderr.isatty() and run.ranks.first
         predictor = predictor_of(run.evaluation_model())
         options = EvaluationOptions(score=predictor.score_threshold)
         return run_evaluation(predictor, self.dataset, self.indices, options, progress, run.ranks)
 
     def log_figures(self, run: Run, log: RunLog) -> None:
-        """Write the average precision and the cost to the log; undefined figures are left out."""
+        """Write average precision and costs to the log, without undefined figures."""
         summary = self.evaluate(run)
         values = {f"{kind}_{key}": summary[kind][key] for kind in ("bbox", "segm", "boundary") for key in summary[kind]}
         values["mean_macs_per_instance"] = summary["mean_macs_per_instance"]
         log.write_validation(run.step, {name: value for name, value in values.items() if value is not None})
 
     def log_overlays(self, run: Run, log: RunLog) -> None:
-        """Draw the first pictures with the masks that the weights to keep give them, in the first process."""
+        """Log overlays of the first images by the weights that the run keeps, in the first process."""
         if not run.ranks.first:
             return
         predictor = predictor_of(run.evaluation_model())
@@ -63,39 +63,37 @@ class Validation:
 
 
 def open_validation(arguments: argparse.Namespace, training: Data, overlays: bool) -> Validation | None:
-    """The pictures to look at, as weights with the training's classes see them: those to evaluate on, else its own.
-
-    They are opened before the training starts, so that a mistake costs nothing.
+    """Open the validation images before the training starts, so that mistakes show at once.
 
     Args:
         arguments: of ``dynamask train``.
-        training: the data that is trained on.
-        overlays: whether pictures are needed even where there are none to evaluate on.
+        training: the training data; its classes are those of the model.
+        overlays: whether overlays are drawn; without images to validate on, they are drawn on training images.
     """
-    own = (arguments.data, arguments.images, arguments.annotations)
     given = (arguments.val_data, arguments.val_images, arguments.val_annotations)
-    judged = any(given) or bool(arguments.holdout)
+    held = any(given) or bool(arguments.holdout)
     if not any(given) and arguments.val_split is not None:
         raise DynaMaskError("--val-split chooses a part of --val-data; give both")
-    if not judged and not overlays:
+    if not held and not overlays:
         return None
     if any(given):
         dataset = open_data(*given, training.class_names, split=arguments.val_split, default_split="val")
         category_map(training, dataset)
-    else:
-        dataset = open_data(*own, training.class_names, split=arguments.split)
-    indices = range(len(dataset)) if any(given) or not judged else held_out(dataset, arguments.holdout, True)
-    return Validation(dataset, list(indices), judged)
+        return Validation(dataset, range(len(dataset)), True)
+    source = (arguments.data, arguments.images, arguments.annotations)
+    dataset = open_data(*source, training.class_names, split=arguments.split)
+    indices = held_out(dataset, arguments.holdout, True) if held else range(len(dataset))
+    return Validation(dataset, indices, held)
 
 
 def periodic(run: Run, validation: Validation | None) -> list[Periodic]:
-    """What a run does with these pictures on its way.
+    """The evaluations and overlays during a run.
 
     Raises:
-        DynaMaskError: evaluations are asked for, and there is nothing to evaluate on.
+        DynaMaskError: ``--val-every`` without images to evaluate on.
     """
     config = run.config
-    if config.val_every and (validation is None or not validation.judged):
+    if config.val_every and (validation is None or not validation.held_out):
         raise DynaMaskError("--val-every needs pictures to evaluate on; give --val-data, --val-images or --holdout")
     if validation is None:
         return []
@@ -106,8 +104,8 @@ def periodic(run: Run, validation: Validation | None) -> list[Periodic]:
 
 
 def evaluate_finished(run: Run, validation: Validation | None) -> None:
-    """Evaluate a finished run on its validation pictures, if it has any, and write ``evaluation.json``."""
-    if validation is None or not validation.judged:
+    """Evaluate a finished run on its validation images, if it has any, and write ``evaluation.json``."""
+    if validation is None or not validation.held_out:
         return
     summary = validation.evaluate(run)
     if run.ranks.first:
