@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from app.class_table import detected, detected_rows, ideal, make_table, own_rows, predicted
-from dynamask.data.coco_format import load_coco, read_coco, read_listing
+from dynamask.data.coco_format import load_coco, read_coco, read_listing, restricted
 from dynamask.data.findings import raise_fatal
 from dynamask.data.sources import open_data
 from dynamask.predict import Predictor
@@ -142,13 +142,7 @@ def _with_pictures(coco: dict[str, Any], names: set[str]) -> tuple[dict[str, Any
         raise DynaMaskError("the annotations name none of the pictures that were sent; send those that belong to them")
     kept = images[:MAX_PICTURES]
     ids = {image["id"] for image in kept}
-    others = {str(image["id"]) for image in coco["images"] if image["id"] not in ids}
-    annotations = [
-        annotation
-        for annotation in coco["annotations"]
-        if not (isinstance(annotation, dict) and str(annotation.get("image_id")) in others)
-    ]
-    return {**coco, "images": kept, "annotations": annotations}, len(images) - len(kept)
+    return {**restricted(coco, ids), "images": kept}, len(images) - len(kept)
 
 
 def table_of(found: Found, predictor: Predictor, weights: str) -> Iterator[tuple[str, dict[str, Any] | None]]:

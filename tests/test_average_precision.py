@@ -10,9 +10,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dynamask.data.coco_format import read_results
+from dynamask.data.coco_format import read_coco, read_results
 from dynamask.evaluation.coco_ap import AP_KEYS, evaluate_coco
 from dynamask.structures import DynaMaskError
+
+
+def listing(annotations):
+    return read_coco(annotations, need_files=False).listing
+
 
 SIZES = [(120, 160), (260, 240), (97, 131)]  # height, width
 
@@ -157,7 +162,7 @@ def test_equals_pycocotools_without_boxes_and_with_masks_in_every_form(tmp_path)
     as_rle = [{**r, "segmentation": compressed(rasterised(r["segmentation"], sizes[r["image_id"]]))} for r in results]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
-    for given in (results, read_results(path, annotations)):
+    for given in (results, read_results(path, listing(annotations))):
         found = evaluate_coco(annotations, given, ("bbox", "segm"))
         assert_same(found["bbox"], reference(annotations, as_rle, "bbox"))
         assert_same(found["segm"], reference(annotations, as_rle, "segm"))
@@ -339,7 +344,7 @@ def test_malformed_results_are_refused_in_one_sentence(tmp_path, change):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([result, {**result, **change}]))
     with pytest.raises(DynaMaskError, match="result 1 ") as refusal:
-        read_results(path, annotations)
+        read_results(path, listing(annotations))
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -350,7 +355,7 @@ def test_missing_keys_are_refused(tmp_path, key):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([result]))
     with pytest.raises(DynaMaskError, match=key):
-        read_results(path, annotations)
+        read_results(path, listing(annotations))
 
 
 @pytest.mark.parametrize(
@@ -375,24 +380,24 @@ def test_files_that_are_no_results_are_refused(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(DynaMaskError) as refusal:
-        read_results(path, good_set()[0])
+        read_results(path, listing(good_set()[0]))
     assert "\n" not in str(refusal.value)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):
     for path, reason in ((tmp_path / "none.json", "does not exist"), (tmp_path, "is a folder")):
         with pytest.raises(DynaMaskError, match=reason):
-            read_results(path, good_set()[0])
+            read_results(path, listing(good_set()[0]))
 
 
 def test_good_results_are_kept(tmp_path):
     annotations, result = good_set()
     path = tmp_path / "results.json"
     path.write_text(json.dumps([{**result, "mask_size": 28, "macs": 7, "bbox": []}]))
-    (loaded,) = read_results(path, annotations)
+    (loaded,) = read_results(path, listing(annotations))
     assert loaded == {**result, "mask_size": 28, "macs": 7}
     path.write_text("[]")
-    assert read_results(path, annotations) == []
+    assert read_results(path, listing(annotations)) == []
 
 
 def test_unknown_iou_type_and_foreign_annotations_are_refused():

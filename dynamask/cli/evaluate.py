@@ -61,8 +61,9 @@ def _evaluate_results(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.annotations is None:
         raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
-    annotations = read_coco(arguments.annotations).coco
-    results = read_results(arguments.predictions, annotations)
+    content = read_coco(arguments.annotations)
+    annotations = content.coco
+    results = read_results(arguments.predictions, content.listing)
     ids = [image["id"] for image in annotations["images"]]
     if arguments.holdout is not None:
         ids = [ids[i] for i in held_out(argparse.Namespace(image_ids=ids), arguments.holdout, True)]

@@ -7,6 +7,7 @@ instance; in the eight thing classes it is part of a group, which becomes a crow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dynamask.data.findings import Finding
+from dynamask.data.findings import Finding, raise_fatal
 from dynamask.data.instances import OBJECT, InstanceDataset, Transforms
 from dynamask.ops.rle import Rle, encode_rle, rle_box
 from dynamask.structures import DynaMaskError
@@ -108,12 +109,6 @@ class CityscapesDataset(InstanceDataset):
         """Size of a picture and its regions, groups included; kept after the first time."""
         if index not in self._regions:
             labels = self.instance_ids(index)
-            unknown = unknown_ids(labels)
-            if unknown:
-                raise DynaMaskError(
-                    f"labels {self.labels[index]} hold the id {unknown[0]}, which Cityscapes does not have: "
-                    "give *_gtFine_instanceIds.png as they were published"
-                )
             self._regions[index] = labels.shape, find_regions(labels, self.image_ids[index], self.class_of)
         return self._regions[index]
 
@@ -139,24 +134,11 @@ def check_labels(root: Path, split: str, progress: bool = False) -> tuple[dict[s
     findings: list[Finding] = []
     for image_id, file in enumerate(tqdm(files, unit="file", disable=not progress, dynamic_ncols=True), start=1):
         path = label_file(root, split, file)
-        where = f"labels {path.relative_to(root).as_posix()}"
-        if not path.is_file():
-            findings.append(Finding("labels_missing", where, "do not exist"))
-            continue
-        try:
-            labels = read_labels(path)
-        except DynaMaskError as error:
-            problem = str(error).removeprefix(f"labels {path}").split(":")[0].strip()
-            findings.append(Finding("labels_unreadable", where, problem))
-            continue
-        unknown = unknown_ids(labels)
-        if unknown:
-            ids = ", ".join(str(value) for value in unknown[:3])
-            findings.append(Finding("unknown_label", where, f"hold ids that Cityscapes does not have: {ids}"))
-            continue
-        coco["images"].append(_image_entry(file, image_id, labels.shape))
-        regions = find_regions(labels, image_id, {label: label for label in THINGS})
-        coco["annotations"] += [annotation for annotation, _ in regions]
+        labels = read_labels(path, f"labels {path.relative_to(root).as_posix()}", findings.append)
+        if labels is not None:
+            coco["images"].append(_image_entry(file, image_id, labels.shape))
+            regions = find_regions(labels, image_id, {label: label for label in THINGS})
+            coco["annotations"] += [annotation for annotation, _ in regions]
     return coco, findings
 
 
@@ -180,21 +162,31 @@ def label_file(root: Path, split: str, picture: Path) -> Path:
     return root / LABELS / split / picture.parent.name / name
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """A label file as (H, W) int32; DynaMaskError where it is no readable 16-bit grey PNG."""
+def read_labels(
+    path: Path, where: str | None = None, report: Callable[[Finding], None] = raise_fatal
+) -> np.ndarray | None:
+    """A label file as (H, W) int32; None after reporting that it is missing, unreadable or has an unknown id.
+
+    Args:
+        path: the file, a 16-bit grey PNG.
+        where: its name in findings (default: its path).
+        report: gets the finding; by default it is raised as :class:`DynaMaskError`.
+    """
+    where = where or f"labels {path}"
+    if not path.is_file():
+        return report(Finding("labels_missing", where, "do not exist"))
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             labels = np.asarray(picture)
     except Exception:  # decoders raise many kinds on damaged data
-        raise DynaMaskError(f"labels {path} cannot be read: unpack gtFine again") from None
+        return report(Finding("labels_unreadable", where, "cannot be read"))
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise DynaMaskError(f"labels {path} are no grey picture of whole numbers: give *{LABEL_ENDING}")
+        return report(Finding("labels_unreadable", where, f"are no grey picture of integers (*{LABEL_ENDING})"))
+    unknown = [value for value in _values(labels) if not (0 <= value <= LAST_LABEL or value // 1000 in NUMBERED)]
+    if unknown:
+        ids = ", ".join(str(value) for value in unknown[:3])
+        return report(Finding("unknown_label", where, f"hold ids that Cityscapes does not have: {ids}"))
     return labels.astype(np.int32)
-
-
-def unknown_ids(labels: np.ndarray) -> list[int]:
-    """The ids in labels (H, W) that Cityscapes does not have, ascending."""
-    return [value for value in _values(labels) if not (0 <= value <= LAST_LABEL or value // 1000 in NUMBERED)]
 
 
 def find_regions(labels: np.ndarray, image_id: int, class_of: dict[int, int]) -> list[tuple[dict[str, Any], Rle]]:

@@ -54,7 +54,7 @@ class Entry:
 
     @cached_property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of its image in pixels, None where the image is unknown or has no size."""
+        """(height, width) of its image in pixels, None where the image is unknown."""
         image_id = self.fields.get("image_id")
         return image_size(self.listing.images.get(image_id, {})) if is_int(image_id) else None
 
@@ -174,12 +174,8 @@ def _bad_box(entry: Entry) -> Iterator[str]:
 
 
 def _bad_segmentation(entry: Entry) -> Iterator[str]:
-    if any(_unknown_image(entry)):
-        return
-    if entry.fields.get("segmentation") is None:
+    if entry.size is not None and entry.fields.get("segmentation") is None:
         yield "has no segmentation"
-    elif entry.size is None:
-        yield f"has a mask, but its image {entry.fields['image_id']} has no positive integer width and height"
     elif entry.mask_problem is not None:
         yield entry.mask_problem
 
@@ -235,9 +231,11 @@ def _area_mismatch(entry: Entry) -> Iterator[str]:
 Checks = dict[str, Callable[[Entry], Iterator[str]]]
 
 REFERENCE_CHECKS: Checks = {"unknown_image": _unknown_image, "unknown_category": _unknown_category}
-FIELD_CHECKS: Checks = {"annotation_entry": _annotation_fields}
-MASK_CHECKS: Checks = {"bad_segmentation": _bad_segmentation}
-ANNOTATION_CHECKS: Checks = {**REFERENCE_CHECKS, **FIELD_CHECKS, **MASK_CHECKS}
+ANNOTATION_CHECKS: Checks = {
+    **REFERENCE_CHECKS,
+    "annotation_entry": _annotation_fields,
+    "bad_segmentation": _bad_segmentation,
+}
 """Errors of annotations."""
 AREA_CHECKS: Checks = {
     "short_polygon": _short_polygon,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +44,17 @@ class CocoAnnotations:
             (``id``, ``name``) and ``annotations`` (``id``, ``image_id``, ``category_id``, ``iscrowd``, ``bbox`` xywh in
             pixels, ``area`` in pixels², ``segmentation``); other fields are kept.
         rles: the compressed run-length mask of each annotation.
+        listing: images and categories by id.
         skipped: number of annotations left out because their box or mask has no area in the picture.
     """
 
     coco: dict[str, Any]
     rles: list[Rle]
+    listing: Listing
     skipped: int
 
 
-def read_coco(source: CocoSource) -> CocoAnnotations:
+def read_coco(source: CocoSource, need_files: bool = True) -> CocoAnnotations:
     """Read instance annotations and check everything that the rest of the library relies on.
 
     Missing ``id``, ``iscrowd``, ``bbox`` and ``area`` of annotations are filled in, and missing file names are taken
@@ -60,6 +62,7 @@ def read_coco(source: CocoSource) -> CocoAnnotations:
 
     Args:
         source: path of a JSON file, or the content of one, which is not changed.
+        need_files: refuse images without a ``file_name``.
 
     Raises:
         DynaMaskError: the file cannot be read, or the first error in it.
@@ -70,30 +73,32 @@ def read_coco(source: CocoSource) -> CocoAnnotations:
         for key in ("images", "categories"):
             if not coco[key]:
                 raise DynaMaskError(f"it lists no {key}")
-        listing = read_listing(coco, raise_fatal)
+        listing = read_listing(coco, raise_fatal, need_files)
         for entry in annotation_entries(coco, listing, raise_fatal):
             if passes(entry, ANNOTATION_CHECKS, raise_fatal) and entry.has_area:
                 annotations.append(entry.completed())
                 rles.append(entry.rle)
     skipped = len(coco["annotations"]) - len(annotations)
-    warn_of_skipped(skipped)
+    if skipped:
+        plural = "s" if skipped > 1 else ""
+        warnings.warn(f"skipped {skipped} annotation{plural} whose box or mask has no area", stacklevel=2)
     content = {**coco, "images": list(listing.images.values()), "annotations": _with_ids(annotations)}
-    return CocoAnnotations(content, rles, skipped)
+    return CocoAnnotations(content, rles, listing, skipped)
 
 
-def read_results(path: str | Path, coco: dict[str, Any]) -> list[dict[str, Any]]:
+def read_results(path: str | Path, listing: Listing) -> list[dict[str, Any]]:
     """Read and check a COCO results file of instance masks.
 
     Args:
         path: JSON file, a list of results with ``image_id``, ``category_id``, ``score`` (finite), ``segmentation``
             (polygons, or run lengths of the image's size) and, optionally, ``bbox`` (xywh in pixels).
-        coco: the content of the COCO file that the results belong to.
+        listing: images and categories that the results refer to.
 
     Returns:
         The results in the file's order, with every segmentation as compressed run lengths; other keys are kept.
 
     Raises:
-        DynaMaskError: the file cannot be read, or a result is malformed or does not belong to ``coco``.
+        DynaMaskError: the file cannot be read, or a result is malformed or refers to an unknown image or category.
     """
     content = _load_json(path, "results file", "a JSON list of COCO results")
     if not isinstance(content, list):
@@ -101,7 +106,6 @@ def read_results(path: str | Path, coco: dict[str, Any]) -> list[dict[str, Any]]
             f"results file {path} holds no list of COCO results: give a JSON list of objects with image_id, "
             "category_id, score and segmentation (an annotation file is not a results file)"
         )
-    listing = list_by_id(coco)
     try:
         results = [checked_result(fields, index, listing) for index, fields in enumerate(content)]
         for index, result in enumerate(results):
@@ -136,7 +140,8 @@ def checked_result(fields: Any, index: int, listing: Listing) -> dict[str, Any]:
 
 def load_coco(source: CocoSource) -> dict[str, Any]:
     """The content of a COCO file, checked to have the three lists; what is in them is not checked."""
-    coco = source if isinstance(source, dict) else _load_json(source, "annotation file", "a COCO JSON file")
+    is_file = isinstance(source, str | Path)
+    coco = _load_json(source, "annotation file", "a COCO JSON file") if is_file else source
     with _naming(source):
         if not isinstance(coco, dict):
             raise DynaMaskError(f"it must be an object with the lists {', '.join(LISTS)}")
@@ -165,15 +170,8 @@ def _naming(source: CocoSource) -> Iterator[None]:
     try:
         yield
     except DynaMaskError as error:
-        name = "the annotations are" if isinstance(source, dict) else f"annotation file {source} is"
+        name = f"annotation file {source} is" if isinstance(source, str | Path) else "the annotations are"
         raise DynaMaskError(f"{name} not usable COCO JSON: {error}") from None
-
-
-def warn_of_skipped(count: int) -> None:
-    """Warn of annotations that were left out, if there are any."""
-    if count:
-        plural = "s" if count > 1 else ""
-        warnings.warn(f"skipped {count} annotation{plural} whose box or mask has no area", stacklevel=3)
 
 
 def _with_ids(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -182,22 +180,32 @@ def _with_ids(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [a if "id" in a else {**a, "id": next(free)} for a in annotations]
 
 
-def read_listing(coco: dict[str, Any], report: Report) -> Listing:
+def restricted(coco: dict[str, Any], image_ids: Collection[int]) -> dict[str, Any]:
+    """A COCO dict without the annotations of other images; entries that are no annotations stay, to be reported."""
+    others = {
+        str(image["id"]) for image in coco["images"] if isinstance(image, dict) and image.get("id") not in image_ids
+    }
+    annotations = [a for a in coco["annotations"] if not isinstance(a, dict) or str(a.get("image_id")) not in others]
+    return {**coco, "annotations": annotations}
+
+
+def read_listing(coco: dict[str, Any], report: Report, need_files: bool = True) -> Listing:
     """The usable images and categories in the order of the file; what is wrong with the others is reported."""
     images: dict[int, dict[str, Any]] = {}
     owners: dict[str, str] = {}
     for image, where in _identified(coco["images"], "image", report):
         if "file_name" not in image and (name := _file_name_of(image)) is not None:
             image = {**image, "file_name": name}
-        if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        file_name = image.get("file_name")
+        if need_files and (not isinstance(file_name, str) or not file_name):
             report(Finding("image_entry", where, "has no file_name"))
         elif image_size(image) is None:
             report(Finding("image_entry", where, "needs a positive integer width and height"))
         else:
             images[image["id"]] = image
-            owner = owners.setdefault(os.path.normpath(image["file_name"]), where)
+            owner = owners.setdefault(os.path.normpath(file_name), where) if need_files else where
             if owner != where:
-                report(Finding("duplicate_file_name", where, f"has the file {image['file_name']!r} of {owner}"))
+                report(Finding("duplicate_file_name", where, f"has the file {file_name!r} of {owner}"))
     categories: dict[int, dict[str, Any]] = {}
     names: set[str] = set()
     for category, where in _identified(coco["categories"], "category", report):
@@ -213,21 +221,6 @@ def read_listing(coco: dict[str, Any], report: Report) -> Listing:
         for finding in _lvis_findings(coco, categories):
             report(finding)
     return Listing(images, categories)
-
-
-def list_by_id(coco: Any) -> Listing:
-    """The images and categories of a COCO dict that is only evaluated on, so that they need nothing but an id.
-
-    Raises:
-        DynaMaskError: it is no such dict.
-    """
-    found = []
-    for key in ("images", "categories"):
-        entries = coco.get(key) if isinstance(coco, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(e, dict) and is_int(e.get("id")) for e in entries):
-            raise DynaMaskError(f"the annotations are not in COCO format: give {key}, each with an integer id")
-        found.append({int(entry["id"]): {**entry, "id": int(entry["id"])} for entry in entries})
-    return Listing(*found)
 
 
 def annotation_entries(coco: dict[str, Any], listing: Listing, report: Report) -> Iterator[Entry]:

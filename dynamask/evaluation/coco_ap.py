@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from dynamask.data.coco_checks import FIELD_CHECKS, MASK_CHECKS, REFERENCE_CHECKS, Entry, Listing, passes
-from dynamask.data.coco_format import checked_result, list_by_id, warn_of_skipped
-from dynamask.data.findings import Finding, raise_fatal
+from dynamask.data.coco_format import CocoAnnotations, checked_result, load_coco, read_coco, restricted
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
 from dynamask.ops.rle import rle_area, rle_box
 from dynamask.structures import DynaMaskError
@@ -39,8 +37,8 @@ def evaluate_coco(
     The boundary IoU is that of Cheng et al. with a width of 0.02 of the image diagonal (rounded, at least one pixel).
 
     Args:
-        annotations: the content of a COCO file: ``images`` (with ``id``, ``height``, ``width``), ``annotations`` and
-            ``categories``. Segmentations are polygons, uncompressed or compressed RLE.
+        annotations: the content of a COCO file, as for :func:`dynamask.data.coco_format.read_coco`; images need no file
+            name.
         results: COCO results, each with ``image_id``, ``category_id``, ``score`` and ``segmentation`` (polygons or
             RLE) or ``bbox`` (xywh in pixels) or both. A missing ``bbox`` is taken from the segmentation.
         iou_types: any of "bbox", "segm" and "boundary".
@@ -58,7 +56,7 @@ def evaluate_coco(
     given = comparable(annotations, results, iou_types, image_ids)
     figures = {}
     for iou_type in iou_types:
-        images = [{key: image[key] for key in ("id", "height", "width") if key in image} for image in given.images]
+        images = [{key: image[key] for key in ("id", "height", "width")} for image in given.images]
         categories = [{"id": category, "name": str(category)} for category in given.categories]
         precision = precision_table(iou_type, given, images, categories)
         parts = slices(precision) | {key: precision[row, :, :, 0] for key, row in rows.items()}
@@ -86,7 +84,7 @@ class Comparable:
     Attributes:
         images: the evaluated images of the annotations, by ascending id.
         categories: sorted ids.
-        truths: true instances with id, image_id, category_id, iscrowd, bbox, area and, where masks are compared, RLE.
+        truths: true instances with id, image_id, category_id, iscrowd, bbox, area and RLE.
         detections: results with the areas of box and mask.
     """
 
@@ -106,16 +104,14 @@ def comparable(
     for iou_type in iou_types:
         if iou_type not in IOU_TYPES:
             raise DynaMaskError(f"unknown IoU type {iou_type!r}; choose from {', '.join(IOU_TYPES)}")
-    listing = list_by_id(annotations)
-    evaluated = _evaluated(listing, image_ids)
+    content, evaluated = _read_truth(annotations, image_ids)
     needs_masks = any(iou_type != "bbox" for iou_type in iou_types)
-    truths = _true_instances(annotations, listing, evaluated, needs_masks)
-    checked = [checked_result(result, index, listing) for index, result in enumerate(results)]
+    checked = [checked_result(result, index, content.listing) for index, result in enumerate(results)]
     detections = [_with_areas(result) for result in checked if result["image_id"] in evaluated]
     if needs_masks and any("segmentation" not in detection for detection in detections):
         raise DynaMaskError("a result has no segmentation; masks are needed for mask and boundary AP")
-    images = [listing.images[image_id] for image_id in sorted(evaluated)]
-    return Comparable(images, tuple(sorted(listing.categories)), truths, detections)
+    images = [content.listing.images[image_id] for image_id in sorted(evaluated)]
+    return Comparable(images, tuple(sorted(content.listing.categories)), _numbered(content), detections)
 
 
 def true_instances(annotations: dict[str, Any], image_ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
@@ -124,49 +120,33 @@ def true_instances(annotations: dict[str, Any], image_ids: Iterable[int] | None 
     Raises:
         DynaMaskError: as :func:`evaluate_coco`.
     """
-    listing = list_by_id(annotations)
-    return _true_instances(annotations, listing, _evaluated(listing, image_ids), True)
+    return _numbered(_read_truth(annotations, image_ids)[0])
 
 
-def _evaluated(listing: Listing, image_ids: Iterable[int] | None) -> set[int]:
-    """Ids of the images to evaluate; DynaMaskError if one is not in the annotations."""
-    chosen = set(listing.images) if image_ids is None else {int(image_id) for image_id in image_ids}
-    unknown = chosen - set(listing.images)
+def _read_truth(annotations: dict[str, Any], image_ids: Iterable[int] | None) -> tuple[CocoAnnotations, set[int]]:
+    """The annotations of the images to evaluate, and their ids; DynaMaskError if one is not in the annotations."""
+    if image_ids is None:
+        content = read_coco(annotations, need_files=False)
+        return content, set(content.listing.images)
+    evaluated = {int(image_id) for image_id in image_ids}
+    content = read_coco(restricted(load_coco(annotations), evaluated), need_files=False)
+    unknown = evaluated - set(content.listing.images)
     if unknown:
         raise DynaMaskError(f"image_id {min(unknown)} is not in the annotations; give ids of its images")
-    return chosen
+    return content, evaluated
 
 
-def _true_instances(
-    annotations: dict[str, Any], listing: Listing, evaluated: set[int], needs_masks: bool
-) -> list[dict[str, Any]]:
-    """Annotations of the evaluated images, numbered anew from 1 since COCO's matching takes id 0 for no match."""
-    entries = annotations.get("annotations")
-    if not isinstance(entries, list):
-        raise DynaMaskError("the annotations are not in COCO format: give a list of annotations (it may be empty)")
-    truths: list[dict[str, Any]] = []
-    skipped = 0
-    for index, fields in enumerate(entries):
-        where = f"annotation {fields.get('id', index) if isinstance(fields, dict) else index}"
-        if not isinstance(fields, dict):
-            raise_fatal(Finding("annotation_entry", where, "is no JSON object"))
-        entry = Entry({**fields, "iscrowd": int(bool(fields.get("iscrowd")))}, where, listing)
-        passes(entry, REFERENCE_CHECKS, raise_fatal)
-        if fields["image_id"] not in evaluated:
-            continue
-        passes(entry, FIELD_CHECKS, raise_fatal)
-        has_mask = needs_masks or "bbox" not in fields or fields.get("segmentation") is not None
-        if has_mask:
-            passes(entry, MASK_CHECKS, raise_fatal)
-        if min(entry.box[2:]) <= 0 or (has_mask and not entry.mask_area):
-            skipped += 1
-            continue
-        truth = {key: entry.fields[key] for key in ("image_id", "category_id", "iscrowd")}
-        area = entry.area if has_mask or "area" in fields else entry.box[2] * entry.box[3]
-        truth |= {"id": len(truths) + 1, "bbox": entry.box, "area": area}
-        truths.append({**truth, "segmentation": entry.rle} if has_mask else truth)
-    warn_of_skipped(skipped)
-    return truths
+def _numbered(content: CocoAnnotations) -> list[dict[str, Any]]:
+    """True instances with ids from 1: COCO's matching takes id 0 for no match."""
+    return [
+        {
+            **{key: truth[key] for key in ("image_id", "category_id", "iscrowd", "area")},
+            "id": number,
+            "bbox": [float(value) for value in truth["bbox"]],
+            "segmentation": rle,
+        }
+        for number, (truth, rle) in enumerate(zip(content.coco["annotations"], content.rles, strict=True), start=1)
+    ]
 
 
 def _with_areas(result: dict[str, Any]) -> dict[str, Any]:
