@@ -16,7 +16,7 @@
 
 # %% tags=["thumbnail"]
 import torch
-from lessons import fast, switch
+from lessons import fast, gumbel
 
 import dynamask
 from dynamask.data.shapes import ShapesDataset
@@ -25,7 +25,7 @@ predictor = dynamask.load("shapes")
 scene = ShapesDataset(20, 1).scene(10)
 prediction = predictor(scene.image, all_sizes=True)
 names = [f"#{i + 1} {prediction.class_names[k]}" for i, k in enumerate(prediction.labels.tolist())]
-switch.probabilities_figure(prediction.switch_probs, names)
+gumbel.probabilities_figure(prediction.switch_probs, names)
 
 # %% [markdown]
 # The objects themselves, with the sizes that they got:
@@ -67,7 +67,7 @@ print("the decision has one:         ", choice.requires_grad, "| its type:", cho
 # panel alone.
 
 # %%
-panel = switch.TemperaturePanel()
+panel = gumbel.TemperaturePanel()
 panel
 
 # %% [markdown]
@@ -80,10 +80,10 @@ from dynamask.models.masks.switch import straight_through_gumbel
 draws = fast(4_000, 40_000)
 four = torch.tensor([0.0, 1.0, 1.6, 0.4])
 many = four.expand(draws, 4)
-drawn = {f"τ = {t}": straight_through_gumbel(many, t, switch.gumbel_noise(draws, 7)).mean(0) for t in (0.1, 5.0)}
+drawn = {f"τ = {t}": straight_through_gumbel(many, t, gumbel.gumbel_noise(draws, 7)).mean(0) for t in (0.1, 5.0)}
 print("largest difference from p:", round(float((drawn["τ = 0.1"] - four.softmax(0)).abs().max()), 4))
 assert torch.allclose(drawn["τ = 0.1"], drawn["τ = 5.0"], atol=1e-5), "the temperature does not change the draw"
-switch.frequencies_figure(four.softmax(0), drawn)
+gumbel.frequencies_figure(four.softmax(0), drawn)
 
 # %% [markdown]
 # ## Straight through
@@ -95,7 +95,7 @@ switch.frequencies_figure(four.softmax(0), drawn)
 # hand, s ⊙ (e − Σ s·e) / τ.
 
 # %%
-tau, noise = 0.5, switch.gumbel_noise(1, 3)
+tau, noise = 0.5, gumbel.gumbel_noise(1, 3)
 errors = torch.tensor([[0.30, 0.20, 0.15, 0.12]])
 leaf = four[None].clone().requires_grad_()
 y = straight_through_gumbel(leaf, tau, noise)
@@ -114,10 +114,10 @@ assert torch.allclose(leaf.grad, by_hand, atol=1e-6) and set(y.flatten().tolist(
 
 # %%
 temperatures = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-quality = switch.gradient_quality(four, errors[0], temperatures, draws=fast(2_000, 20_000))
+quality = gumbel.gradient_quality(four, errors[0], temperatures, draws=fast(2_000, 20_000))
 for t, bias, spread in zip(quality.temperatures, quality.bias, quality.noise):
     print(f"τ = {t:3}: bias {bias:.2f}, noise of one draw {spread:.2f} of the true gradient's length")
-switch.gradient_figure(quality)
+gumbel.gradient_figure(quality)
 
 # %% [markdown]
 # So the temperature buys: cold is nearly unbiased and very noisy, hot is quiet and wrong. `LossConfig().temperature` is
@@ -131,7 +131,7 @@ switch.gradient_figure(quality)
 # once: the feature that the switch reads, and how good the mask of each size is.
 
 # %%
-cache = switch.regions(predictor, scenes=fast(16, 80), seed=41)
+cache = gumbel.regions(predictor, scenes=fast(16, 80), seed=41)
 print(f"{len(cache)} objects, features {tuple(cache.feature.shape)}, errors {tuple(cache.overlap_error.shape)}")
 print("mean 1 − mask IoU by size:", cache.overlap_error.double().mean(0).numpy().round(3).tolist())
 
@@ -144,17 +144,17 @@ print("mean 1 − mask IoU by size:", cache.overlap_error.double().mean(0).numpy
 
 # %%
 steps = fast(90, 300)
-runs = [switch.run_switch(cache, name, steps=steps) for name in switch.LOSSES_LEFT_OUT]
+runs = [gumbel.run_switch(cache, name, steps=steps) for name in gumbel.LOSSES_LEFT_OUT]
 for run in runs:
     print(f"{run.name:27} shares {run.shares[-1].round(2).tolist()}, mean cost {run.cost[-1]:.0%} of all at 112×112")
-switch.runs_figure(runs, target=switch.LOSS_CONFIG.budget_target)
+gumbel.runs_figure(runs, target=gumbel.LOSS_CONFIG.budget_target)
 
 # %% [markdown]
 # **Quality alone** collapses in a handful of steps: 112 for everybody. And it stays there. Where p of a size is nearly
 # 0 it is never drawn, and its gradient is multiplied by p: a dead option cannot come back.
 
 # %%
-dead = switch.run_switch(cache, "quality alone", steps=20)
+dead = gumbel.run_switch(cache, "quality alone", steps=20)
 print(f"mean p after {dead.steps[-1]} steps:", [f"{p:.1e}" for p in dead.mean_probs[-1]])
 assert dead.shares[-1][3] > 0.9
 
@@ -164,7 +164,7 @@ assert dead.shares[-1][3] > 0.9
 # decided by quality. Step through the training:
 
 # %%
-player = switch.StepPlayer(runs)
+player = gumbel.StepPlayer(runs)
 player
 
 # %% [markdown]
@@ -172,7 +172,7 @@ player
 # with a weight of its own. The budget slider at test time *is* a wall, an exact knapsack.
 
 # %%
-config = switch.LOSS_CONFIG
+config = gumbel.LOSS_CONFIG
 print(f"weights: budget and entropy λ2 = {config.switch_weight}, quality {config.boundary_weight}")
 
 # %% [markdown]
@@ -191,7 +191,7 @@ for run in runs:
 # loss does. Is it so here? The losses of the frozen model, each on its own grid:
 
 # %%
-switch.losses_figure(cache)
+gumbel.losses_figure(cache)
 
 # %% [markdown]
 # Edges do fall from coarse to fine. But careful: what falls is a *mean over the cells of the grid*, and on a fine grid
@@ -199,7 +199,7 @@ switch.losses_figure(cache)
 # such a blind guess's loss does the network save?
 
 # %%
-switch.baseline_table(cache, scenes=fast(4, 20), seed=41)
+gumbel.baseline_table(cache, scenes=fast(4, 20), seed=41)
 
 # %% [markdown]
 # The last line says it: of what there was to know, the finer edges are *not* better known here. And what we want in
@@ -207,7 +207,7 @@ switch.baseline_table(cache, scenes=fast(4, 20), seed=41)
 # to 112, and compare with the rank of the true gain in picture pixels (Spearman's ρ, interval over scenes):
 
 # %%
-switch.rank_table(cache, samples=fast(60, 300))
+gumbel.rank_table(cache, samples=fast(60, 300))
 
 # %% [markdown]
 # In this world, with these small weights, the premise is **not** confirmed: the edge loss ranks objects worse than the
@@ -221,12 +221,12 @@ switch.rank_table(cache, samples=fast(60, 300))
 # %%
 from dynamask.config import LossConfig
 
-paper = switch.run_switch(cache, "the paper's weights", LossConfig(), steps=steps, without=())
+paper = gumbel.run_switch(cache, "the paper's weights", LossConfig(), steps=steps, without=())
 ours = runs[-1]
 print(f"λ1 = {LossConfig().edge_weight}, λ2 = {LossConfig().switch_weight}, C_t = {LossConfig().budget_target}")
 for run in (paper, ours):
     print(f"{run.name:27} mean p {run.mean_probs[-1].round(2).tolist()}, spread of p over objects {run.spread[-1]:.3f}")
-switch.runs_figure([paper, ours])
+gumbel.runs_figure([paper, ours])
 
 # %% [markdown]
 # Its mean p is spread over the sizes, as Eq. 6 demands, but every object gets nearly the *same* p: a third kind of
@@ -243,7 +243,7 @@ switch.runs_figure([paper, ours])
 # %% tags=["solution"] jupyter={"source_hidden": true}
 import torch.nn.functional as F
 
-score = torch.log_softmax(four, dim=0) + switch.gumbel_noise(1, 5)[0]
+score = torch.log_softmax(four, dim=0) + gumbel.gumbel_noise(1, 5)[0]
 hard = F.one_hot(score.argmax(), 4)
 gaps = {t: float((torch.softmax(score / t, dim=0) - hard).abs().max()) for t in (1.0, 0.1, 0.01)}
 print(gaps, "the gradient s ⊙ (…) / τ is then either 0 or huge: noise")
@@ -265,13 +265,13 @@ assert abs(values[0] + math.log(4) / 4) < 1e-4 and abs(values[2] - values[0]) < 
 
 # %% [markdown]
 # **3.** Train the complete setting with the budget target at 0.2 and at 0.8. Does the mean cost follow? (Use
-# `dataclasses.replace(switch.LOSS_CONFIG, budget_target=…)`.)
+# `dataclasses.replace(gumbel.LOSS_CONFIG, budget_target=…)`.)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 from dataclasses import replace
 
 targets = (0.2, 0.8)
-pair = [switch.run_switch(cache, config=replace(switch.LOSS_CONFIG, budget_target=t), steps=steps) for t in targets]
+pair = [gumbel.run_switch(cache, config=replace(gumbel.LOSS_CONFIG, budget_target=t), steps=steps) for t in targets]
 for t, run in zip(targets, pair):
     print(f"target {t:.0%}: mean cost {run.cost[-1]:.0%}, shares {run.shares[-1].round(2).tolist()}")
 assert pair[0].cost[-1] < pair[1].cost[-1]

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from lessons import fast
-from lessons.training import fresh_mask_branch
+from lessons.training_runs import fresh_mask_branch
 
 from dynamask.config import recipe
 from dynamask.engine.train import freeze
@@ -63,7 +63,7 @@ print(tuple(images[0].shape), {key: tuple(targets[0][key].shape) for key in ("bo
 
 # %%
 from lessons.live import LivePanel
-from lessons.training import BackgroundTraining, iou_by_size
+from lessons.training_runs import BackgroundTraining, iou_by_size
 
 kept_back = ShapesDataset(fast(1, 4), seed=5002)
 training = BackgroundTraining(
@@ -105,8 +105,8 @@ panel.figure()
 #   compare.
 
 # %%
-from lessons.pictures import error_picture, mask_window, picture_grid
-from lessons.training import masks_by_size
+from lessons.picture_grids import error_picture, mask_window, picture_grid
+from lessons.training_runs import masks_by_size
 
 from dynamask.bundled import bundled_path
 from dynamask.models.weights import load_model
@@ -132,7 +132,7 @@ picture_grid(pictures, titles, "Grey: right. Red: missed. Blue: added.", cell=17
 # Now the whole model, from random weights, on small scenes. First a run that nobody disturbs:
 
 # %%
-from lessons.training import History, small_run
+from lessons.training_runs import History, small_run
 
 from dynamask.engine.train import train
 
@@ -210,7 +210,7 @@ losses_figure(straight, detector, f"{len(straight)} steps of the whole model", h
 # Losses are not masks, though. The honest question is what it finds:
 
 # %%
-from lessons.training import SMALL_SCENES
+from lessons.training_runs import SMALL_SCENES
 
 from dynamask.engine.evaluate import run_evaluation
 from dynamask.predict import TwoStagePredictor
@@ -223,12 +223,12 @@ print(f"{summary['detections']} detections, mask AP {summary['segm']['AP']:.3f}"
 # That is what minutes buy from scratch. The bundled weights took longer. The manifest says how long and how:
 
 # %%
-from lessons.table import Table
+from lessons.table import MarkdownTable
 
 from dynamask.bundled import list_bundled
 
 bundled = list_bundled("two-stage")
-Table(
+MarkdownTable(
     ["weights", "images seen", "times what the run above saw", "mask AP, learned sizes", "judged on pictures"],
     [
         [
@@ -269,7 +269,7 @@ print("\n\n".join(bundled["shapes"]["commands"]))
 # %%
 paper_schedule, paper_losses = recipe("dynamask_resnet50_fpn")
 fields = [f.name for f in dataclasses.fields(paper_losses)]
-Table(
+MarkdownTable(
     ["field of LossConfig", "paper's preset", "small presets"],
     [[name, str(getattr(paper_losses, name)), str(getattr(loss_config, name))] for name in fields],
 )
@@ -282,7 +282,7 @@ Table(
 weights = loss_weights(loss_config)
 by_hand = sum(weights[name] * straight.values[name][-1] for name in straight.values if name in weights)
 print(f"by hand {by_hand:.6f}, logged {straight.values['loss'][-1]:.6f}")
-Table(
+MarkdownTable(
     ["loss", "value", "weight", "product"],
     [
         [name, straight.values[name][-1], weights[name], weights[name] * straight.values[name][-1]]
@@ -308,7 +308,7 @@ schedules_figure({"paper, 1×": paper_schedule, "small presets": schedule})
 # live.
 
 # %%
-from lessons.training import size_shares
+from lessons.training_runs import size_shares
 
 from dynamask import load
 from dynamask.engine.frozen_features import build_cache
@@ -373,7 +373,7 @@ size_share_bars(by_target, "Sizes chosen by switches trained for four targets")
 # object the size that is still worth it. Let the switch of the largest target spend what the others spend:
 
 # %%
-from lessons.training import chosen_sizes, spent
+from lessons.training_runs import chosen_sizes, spent
 
 from dynamask.engine.frozen_switch import predict_logits
 from dynamask.evaluation.choices import at
@@ -386,7 +386,7 @@ for target, switch in trained.items():
     priced = at_budget(logits, predictor.costs.macs_per_instance, spent(own, macs) * macs[-1])
     figures = [(f"{spent(choice, macs):.0%}", float(at(iou, choice).mean())) for choice in (own, priced)]
     table.append([f"{target:.0%}", *figures[0], *figures[1]])
-Table(["C_t", "its own switch spends", "mean mask IoU", "one switch, priced, spends", "mean mask IoU"], table)
+MarkdownTable(["C_t", "its own switch spends", "mean mask IoU", "one switch, priced, spends", "mean mask IoU"], table)
 
 # %% [markdown]
 # Two remarks. The target limits the mean of p, the *expected* cost, while a size is given by argmax; the two need not

@@ -76,7 +76,7 @@ print(f"{name}: {sum(map(len, detections.scores))} detections of {detections.pos
 
 # %%
 from lessons.judging import precision_recall_figure
-from lessons.pictures import with_slider
+from lessons.picture_grids import with_slider
 
 thresholds = np.linspace(0.5, 0.95, 10)
 curves = {f"{t:.2f}": detections.curve(t) for t in thresholds}
@@ -107,8 +107,8 @@ assert np.isclose(by_hand[0], theirs["AP50"]) and np.isclose(np.mean(by_hand), t
 
 # %%
 from lessons.judging import rim
-from lessons.pictures import error_picture, mask_window, picture_grid
-from lessons.training import masks_by_size
+from lessons.picture_grids import error_picture, mask_window, picture_grid
+from lessons.training_runs import masks_by_size
 
 quality = {m: kept.given.quality(m) for m in ("mask_iou", "boundary_iou")}
 neediest = int((quality["boundary_iou"][:, -1] - quality["boundary_iou"][:, 0]).argmax())
@@ -140,7 +140,7 @@ iou_scatter(quality["mask_iou"], quality["boundary_iou"], sizes=(14, 112))
 
 # %%
 from lessons.judging import FIXED, PAPER_TABLE_7, baselines
-from lessons.table import Table
+from lessons.table import MarkdownTable
 
 from dynamask.evaluation.resampled_ap import ResampledAP
 
@@ -148,14 +148,15 @@ judge = ResampledAP(scenes.coco, kept.found.results, kept.found.rles, scenes.ima
 found = baselines(kept.found, macs, scenes, judge)
 measures = ("segm", "boundary", "gmacs")
 fixed = [[size, *(found[policy][m] for m in measures)] for size, policy in zip(MASK_SIZES, FIXED)]
-Table(["all at", "mask AP", "boundary AP", "GMACs"], fixed)
+MarkdownTable(["all at", "mask AP", "boundary AP", "GMACs"], fixed)
 
 # %% [markdown]
 # The paper's row, for its own model on COCO val 2017 (Tab. 7). It stands apart, because nothing about it can be
 # compared with the table above but its shape: other data, another model, and AP in per cent.
 
 # %%
-Table(["all at", "mask AP, COCO (paper, Tab. 7), %"], [[size, f"{ap:.1f}"] for size, ap in PAPER_TABLE_7.items()])
+rows = [[size, f"{ap:.1f}"] for size, ap in PAPER_TABLE_7.items()]
+MarkdownTable(["all at", "mask AP, COCO (paper, Tab. 7), %"], rows)
 
 # %% [markdown]
 # In both, finer is better. How much does each doubling buy? The differences between neighbours:
@@ -163,7 +164,7 @@ Table(["all at", "mask AP, COCO (paper, Tab. 7), %"], [[size, f"{ap:.1f}"] for s
 # %%
 gains = [found[b]["segm"] - found[a]["segm"] for a, b in zip(FIXED[:-1], FIXED[1:])]
 theirs = np.diff(list(PAPER_TABLE_7.values()))
-Table(
+MarkdownTable(
     ["step", "ours, mask AP", "paper's, AP in %"],
     [[f"{a} → {b}", f"{g:+.3f}", f"{t:+.1f}"] for a, b, g, t in zip(MASK_SIZES[:-1], MASK_SIZES[1:], gains, theirs)],
 )
@@ -184,7 +185,7 @@ rows = []
 for policy in ("size", "random", "learned", "oracle"):
     one = found[policy]
     rows.append([policy, *(f"{s:.0%}" for s in one["shares"]), f"{one['gmacs']:.4f}", one["segm"], one["boundary"]])
-Table(["policy", "14", "28", "56", "112", "GMACs", "mask AP", "boundary AP"], rows)
+MarkdownTable(["policy", "14", "28", "56", "112", "GMACs", "mask AP", "boundary AP"], rows)
 
 # %% [markdown]
 # And the paper's Tab. 8, again of COCO and apart:
@@ -194,7 +195,7 @@ rows = [
     [policy, *(f"{s:.0%}" for s in sizes), f"{cost:.2f}", f"{ap:.1f}"]
     for policy, (sizes, cost, ap) in PAPER_TABLE_8.items()
 ]
-Table(["policy (paper, Tab. 8)", "14", "28", "56", "112", "GMACs", "mask AP, COCO, %"], rows)
+MarkdownTable(["policy (paper, Tab. 8)", "14", "28", "56", "112", "GMACs", "mask AP, COCO, %"], rows)
 
 # %% [markdown]
 # Careful: `size` spends less than `learned` in our table, and in the paper's as well. A fair comparison gives the
@@ -216,7 +217,7 @@ for rival in ("size", *FIXED[1:3]):
             *(f"{ap[k] - found[rival][k]:+.3f}" for k in ("segm", "boundary")),
         ]
     )
-Table(["learned minus …", "learned spends", "it spends", "mask AP", "boundary AP"], fair)
+MarkdownTable(["learned minus …", "learned spends", "it spends", "mask AP", "boundary AP"], fair)
 
 # %% [markdown]
 # ## How sure is that?
@@ -281,7 +282,7 @@ with_slider(
 # %%
 from lessons.judging import share_rows
 
-Table(
+MarkdownTable(
     ["spent", "of the oracle's gain", "of the noise-aware oracle's", "the same in boundary IoU"],
     share_rows(result.points),
 )
@@ -307,7 +308,7 @@ rows = []
 for title, point in named.items():
     gap = with_interval(point["segm_ap_minus_full"], 3, signed=True) if point else "–"
     rows.append([title, f"{point['saved']:.0%}" if point else "no budget is", gap])
-Table(["operating point", "MACs saved", "mask AP minus full"], rows)
+MarkdownTable(["operating point", "MACs saved", "mask AP minus full"], rows)
 
 # %% [markdown]
 # The paper saves 19 % without loss and 54 % at a loss of 0.8 points of AP on COCO (Tab. 5). In this world of shapes
@@ -335,7 +336,7 @@ with_slider(by_budget, "budget, share of the full MACs: ", active=len(by_budget)
 
 # %%
 known = result.known_complexity
-Table(
+MarkdownTable(
     ["chosen size against", "Spearman", "95 % interval"],
     [
         [what, f"{known[key].mean:.2f}", f"[{known[key].low:.2f}, {known[key].high:.2f}]"]

@@ -64,7 +64,7 @@ print({key: value for key, value in coco["annotations"][0].items() if key != "se
 # Some pictures hold nothing; they are welcome. A detector that never saw an empty picture finds things everywhere.
 
 # %%
-from lessons.pictures import picture_grid
+from lessons.picture_grids import picture_grid
 
 from dynamask.data.sources import open_data
 from dynamask.viz.overlay import draw_overlay
@@ -198,14 +198,14 @@ losses_figure(
 # ## Did it help?
 
 # %%
-from lessons.table import Table
+from lessons.table import MarkdownTable
 
 weights, after = run / "last.safetensors", work / "after.json"
 answer = terminal("evaluate", "--weights", weights, "--data", mine, "--holdout", 4, "--json", after)
 was, now = (json.loads(p.read_text(encoding="utf-8")) for p in (before, after))
 rows = [[kind, was[kind]["AP"], now[kind]["AP"]] for kind in ("bbox", "segm", "boundary")]
 rows.append(["mean GMACs", *(one["mean_macs_per_instance"] / 1e9 for one in (was, now))])
-Table(["pictures kept back", "objects, as they came", "after the training"], rows)
+MarkdownTable(["pictures kept back", "objects, as they came", "after the training"], rows)
 
 # %% [markdown]
 # And is the switch worth having on your data? The fixed sizes are its competitors, and a budget keeps it as cheap as
@@ -226,7 +226,7 @@ for name, choice in choices.items():
     one = run_evaluation(predictor, judged, kept_back, EvaluationOptions(**choice))
     sizes = " / ".join(f"{share:.0%}" for share in one["size_shares"].values())
     rows.append([name, one["segm"]["AP"], one["boundary"]["AP"], f"{one['mean_macs_per_instance'] / 1e9:.4f}", sizes])
-Table(["policy", "mask AP", "boundary AP", "mean GMACs", "14 / 28 / 56 / 112"], rows)
+MarkdownTable(["policy", "mask AP", "boundary AP", "mean GMACs", "14 / 28 / 56 / 112"], rows)
 
 # %% [markdown]
 # A few minutes move detector and masks. A switch needs more to learn what your outlines need: exercise 3 trains it

@@ -16,7 +16,7 @@
 # all cells of one level, each at its cell's place (weights `shapes-solov2`). Move the slider: there are five levels.
 
 # %% tags=["thumbnail"]
-from lessons import fast, one_stage
+from lessons import cell_masks, fast
 
 import dynamask
 from dynamask.data.shapes import ShapesDataset
@@ -25,7 +25,7 @@ solo = dynamask.load("shapes-solov2")
 scenes = ShapesDataset(fast(8, 80), seed=1001)
 scene = scenes.scene(0)
 found = solo(scene.image)
-one_stage.wall_figure(found, scene.image)
+cell_masks.wall_figure(found, scene.image)
 
 # %% [markdown]
 # Neighbouring cells draw nearly the same mask. All but one of them are thrown away. Keep that in mind: SODAR begins
@@ -34,7 +34,7 @@ one_stage.wall_figure(found, scene.image)
 # %%
 for i in range(len(found)):
     view, name = found.cells.explain(i), found.class_names[int(found.labels[i])]
-    print(f"#{i + 1} {name}: score {found.scores[i]:.2f}, level {one_stage.level_name(view.level)},",
+    print(f"#{i + 1} {name}: score {found.scores[i]:.2f}, level {cell_masks.level_name(view.level)},",
           f"cell (row {view.row}, column {view.column}) of {view.grid}×{view.grid}")  # fmt: skip
 
 # %% [markdown]
@@ -52,7 +52,7 @@ for i in range(len(found)):
 
 # %%
 names = [f"#{i + 1} {scenes.class_names[k]}" for i, k in enumerate(scene.labels.tolist())]
-one_stage.grid_figure(solo.model, scene, names)
+cell_masks.grid_figure(solo.model, scene, names)
 
 # %% [markdown]
 # On a level whose range does not hold it, an object has no cell: there its pixels are background for everybody.
@@ -73,7 +73,7 @@ pair = {
 }
 owners = assign([pair], (288, 352), config.grids, config.scale_ranges, config.centre_share)
 for level, own in enumerate(owners):
-    print(f"level {one_stage.level_name(level)}: cells {own.cell.tolist()}, object {own.instance.tolist()}")
+    print(f"level {cell_masks.level_name(level)}: cells {own.cell.tolist()}, object {own.instance.tolist()}")
 assert 0 not in torch.cat([own.instance for own in owners]), "the first object has no cell at all"
 
 # %% [markdown]
@@ -81,7 +81,7 @@ assert 0 not in torch.cat([own.instance for own in owners]), "the first object h
 # rarer, never impossible. How often does it happen in this world?
 
 # %%
-lost, total = one_stage.unlearned(solo.model, ShapesDataset(fast(30, 300), seed=1001))
+lost, total = cell_masks.unlearned(solo.model, ShapesDataset(fast(30, 300), seed=1001))
 print(f"{lost} of {total} objects have no cell on any level")
 
 # %% [markdown]
@@ -95,13 +95,13 @@ print(f"{lost} of {total} objects have no cell on any level")
 from dynamask.models.solo.factory import PRESETS
 
 paper = PRESETS["solo_resnet50_fpn"]
-maps = one_stage.dense_maps(paper, 800, 1280)
+maps = cell_masks.dense_maps(paper, 800, 1280)
 print("grids", paper.grids, "→", " + ".join(str(row.maps) for row in maps), "=", sum(row.maps for row in maps), "maps")
 print(f"{sum(row.megabytes for row in maps):,.0f} MB a picture, for the maps alone")
 assert sum(row.maps for row in maps) == sum(grid**2 for grid in paper.grids) == 3872
 
 # %%
-one_stage.memory_figure(paper, [(320, 512), (480, 768), (640, 1024), (800, 1280)])
+cell_masks.memory_figure(paper, [(320, 512), (480, 768), (640, 1024), (800, 1280)])
 
 # %% [markdown]
 # Nearly all of it is levels 1 and 2. How many of all these maps does a picture need? For our scene:
@@ -122,7 +122,7 @@ print(f"{cells} cells, {len(candidates)} with a class score above {config.score_
 # That is the whole decoder. By hand:
 
 # %%
-vector, feature = one_stage.kernel_of(found, 0), one_stage.feature_of(found)
+vector, feature = cell_masks.kernel_of(found, 0), cell_masks.feature_of(found)
 by_hand = torch.einsum("c,chw->hw", vector, feature)
 own = found.cells.explain(0)
 print("vector", tuple(vector.shape), "feature", tuple(feature.shape), "→ map", tuple(by_hand.shape))
@@ -134,10 +134,10 @@ assert torch.allclose(by_hand.sigmoid(), own.mask, atol=1e-5)
 # maps. What will the *mask* of a half-and-half vector look like: both objects, one, none?
 
 # %%
-one_stage.mixing_figure(found, scene.image, 0, 1)
+cell_masks.mixing_figure(found, scene.image, 0, 1)
 
 # %%
-other = one_stage.kernel_of(found, 1)
+other = cell_masks.kernel_of(found, 1)
 mixed_vectors = torch.einsum("c,chw->hw", 0.4 * vector + 0.6 * other, feature)
 mixed_maps = 0.4 * by_hand + 0.6 * torch.einsum("c,chw->hw", other, feature)
 print(f"mix of vectors against mix of maps: largest difference {float((mixed_vectors - mixed_maps).abs().max()):.1e}")
@@ -166,8 +166,8 @@ print(f"one map {one_map / 1e6:.2f} MMACs; all {cells} cells {cells * one_map / 
 # the mask):
 
 # %%
-case = one_stage.candidates_of(found, most=12)
-one_stage.candidate_pictures(case, scene.image)
+case = cell_masks.candidates_of(found, most=12)
+cell_masks.candidate_pictures(case, scene.image)
 
 # %% [markdown]
 # Usual NMS walks down the list and deletes what overlaps a kept one: a loop. SOLOv2 multiplies scores instead, all at
@@ -197,7 +197,7 @@ assert torch.allclose(matrix_nms(ious, labels, scores), scores * torch.tensor([1
 # little? And which kernel deletes a perfect duplicate altogether?
 
 # %%
-one_stage.suppression_figure(case, config.update_threshold)
+cell_masks.suppression_figure(case, config.update_threshold)
 
 # %% [markdown]
 # ## SODAR: ask the neighbours
@@ -210,13 +210,13 @@ one_stage.suppression_figure(case, config.update_threshold)
 # Here is an object with its cell and the four neighbours (weights `shapes-sodar`, as long trained as those above):
 
 # %%
-from lessons import one_stage_judging
+from lessons import comparison
 
 from dynamask.viz.cells import cell_figure, representations_figure
 
 sodar = dynamask.load("shapes-sodar")
 seen = sodar(scene.image)
-row, shown = one_stage_judging.matched(seen, scene)[0]
+row, shown = comparison.matched(seen, scene)[0]
 view = seen.cells.explain(shown)
 cell_figure(scene.image, view)
 
@@ -235,7 +235,7 @@ representations_figure(view)
 # to draw a mask:
 
 # %%
-one_stage.wall_figure(seen, scene.image, soft=False)
+cell_masks.wall_figure(seen, scene.image, soft=False)
 
 # %% [markdown]
 # Does the network *use* the neighbours? Put the centre's representation in a neighbour's place and see what the mask
@@ -245,12 +245,12 @@ one_stage.wall_figure(seen, scene.image, soft=False)
 # %%
 from dynamask.evaluation.bootstrap import paired_bootstrap
 
-parts = one_stage_judging.neighbour_losses(sodar, [scenes.scene(i) for i in range(fast(4, 30))])
-gain = paired_bootstrap(parts[one_stage_judging.FOUR])
+parts = comparison.neighbour_losses(sodar, [scenes.scene(i) for i in range(fast(4, 30))])
+gain = paired_bootstrap(parts[comparison.FOUR])
 print(f"{len(parts['centre'])} objects; IoU that all four neighbours add to the centre alone: {gain.mean:+.3f}",
       f"(95 % interval over objects {gain.low:+.3f} to {gain.high:+.3f})")  # fmt: skip
 print("These weights gain", "by" if gain.sign > 0 else "nothing by", "looking at their neighbours.")
-one_stage_judging.losses_figure(parts)
+comparison.losses_figure(parts)
 
 # %% [markdown]
 # If it is nothing, then whatever SODAR is worth here does not come from the neighbours. The paper shows representations
@@ -265,7 +265,7 @@ one_stage_judging.losses_figure(parts)
 from dynamask.models.solo.aggregation import neighbour_positions
 
 corner = neighbour_positions(torch.tensor([[0.0, 0.0]]), "4", mask_grid=12)[0]
-for name, wanted, used in zip(one_stage.NEIGHBOUR_NAMES, corner.tolist(), corner.clamp(0, 11).tolist()):
+for name, wanted, used in zip(cell_masks.NEIGHBOUR_NAMES, corner.tolist(), corner.clamp(0, 11).tolist()):
     print(f"{name:7} wanted {wanted}, used {used}")
 
 # %% [markdown]
@@ -277,7 +277,7 @@ for name, wanted, used in zip(one_stage.NEIGHBOUR_NAMES, corner.tolist(), corner
 # %%
 from dynamask.models.solo.aggregation import split_theta
 
-aggregation, theta = sodar.model.config.aggregation, one_stage.theta_of(seen, shown)
+aggregation, theta = sodar.model.config.aggregation, cell_masks.theta_of(seen, shown)
 for i, (weight, bias) in enumerate(split_theta(theta, aggregation.widths, aggregation.kernel), start=1):
     print(f"layer {i}: weights {tuple(weight.shape[1:])} = {weight[0].numel()}, biases {bias[0].numel()}")
 by_count = (21 * 4 * 9 + 4) + (4 * 4 * 9 + 4) + (4 * 1 * 9 + 1)
@@ -288,10 +288,10 @@ assert theta.shape[1] == by_count == aggregation.parameters
 # Who decides *which* object is drawn: the representations, or θ? Give every object the θ of every other:
 
 # %%
-trio = sorted(index for _, index in one_stage_judging.matched(seen, scene))[:3]
-other_theta, other_maps = one_stage.swapped_ious(seen, trio)
+trio = sorted(index for _, index in comparison.matched(seen, scene))[:3]
+other_theta, other_maps = cell_masks.swapped_ious(seen, trio)
 print(f"IoU with the own mask: another's θ {other_theta:.2f}, another's neighbours {other_maps:.2f}")
-one_stage.swap_figure(seen, scene.image, trio)
+cell_masks.swap_figure(seen, scene.image, trio)
 
 # %% [markdown]
 # Where the pictures of a row are alike, the representations decide; where those of a column are, θ does. Both would do,
@@ -334,7 +334,7 @@ print("(row, column) of the five:", fixed[0].tolist())
 # the centre. **Predict**: how far can they go before the mask breaks?
 
 # %%
-one_stage.spread_figure(seen, scene.image, shown, scene.masks[row])
+cell_masks.spread_figure(seen, scene.image, shown, scene.masks[row])
 
 # %% [markdown]
 # ### Fewer maps than cells
@@ -353,7 +353,7 @@ rows = torch.arange(6) * 20
 print("rows 0 … 5 of 20 lie at", base_positions(rows, 20, 15, "between")[:, 0].numpy().round(2))
 print("and take the representations", base_positions(rows, 20, 15)[:, 0].int().tolist())
 less = coarser(scene.image)
-cell_figure(scene.image, less.cells.explain(one_stage_judging.matched(less, scene)[0][1]))
+cell_figure(scene.image, less.cells.explain(comparison.matched(less, scene)[0][1]))
 
 # %% [markdown]
 # ## Does it help?
@@ -372,14 +372,14 @@ for name, each in (("shapes-solov2", solo), ("shapes-sodar", sodar)):
     parts = f"{entry['images_seen']:,} scenes in {len(entry['commands'])} trainings, the last of seed {entry['seed']}"
     print(f"{name}: {parts}; {size:,} parameters")
 titles = ("SOLOv2", "SODAR")
-plain, aggregated = (one_stage_judging.judged(each, scenes) for each in (solo, sodar))
-outcome = one_stage_judging.compare(titles, plain, aggregated, samples=fast(100, 1000))
-one_stage_judging.comparison_figure(outcome)
+plain, aggregated = (comparison.judged(each, scenes) for each in (solo, sodar))
+outcome = comparison.compare(titles, plain, aggregated, samples=fast(100, 1000))
+comparison.comparison_figure(outcome)
 
 # %%
-from lessons.table import Table
+from lessons.table import MarkdownTable
 
-Table(["", *titles, "difference", "95 % interval over scenes"], outcome.rows())
+MarkdownTable(["", *titles, "difference", "95 % interval over scenes"], outcome.rows())
 
 # %%
 for measure in ("AP", "AP50", "AP90", "boundary AP"):
@@ -395,8 +395,8 @@ for measure in ("AP", "AP50", "AP90", "boundary AP"):
 # that both have found (mask IoU of .5 or more).
 
 # %%
-both = one_stage_judging.pairs(plain, aggregated, scenes)
-edge = one_stage_judging.outline_difference(both, scenes.image_ids)
+both = comparison.pairs(plain, aggregated, scenes)
+edge = comparison.outline_difference(both, scenes.image_ids)
 print(f"{len(both)} objects; boundary IoU {edge.mean:+.3f} with SODAR, 95 % interval {edge.low:+.3f} to",
       f"{edge.high:+.3f}")  # fmt: skip
 told = "better" if edge.sign > 0 else "worse" if edge.sign < 0 else "not to be told apart"
@@ -407,7 +407,7 @@ print(f"On these scenes SODAR's outlines are {told}.")
 # both.
 
 # %%
-one_stage_judging.pairs_figure(both, scenes, titles)
+comparison.pairs_figure(both, scenes, titles)
 
 # %% [markdown]
 # ## Two ways to spend computation
@@ -418,8 +418,8 @@ one_stage_judging.pairs_figure(both, scenes, titles)
 # %%
 dynamic = dynamask.load("shapes")
 models = {"SOLOv2": solo, "SODAR": sodar, "SODAR, fewer maps": coarser, "DynaMask": dynamic}
-spent = {name: one_stage_judging.spent(model, scene.image) for name, model in models.items()}
-one_stage_judging.spent_figure(spent)
+spent = {name: comparison.spent(model, scene.image) for name, model in models.items()}
+comparison.spent_figure(spent)
 
 # %% [markdown]
 # And with the paper's widths? One-stage masks cover the whole picture, so they grow with it. DynaMask's cover a box: a
@@ -433,7 +433,7 @@ from dynamask.models.masks.costs import mask_branch_costs
 configs = {"SOLOv2": PRESETS["solov2_resnet50_fpn"], "SODAR": PRESETS["sodar_v2_resnet50_fpn"]}
 branch = branch_of_preset("dynamask_resnet50_fpn")
 costs = mask_branch_costs(branch.head, branch.switch)
-one_stage_judging.growth_figure(configs, costs, sides=range(160, 1281, 160))
+comparison.growth_figure(configs, costs, sides=range(160, 1281, 160))
 
 # %% [markdown]
 # The ideas do not exclude each other. One spends on *information* (what do the cells next to me see?), the other on
@@ -486,7 +486,7 @@ assert not held[110] and 5 in held[220]
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 sampled = sample_vectors(grid.vectors, image, corner[None], "clamp")[0]
-alike = [name for name, v in zip(one_stage.NEIGHBOUR_NAMES, sampled) if torch.equal(v, sampled[2])]
+alike = [name for name, v in zip(cell_masks.NEIGHBOUR_NAMES, sampled) if torch.equal(v, sampled[2])]
 print(len(alike), "of five:", ", ".join(alike))
 assert alike == ["top", "left", "centre"]
 

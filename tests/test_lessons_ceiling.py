@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from lessons import ceiling, pictures
+from lessons import ceiling, picture_grids
 
 from dynamask.evaluation.ideal_masks import ideal_masks
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
@@ -90,7 +90,7 @@ def test_shrunk_disc_follows_its_formula():
 
 def test_error_picture_has_one_colour_for_each_case():
     truth, mask = np.array([[1, 1, 0, 0]], dtype=bool), np.array([[1, 0, 1, 0]], dtype=bool)
-    picture = pictures.error_picture(truth, mask)
+    picture = picture_grids.error_picture(truth, mask)
     assert picture.shape == (1, 4, 4) and picture[0, 3, 3] == 0 and (picture[0, :3, 3] == 255).all()
     assert len({tuple(pixel) for pixel in picture[0, :3]}) == 3
 
@@ -98,39 +98,39 @@ def test_error_picture_has_one_colour_for_each_case():
 def test_windows_hold_their_mask_and_stay_in_the_picture():
     mask = np.zeros((20, 30), dtype=bool)
     mask[2:5, 10:28] = True
-    window = pictures.mask_window(mask, padding=4)
+    window = picture_grids.mask_window(mask, padding=4)
     assert window == (slice(0, 9), slice(6, 30)) and mask[window].sum() == mask.sum()
-    assert pictures.box_window((10, 2, 28, 5), (20, 30), margin=0.5) == (slice(0, 14), slice(1, 30))
+    assert picture_grids.box_window((10, 2, 28, 5), (20, 30), margin=0.5) == (slice(0, 14), slice(1, 30))
 
 
 def test_shade_ends_at_its_limits():
-    picture = pictures.shade(np.array([[-1.0, 0.0, 0.5, 1.0, 2.0]]), 0, 1)
+    picture = picture_grids.shade(np.array([[-1.0, 0.0, 0.5, 1.0, 2.0]]), 0, 1)
     assert (picture[0, 0] == picture[0, 1]).all() and (picture[0, 3] == picture[0, 4]).all()
     assert picture[0, 1].sum() < picture[0, 2].sum() < picture[0, 3].sum()
-    assert (pictures.shade(np.zeros((2, 2))) == pictures.shade(np.zeros((2, 2)))[0, 0]).all()
+    assert (picture_grids.shade(np.zeros((2, 2))) == picture_grids.shade(np.zeros((2, 2)))[0, 0]).all()
 
 
 def test_picture_grid_places_every_picture_and_refuses_a_missing_title():
     square = np.zeros((4, 4, 3), dtype=np.uint8)
-    drawn = pictures.picture_grid([[square, square], [square, None]], [["a", "b"], ["c", ""]])
+    drawn = picture_grids.picture_grid([[square, square], [square, None]], [["a", "b"], ["c", ""]])
     assert len(drawn.data) == 3 and [note.text for note in drawn.layout.annotations] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="one title for each"):
-        pictures.picture_grid([[square, square]], [["a"]])
+        picture_grids.picture_grid([[square, square]], [["a"]])
     with pytest.raises(ValueError):
-        pictures.picture_grid([], [])
+        picture_grids.picture_grid([], [])
 
 
 def test_slider_shows_one_step_at_a_time():
     square = np.zeros((4, 4, 3), dtype=np.uint8)
-    steps = {text: pictures.picture_grid([[square, square]], [[text, text]]) for text in "abc"}
-    drawn = pictures.with_slider(steps, active=1)
+    steps = {text: picture_grids.picture_grid([[square, square]], [[text, text]]) for text in "abc"}
+    drawn = picture_grids.with_slider(steps, active=1)
     assert [trace.visible for trace in drawn.data] == [False, False, True, True, False, False]
     (slider,) = drawn.layout.sliders
     assert [step.label for step in slider.steps] == ["a", "b", "c"] and slider.active == 1
     assert slider.steps[2].args[0]["visible"] == [False, False, False, False, True, True]
     assert slider.steps[2].args[1]["annotations"][0]["text"] == "c"
     with pytest.raises(ValueError):
-        pictures.with_slider({})
+        picture_grids.with_slider({})
 
 
 def test_figures_have_a_trace_for_every_claim(outlines):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
 from lessons import judging
-from lessons.pictures import with_slider
+from lessons.picture_grids import with_slider
 
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import Instances

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_models import finding_solo, tiny_model
-from lessons import one_stage, one_stage_judging
+from lessons import cell_masks, comparison
 
 from dynamask.data.shapes import Scene, ShapesDataset, make_scene
 from dynamask.evaluation.coco_ap import evaluate_coco
@@ -56,7 +56,7 @@ def seen(sodar, scene):
 
 def test_responsible_cells_lie_around_the_centre_of_mass(plain, scene):
     model = plain.model
-    found = one_stage.responsible(model, scene)
+    found = cell_masks.responsible(model, scene)
     factor = found.scale
     for i, mask in enumerate(scene.masks):
         rows, columns = np.nonzero(mask)
@@ -82,36 +82,36 @@ def test_an_object_in_anothers_cells_is_not_learned(scene):
     small = finding_solo(scale_ranges=((1, 1024),) * 5).eval()
     worlds = [copies(scene, [0, 0]), copies(scene, [0]), copies(scene, [])]
     dataset = type("World", (), {"__len__": lambda _: 3, "scene": lambda _, i: worlds[i]})()
-    assert one_stage.unlearned(small, dataset) == (1, 3)
+    assert cell_masks.unlearned(small, dataset) == (1, 3)
 
 
 def test_the_grid_figure_has_a_step_a_level(plain, scene):
-    drawn = one_stage.grid_figure(plain.model, scene, [f"#{i}" for i in range(len(scene))])
+    drawn = cell_masks.grid_figure(plain.model, scene, [f"#{i}" for i in range(len(scene))])
     assert [step.label for step in drawn.layout.sliders[0].steps] == [f"{k} of 5" for k in range(1, 6)]
     assert len(drawn.data) == 5 * (3 + len(scene))
-    held = one_stage.responsible(plain.model, scene).levels
+    held = cell_masks.responsible(plain.model, scene).levels
     for level, own in enumerate(held):
         filled = drawn.data[level * (3 + len(scene)) + 2 :][: len(scene)]
         assert sum(trace.x.count(None) for trace in filled if trace.x != (None,)) == len(own)
 
 
 def test_dense_maps_are_the_papers():
-    solo = one_stage.dense_maps(PRESETS["solo_resnet50_fpn"], 800, 1280)
+    solo = cell_masks.dense_maps(PRESETS["solo_resnet50_fpn"], 800, 1280)
     assert sum(row.maps for row in solo) == 3872
     assert sum(row.megabytes for row in solo) == pytest.approx(4 * 196_160_000 / 1e6)
-    v2 = one_stage.dense_maps(PRESETS["solov2_resnet50_fpn"], 800, 1280)
+    v2 = cell_masks.dense_maps(PRESETS["solov2_resnet50_fpn"], 800, 1280)
     assert sum(row.megabytes for row in v2) == pytest.approx(4 * 3872 * 200 * 320 / 1e6)
-    drawn = one_stage.memory_figure(PRESETS["solo_resnet50_fpn"], [(320, 512), (800, 1280)])
+    drawn = cell_masks.memory_figure(PRESETS["solo_resnet50_fpn"], [(320, 512), (800, 1280)])
     assert "785 MB" in drawn.layout.annotations[0].text and len(drawn.layout.sliders[0].steps) == 2
 
 
 def test_every_cell_has_a_tile_on_the_wall(found, scene):
     grid = found.cells.encoded.grids[4]
-    picture = one_stage.wall(found, 4)
+    picture = cell_masks.wall(found, 4)
     side, height, width = grid.vectors.shape[-1], *picture.shape[:2]
     tiles = picture.reshape(side, height // side, side, width // side, 3)
     assert (tiles[:, -1] == 255).all() and (tiles[:, :, :, -1] == 255).all(), "a line ends every tile"
-    assert len(one_stage.wall_figure(found, scene.image).layout.sliders[0].steps) == 5
+    assert len(cell_masks.wall_figure(found, scene.image).layout.sliders[0].steps) == 5
 
 
 # --- vectors and suppression ----------------------------------------------------------------------------------------
@@ -119,41 +119,41 @@ def test_every_cell_has_a_tile_on_the_wall(found, scene):
 
 def test_a_mask_is_its_vector_times_the_feature(found):
     assert len(found) > 1
-    feature = one_stage.feature_of(found)
+    feature = cell_masks.feature_of(found)
     for index in range(len(found)):
-        by_hand = (one_stage.kernel_of(found, index)[:, None, None] * feature).sum(0)
+        by_hand = (cell_masks.kernel_of(found, index)[:, None, None] * feature).sum(0)
         assert torch.allclose(by_hand.sigmoid(), found.cells.explain(index).mask, atol=1e-5)
-        assert (one_stage.full_size(found, by_hand) == found.mask(index).numpy()).all()
+        assert (cell_masks.full_size(found, by_hand) == found.mask(index).numpy()).all()
 
 
 def test_mixing_moves_from_one_to_the_other(found, scene):
-    drawn = one_stage.mixing_figure(found, scene.image, 0, 1)
+    drawn = cell_masks.mixing_figure(found, scene.image, 0, 1)
     assert [step.label for step in drawn.layout.sliders[0].steps][::3] == ["0%", "50%", "100%"]
     assert len(drawn.data) == 2 * len(drawn.layout.sliders[0].steps)
 
 
 def test_lit_is_dark_outside():
     picture, mask = np.full((2, 2, 3), 200, dtype=np.uint8), np.array([[True, False], [False, False]])
-    assert one_stage.lit(picture, mask)[..., 0].tolist() == [[200, 48], [48, 48]]
+    assert cell_masks.lit(picture, mask)[..., 0].tolist() == [[200, 48], [48, 48]]
 
 
 def test_candidates_decay_to_the_models_scores(found, scene):
-    case = one_stage.candidates_of(found, most=1000)
+    case = cell_masks.candidates_of(found, most=1000)
     after = matrix_nms(case.ious, case.labels, case.scores).sort(descending=True).values
     assert torch.allclose(after[: len(found)], found.scores, atol=1e-5)
     assert (case.scores.diff() <= 0).all() and torch.allclose(case.ious, case.ious.T)
-    few = one_stage.candidates_of(found, most=8)
+    few = cell_masks.candidates_of(found, most=8)
     assert len(few.names) == len(few.masks) == len(few.scores) == 8 and few.ious.shape == (8, 8)
-    drawn = one_stage.suppression_figure(few, 0.05, sigmas=(1.0, 2.0))
+    drawn = cell_masks.suppression_figure(few, 0.05, sigmas=(1.0, 2.0))
     assert [step.label for step in drawn.layout.sliders[0].steps] == ["linear", "Gaussian, σ = 1", "Gaussian, σ = 2"]
     before, linear, one, two = (np.array(drawn.data[k].y) for k in (0, 1, 4, 7))
     assert (linear <= before).all() and (two <= one + 1e-9).all() and (one <= before + 1e-9).all()
-    assert len(one_stage.candidate_pictures(few, scene.image).data) == 8
+    assert len(cell_masks.candidate_pictures(few, scene.image).data) == 8
 
 
 def test_a_picture_without_candidates_has_an_empty_case(scene):
     silent = OneStagePredictor(finding_solo(score_threshold=0.999999, class_names=NAMES))
-    case = one_stage.candidates_of(silent(scene.image))
+    case = cell_masks.candidates_of(silent(scene.image))
     assert case.names == [] and len(case.masks) == 0 and case.ious.shape == (0, 0)
 
 
@@ -164,18 +164,18 @@ def test_redrawn_is_the_models_mask(seen):
     assert len(seen) > 1
     for index in range(len(seen)):
         view = seen.cells.explain(index)
-        assert torch.allclose(one_stage.representations_of(seen, index), view.representations, atol=1e-5)
-        assert torch.allclose(one_stage.redrawn(seen, index).sigmoid(), view.mask, atol=1e-5)
-        assert one_stage.theta_of(seen, index).shape == (1, 945)
+        assert torch.allclose(cell_masks.representations_of(seen, index), view.representations, atol=1e-5)
+        assert torch.allclose(cell_masks.redrawn(seen, index).sigmoid(), view.mask, atol=1e-5)
+        assert cell_masks.theta_of(seen, index).shape == (1, 945)
 
 
 def test_moved_neighbours(seen):
     steps = torch.tensor(NEIGHBOURS["4"])
-    fixed = one_stage.representations_of(seen, 0)
-    assert torch.equal(one_stage.representations_of(seen, 0, steps * 0.0), fixed)
-    together = one_stage.representations_of(seen, 0, steps * -1.0)
+    fixed = cell_masks.representations_of(seen, 0)
+    assert torch.equal(cell_masks.representations_of(seen, 0, steps * 0.0), fixed)
+    together = cell_masks.representations_of(seen, 0, steps * -1.0)
     assert all(torch.allclose(each, fixed[2], atol=1e-5) for each in together), "all five at the centre"
-    far = one_stage.representations_of(seen, 0, steps * 100.0)
+    far = cell_masks.representations_of(seen, 0, steps * 100.0)
     grid = seen.cells.encoded.grids[int(seen.cells.level[0])]
     column = int(seen.cells.cell[0]) % grid.vectors.shape[-1]
     top = torch.einsum("c,chw->hw", grid.vectors[0, :, 0, column], grid.features[0])
@@ -183,39 +183,39 @@ def test_moved_neighbours(seen):
 
 
 def test_parts_change_the_mask(seen):
-    whole = one_stage.redrawn(seen, 0)
-    maps = one_stage.representations_of(seen, 0)
-    assert not torch.allclose(one_stage.redrawn(seen, 0, maps=maps * 0), whole)
-    assert not torch.allclose(one_stage.redrawn(seen, 0, with_context=False), whole)
-    other = one_stage.theta_of(seen, 0) * 2
-    assert not torch.allclose(one_stage.redrawn(seen, 0, theta=other), whole)
+    whole = cell_masks.redrawn(seen, 0)
+    maps = cell_masks.representations_of(seen, 0)
+    assert not torch.allclose(cell_masks.redrawn(seen, 0, maps=maps * 0), whole)
+    assert not torch.allclose(cell_masks.redrawn(seen, 0, with_context=False), whole)
+    other = cell_masks.theta_of(seen, 0) * 2
+    assert not torch.allclose(cell_masks.redrawn(seen, 0, theta=other), whole)
 
 
 def test_figures_of_neighbours(seen, scene):
-    assert len(one_stage.swap_figure(seen, scene.image, [0, 1]).data) == 4
-    theta = [one_stage.theta_of(seen, k) for k in (0, 1)]
-    masks = [[one_stage.full_size(seen, one_stage.redrawn(seen, i, theta=theta[j])) for j in (0, 1)] for i in (0, 1)]
+    assert len(cell_masks.swap_figure(seen, scene.image, [0, 1]).data) == 4
+    theta = [cell_masks.theta_of(seen, k) for k in (0, 1)]
+    masks = [[cell_masks.full_size(seen, cell_masks.redrawn(seen, i, theta=theta[j])) for j in (0, 1)] for i in (0, 1)]
     other_theta = [mask_iou(masks[0][0], masks[0][1]), mask_iou(masks[1][1], masks[1][0])]
     other_maps = [mask_iou(masks[0][0], masks[1][0]), mask_iou(masks[1][1], masks[0][1])]
-    assert one_stage.swapped_ious(seen, [0, 1]) == pytest.approx((np.mean(other_theta), np.mean(other_maps)))
-    drawn = one_stage.spread_figure(seen, scene.image, 0, scene.masks[0])
+    assert cell_masks.swapped_ious(seen, [0, 1]) == pytest.approx((np.mean(other_theta), np.mean(other_maps)))
+    drawn = cell_masks.spread_figure(seen, scene.image, 0, scene.masks[0])
     assert drawn.layout.sliders[0].active == 2 and drawn.layout.sliders[0].steps[2].label == "1"
 
 
 def test_losses_of_neighbours_by_hand(sodar, scene, monkeypatch):
-    monkeypatch.setattr(one_stage_judging, "matched", lambda prediction, scene: [(0, 0)][: len(scene)])
-    lost = one_stage_judging.neighbour_losses(partial(sodar, score=0.0), [scene, make_scene(1001, 9)])
+    monkeypatch.setattr(comparison, "matched", lambda prediction, scene: [(0, 0)][: len(scene)])
+    lost = comparison.neighbour_losses(partial(sodar, score=0.0), [scene, make_scene(1001, 9)])
     assert [*lost] == ["top", "left", "right", "bottom", "all four", "centre", "context"]
     assert {len(values) for values in lost.values()} == {1}, "the other scene is empty"
     prediction, truth = sodar(scene.image, score=0.0), scene.masks[0]
-    maps = one_stage.representations_of(prediction, 0)
-    whole = mask_iou(truth, one_stage.full_size(prediction, one_stage.redrawn(prediction, 0)))
-    alike = one_stage.redrawn(prediction, 0, maps=maps[2:3].expand(5, -1, -1))
-    assert lost["all four"][0] == whole - mask_iou(truth, one_stage.full_size(prediction, alike))
+    maps = cell_masks.representations_of(prediction, 0)
+    whole = mask_iou(truth, cell_masks.full_size(prediction, cell_masks.redrawn(prediction, 0)))
+    alike = cell_masks.redrawn(prediction, 0, maps=maps[2:3].expand(5, -1, -1))
+    assert lost["all four"][0] == whole - mask_iou(truth, cell_masks.full_size(prediction, alike))
     mean = torch.stack([*maps[:2], (maps[0] + maps[1] + maps[3] + maps[4]) / 4, *maps[3:]])
-    drawn = one_stage.full_size(prediction, one_stage.redrawn(prediction, 0, maps=mean))
+    drawn = cell_masks.full_size(prediction, cell_masks.redrawn(prediction, 0, maps=mean))
     assert lost["centre"][0] == pytest.approx(whole - mask_iou(truth, drawn))
-    drawn = one_stage_judging.losses_figure({name: np.array([0.1, 0.3]) for name in lost})
+    drawn = comparison.losses_figure({name: np.array([0.1, 0.3]) for name in lost})
     assert drawn.data[0].y == pytest.approx([0.2] * 7) and drawn.layout.xaxis.ticktext[6] == "context<br>+0.200"
 
 
@@ -223,7 +223,7 @@ def test_matched_takes_the_best_of_the_class(scene):
     masks = torch.from_numpy(np.stack([scene.masks[0], scene.masks[0] & (np.arange(352) % 4 > 0), scene.masks[1]]))
     labels = torch.tensor([scene.labels[0], scene.labels[0], scene.labels[2]])
     class_ = type("Found", (), {"__len__": lambda _: 3, "mask": lambda _, i: masks[i], "labels": labels})
-    assert one_stage_judging.matched(class_(), scene) == [(0, 0)], "the third has the wrong class for its mask"
+    assert comparison.matched(class_(), scene) == [(0, 0)], "the third has the wrong class for its mask"
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def both(scenes):
-    return [one_stage_judging.judged(Drawn(scenes, move), scenes) for move in (9, 3)]
+    return [comparison.judged(Drawn(scenes, move), scenes) for move in (9, 3)]
 
 
 def test_precision_is_the_evaluators(scenes, both):
@@ -287,47 +287,47 @@ def test_a_class_that_no_draw_holds_is_left_out(both, scenes):
 
 def test_compared_and_verdict(both):
     worse, better = both
-    found = one_stage_judging.compare(("A", "B"), worse, better, samples=60)
+    found = comparison.compare(("A", "B"), worse, better, samples=60)
     assert found.difference["AP"].mean == pytest.approx(found.second["AP"] - found.first["AP"]) and found.scenes == 6
     assert found.difference["AP"].low > 0
     text = found.verdict()
     assert text.startswith("AP: on these 6 scenes B is better than A, +") and "do not trust the interval" in text
-    back = one_stage_judging.compare(("A", "B"), better, worse, samples=60)
+    back = comparison.compare(("A", "B"), better, worse, samples=60)
     assert "B is worse than A" in back.verdict()
-    same = one_stage_judging.compare(("A", "B"), worse, worse, samples=60)
+    same = comparison.compare(("A", "B"), worse, worse, samples=60)
     assert "cannot tell B from A, +0.000" in same.verdict("AP90")
     assert [row[0] for row in found.rows()] == ["AP", "AP50", "AP60", "AP70", "AP80", "AP90", "boundary AP"]
-    drawn = one_stage_judging.comparison_figure(found)
+    drawn = comparison.comparison_figure(found)
     assert drawn.data[0].y[0] == found.first["AP"] and drawn.data[2].y[0] == found.difference["AP"].mean
 
 
 def test_pairs_hold_what_both_have_found(both, scenes):
-    found = one_stage_judging.pairs(*both, scenes)
+    found = comparison.pairs(*both, scenes)
     assert found and all(pair.boundary[1] >= pair.boundary[0] for pair in found), "3 pixels are less than 9"
-    none = one_stage_judging.pairs(*both, scenes, least=0.999)
+    none = comparison.pairs(*both, scenes, least=0.999)
     assert none == []
-    edge = one_stage_judging.outline_difference(found, scenes.image_ids, samples=50)
+    edge = comparison.outline_difference(found, scenes.image_ids, samples=50)
     assert edge.mean == pytest.approx(np.mean([pair.boundary[1] - pair.boundary[0] for pair in found]))
-    drawn = one_stage_judging.pairs_figure(found, scenes, ("A", "B"), count=2)
+    drawn = comparison.pairs_figure(found, scenes, ("A", "B"), count=2)
     assert len(drawn.layout.sliders[0].steps) == min(4, len(found))
 
 
 def test_spent_adds_up(plain, sodar, scene):
     for predictor in (plain, sodar):
-        prediction, parts = predictor(scene.image), one_stage_judging.spent(predictor, scene.image)
+        prediction, parts = predictor(scene.image), comparison.spent(predictor, scene.image)
         assert parts["network"] == pytest.approx(sum(prediction.image_macs.values()) / 1e9)
         assert parts["masks"] == pytest.approx(int(prediction.macs.sum()) / 1e9) and parts["discarded"] > 0
     two_stage = TwoStagePredictor(tiny_model(num_classes=11).eval())
-    parts = one_stage_judging.spent(two_stage, scene.image)
+    parts = comparison.spent(two_stage, scene.image)
     assert parts["masks"] == pytest.approx(int(two_stage(scene.image).macs.sum()) / 1e9) and parts["network"] > 0
-    drawn = one_stage_judging.spent_figure({"a": parts})
+    drawn = comparison.spent_figure({"a": parts})
     assert [trace.name for trace in drawn.data] == ["network", "masks", "discarded"]
 
 
 def test_masks_grow_with_the_picture():
     configs = {name: PRESETS[f"{name}_resnet50_fpn"] for name in ("solov2", "sodar_v2")}
     costs = MaskBranchCosts((1, 2, 3, 4), 0, (), ())
-    drawn = one_stage_judging.growth_figure(configs, costs, (400, 800))
+    drawn = comparison.growth_figure(configs, costs, (400, 800))
     assert drawn.data[0].y == pytest.approx([256 * 100 * 160 / 1e9, 256 * 200 * 320 / 1e9])
     assert drawn.data[1].y[1] == pytest.approx((5 * 256 + 936) * 200 * 320 / 1e9)
     assert drawn.data[5].y == pytest.approx([4e-9, 4e-9])

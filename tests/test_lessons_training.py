@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers.feature_caches import synthetic_cache
 from lessons import live
-from lessons.table import Table
-from lessons.training import (
+from lessons.table import MarkdownTable
+from lessons.training_runs import (
     BackgroundTraining,
     History,
     chosen_sizes,
@@ -34,7 +34,7 @@ from dynamask.engine.train import train
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.weights import load_model
 from dynamask.structures import DynaMaskError
-from dynamask.viz.training import smoothed
+from dynamask.viz.training_curves import smoothed
 
 
 class Slope(nn.Module):
@@ -213,5 +213,5 @@ def test_the_pause_button_pauses(tmp_path):
 
 
 def test_tables_are_markdown():
-    table = Table(["a|b", "c"], [["x", 0.12345], [None, 3]])
+    table = MarkdownTable(["a|b", "c"], [["x", 0.12345], [None, 3]])
     assert repr(table) == table._repr_markdown_() == "| a\\|b | c |\n| --- | --: |\n| x | 0.123 |\n| – | 3 |"

@@ -14,7 +14,7 @@ from dynamask.engine.log import RunLog, SilentLog, Table
 from dynamask.engine.train import Periodic, train
 from dynamask.reports.runs import find_runs, read_runs, read_table
 from dynamask.structures import DynaMaskError
-from dynamask.viz.training import COLOURS, panels_of, smoothed, training_curves
+from dynamask.viz.training_curves import COLOURS, panels_of, smoothed, training_curves
 
 
 def test_a_log_of_an_older_version_gets_the_new_columns_and_keeps_its_rows(tmp_path):

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 
 def _runs(arguments: argparse.Namespace) -> None:
     from dynamask.reports.runs import read_runs
-    from dynamask.viz.training import training_curves
+    from dynamask.viz.training_curves import training_curves
 
     if not 0 <= arguments.half_life < float("inf"):
         raise DynaMaskError(f"--half-life is {arguments.half_life}; give a number of rows, or 0 for no smoothing")

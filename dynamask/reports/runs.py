@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from dynamask.structures import DynaMaskError
-from dynamask.viz.training import RunCurves
+from dynamask.viz.training_curves import RunCurves
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from dynamask.ops.rle import decode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.charts import LEGEND_ABOVE, curve_chart, figure, numbered_series
 from dynamask.viz.style import SIZE_NAMES, size_dot, size_line
-from lessons.pictures import LEGEND, box_window, error_picture, picture_grid, shade, with_slider
+from lessons.picture_grids import LEGEND, box_window, error_picture, picture_grid, shade, with_slider
 
 OUTLINES = Path(__file__).resolve().parents[1] / "data" / "coco-outlines.json"
 """Outlines of five COCO classes, without photographs (see `notebooks/data/README.md`)."""
@@ -30,7 +30,7 @@ RoundTrip = Callable[[np.ndarray, Sequence[float], Sequence[int]], list[np.ndarr
 
 
 @dataclass(frozen=True)
-class Instance:
+class TrueInstance:
     """One object and its true mask.
 
     Attributes:
@@ -48,7 +48,7 @@ class Instance:
     complexity: float = float("nan")
 
 
-def read_instances(path: str | Path = OUTLINES) -> list[Instance]:
+def read_instances(path: str | Path = OUTLINES) -> list[TrueInstance]:
     """Read all instances of a COCO annotation file that are not crowds and have an area.
 
     Raises:
@@ -59,7 +59,7 @@ def read_instances(path: str | Path = OUTLINES) -> list[Instance]:
     names = {category["id"]: category["name"] for category in coco["categories"]}
     sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
     return [
-        Instance(
+        TrueInstance(
             names[annotation["category_id"]],
             decode_rle(rle),
             clipped_box(annotation["bbox"], sizes[annotation["image_id"]]),
@@ -72,7 +72,7 @@ def read_instances(path: str | Path = OUTLINES) -> list[Instance]:
 
 def scene_instances(
     seed: int, count: int, size: tuple[int, int] = (288, 352), sides: tuple[float, float] = SIDES
-) -> list[Instance]:
+) -> list[TrueInstance]:
     """Return the objects of the first ``count`` generated scenes (see :func:`dynamask.data.shapes.make_scene`)."""
     found = []
     for index in range(count):
@@ -80,11 +80,11 @@ def scene_instances(
         for mask, box, label, complexity in zip(
             scene.masks, scene.boxes.tolist(), scene.labels.tolist(), scene.complexity.tolist(), strict=True
         ):
-            found.append(Instance(CLASS_NAMES[label], mask, tuple(box), float(mask.sum()), complexity))
+            found.append(TrueInstance(CLASS_NAMES[label], mask, tuple(box), float(mask.sum()), complexity))
     return found
 
 
-def largest(instances: Sequence[Instance], name: str, rank: int = 0) -> Instance:
+def largest(instances: Sequence[TrueInstance], name: str, rank: int = 0) -> TrueInstance:
     """Return the largest instance of a class, or the next smaller ones with ``rank`` 1, 2, ….
 
     Raises:
@@ -112,7 +112,7 @@ def stock_masks(truth: np.ndarray, box: Sequence[float], sizes: Sequence[int] = 
     return pasted
 
 
-def measure(instances: Sequence[Instance], round_trip: RoundTrip = ideal_masks) -> IdealQuality:
+def measure(instances: Sequence[TrueInstance], round_trip: RoundTrip = ideal_masks) -> IdealQuality:
     """Measure mask and boundary IoU of every instance after a round trip through each mask size.
 
     Args:
@@ -129,7 +129,7 @@ def measure(instances: Sequence[Instance], round_trip: RoundTrip = ideal_masks) 
 
 
 def ceiling_pictures(
-    instances: Sequence[Instance], title: str = "", cell: int = 210, round_trip: RoundTrip = ideal_masks
+    instances: Sequence[TrueInstance], title: str = "", cell: int = 210, round_trip: RoundTrip = ideal_masks
 ) -> go.Figure:
     """Show the true mask of each instance and its ideal mask at every size, with wrong pixels in colour."""
     pictures, titles = [], []
@@ -143,7 +143,7 @@ def ceiling_pictures(
     return picture_grid(pictures, titles, f"{title}   {LEGEND}" if title else LEGEND, cell)
 
 
-def round_trip_pictures(instance: Instance, size: int) -> go.Figure:
+def round_trip_pictures(instance: TrueInstance, size: int) -> go.Figure:
     """Show the steps of an ideal mask: the truth, its share of every cell, bilinear values, and the cut at 0.5."""
     rows, columns = box_window(instance.box, instance.mask.shape, margin=0.0)
     truth = torch.from_numpy(instance.mask)[None]
@@ -160,7 +160,7 @@ def round_trip_pictures(instance: Instance, size: int) -> go.Figure:
     return picture_grid([pictures], [texts], cell=280)
 
 
-def comb(teeth: int, side: int = 448) -> Instance:
+def comb(teeth: int, side: int = 448) -> TrueInstance:
     """Return a comb: a bar along the top with ``teeth`` teeth, as wide as the gaps between them, in a square box.
 
     Args:
@@ -171,15 +171,15 @@ def comb(teeth: int, side: int = 448) -> Instance:
     places = (np.arange(side) + 0.5) * (2 * teeth - 1) / side  # tooth, gap, tooth, …
     mask[20 : 20 + side, 20 : 20 + side] = (places.astype(int) % 2 == 0)[None, :]
     mask[20 : 20 + side // 5, 20 : 20 + side] = True
-    return Instance(f"comb of {teeth}", mask, (20.0, 20.0, 20.0 + side, 20.0 + side), float(mask.sum()))
+    return TrueInstance(f"comb of {teeth}", mask, (20.0, 20.0, 20.0 + side, 20.0 + side), float(mask.sum()))
 
 
-def disc(side: int = 448) -> Instance:
+def disc(side: int = 448) -> TrueInstance:
     """Return a disc that fills its square box of ``side`` pixels."""
     ys, xs = np.mgrid[: side + 40, : side + 40] + 0.5
     centre = 20 + side / 2
     mask = (ys - centre) ** 2 + (xs - centre) ** 2 <= (side / 2) ** 2
-    return Instance("disc", mask, (20.0, 20.0, 20.0 + side, 20.0 + side), float(mask.sum()))
+    return TrueInstance("disc", mask, (20.0, 20.0, 20.0 + side, 20.0 + side), float(mask.sum()))
 
 
 def comb_slider(teeth: int, cells: Sequence[int]) -> go.Figure:
@@ -197,12 +197,12 @@ def comb_slider(teeth: int, cells: Sequence[int]) -> go.Figure:
     return with_slider(steps, "cells across, M = ")
 
 
-def losses_by_cells(instance: Instance, cells: Sequence[int]) -> np.ndarray:
+def losses_by_cells(instance: TrueInstance, cells: Sequence[int]) -> np.ndarray:
     """Return 1 − mask IoU of the ideal mask for each number of cells across, (len(cells),) float64."""
     return np.array([1 - mask_iou(instance.mask, m) for m in ideal_masks(instance.mask, instance.box, cells)])
 
 
-def loss_curves(instances: Sequence[Instance], cells: Sequence[int]) -> go.Figure:
+def loss_curves(instances: Sequence[TrueInstance], cells: Sequence[int]) -> go.Figure:
     """Draw the lost mask IoU against the number of cells across on logarithmic axes, one line per instance."""
     losses = {instance.name: np.maximum(losses_by_cells(instance, cells), 1e-4) for instance in instances}
     series = numbered_series(list(cells), losses)

@@ -27,7 +27,7 @@ from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import charts
 from dynamask.viz.style import SIZE_NAMES, size_bar
 from lessons import milliseconds
-from lessons.table import Table
+from lessons.table import MarkdownTable
 
 PAPER_GMACS = (0.23, 0.62, 1.01, 1.40)
 """Cost of an instance at each size in GMACs: Table 7 of the paper."""
@@ -106,14 +106,14 @@ def base_costs(branch: MaskBranch) -> list[LayerCost]:
     return [layer_cost(f"base {i}", branch.region_fpn.base[j], MASK_SIZES[0]) for i, j in ((1, 0), (2, 2))]
 
 
-def cost_table(costs: Sequence[LayerCost]) -> Table:
+def cost_table(costs: Sequence[LayerCost]) -> MarkdownTable:
     """Table of layers with their sum in MMACs, 10⁶ multiply–accumulates."""
     rows = [[cost.layer, cost.side, cost.formula, f"{cost.macs / 1e6:.2f}"] for cost in costs]
     total = f"**{sum(cost.macs for cost in costs) / 1e6:.2f}**"
-    return Table(["layer", "side", "product", "MMACs"], [*rows, ["**sum**", "", "", total]])
+    return MarkdownTable(["layer", "side", "product", "MMACs"], [*rows, ["**sum**", "", "", total]])
 
 
-def check_answers(answers: dict[str, float | None], costs: Sequence[LayerCost]) -> Table:
+def check_answers(answers: dict[str, float | None], costs: Sequence[LayerCost]) -> MarkdownTable:
     """Check a reader's figures and give hints; the correct values are never shown.
 
     Args:
@@ -131,7 +131,7 @@ def check_answers(answers: dict[str, float | None], costs: Sequence[LayerCost]) 
     for layer, correct in truth.items():
         answer = answers.get(layer)
         rows.append([layer, None if answer is None else f"{answer:g}", _verdict(answer, correct)])
-    return Table(["layer", "your MMACs", ""], rows)
+    return MarkdownTable(["layer", "your MMACs", ""], rows)
 
 
 def _verdict(answer: float | None, correct: float) -> str:

@@ -16,12 +16,12 @@ from dynamask.engine.optimizer import lr_factor
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import charts
 from dynamask.viz.style import ACCENT, INK, POLICY_STYLES, SIZE_NAMES, LineStyle, series_style
-from dynamask.viz.training import smoothed
+from dynamask.viz.training_curves import smoothed
 from dynamask.viz.widgets import PageSetup, live_figure
 
 if TYPE_CHECKING:
     from dynamask.engine.frozen_switch import SwitchTraining
-    from lessons.training import BackgroundTraining, History
+    from lessons.training_runs import BackgroundTraining, History
 
 LOSSES: dict[str, tuple[str, LineStyle]] = {
     "loss": ("total, weighted", LineStyle(INK)),
@@ -41,7 +41,7 @@ REDRAW_SECONDS = 0.5
 
 
 def loss_series(history: History, names: Sequence[str], half_life: float) -> list[charts.Series]:
-    """Return losses of a run against the step, unweighted and smoothed as in :func:`dynamask.viz.training.smoothed`."""
+    """Return unweighted losses of a run against the step, smoothed with a half-life in steps (0: not smoothed)."""
     series = []
     for name in names:
         title, look = LOSSES[name]

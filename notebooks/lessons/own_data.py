@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from dynamask.structures import DynaMaskError
-from lessons.training import History
+from lessons.training_runs import History
 
 _WORKER = """
 import contextlib, io, json, sys

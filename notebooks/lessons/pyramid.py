@@ -22,7 +22,7 @@ from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import charts
 from dynamask.viz.style import SIZE_NAMES
-from lessons.pictures import (
+from lessons.picture_grids import (
     LEGEND,
     MISSED,
     box_window,

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Table:
+class MarkdownTable:
     """Table that Jupyter renders and a terminal prints as Markdown.
 
     Attributes:

@@ -13,11 +13,11 @@ from dynamask.structures import MASK_SIZES
 from dynamask.viz import charts
 from dynamask.viz.overlay import draw_overlay
 from dynamask.viz.style import FAINT, INK, SIZE_COLOURS, SIZE_NAMES, hex_to_rgb, size_dot
-from lessons.pictures import box_window, picture_grid
-from lessons.table import Table
+from lessons.picture_grids import box_window, picture_grid
+from lessons.table import MarkdownTable
 
 
-def instances(prediction: Prediction) -> Table:
+def instances(prediction: Prediction) -> MarkdownTable:
     """List every instance with its score, box, mask size, cost and switch probability."""
     rows = []
     for i, (label, score) in enumerate(zip(prediction.labels.tolist(), prediction.scores.tolist())):
@@ -27,7 +27,7 @@ def instances(prediction: Prediction) -> Table:
         name = f"#{i + 1} {prediction.class_names[label]}"
         box = f"{x1 - x0:.0f} × {y1 - y0:.0f}"
         rows.append([name, f"{score:.0%}", box, SIZE_NAMES[size], f"{gmacs:.4f}", f"{probability:.0%}"])
-    return Table(["instance", "score", "box, pixels", "mask size", "GMACs", "switch probability"], rows)
+    return MarkdownTable(["instance", "score", "box, pixels", "mask size", "GMACs", "switch probability"], rows)
 
 
 def grids(prediction: Prediction, index: int) -> go.Figure:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_models import tiny_model
-from lessons import switch, tour
+from lessons import gumbel, tour
 
 from dynamask.config import LossConfig
 from dynamask.data.shapes import CLASS_NAMES
@@ -25,7 +25,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def cache(predictor):
-    return switch.regions(predictor, scenes=4, seed=3)
+    return gumbel.regions(predictor, scenes=4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +35,39 @@ def prediction(predictor):
 
 
 def test_gradient_quality_agrees_with_autograd():
-    noise = switch.gumbel_noise(500, 5)
+    noise = gumbel.gumbel_noise(500, 5)
     logits = FOUR.expand(500, 4).clone().requires_grad_()
     (straight_through_gumbel(logits, 0.5, noise) * ERRORS).sum().backward()
     expected = FOUR.clone().requires_grad_()
     (torch.softmax(expected, 0) * ERRORS).sum().backward()
-    truth = switch.true_gradient(FOUR, ERRORS)
+    truth = gumbel.true_gradient(FOUR, ERRORS)
     torch.testing.assert_close(truth, expected.grad)
     mean = logits.grad.mean(0)
-    found = switch.gradient_quality(FOUR, ERRORS, [0.5], 500, seed=5)
+    found = gumbel.gradient_quality(FOUR, ERRORS, [0.5], 500, seed=5)
     assert found.bias[0] == pytest.approx(float((mean - truth).norm() / truth.norm()), rel=1e-3)
     spread = (logits.grad - mean).pow(2).sum(1).mean().sqrt() / truth.norm()
     assert found.noise[0] == pytest.approx(float(spread), rel=1e-3)
 
 
 def test_hot_gradients_are_biased_and_cold_ones_noisy():
-    found = switch.gradient_quality(FOUR, ERRORS, [0.1, 5.0], 4000)
+    found = gumbel.gradient_quality(FOUR, ERRORS, [0.1, 5.0], 4000)
     assert found.bias[1] > 3 * found.bias[0] and found.noise[0] > 10 * found.noise[1]
-    drawn = switch.gradient_figure(found)
+    drawn = gumbel.gradient_figure(found)
     assert list(drawn.data[0].y) == found.bias.tolist()
 
 
 def test_noise_number_zero_is_none_and_numbers_repeat():
-    assert not switch.gumbel_noise(2, 0).any()
-    assert torch.equal(switch.gumbel_noise(2, 4), switch.gumbel_noise(2, 4))
-    assert not torch.equal(switch.gumbel_noise(2, 4), switch.gumbel_noise(2, 5))
+    assert not gumbel.gumbel_noise(2, 0).any()
+    assert torch.equal(gumbel.gumbel_noise(2, 4), gumbel.gumbel_noise(2, 4))
+    assert not torch.equal(gumbel.gumbel_noise(2, 4), gumbel.gumbel_noise(2, 5))
 
 
 def test_temperature_panel_computes_eq_2():
-    panel = switch.TemperaturePanel(FOUR.tolist(), temperature=0.5, draw=3)
+    panel = gumbel.TemperaturePanel(FOUR.tolist(), temperature=0.5, draw=3)
     probs, soft, hard = panel.values()
     torch.testing.assert_close(probs, torch.softmax(FOUR, 0))
     torch.testing.assert_close(
-        soft, torch.softmax((torch.log_softmax(FOUR, 0) + switch.gumbel_noise(1, 3)[0]) / 0.5, 0)
+        soft, torch.softmax((torch.log_softmax(FOUR, 0) + gumbel.gumbel_noise(1, 3)[0]) / 0.5, 0)
     )
     assert list(panel.figure.data[1].y) == pytest.approx(soft.tolist()) and sorted(hard.tolist()) == [0, 0, 0, 1]
     panel.temperature.value = 10.0
@@ -79,46 +79,46 @@ def test_temperature_panel_computes_eq_2():
 
 
 def test_run_tells_what_the_switch_chooses(cache):
-    run = switch.run_switch(cache, "quality alone", steps=12)
+    run = gumbel.run_switch(cache, "quality alone", steps=12)
     assert run.steps[0] == 1 and run.steps[-1] == 12 and run.shares.sum(1) == pytest.approx(1.0)
     fractions = cache.macs / cache.macs[-1]
     assert run.cost == pytest.approx(run.shares @ fractions)
-    again = switch.run_switch(cache, "quality alone", steps=12)
+    again = gumbel.run_switch(cache, "quality alone", steps=12)
     assert np.array_equal(run.mean_probs, again.mean_probs)
-    other = switch.run_switch(cache, "quality + budget", steps=12)
+    other = gumbel.run_switch(cache, "quality + budget", steps=12)
     assert not np.array_equal(run.mean_probs, other.mean_probs)
-    player = switch.StepPlayer([run, other])
+    player = gumbel.StepPlayer([run, other])
     player.slider.value = int(run.steps[0])
     assert list(player.figure.data[0].y) == run.shares[0].tolist()
     assert f"{other.cost[0]:.0%}" in player.figure.layout.annotations[1].text
-    assert len(switch.runs_figure([run, other], target=0.35).data) == 2 * (4 + 4)
+    assert len(gumbel.runs_figure([run, other], target=0.35).data) == 2 * (4 + 4)
 
 
 def test_left_out_losses_are_left_out(cache):
-    config = dataclasses.replace(switch.LOSS_CONFIG, switch_weight=0.0)
-    none = switch.run_switch(cache, "none", config, steps=3, without=())
-    left = switch.run_switch(cache, "quality alone", steps=3)
+    config = dataclasses.replace(gumbel.LOSS_CONFIG, switch_weight=0.0)
+    none = gumbel.run_switch(cache, "none", config, steps=3, without=())
+    left = gumbel.run_switch(cache, "quality alone", steps=3)
     assert np.allclose(none.mean_probs, left.mean_probs)
 
 
 def test_tables_and_figures_of_the_losses(cache):
-    table = switch.rank_table(cache, samples=20)
+    table = gumbel.rank_table(cache, samples=20)
     assert len(table.rows) == 4 and all("[" in cell for row in table.rows for cell in row[1:])
-    baseline = switch.baseline_table(cache, scenes=3, seed=3)
+    baseline = gumbel.baseline_table(cache, scenes=3, seed=3)
     ones = [float(cell.rstrip("%")) / 100 for cell in baseline.rows[3][1:]]
     assert ones == sorted(ones, reverse=True), "edges are rarer the finer the grid"
     blind = -ones[0] * np.log(ones[0]) - (1 - ones[0]) * np.log(1 - ones[0])
     assert float(baseline.rows[4][1]) == pytest.approx(blind, abs=0.01)
-    drawn = switch.losses_figure(cache)
+    drawn = gumbel.losses_figure(cache)
     assert list(drawn.data[0].y) == pytest.approx(cache.mask_loss.double().mean(0).tolist())
 
 
 def test_probabilities_and_frequencies_figures():
     probs = torch.softmax(torch.stack([FOUR, -FOUR]), 1)
-    drawn = switch.probabilities_figure(probs, ["a", "b"])
+    drawn = gumbel.probabilities_figure(probs, ["a", "b"])
     assert list(drawn.data[0].y) == ["a → 56", "b → 14"]
     assert [bar.x[1] for bar in drawn.data] == pytest.approx(probs[1].tolist())
-    bars = switch.frequencies_figure(probs[0], {"τ = 1": probs[1]})
+    bars = gumbel.frequencies_figure(probs[0], {"τ = 1": probs[1]})
     assert list(bars.data[2].y) == pytest.approx([float(probs[0][2]), float(probs[1][2])])
 
 
@@ -149,5 +149,5 @@ def test_tour_overlaps_are_ious(prediction):
 
 
 def test_lesson_losses_are_the_papers_terms_with_the_common_grid():
-    assert switch.LOSS_CONFIG.switch_selection == LossConfig().switch_selection == "drawn"
-    assert switch.LOSS_CONFIG.entropy_on == "probs" and switch.LOSS_CONFIG.switch_signal == "boundary"
+    assert gumbel.LOSS_CONFIG.switch_selection == LossConfig().switch_selection == "drawn"
+    assert gumbel.LOSS_CONFIG.entropy_on == "probs" and gumbel.LOSS_CONFIG.switch_signal == "boundary"

@@ -26,7 +26,7 @@ from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import charts, style
 from dynamask.viz.widgets import PageSetup, live_figure
-from lessons.table import Table
+from lessons.table import MarkdownTable
 
 NAMES = list(style.SIZE_NAMES.values())
 LOSS_CONFIG = LossConfig(
@@ -200,7 +200,7 @@ def losses_figure(cache: FeatureCache) -> go.Figure:
     return drawn.update_layout(title=title, showlegend=False, margin={"t": 76}).update_yaxes(rangemode="tozero")
 
 
-def rank_table(cache: FeatureCache, samples: int = 200) -> Table:
+def rank_table(cache: FeatureCache, samples: int = 200) -> MarkdownTable:
     """Correlate the fall of each signal from 14 to 112 with the gain in IoU: Spearman's ρ with 95 % intervals."""
     boot = PictureBootstrap(cache.image_id.unique().tolist(), samples=samples)
     rows = boot.rows(cache.image_id.numpy())
@@ -216,10 +216,11 @@ def rank_table(cache: FeatureCache, samples: int = 200) -> Table:
         signal = (getattr(cache, column)[:, 0] - getattr(cache, column)[:, -1]).double().numpy()
         found = [boot.spearman(signal, gain.double().numpy(), rows) for gain in gains.values()]
         table.append([name, *(f"{f.mean:+.2f} [{f.low:+.2f}, {f.high:+.2f}]" for f in found)])
-    return Table(["fall from 14 to 112 of", "ρ with the gain in boundary IoU", "ρ with the gain in mask IoU"], table)
+    header = ["fall from 14 to 112 of", "ρ with the gain in boundary IoU", "ρ with the gain in mask IoU"]
+    return MarkdownTable(header, table)
 
 
-def baseline_table(cache: FeatureCache, scenes: int, seed: int) -> Table:
+def baseline_table(cache: FeatureCache, scenes: int, seed: int) -> MarkdownTable:
     """Compare each predictor's loss with that of a constant guess, at every size.
 
     The constant guess is the share b of ones; its cross-entropy is −b log b − (1 − b) log(1 − b).
@@ -244,7 +245,7 @@ def baseline_table(cache: FeatureCache, scenes: int, seed: int) -> Table:
         rows.append([f"{kind}: share of ones", *(f"{value:.0%}" for value in ones)])
         rows.append([f"{kind}: loss of a constant guess", *(f"{value:.3f}" for value in blind)])
         rows.append([f"{kind}: share of it that the network saves", *(f"{1 - a / b:.0%}" for a, b in zip(loss, blind))])
-    return Table(["", *NAMES], rows)
+    return MarkdownTable(["", *NAMES], rows)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from dynamask.ops.rle import decode_rle
 from dynamask.predict import Prediction, Predictor
 from dynamask.structures import MASK_SIZES, Interval
 from dynamask.viz import charts, style
+from lessons.cell_masks import NEIGHBOUR_NAMES, full_size, redrawn, representations_of
 from lessons.counting import flops
-from lessons.one_stage import NEIGHBOUR_NAMES, full_size, redrawn, representations_of
-from lessons.pictures import LEGEND, error_picture, mask_window, picture_grid, with_slider
+from lessons.picture_grids import LEGEND, error_picture, mask_window, picture_grid, with_slider
 
 FIVE = (0, 2, 4, 6, 8)
 """Positions of the IoU thresholds .5, .6, .7, .8, .9 among COCO's ten."""

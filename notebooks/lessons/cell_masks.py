@@ -21,7 +21,7 @@ from dynamask.models.solo.targets import Assignment, assign, centres_of_mass
 from dynamask.predict import Prediction
 from dynamask.viz import charts, style
 from dynamask.viz.cells import grid_lines
-from lessons.pictures import LEGEND, error_picture, fit_axes, image_trace, picture_grid, shade, with_slider
+from lessons.picture_grids import LEGEND, error_picture, fit_axes, image_trace, picture_grid, shade, with_slider
 
 NEIGHBOUR_NAMES = ("top", "left", "centre", "right", "bottom")
 """The five representations in the order in which they enter (``NEIGHBOURS["4"]``)."""
