@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dynamask.structures import DynaMaskError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` once all of it is on the disk.
+    """Open a new file that replaces ``path`` once it is completely on the disk.
 
-    Whatever goes wrong, a file that was there before stays as it was and no partial file is left behind.
+    If an error occurs, an existing file stays unchanged and no partial file is left behind.
 
     Raises:
-        DynaMaskError: the system refuses to write (a full disk, no permission).
+        DynaMaskError: the file cannot be written (full disk, no permission).
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a renamed file's new name to the disk, where the system can."""
+    """Flush the new name of a renamed file to the disk, where the system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -52,7 +52,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def system_reason(error: BaseException | None) -> str | None:
-    """The system's words for the OSError that an error is or arose from; torch.save hides it behind its own."""
+    """Message of the OSError that an error is or was caused by (``torch.save`` wraps it); None if there is none."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
@@ -61,6 +61,6 @@ def system_reason(error: BaseException | None) -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as :func:`replacing` does, line ends as they are; :class:`DynaMaskError` where it cannot be."""
+    """Write UTF-8 text atomically, without translating line ends; raises as :func:`replacing`."""
     with replacing(path) as stream:
         stream.write(text.encode("utf-8"))

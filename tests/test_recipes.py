@@ -148,7 +148,7 @@ def test_the_list_and_one_recipe(capsys):
     assert cli.main(["recipes", "coco-r50-1x"]) == 0
     out = capsys.readouterr().out
     assert "37.6" in out and "torchrun --nproc-per-node 8 -m dynamask train --recipe coco-r50-1x" in out
-    assert "estimate: 0.261 s a step" in out
+    assert "estimate: 0.261 s per step" in out
     assert cli.main(["recipes", "--json", "-"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(RECIPES) and rows[0]["iterations"] == 96_109
