@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faster_coco_eval.core import mask as coco_mask
+from helpers.coco_files import uncompressed
 
 from dynamask import cli
 from dynamask.cli.analyze import csv_rows, markdown_table
 from dynamask.data.coco_format import read_coco
 from dynamask.evaluation.ideal_masks import IdealQuality, by_loss, ideal_masks, ideal_quality, needed_size, summarise
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.ops.rle import encode_rle, rle_box
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.required_size import headline, required_size_by_class, required_size_page
 
@@ -74,14 +75,14 @@ def annotated(masks, boxes=None, class_ids=None, areas=None, crowd=None):
     """A checked COCO dict with a picture for each mask, and their run lengths."""
     images, annotations, rles = [], [], []
     for i, mask in enumerate(masks):
-        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        rle = encode_rle(mask)
         images.append({"id": i, "file_name": f"{i}.png", "height": mask.shape[0], "width": mask.shape[1]})
         annotations.append(
             {
                 "id": i,
                 "image_id": i,
                 "category_id": 1 if class_ids is None else class_ids[i],
-                "bbox": coco_mask.toBbox(rle).tolist() if boxes is None else boxes[i],
+                "bbox": rle_box(rle) if boxes is None else boxes[i],
                 "area": float(mask.sum()) if areas is None else areas[i],
                 "iscrowd": 0 if crowd is None else crowd[i],
             }
@@ -186,14 +187,7 @@ def file(tmp_path):
     """One square three times (polygon, run lengths, compressed), one without area, one crowd; no annotation ids."""
     square = np.zeros((40, 50), dtype=np.uint8)
     square[10:30, 5:35] = 1
-    counts = [int(n) for n in coco_mask_runs(square)]
-    packed = coco_mask.encode(np.asfortranarray(square))["counts"]
-    segmentations = [
-        [[5, 10, 35, 10, 35, 30, 5, 30]],
-        {"size": [40, 50], "counts": counts},
-        {"size": [40, 50], "counts": packed.decode() if isinstance(packed, bytes) else packed},
-        [[1, 1, 2, 2]],
-    ]
+    segmentations = [[[5, 10, 35, 10, 35, 30, 5, 30]], uncompressed(square), encode_rle(square), [[1, 1, 2, 2]]]
     annotations = [{"image_id": 1, "category_id": 4, "segmentation": s} for s in segmentations]
     annotations.append({"image_id": 1, "category_id": 4, "segmentation": segmentations[1], "iscrowd": 1})
     path = tmp_path / "annotations.json"
@@ -204,13 +198,6 @@ def file(tmp_path):
     }
     path.write_text(json.dumps(coco))
     return path
-
-
-def coco_mask_runs(mask):
-    """Uncompressed run lengths of a mask, columns first, beginning with the background."""
-    flat = np.concatenate([[0], mask.T.reshape(-1), [mask.T.reshape(-1)[-1] ^ 1]])
-    ends = np.flatnonzero(np.diff(flat))
-    return np.diff(np.concatenate([[0], ends]))
 
 
 def test_the_command_reads_every_kind_of_mask(file, tmp_path, capsys):

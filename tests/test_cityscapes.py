@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from helpers.cityscapes_world import add_picture, labels, make_cityscapes
+from helpers.coco_files import rectangle
 from PIL import Image
 
 from dynamask.data.cityscapes import THINGS, CityscapesDataset
 from dynamask.data.coco import CocoDataset
 from dynamask.evaluation.cityscapes import OVERLAPS, area_under_curve, evaluate_cityscapes
 from dynamask.evaluation.coco_ap import evaluate_coco
+from dynamask.ops.rle import decode_rle
 from dynamask.structures import DynaMaskError
 
 CAR, PERSON = 26, 24
@@ -87,11 +88,9 @@ def test_what_is_wrong_is_one_sentence(root):
         CityscapesDataset(root, "val")
 
 
-def result(category: int, score: float, x: int, y: int, width: int, height: int, size=(60, 80)) -> dict:
-    mask = np.zeros(size, dtype=np.uint8)
-    mask[y : y + height, x : x + width] = 1
-    return {"image_id": 1, "category_id": category, "score": score, "segmentation": coco_mask.encode(
-        np.asfortranarray(mask))}  # fmt: skip
+def result(category: int, score: float, *place: int) -> dict:
+    """A rectangle (x, y, width, height) in a picture of 60 x 80 pixels."""
+    return {"image_id": 1, "category_id": category, "score": score, **rectangle((60, 80), *place)}
 
 
 def judged(values: np.ndarray, results: list[dict]) -> dict:
@@ -173,8 +172,7 @@ def reference(pictures: list[tuple[np.ndarray, list[dict]]], label: int, overlap
     """AP of one class at one overlap, picture by picture and mask by mask, from the benchmark's words."""
     points, instances, any_prediction = [], 0, False
     for values, results in pictures:
-        masks = [(r["score"], coco_mask.decode(r["segmentation"]).astype(bool)) for r in results
-                 if r["category_id"] == label]  # fmt: skip
+        masks = [(r["score"], decode_rle(r["segmentation"])) for r in results if r["category_id"] == label]
         any_prediction |= bool(masks)
         things = [values == v for v in np.unique(values) if v == label or v // 1000 == label]
         single = [m.sum() >= 100 and values[m][0] >= 1000 for m in things]
@@ -233,8 +231,11 @@ def test_equals_the_rules_on_random_scenes(seed):
 
 def test_coco_keys_stand_beside_it(root):
     dataset = CityscapesDataset(root, "val")
-    results = [{**{k: a[k] for k in ("image_id", "category_id", "bbox", "segmentation")}, "score": 0.9}
-               for a in dataset.coco["annotations"] if not a["iscrowd"]]  # fmt: skip
+    results = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox", "segmentation")}, "score": 0.9}
+        for a in dataset.coco["annotations"]
+        if not a["iscrowd"]
+    ]
     assert evaluate_coco(dataset.coco, results)["segm"]["AP"] == pytest.approx(1.0)
     own = evaluate_cityscapes(lambda i: dataset.instance_ids(i - 1), [1, 2], results, THINGS)
     assert own["AP"] == 1.0 and own["classes"]["truck"]["AP"] is None

@@ -30,9 +30,14 @@ def scene(seed: int, objects: int, size: tuple[int, int] = (60, 80), first: int 
     image[0] = owner.to(torch.uint8)
     labels = [n for n in range(first, first + objects) if (owner == n).any()]
     masks = torch.stack([owner == n for n in labels]).to(torch.uint8) if labels else torch.zeros(0, *size).byte()
-    target = {"boxes": tight(masks), "labels": torch.tensor(labels, dtype=torch.int64), "masks": masks,
-              "image_id": seed, "area": masks.flatten(1).sum(1).float(),
-              "iscrowd": torch.zeros(len(labels), dtype=torch.int64)}  # fmt: skip
+    target = {
+        "boxes": tight(masks),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": masks,
+        "image_id": seed,
+        "area": masks.flatten(1).sum(1).float(),
+        "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
+    }
     return image, target
 
 
@@ -86,8 +91,10 @@ def test_pasted_scenes_are_consistent(seed):
     sides = [(int(rng.integers(40, 80)), int(rng.integers(40, 80))) for _ in range(2)]
     image, target = scene(2 * seed, int(rng.integers(0, 5)), sides[0])
     source, objects = scene(2 * seed + 1, int(rng.integers(0, 5)), sides[1], first=100)
-    given = [(image.clone(), {k: v.clone() if isinstance(v, Tensor) else v for k, v in target.items()})
-             for image, target in ((image, target), (source, objects))]  # fmt: skip
+    given = [
+        (image.clone(), {k: v.clone() if isinstance(v, Tensor) else v for k, v in target.items()})
+        for image, target in ((image, target), (source, objects))
+    ]
     seen, found = paste(image, target, source, objects, rng.random(2).tolist(), min_visible=0.2)
     consistent(seen, found)
     assert found["image_id"] == target["image_id"] and seen.shape == image.shape
@@ -108,12 +115,24 @@ def test_hidden_objects_go_and_half_hidden_ones_shrink():
     image, _ = scene(0, 0, (20, 20))
     masks = torch.zeros(3, 20, 20, dtype=torch.uint8)
     masks[0, 2:6, 2:6], masks[1, 2:12, 8:18], masks[2, 14:18, 2:18] = 1, 1, 1
-    target = {"boxes": tight(masks), "labels": torch.tensor([1, 2, 3]), "masks": masks, "image_id": 9,
-              "area": torch.tensor([16.0, 100.0, 64.0]), "iscrowd": torch.zeros(3, dtype=torch.int64)}  # fmt: skip
+    target = {
+        "boxes": tight(masks),
+        "labels": torch.tensor([1, 2, 3]),
+        "masks": masks,
+        "image_id": 9,
+        "area": torch.tensor([16.0, 100.0, 64.0]),
+        "iscrowd": torch.zeros(3, dtype=torch.int64),
+    }
     over = torch.zeros(1, 20, 20, dtype=torch.uint8)
     over[0, 0:7, 0:18] = 1
-    objects = {"boxes": tight(over), "labels": torch.tensor([7]), "masks": over, "image_id": 1,
-               "area": torch.tensor([126.0]), "iscrowd": torch.zeros(1, dtype=torch.int64)}  # fmt: skip
+    objects = {
+        "boxes": tight(over),
+        "labels": torch.tensor([7]),
+        "masks": over,
+        "image_id": 1,
+        "area": torch.tensor([126.0]),
+        "iscrowd": torch.zeros(1, dtype=torch.int64),
+    }
     source = torch.full((3, 20, 20), 50, dtype=torch.uint8)
     seen, found = paste(image, target, source, objects)
     assert found["labels"].tolist() == [2, 3, 7] and found["image_id"] == 9
@@ -307,8 +326,9 @@ def test_scale_jitter_is_v2s_up_to_the_cut():
     expected = v2.ScaleJitter((120, 120), (0.5, 0.5), antialias=True)(image)
     assert expected.shape == (3, 45, 60) and torch.equal(moved[:, :45, :60], expected)
     assert (moved[:, 45:] == GREY).all() and (moved[:, :, 60:] == GREY).all() and found["masks"][:, 45:].sum() == 0
-    same_size, kept = TrainingTransforms(flip=0.0, photometric=False, jitter_size=60)(image[:, :, :60], {
-        **target, "masks": target["masks"][:, :, :60]})  # fmt: skip
+    same_size, kept = TrainingTransforms(flip=0.0, photometric=False, jitter_size=60)(
+        image[:, :, :60], {**target, "masks": target["masks"][:, :, :60]}
+    )
     assert torch.equal(same_size, image[:, :, :60]) and kept["masks"].shape[1:] == (60, 60)
 
 
@@ -322,9 +342,15 @@ def test_scale_jitter_takes_empty_and_tiny_pictures():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"copy_paste": 1.5}, {"crop": -0.1}, {"scale_jitter": (2.0, 0.5)}, {"scale_jitter": (0.0, 1.0)},
-     {"scale_jitter": (1.0,)}, {"jitter_size": -1}],
-)  # fmt: skip
+    [
+        {"copy_paste": 1.5},
+        {"crop": -0.1},
+        {"scale_jitter": (2.0, 0.5)},
+        {"scale_jitter": (0.0, 1.0)},
+        {"scale_jitter": (1.0,)},
+        {"jitter_size": -1},
+    ],
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(DynaMaskError, match=f"{next(iter(wrong))} is .*; give"):
         TrainConfig(**wrong)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from helpers.cityscapes_world import make_cityscapes
+from helpers.coco_files import coco_file
 from helpers.small_models import TINY, tiny_model
-from test_layouts import coco_file
 
 from dynamask import cli
 from dynamask.models.weights import save_model
@@ -31,8 +31,29 @@ def city(tmp_path):
 
 
 def test_cityscapes_is_trained_on_resumed_and_judged_by_its_own_ap(city, tmp_path, capsys):
-    words = ["train", "--data", city, "--model", MODEL, *SMALL, "--iterations", 3, "--batch-size", 2, "--copy-paste", 1,
-             "--scale-jitter", 0.5, 2, "--crop", 0.5, "--val-data", city, "--warmup", 0]  # fmt: skip
+    words = [
+        "train",
+        "--data",
+        city,
+        "--model",
+        MODEL,
+        *SMALL,
+        "--iterations",
+        3,
+        "--batch-size",
+        2,
+        "--copy-paste",
+        1,
+        "--scale-jitter",
+        0.5,
+        2,
+        "--crop",
+        0.5,
+        "--val-data",
+        city,
+        "--warmup",
+        0,
+    ]
     code, _, err = run(capsys, *words, "--out", tmp_path / "whole")
     assert code == 0, err
     summary = json.loads((tmp_path / "whole/evaluation.json").read_text())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.cityscapes_world import add_picture, labels, make_cityscapes
+from helpers.coco_files import coco_file
 from PIL import Image
 
 from dynamask.cli import build_parser, main
@@ -17,23 +18,6 @@ from dynamask.data.sources import find_source, open_data
 from dynamask.structures import DynaMaskError
 
 AGNOSTIC = ("__background__", "object")
-
-
-def coco_file(path, names, lvis: bool = False) -> None:
-    """Write pictures beside a COCO or LVIS file of squares, one class."""
-    images, folder = [], path.parent
-    for image_id, name in enumerate(names, start=1):
-        more = {"neg_category_ids": [], "not_exhaustive_category_ids": []} if lvis else {}
-        place = {"coco_url": f"http://x.org/{name}"} if lvis else {"file_name": name.split("/")[-1]}
-        images.append({"id": image_id, "width": 20, "height": 16, **place, **more})
-        folder = path.parent if lvis else path.parent.parent
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 16)).save(folder / name)
-    square = {"category_id": 5, "bbox": [2, 2, 8, 8], "area": 64, "segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]]}
-    annotations = [{"id": i, "image_id": i, **square} for i in range(1, len(names) + 1)]
-    category = {"id": 5, "name": "cat", **({"frequency": "c"} if lvis else {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [category]}))
 
 
 @pytest.fixture

@@ -24,8 +24,14 @@ def sample(index: int, size: tuple[int, int] = (20, 30), objects: int = 2) -> tu
         masks[at, y0 : y0 + 9, x0 : x0 + 10] = 1
         boxes[at] = torch.tensor([x0, y0, x0 + 10, y0 + 9])
         image[:, masks[at].bool()] = 40 * (at + 1)
-    target = {"boxes": boxes, "labels": torch.arange(1, objects + 1), "masks": masks, "image_id": index,
-              "area": masks.flatten(1).sum(1).float(), "iscrowd": torch.zeros(objects, dtype=torch.int64)}  # fmt: skip
+    target = {
+        "boxes": boxes,
+        "labels": torch.arange(1, objects + 1),
+        "masks": masks,
+        "image_id": index,
+        "area": masks.flatten(1).sum(1).float(),
+        "iscrowd": torch.zeros(objects, dtype=torch.int64),
+    }
     return image, target
 
 

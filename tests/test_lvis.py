@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from faster_coco_eval.core import mask as coco_mask
+from helpers.coco_files import rectangle
 from PIL import Image
 
 from dynamask.data.check import check_data
@@ -16,15 +16,8 @@ from dynamask.evaluation.lvis import evaluate_lvis
 from dynamask.structures import DynaMaskError
 
 SIDE = 140
+SIZE = (SIDE, SIDE)
 AREAS = {"all": (0, 1e10), "S": (0, 32**2), "M": (32**2, 96**2), "L": (96**2, 1e10)}
-
-
-def rectangle(x: int, y: int, width: int, height: int) -> dict:
-    mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
-    mask[y : y + height, x : x + width] = 1
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    counts = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
-    return {"segmentation": {"size": [SIDE, SIDE], "counts": counts}, "bbox": [x, y, width, height]}
 
 
 def random_place(rng) -> tuple[int, int, int, int]:
@@ -48,22 +41,34 @@ def random_set(seed: int, categories: int = 6, images: int = 5) -> tuple[dict, l
         negative = [c for c in others if rng.random() < 0.5]
         open_ended = [c for c in positive if rng.random() < 0.4]
         coco["images"].append(
-            {"id": image_id, "file_name": f"{image_id}.png", "width": SIDE, "height": SIDE,
-             "neg_category_ids": negative, "not_exhaustive_category_ids": open_ended}
-        )  # fmt: skip
+            {
+                "id": image_id,
+                "file_name": f"{image_id}.png",
+                "width": SIDE,
+                "height": SIDE,
+                "neg_category_ids": negative,
+                "not_exhaustive_category_ids": open_ended,
+            }
+        )
         for category in positive:
             for _ in range(int(rng.integers(1, 4))):
                 place = random_place(rng)
-                shape = rectangle(*place)
+                shape = rectangle(SIZE, *place)
                 coco["annotations"].append(
-                    {"id": len(coco["annotations"]) + 1, "image_id": image_id, "category_id": int(category),
-                     "iscrowd": 0, "area": place[2] * place[3], **shape}
-                )  # fmt: skip
+                    {
+                        "id": len(coco["annotations"]) + 1,
+                        "image_id": image_id,
+                        "category_id": int(category),
+                        "iscrowd": 0,
+                        "area": place[2] * place[3],
+                        **shape,
+                    }
+                )
                 if rng.random() < 0.8:
                     moved = (*(max(0, v + int(rng.integers(-2, 3))) for v in place[:2]), place[2] - 1, place[3] - 1)
-                    results.append({"image_id": image_id, "category_id": int(category), **rectangle(*moved)})
+                    results.append({"image_id": image_id, "category_id": int(category), **rectangle(SIZE, *moved)})
         for category in rng.choice(ids, 6).tolist():
-            results.append({"image_id": image_id, "category_id": int(category), **rectangle(*random_place(rng))})
+            results.append({"image_id": image_id, "category_id": int(category), **rectangle(SIZE, *random_place(rng))})
     scores = rng.permutation(len(results)) / (len(results) + 1)
     return coco, [{**result, "score": float(score)} for result, score in zip(results, scores)]
 
@@ -113,17 +118,23 @@ def naive(coco: dict, results: list[dict]) -> dict[str, float | None]:
         kept += sorted(own, key=lambda r: -r["score"])[:300]
 
     def mean(thresholds, area="all", letters="rcf"):
-        values = [naive_category(coco, kept, c["id"], t, AREAS[area]) for t in thresholds
-                  for c in coco["categories"] if c["frequency"] in letters]  # fmt: skip
+        values = [
+            naive_category(coco, kept, c["id"], t, AREAS[area])
+            for t in thresholds
+            for c in coco["categories"]
+            if c["frequency"] in letters
+        ]
         values = [value for value in values if value is not None]
         return float(np.mean(values)) if values else None
 
     every = np.linspace(0.5, 0.95, 10)
     return {
-        "AP": mean(every), "AP50": mean([0.5]), "AP75": mean([0.75]),
+        "AP": mean(every),
+        "AP50": mean([0.5]),
+        "AP75": mean([0.75]),
         **{f"AP{area}": mean(every, area) for area in "SML"},
         **{f"AP{letter}": mean(every, letters=letter) for letter in "rcf"},
-    }  # fmt: skip
+    }
 
 
 def assert_same(ours: dict, theirs: dict) -> None:
@@ -158,10 +169,15 @@ def test_three_hundred_detections_an_image_over_all_categories():
     coco, _ = random_set(2, images=2)
     coco["images"][1]["neg_category_ids"] = [10, 20, 30, 40, 50, 60]
     truth = next(t for t in coco["annotations"] if t["image_id"] == 2)
-    right = {"image_id": 2, "category_id": truth["category_id"], "score": 0.1,
-             "bbox": truth["bbox"], "segmentation": truth["segmentation"]}  # fmt: skip
+    right = {
+        "image_id": 2,
+        "category_id": truth["category_id"],
+        "score": 0.1,
+        "bbox": truth["bbox"],
+        "segmentation": truth["segmentation"],
+    }
     other = next(c["id"] for c in coco["categories"] if c["id"] != truth["category_id"])
-    many = [{"image_id": 2, "category_id": other, "score": 0.9, **rectangle(1, 1, 9, 9)} for _ in range(300)]
+    many = [{"image_id": 2, "category_id": other, "score": 0.9, **rectangle(SIZE, 1, 1, 9, 9)} for _ in range(300)]
     assert evaluate_lvis(coco, [right, *many[:299]], ("segm",))["segm"]["AP"] > 0
     assert evaluate_lvis(coco, [right, *many], ("segm",))["segm"]["AP"] == 0
     crowd = [{**entry, "category_id": truth["category_id"]} for entry in many[:150]]
@@ -187,7 +203,7 @@ def lvis(tmp_path):
         del image["file_name"]
         image["coco_url"] = f"http://images.cocodataset.org/{folder}/{image['id']:012d}.jpg"
         (tmp_path / folder).mkdir()
-        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / folder / f"{image['id']:012d}.jpg")
+        Image.new("RGB", SIZE).save(tmp_path / folder / f"{image['id']:012d}.jpg")
     for annotation in coco["annotations"]:
         del annotation["iscrowd"]
 

@@ -90,9 +90,15 @@ def test_float_and_wide_integer_greys_are_scaled_by_their_range():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_turned_upright(orientation):
     turned = {
-        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90,
-    }[orientation](RGB)  # fmt: skip
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: np.rot90,
+    }[orientation](RGB)
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(RGB), "PNG", exif=exif)

@@ -191,8 +191,11 @@ def test_the_command_writes_them_and_refuses_what_cannot_be(tmp_path, capsys):
     assert [image["file_name"] for image in annotations["images"]] == ["000000.png", "000001.png", "000002.png"]
     assert isinstance(open_data(str(tmp_path / "out")), CocoDataset)
     capsys.readouterr()
-    for words in (["--images", "0", "--seed", "1"], ["--images", "1", "--seed", "-1"],
-                  ["--images", "1", "--seed", "1", "--size", "10", "10"]):  # fmt: skip
+    for words in (
+        ["--images", "0", "--seed", "1"],
+        ["--images", "1", "--seed", "-1"],
+        ["--images", "1", "--seed", "1", "--size", "10", "10"],
+    ):
         assert cli.main(["shapes", *words, "--out", str(tmp_path / "new")]) == 2
         assert capsys.readouterr().err.startswith("dynamask: error: ")
         assert not (tmp_path / "new").exists()
