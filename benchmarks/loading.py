@@ -43,7 +43,7 @@ from dynamask.data.coco import CocoDataset
 from dynamask.data.copy_paste import KEPT_OBJECTS, MIN_VISIBLE, CopyPaste, partners
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.train import as_float
+from dynamask.engine.step import as_float
 from dynamask.evaluation.efficiency import interleave
 from dynamask.models.transform import TwoSizeTransform
 from dynamask.structures import DynaMaskError

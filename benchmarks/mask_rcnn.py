@@ -41,10 +41,11 @@ from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.evaluate import category_map
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
-from dynamask.engine.train import loss_weights, train
+from dynamask.engine.train import train
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.files import replacing
 from dynamask.models.build import preset
+from dynamask.models.detectors.rcnn import LOSSES
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.ops.masks import paste_masks
 from dynamask.ops.rle import encode_rle
@@ -162,14 +163,14 @@ def train_baseline(arguments: argparse.Namespace) -> Result:
     if arguments.side is not None:
         model_config = dataclasses.replace(model_config, min_sizes=(arguments.side,), test_min_size=arguments.side)
     model = build_mask_rcnn(model_config, arguments.backbone_weights)
-    weights = loss_weights(losses)
+    weights = {**dict.fromkeys(LOSSES, 1.0), **losses.weights}
     if arguments.mask_weight is not None:
         weights["loss_mask"] = arguments.mask_weight
     settings = json.loads(
         json.dumps({"train": dataclasses.asdict(config), "model": model_config.to_dict(), "losses": weights})
     )
     loader = TrainingLoader(dataset, config.batch_size, config.seed, config.workers, indices)
-    run = Run(model, loader, config, weights, arguments.out, settings)
+    run = Run(model, loader, config, arguments.out, weights, settings)
     if arguments.resume:
         run.resume()
     target = arguments.out / "last.safetensors"

@@ -36,7 +36,8 @@ from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.train import Run, loss_weights, train_step
+from dynamask.engine.run import Run
+from dynamask.engine.step import train_step
 from dynamask.evaluation.efficiency import Case, interleave, rows_of
 from dynamask.models.build import build_model, preset
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
@@ -170,7 +171,7 @@ def measure_training(ours: nn.Module, theirs: nn.Module, batches: list[Batch], r
     }
     with tempfile.TemporaryDirectory() as folder:
         runs = {
-            name: Run(model, None, config, loss_weights(losses), Path(folder) / name)  # type: ignore[arg-type]
+            name: Run(model, None, config, Path(folder) / name, ours.loss_weights)  # type: ignore[arg-type]
             for name, model in ((REFERENCE, theirs), ("dynamask", ours))
         }
 

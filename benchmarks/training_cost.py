@@ -44,7 +44,7 @@ from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import SCENE_SIZE, ShapesDataset
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
-from dynamask.engine.train import loss_weights, total_loss, train_step
+from dynamask.engine.step import total_loss, train_step
 from dynamask.models.build import build_mask_branch, build_model, preset
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.structures import MASK_SIZES
@@ -83,7 +83,7 @@ def branch_step(
         feature.grad = None
     state = branch.begin(features, rois, labels)
     width = torch.full((len(rois),), 30.0)
-    total = total_loss(branch.losses(state, targets, noise, width), loss_weights(branch.loss_config))
+    total = total_loss(branch.losses(state, targets, noise, width), branch.loss_config.weights)
     total.backward()
     return float(total.detach())
 
@@ -190,7 +190,7 @@ def measure_scenes(arguments: argparse.Namespace) -> Result:
     loader = TrainingLoader(dataset, config.batch_size, 0, 0)
     scenes, steps = [], []
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(model, loader, config, loss_weights(losses), Path(folder))
+        run = Run(model, loader, config, Path(folder))
         for number in range(arguments.rounds + 2):
             start = time.perf_counter()
             images, targets = next(loader)

@@ -148,6 +148,17 @@ class LossConfig:
         if self.temperature <= 0:
             raise DynaMaskError(f"temperature is {self.temperature}; give a positive number")
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Factor of each named loss in the total loss (Eq. 7)."""
+        return {
+            "loss_mask": self.mask_weight,
+            "loss_edge": self.edge_weight,
+            "loss_boundary": self.boundary_weight,
+            "loss_budget": self.switch_weight,
+            "loss_entropy": self.switch_weight,
+        }
+
 
 @dataclass(frozen=True)
 class TrainConfig:

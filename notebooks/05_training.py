@@ -35,15 +35,14 @@ frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
 print(f"{learns:,} numbers learn, {frozen:,} stay as they are")
 
 # %% [markdown]
-# A run needs five things: a model that returns named losses, a loader of batches, a schedule, a weight for every
-# loss, and a folder. The scenes are made as they are needed, so there are as many as we like.
+# A run needs four things: a model that returns named losses, a loader of batches, a schedule, and a folder. The
+# scenes are made as they are needed, so there are as many as we like.
 
 # %%
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import ShapesDataset
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.run import Run
-from dynamask.engine.train import loss_weights
 
 folder = tempfile.TemporaryDirectory(prefix="dynamask-05-")
 scenes = ShapesDataset(10_000, seed=5001, transforms=TrainingTransforms(photometric=False))
@@ -51,7 +50,7 @@ config = dataclasses.replace(
     schedule, batch_size=fast(1, 4), iterations=fast(6, 120), warmup=fast(2, 10), lr=1.5e-3, ema_decay=0.0, jitter=False
 )
 loader = TrainingLoader(scenes, config.batch_size, config.seed)
-run = Run(model, loader, config, loss_weights(loss_config), Path(folder.name) / "branch")
+run = Run(model, loader, config, Path(folder.name) / "branch")
 images, targets = next(TrainingLoader(scenes, config.batch_size, config.seed))
 print(tuple(images[0].shape), {key: tuple(targets[0][key].shape) for key in ("boxes", "labels", "masks")})
 
@@ -275,11 +274,10 @@ MarkdownTable(
 )
 
 # %% [markdown]
-# λ1 and λ2 are applied in one place, `loss_weights`, and nowhere else. So the total of any step can be checked by
-# hand:
+# λ1 and λ2 are factors of the total and are applied nowhere else. So the total of any step can be checked by hand:
 
 # %%
-weights = loss_weights(loss_config)
+weights = whole.model.loss_weights
 by_hand = sum(weights[name] * straight.values[name][-1] for name in straight.values if name in weights)
 print(f"by hand {by_hand:.6f}, logged {straight.values['loss'][-1]:.6f}")
 MarkdownTable(
@@ -452,7 +450,7 @@ print(middle, last)
 # ## Recap
 #
 # - With a detector given, a mask branch learns in minutes; the coarse sizes are good first.
-# - A run is a model, a loader, a schedule, weights of losses and a folder. Its state holds all that the next step
+# - A run is a model, a loader, a schedule and a folder. Its state holds all that the next step
 #   depends on, and a resumed run is the same run to the last bit.
 # - From nothing, minutes buy falling losses and hardly a mask. The bundled runs are longer, and the manifest says how
 #   to make them again.

@@ -15,7 +15,8 @@ from dynamask import bundled, cli
 from dynamask.config import MASK_BRANCHES
 from dynamask.data.sources import open_data
 from dynamask.engine.initialise import initialise
-from dynamask.engine.train import DETECTOR_LOSSES, freeze
+from dynamask.engine.train import freeze
+from dynamask.models.detectors.rcnn import LOSSES
 from dynamask.models.weights import load_model, read_header, save_branch, save_model
 from dynamask.predict import Predictor, TwoStagePredictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -333,7 +334,7 @@ def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(
             rows.append(list(csv.DictReader(stream)))
     assert len(rows[0]) == len(rows[1]) == 3
     for ours, theirs in zip(*rows):
-        assert {key: ours[key] for key in DETECTOR_LOSSES} == {key: theirs[key] for key in DETECTOR_LOSSES}
+        assert {key: ours[key] for key in LOSSES} == {key: theirs[key] for key in LOSSES}
 
 
 def test_an_init_part_without_init_is_refused(tmp_path, capsys):

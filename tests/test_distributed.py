@@ -16,7 +16,7 @@ from helpers.joint_problems import OBJECTS, ONE_STAGE, OPTIONS, REGIONS
 from helpers.runs import ROOT, arguments, assert_equal_runs, toy_run, write_blocks
 
 from dynamask.engine.checkpoint import load_newest_run
-from dynamask.engine.distributed import ALONE, Ranks, joined
+from dynamask.engine.distributed import SINGLE_PROCESS, Ranks, joined
 from dynamask.structures import DynaMaskError
 
 
@@ -87,7 +87,7 @@ def test_the_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
     _, whole = joint_problems.step(tmp_path, OPTIONS["paper"], counts)
     images, targets = joint_problems.pictures(counts)
     model = joint_problems.BranchModel(joint_problems.LossConfig(**OPTIONS["paper"]))
-    weights = joint_problems.loss_weights(model.mask_branch.loss_config)
+    weights = model.mask_branch.loss_config.weights
     for half in (targets[:2], targets[2:]):
         losses = model(images, half)
         (sum(loss * weights[name] for name, loss in losses.items()) / 2).backward()
@@ -113,7 +113,8 @@ def test_a_one_stage_model_takes_the_step_of_the_joint_batch(told, tmp_path, nam
 def test_the_one_stage_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
     counts = OBJECTS["uneven"]
     _, whole = joint_problems.one_stage_step(tmp_path, None, counts)
-    model, weights = joint_problems.tiny_solo(), joint_problems.one_stage_weights()
+    model = joint_problems.tiny_solo()
+    weights = model.loss_weights
     for number in range(2):
         own = range(2 * number, 2 * number + 2)
         images = [joint_problems.picture(64, 80, seed) for seed in own]
@@ -164,10 +165,10 @@ def test_what_goes_wrong_in_one_process_is_heard_in_all(told):
 
 def test_without_torchrun_a_process_is_alone():
     with joined("cpu", {}) as ranks:
-        assert ranks is ALONE and ranks.first and ranks.device("cuda") == "cuda"
+        assert ranks is SINGLE_PROCESS and ranks.first and ranks.device("cuda") == "cuda"
         assert ranks.sum(torch.ones(2)).tolist() == [1, 1] and ranks.gather("x") == ["x"]
     with joined("cpu", {"WORLD_SIZE": "1", "RANK": "0"}) as ranks:
-        assert ranks is ALONE
+        assert ranks is SINGLE_PROCESS
     assert Ranks(3, 8, 1).device("cuda") == "cuda:1" and Ranks(3, 8, 1).device("cpu") == "cpu"
 
 
@@ -251,7 +252,7 @@ def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_bit_for_bit(small_d
     assert len(draws) == 2 and not torch.equal(*draws), "processes draw for themselves"
     with pytest.warns(UserWarning, match="saved with 2 processes and 1 micro-batches and goes on with 1 and 1"):
         one = toy_run(tmp_path / "other", batch_size=2)
-        one._resume_random(state)
+        one._restore_random(state)
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ class Blanks(torch.utils.data.Dataset):
 
 def slope_run(out, steps=8, **kwargs):
     config = TrainConfig(batch_size=2, iterations=steps, optimizer="adamw", lr=0.1, warmup=0, workers=0, save_every=100)
-    return Run(Slope(**kwargs), TrainingLoader(Blanks(), 2), config, {"loss_mask": 1.0}, out)
+    return Run(Slope(**kwargs), TrainingLoader(Blanks(), 2), config, out, {"loss_mask": 1.0})
 
 
 def test_a_run_in_a_thread_notes_what_a_run_notes(tmp_path):

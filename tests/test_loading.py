@@ -9,7 +9,7 @@ from benchmarks import harness, loading
 from dynamask.data.coco import CocoDataset
 from dynamask.data.copy_paste import CopyPaste, partners
 from dynamask.data.transforms import TrainingTransforms
-from dynamask.engine.train import as_float
+from dynamask.engine.step import as_float
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers.small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch
+from helpers.small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch, tiny_model
 
 from dynamask.config import LossConfig
-from dynamask.engine.train import loss_weights, total_loss
+from dynamask.engine.step import total_loss
 from dynamask.models.masks import losses
 from dynamask.models.masks.losses import scale_gradient
 from dynamask.models.masks.switch import sample_gumbel, straight_through_gumbel
@@ -383,19 +383,19 @@ def test_branch_without_a_positive_region(supervision):
 
 
 def test_weights_are_those_of_equation_7_and_cover_every_loss():
-    weights = loss_weights(LossConfig(mask_weight=2.0, edge_weight=0.1, switch_weight=0.4))
+    weights = tiny_model(loss_config=LossConfig(mask_weight=2.0, edge_weight=0.1, switch_weight=0.4)).loss_weights
     assert set(weights) == LOSS_NAMES | {"loss_boundary"}
     assert weights["loss_mask"] == 2.0 and weights["loss_edge"] == 0.1
     assert weights["loss_budget"] == weights["loss_entropy"] == 0.4
     named = {name: torch.tensor(float(i + 1)) for i, name in enumerate(sorted(LOSS_NAMES))}
     expected = sum(float(named[name]) * weights[name] for name in named)
     assert float(total_loss(named, weights)) == pytest.approx(expected)
-    assert loss_weights(LossConfig())["loss_mask"] == 1.0 and loss_weights(LossConfig())["loss_edge"] == 0.1
+    assert LossConfig().weights["loss_mask"] == 1.0 and LossConfig().weights["loss_edge"] == 0.1
 
 
 def test_a_loss_without_a_weight_is_an_error():
     with pytest.raises(KeyError, match="loss_surprise"):
-        total_loss({"loss_mask": torch.tensor(1.0), "loss_surprise": torch.tensor(1.0)}, loss_weights(LossConfig()))
+        total_loss({"loss_mask": torch.tensor(1.0), "loss_surprise": torch.tensor(1.0)}, LossConfig().weights)
 
 
 @pytest.mark.parametrize(

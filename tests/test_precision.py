@@ -13,7 +13,8 @@ from dynamask.engine import compiling
 from dynamask.engine.checkpoint import load_newest_run
 from dynamask.engine.compiling import compile_body
 from dynamask.engine.run import Run
-from dynamask.engine.train import loss_weights, train, train_step
+from dynamask.engine.step import train_step
+from dynamask.engine.train import train
 from dynamask.models.masks import region_fpn
 from dynamask.ops.deform import deform_conv2d
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -183,7 +184,7 @@ def test_settings_that_cannot_be_are_refused(wrong, message):
 def test_micro_batches_train_a_whole_model_and_draw_what_the_first_pass_drew(tmp_path):
     config = dataclasses.replace(SHORT, batch_size=4, accumulate=2, warm_start=0.0)
     model = tiny_model(loss_config=dataclasses.replace(LOSSES, entropy_on="selection"))
-    run = Run(model, TrainingLoader(Rectangles(), 4), config, loss_weights(LOSSES), tmp_path)
+    run = Run(model, TrainingLoader(Rectangles(), 4), config, tmp_path)
     seen = []
     usual = model.mask_branch.losses
 

@@ -10,7 +10,7 @@ from helpers.runs import toy_run
 from torch.utils.tensorboard import SummaryWriter
 
 from dynamask import cli
-from dynamask.engine.log import RunLog, SilentLog, Table
+from dynamask.engine.log import RunLog, Table
 from dynamask.engine.train import Periodic, train
 from dynamask.reports.runs import find_runs, read_runs, read_table
 from dynamask.structures import DynaMaskError
@@ -40,24 +40,13 @@ def test_validation_has_a_table_of_its_own_that_resuming_cuts(tmp_path):
     assert (tmp_path / "validation.csv").read_text() == "step,segm_AP\n2,0.2\n"
 
 
-def test_a_silent_log_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    log = SilentLog()
-    log.write(1, {"loss": 1.0})
-    log.write_validation(1, {"segm_AP": 1.0})
-    log.picture(1, "overlay/0", np.zeros((2, 2, 3), dtype=np.uint8))
-    log.flush()
-    log.close()
-    assert not list(tmp_path.iterdir())
-
-
 def test_periodic_acts_come_after_their_steps_with_run_and_log(tmp_path, monkeypatch):
     drawn, came = [], []
     monkeypatch.setattr(SummaryWriter, "add_image", lambda self, name, pixels, step, dataformats: drawn.append(step))
 
     def draw(run, log):
         came.append(run.step)
-        log.picture(run.step, "overlay/0", np.zeros((2, 2, 3), dtype=np.uint8))
+        log.image(run.step, "overlay/0", np.zeros((2, 2, 3), dtype=np.uint8))
 
     run = toy_run(tmp_path, iterations=6)
     train(run, progress=False, periodic=[Periodic(2, draw), Periodic(0, draw), Periodic(5, draw)])

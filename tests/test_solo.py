@@ -12,7 +12,6 @@ from scipy.ndimage import map_coordinates
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamask.engine.initialise import initialise
-from dynamask.engine.step import one_stage_weights
 from dynamask.models.solo.aggregation import (
     NeighbourAggregation,
     base_positions,
@@ -510,8 +509,8 @@ def test_impossible_aggregations_are_refused(settings):
 
 
 def test_the_two_stage_loss_has_the_weight_that_was_asked_for():
-    assert one_stage_weights() == {"loss_category": 1, "loss_dice": 3, "loss_direct": 0, "loss_centerness": 1}
-    assert one_stage_weights(0.5)["loss_direct"] == 1.5
+    assert small().loss_weights == {"loss_category": 1, "loss_dice": 3, "loss_direct": 0}
+    assert small(AggregationConfig(direct_weight=0.5)).loss_weights["loss_direct"] == 1.5
 
 
 def test_configurations_survive_json():

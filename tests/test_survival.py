@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.runs import (
-    LOSSES,
     ROOT,
     SHORT,
     STEPS,
@@ -33,8 +32,9 @@ from dynamask import cli
 from dynamask.data import TrainingLoader
 from dynamask.engine import train as engine
 from dynamask.engine.checkpoint import checkpoints, load_newest_run, load_run, run_file, save_run
-from dynamask.engine.run import Run, RunLog
-from dynamask.engine.train import loss_weights, train
+from dynamask.engine.log import RunLog
+from dynamask.engine.run import Run
+from dynamask.engine.train import train
 from dynamask.models.dynamask import DynaMask
 from dynamask.structures import DynaMaskError
 
@@ -105,7 +105,7 @@ def after_step(monkeypatch, step: int, act) -> None:
 
     def train_step(run, images, targets):
         values = usual(run, images, targets)
-        if run.step + 1 == step:
+        if run.step == step:
             act()
         return values
 
@@ -398,7 +398,7 @@ def test_only_a_first_batch_that_fails_leaves_no_state(tmp_path):
         def __getitem__(self, index):
             raise DynaMaskError("picture x.png is truncated")
 
-    run = Run(Toy(), TrainingLoader(Broken(), 2), SHORT, loss_weights(LOSSES), tmp_path)
+    run = Run(Toy(), TrainingLoader(Broken(), 2), SHORT, tmp_path)
     with pytest.raises(DynaMaskError) as caught:
         train(run, progress=False)
     assert str(caught.value) == "picture x.png is truncated" and not checkpoints(tmp_path)

@@ -16,7 +16,9 @@ from dynamask.data import TrainingLoader
 from dynamask.engine.checkpoint import load_newest_run, run_file
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
 from dynamask.engine.run import Run
-from dynamask.engine.train import DETECTOR_LOSSES, freeze, loss_weights, total_loss, train, train_step
+from dynamask.engine.step import total_loss, train_step
+from dynamask.engine.train import freeze, train
+from dynamask.models.detectors.rcnn import LOSSES as DETECTOR_LOSSES
 from dynamask.models.weights import load_model, load_weights, read_header, save_model
 from dynamask.structures import DynaMaskError
 
@@ -120,7 +122,7 @@ def test_what_is_frozen_does_not_train(tmp_path, part, prefix):
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    run = Run(model, TrainingLoader(Rectangles(), 2), SHORT, loss_weights(LOSSES), tmp_path)
+    run = Run(model, TrainingLoader(Rectangles(), 2), SHORT, tmp_path)
     run.step = 2
     train_step(run, *next(run.loader))
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -137,7 +139,7 @@ def test_a_few_steps_reduce_the_loss_and_leave_a_log(tmp_path):
     train(run, on_save=lambda r: saved.append(r.step), progress=False)
     rows = log_of(run.out)
     assert [row["step"] for row in rows] == list(range(1, 17)) and saved == [16] and run.step == 16
-    weights = loss_weights(LOSSES)
+    weights = run.weights
     for row in rows:
         assert row["loss"] == pytest.approx(sum(row[name] * weights[name] for name in LOSS_NAMES), rel=1e-3)
     detector = ("loss_objectness", "loss_classifier", "loss_mask", "loss_edge")
@@ -164,7 +166,7 @@ def stop_at(step: int):
 def test_a_mask_branch_of_another_kind_trains_without_tally_and_means(tmp_path, accumulate):
     run = toy_run(tmp_path, iterations=2, accumulate=accumulate, log_every=1)
     run.model.mask_branch = nn.Identity()
-    assert run.normalising is None and train(run)
+    assert run.averaging_module is None and train(run)
     assert not any(name.startswith("share_") for name in log_of(run.out)[0])
 
 
@@ -241,7 +243,7 @@ def test_a_batch_without_an_object_gives_every_parameter_of_the_mask_branch_a_ze
     branch = {name: loss for name, loss in losses.items() if name not in DETECTOR_LOSSES}
     assert set(losses) == set(full) and len(branch) == (5 if options.get("switch_signal") else 4)
     assert all(loss.requires_grad and float(loss.detach()) == 0 for loss in branch.values())
-    total_loss(losses, loss_weights(LossConfig(**options))).backward()
+    total_loss(losses, model.loss_weights).backward()
     for name, parameter in model.mask_branch.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
 
@@ -260,7 +262,7 @@ def test_pictures_may_be_bytes_or_floats_and_ids_tensors(tmp_path):
             return image.double() / 255, {**found, "image_id": torch.tensor([index])}
 
     for dataset in (Rectangles(), Floats()):
-        run = Run(Watching(), TrainingLoader(dataset, 4), SHORT, loss_weights(LOSSES), tmp_path)
+        run = Run(Watching(), TrainingLoader(dataset, 4), SHORT, tmp_path)
         train_step(run, *next(run.loader))
     for ours, theirs in zip(*seen, strict=True):
         assert ours.dtype == theirs.dtype == torch.float32 and float(ours.max()) <= 1

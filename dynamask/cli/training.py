@@ -26,8 +26,7 @@ from dynamask.engine.distributed import Ranks, check_device, joined
 from dynamask.engine.initialise import initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
-from dynamask.engine.step import one_stage_weights
-from dynamask.engine.train import freeze, loss_weights, train
+from dynamask.engine.train import freeze, train
 from dynamask.models.build import build_model, preset
 from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.dynamask import DynaMask
@@ -99,10 +98,7 @@ def run_training(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     with joined(arguments.device or recipe(arguments.model)[0].device) as ranks:
         plan = ranks.together(lambda: _plan(arguments, ranks, list(losses)))
-        aggregation = getattr(plan.model.config, "aggregation", None)
-        one_stage = one_stage_weights(aggregation.direct_weight if aggregation else 0.0)
-        weights = {**loss_weights(plan.loss_config), **one_stage}
-        run = Run(plan.model, plan.loader, plan.config, weights, arguments.out, plan.settings, ranks=ranks)
+        run = Run(plan.model, plan.loader, plan.config, arguments.out, settings=plan.settings, ranks=ranks)
         besides = ranks.together(lambda: periodic(run, plan.validation))
         if arguments.resume:
             run.resume()

@@ -44,22 +44,24 @@ class Validation:
         options = EvaluationOptions(score=predictor.score_threshold)
         return run_evaluation(predictor, self.dataset, self.indices, options, progress, run.ranks)
 
-    def log_figures(self, run: Run, log: RunLog) -> None:
+    def log_figures(self, run: Run, log: RunLog | None) -> None:
         """Write average precision and costs to the log, without undefined figures."""
         summary = self.evaluate(run)
+        if log is None:
+            return
         values = {f"{kind}_{key}": summary[kind][key] for kind in ("bbox", "segm", "boundary") for key in summary[kind]}
         values["mean_macs_per_instance"] = summary["mean_macs_per_instance"]
         log.write_validation(run.step, {name: value for name, value in values.items() if value is not None})
 
-    def log_overlays(self, run: Run, log: RunLog) -> None:
-        """Log overlays of the first images by the weights that the run keeps, in the first process."""
-        if not run.ranks.first:
+    def log_overlays(self, run: Run, log: RunLog | None) -> None:
+        """Log overlays of the first images by the weights that the run keeps."""
+        if log is None:
             return
         predictor = predictor_of(run.evaluation_model())
         for number, index in enumerate(self.indices[:OVERLAYS]):
             image, _ = self.dataset[index]
             prediction = predictor(image, score=OVERLAY_SCORE)
-            log.picture(run.step, f"overlay/{number}", draw_prediction(prediction, named=True))
+            log.image(run.step, f"overlay/{number}", draw_prediction(prediction, named=True))
 
 
 def open_validation(arguments: argparse.Namespace, training: Data, overlays: bool) -> Validation | None:

@@ -1,4 +1,4 @@
-"""Checkpoints: the full state of a run (for resuming); its weights with their configuration are a file of their own."""
+"""Files with the state of a run, from which it can be resumed, and the state of the random number generators."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def run_file(out: Path, step: int) -> Path:
-    """Where the state of a run after ``step`` steps is kept."""
+    """Path of the state of a run after ``step`` steps."""
     return out / f"run-{step:06d}.pt"
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The saved states of the run in a folder, oldest first; empty where there is no run."""
+    """Paths of the saved states in a folder, oldest first."""
     return sorted((path for path in out.glob("run-*.pt") if _RUN_NAME.fullmatch(path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step of a saved state, from its name."""
+    """The step of a saved state, from its file name."""
     return int(path.stem.removeprefix("run-"))
 
 
@@ -74,7 +74,7 @@ def save_run(out: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """Read one saved state, every checksum verified; :class:`DynaMaskError` when it is torn, altered or not ours."""
+    """Read a saved state and verify its checksums; raises :class:`DynaMaskError` if it cannot be used."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -92,7 +92,7 @@ def load_run(path: Path) -> dict[str, Any]:
 def load_newest_run(out: Path) -> dict[str, Any]:
     """The newest state in a run's folder that can be read.
 
-    Newer ones that cannot are set aside as ``*.unreadable``, with a warning.
+    Newer files that cannot be read are renamed to ``*.unreadable``, with a warning.
 
     Raises:
         DynaMaskError: there is no run, or none of its states can be read.

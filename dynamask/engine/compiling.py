@@ -1,4 +1,4 @@
-"""torch.compile, where there is a compiler."""
+"""torch.compile of the backbone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dynamask.structures import DynaMaskError
 
 
 def compile_body(model: nn.Module, device: torch.device) -> bool:
-    """Compile the body of a model's backbone in place, at its first step and with sizes as symbols.
+    """Compile the body of a model's backbone in place, with dynamic shapes; it is compiled at the first step.
 
-    PyTorch 2.14 fixes some of them in the backward pass of a convolution all the same, so that every new size of the
-    padded batch is compiled anew, up to its limit of eight; further sizes then run as they are. The rest of a detector
-    is no case for it: its shapes change with every picture's regions. Weights keep their names.
+    PyTorch 2.14 still specialises the backward pass of a convolution on some sizes, so that each new size of the padded
+    batch is compiled anew, up to a limit of eight; further sizes run uncompiled. The other layers are not compiled,
+    because their shapes change with the number of regions. The names of the parameters do not change.
 
     Returns:
-        Whether it was done; without a compiler that works, a warning says why it was not.
+        Whether the body is compiled; if no compiler works here, a warning gives the reason.
 
     Raises:
         DynaMaskError: the model has no backbone with a body.
@@ -28,7 +28,7 @@ def compile_body(model: nn.Module, device: torch.device) -> bool:
         raise DynaMaskError("--compile is for a model with a backbone, and this one has none")
     try:
         torch.compile(_probe)(torch.ones(8, device=device))
-    except Exception as error:  # what a missing compiler raises depends on the backend
+    except Exception as error:  # a missing compiler raises different errors, depending on the backend
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f"the backbone is not compiled, no compiler works here ({reason})", stacklevel=2)
         return False

@@ -1,7 +1,7 @@
-"""Training in several processes, one a device, as ``torchrun`` starts them.
+"""Training in several processes, one per device, as started by ``torchrun``.
 
-Every process runs the same program. What has to be the same in all of them (whether to stop, whether something failed)
-is agreed here: each method is one collective, which every process must call at the same place.
+All processes run the same program. Every method of :class:`Ranks` that communicates is one collective operation, which
+all processes must call at the same place.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
 Value = TypeVar("Value")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells its processes."""
+"""Environment variables set by torchrun."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
-FINE, STOP, FAILED = range(3)
-"""What a process may say of itself; the worst counts for all."""
+CONTINUE, STOP, FAIL = range(3)
+"""States of a process; the largest of them holds for all processes."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; by default it is alone, and every method is immediate.
+    """This process among those that train together; the default is a single process, without communication.
 
     Attributes:
-        rank: its number; 0 writes the files and speaks.
-        size: how many there are.
-        local_rank: its number on its machine, which is that of its GPU.
+        rank: number of this process; process 0 writes files and messages.
+        size: number of processes.
+        local_rank: number of this process on its machine, which is the number of its GPU.
     """
 
     rank: int = 0
@@ -42,19 +42,19 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is process 0."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The device of this process: ``cuda`` becomes its own GPU, if there are several processes."""
+        """The device of this process: "cuda" becomes its own GPU if there are several processes."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.size > 1 else name
 
     def share(self, values: list[Any]) -> list[Any]:
-        """This process's run of a list; all of them, one after another, are the list."""
+        """The consecutive part of a list that is this process's share."""
         return values[len(values) * self.rank // self.size : len(values) * (self.rank + 1) // self.size]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, without gradient; the tensor itself where there is one process."""
+        """The sum over all processes, without gradient; the same tensor if there is one process."""
         if self.size == 1:
             return values
         total = values.detach().clone()
@@ -62,7 +62,7 @@ class Ranks:
         return total
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all processes by rank, in every process; anything that pickle takes."""
+        """The values of all processes by rank, in every process; they are pickled."""
         if self.size == 1:
             return [value]
         gathered: list[Any] = [None] * self.size
@@ -70,50 +70,47 @@ class Ranks:
         return gathered
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, in all of them; a :class:`DynaMaskError` there is raised in all."""
-        if self.size == 1:
-            return make()
-        told: list[Any] = [None, None]
-        error: DynaMaskError | None = None
+        """Call a function in process 0 and return its result in all; its :class:`DynaMaskError` is raised in all."""
+        value, error = None, None
         if self.first:
             try:
-                told[0] = make()
+                value = make()
             except DynaMaskError as caught:
-                error, told[1] = caught, str(caught)
-        dist.broadcast_object_list(told, src=0)
-        if error is not None:
-            raise error
-        if told[1] is not None:
-            raise ReportedElsewhereError(told[1])
-        return told[0]
+                error = caught
+        self.agree(error=error)
+        if self.size > 1:
+            values = [value]
+            dist.broadcast_object_list(values, src=0)
+            value = values[0]
+        return value  # type: ignore[return-value]
 
-    def worst(self, verdict: int) -> int:
-        """The largest of the processes' numbers."""
+    def worst(self, state: int) -> int:
+        """The largest of the processes' states."""
         if self.size == 1:
-            return verdict
-        told = torch.tensor([verdict])
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        return int(told)
+            return state
+        joint = torch.tensor([state])
+        dist.all_reduce(joint, dist.ReduceOp.MAX)
+        return int(joint)
 
     def agree(self, stop: bool = False, error: Exception | None = None) -> bool:
-        """Whether any process wants to stop; an error of any is raised in all, by the others as one told elsewhere.
+        """Whether any process stops. If any process has an error, all raise.
 
         Raises:
-            DynaMaskError: of another process, as :class:`ReportedElsewhereError`.
-            Exception: its own error.
+            ReportedElsewhereError: with the error of the first other process that has one.
+            Exception: the error of this process, if it is the first that has one.
         """
-        verdict = self.worst(FAILED if error else STOP if stop else FINE)
-        if verdict == FAILED and self.size > 1:
+        state = self.worst(FAIL if error else STOP if stop else CONTINUE)
+        if state == FAIL and self.size > 1:
             texts = self.gather(None if error is None else str(error))
-            speaker = next(rank for rank, text in enumerate(texts) if text is not None)
-            if self.rank != speaker:
-                raise ReportedElsewhereError(str(texts[speaker])) from error
+            reporting = next(rank for rank, text in enumerate(texts) if text is not None)
+            if self.rank != reporting:
+                raise ReportedElsewhereError(str(texts[reporting])) from error
         if error is not None:
             raise error
-        return verdict == STOP
+        return state == STOP
 
     def together(self, act: Callable[[], Value]) -> Value:
-        """Do something in every process; what the user or the system got wrong in one fails in all."""
+        """Call a function in every process; a :class:`DynaMaskError` or OSError in one of them ends all."""
         value, error = None, None
         try:
             value = act()
@@ -123,12 +120,11 @@ class Ranks:
         return value  # type: ignore[return-value]
 
 
-ALONE = Ranks()
-"""One process."""
+SINGLE_PROCESS = Ranks()
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that does not exist or is not there, with :class:`DynaMaskError`."""
+    """Raise :class:`DynaMaskError` if a device does not exist or is not available."""
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -137,17 +133,18 @@ def check_device(name: str) -> None:
 
 @contextlib.contextmanager
 def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, gloo on the CPU and nccl on CUDA; without torchrun, be alone.
+    """Join the processes started by torchrun, with gloo on the CPU and NCCL on CUDA; without torchrun, one process.
 
     Args:
         device: of the run, "cpu" or "cuda".
-        environment: where torchrun's words are read.
+        environment: environment variables.
 
     Raises:
-        DynaMaskError: the environment is not torchrun's, a GPU is missing, or the others cannot be reached or ended.
+        DynaMaskError: variables of torchrun are missing, a GPU is missing, or another process cannot be reached or has
+            ended.
     """
     if int(environment.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     ranks = _read(device, environment)
     own = torch.device(ranks.device(device))
@@ -166,14 +163,20 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
             f"{environment['MASTER_PORT']} ({error}); start all machines with the same torchrun address"
         ) from error
     try:
-        with _others_alive():
-            yield ranks
+        yield ranks
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _LOST):
+            raise
+        raise DynaMaskError(
+            "another process of this training ended; its own message says why, or it was killed (no memory left); "
+            "--resume goes on from the last state"
+        ) from error
     finally:
         dist.destroy_process_group()
 
 
 def _read(device: str, environment: Mapping[str, str]) -> Ranks:
-    """Ranks from the environment, checked."""
+    """Read and check the variables of torchrun."""
     missing = [name for name in ENVIRONMENT if name not in environment]
     if missing:
         raise DynaMaskError(
@@ -191,17 +194,3 @@ def _read(device: str, environment: Mapping[str, str]) -> Ranks:
                 f"--nproc-per-node {found or 1}, or --device cpu"
             )
     return ranks
-
-
-@contextlib.contextmanager
-def _others_alive() -> Iterator[None]:
-    """Say in one sentence that another process ended in mid-collective."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(text in str(error) for text in _LOST):
-            raise
-        raise DynaMaskError(
-            "another process of this training ended; its own message says why, or it was killed (no memory left); "
-            "--resume goes on from the last state"
-        ) from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynamask.data.sources import Data
-from dynamask.engine.distributed import ALONE, Ranks
+from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.scoring import score
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.evaluation.matching import match_detections
@@ -266,7 +266,7 @@ def run_evaluation(
     indices: Sequence[int] | None = None,
     options: EvaluationOptions | None = None,
     progress: bool = False,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Evaluate a predictor of any family.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynamask.config import LossConfig, TrainConfig
 from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor
-from dynamask.engine.step import loss_weights, total_loss
+from dynamask.engine.step import total_loss
 from dynamask.models.masks import losses
 from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel
 from dynamask.structures import DynaMaskError
@@ -42,7 +42,7 @@ class SwitchTraining:
 
     Args:
         cache: rows to learn from.
-        loss_config: weights are applied as by :func:`dynamask.engine.step.loss_weights`.
+        loss_config: settings and weights of the losses.
         config: schedule, optimizer and moving average; ``batch_size`` counts regions.
         seed: of the first weights, the order of the regions and the noise.
         without: names of losses that get weight 0, such as "loss_entropy".
@@ -96,7 +96,7 @@ class SwitchTraining:
             self._order = torch.cat([self._order, torch.randperm(len(self.cache), generator=self._generator)])
         rows, self._order = self._order[: self.config.batch_size], self._order[self.config.batch_size :]
         named = self.losses(rows)
-        total = total_loss(named, loss_weights(self.loss_config) | dict.fromkeys(self.without, 0.0))
+        total = total_loss(named, self.loss_config.weights | dict.fromkeys(self.without, 0.0))
         lr = self.config.lr * lr_factor(self.step, self.config)
         for group in self._optimizer.param_groups:
             group["lr"] = lr

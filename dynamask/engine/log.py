@@ -1,4 +1,4 @@
-"""What a run tells: tables of scalars as CSV, and the same with pictures for TensorBoard."""
+"""Logs of a run: scalars as CSV files, and scalars and images for TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Table:
-    """A CSV file whose first column is the step, each step once; its header grows when there is more to tell.
+    """A CSV file whose first column is the step; new columns may be added at any row.
 
     Args:
-        path: of the file; it need not exist.
-        step: where the run stands; rows after it, torn rows and repeated ones are removed.
+        path: of the file, which may exist.
+        step: of the run; rows of later steps, incomplete rows and repeated rows are removed.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -33,7 +33,7 @@ class Table:
             self._truncate(step)
 
     def _truncate(self, step: int) -> None:
-        """Keep whole rows up to a step, each step once."""
+        """Keep complete rows up to a step, one per step."""
         text = self.path.read_text(encoding="utf-8", errors="replace")
         header, *rows = text.splitlines(keepends=True) or [""]
         kept, last = [header], 0
@@ -51,7 +51,7 @@ class Table:
                 stream.write("".join(kept).encode())
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append the values of a step; nine digits, so that a float32 is told exactly; what is not told stays empty."""
+        """Append the values of a step, with nine digits (exact for float32); cells without a value are empty."""
         new = [name for name in values if name not in self.columns]
         if new and self.columns:
             self._widen(new)
@@ -64,7 +64,7 @@ class Table:
             rows.writerow([step, *(f"{values[name]:.9g}" if name in values else "" for name in self.columns)])
 
     def _widen(self, new: list[str]) -> None:
-        """Write the file again with more columns, which are empty in the rows so far."""
+        """Rewrite the file with more columns, which are empty in the existing rows."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         text = io.StringIO()
         for row, cells in enumerate((new, *([""] * len(new) for _ in lines[1:]))):
@@ -73,18 +73,18 @@ class Table:
             stream.write(text.getvalue().encode())
 
     def flush(self) -> None:
-        """Bring everything written so far to the disk."""
+        """Write everything to the disk."""
         if self.path.exists():
             with self.path.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
 
 class RunLog:
-    """Scalars of a run, as rows of ``log.csv`` and ``validation.csv`` and as TensorBoard points.
+    """Scalars and images of a run, in ``log.csv``, ``validation.csv`` and the folder ``tensorboard``.
 
     Args:
         out: folder of the run.
-        step: where the run stands; what was written after it is removed.
+        step: of the run; entries of later steps are removed.
     """
 
     def __init__(self, out: Path, step: int) -> None:
@@ -96,12 +96,12 @@ class RunLog:
         """Append the values of a step.
 
         Raises:
-            DynaMaskError: the disk is full, or the file cannot be written for another reason.
+            DynaMaskError: the file cannot be written, for example because the disk is full.
         """
         self._append(self.table, "", step, values)
 
     def write_validation(self, step: int, values: dict[str, float]) -> None:
-        """Append the figures of an evaluation after a step; raises as :meth:`write`."""
+        """Append the results of an evaluation after a step; raises as :meth:`write`."""
         self._append(self.validation, "validation/", step, values)
 
     def _append(self, table: Table, prefix: str, step: int, values: dict[str, float]) -> None:
@@ -110,29 +110,29 @@ class RunLog:
             for name, value in values.items() if self.writer else ():
                 self.writer.add_scalar(prefix + name, value, step)
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._error(error) from error
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Add a picture (H, W, 3) uint8 RGB of a step; raises as :meth:`write`."""
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Add an image (H, W, 3) uint8 RGB of a step; raises as :meth:`write`."""
         if self.writer is None:
             return
         try:
             self.writer.add_image(name, pixels, step, dataformats="HWC")
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._error(error) from error
 
     def flush(self) -> None:
-        """Bring everything written so far to the disk; raises as :meth:`write`."""
+        """Write everything to the disk; raises as :meth:`write`."""
         try:
             if self.writer is not None:
                 self.writer.flush()
             self.table.flush()
             self.validation.flush()
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._error(error) from error
 
     def close(self) -> None:
-        """Close the TensorBoard file; what it cannot write any more is given up."""
+        """Close the TensorBoard file; an error gives a warning."""
         if self.writer is None:
             return
         try:
@@ -140,7 +140,7 @@ class RunLog:
         except OSError as error:
             warnings.warn(f"the TensorBoard log could not be completed ({system_reason(error)})", stacklevel=2)
 
-    def _refused(self, error: OSError) -> DynaMaskError:
+    def _error(self, error: OSError) -> DynaMaskError:
         return DynaMaskError(
             f"the log in {self.out} cannot be written ({system_reason(error)}), and the saved states are "
             "intact; make room, then --resume goes on from the last one"
@@ -159,25 +159,3 @@ def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter | None:
         )
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
-
-
-class SilentLog(RunLog):
-    """The log of a process that leaves telling to another: it writes nothing."""
-
-    def __init__(self) -> None:
-        """Without a folder."""
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def write_validation(self, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""

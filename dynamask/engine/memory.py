@@ -9,10 +9,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory for the next tensors instead of returning it to the kernel.
+    """Let glibc keep freed memory for the next tensors instead of returning it to the kernel.
 
-    On the CPU, large short-lived tensors otherwise cost a page fault per page on every use; peak memory grows a little.
-    Returns whether it took effect: on Linux with glibc only.
+    Otherwise every large short-lived CPU tensor costs one page fault per page. Peak memory grows a little.
+
+    Returns:
+        Whether it took effect, which it does on Linux with glibc only.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules and the moving average of the weights."""
+"""Optimizers, learning rate schedules and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynamask.config import TrainConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Trainable parameters: the timm body with its own learning rate; no weight decay on vectors with AdamW."""
+    """Trainable parameters in groups: the backbone has its own learning rate; AdamW does not decay biases and norms."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW as configured."""
+    """SGD or AdamW."""
     groups = parameter_groups(model, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum)
@@ -37,7 +37,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
-    """Learning-rate factor of a step: linear warm-up, then the step or cosine schedule over all iterations."""
+    """Factor of the learning rate at a step: linear warm-up, then the step or cosine schedule over all iterations."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "step":
         return warm * 0.1 ** sum(step >= milestone * config.iterations for milestone in config.milestones)
@@ -45,10 +45,9 @@ def lr_factor(step: int, config: TrainConfig) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a model's trainable parameters; all else is constant (BatchNorm is frozen).
+    """Exponential moving average of a model's trainable parameters; all other tensors are constant (frozen BatchNorm).
 
-    The decay grows with the number of updates, min(decay, (1 + n) / (10 + n)), so that early averages are no mixture
-    with the random start.
+    The decay after n updates is min(decay, (1 + n) / (10 + n)), so that the first weights are forgotten quickly.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -57,7 +56,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
+        """Move the average towards the current weights of the model."""
         self.updates += 1
         weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         moving = [(key, value) for key, value in model.named_parameters() if value.requires_grad]

@@ -1,4 +1,4 @@
-"""A training run: what it consists of, and its state on the disk that survives the end of the process."""
+"""A training run: model, data, optimizer and schedule, and its state on disk, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -26,62 +26,75 @@ from dynamask.engine.checkpoint import (
     step_of,
 )
 from dynamask.engine.compiling import compile_body
-from dynamask.engine.distributed import ALONE, Ranks
-from dynamask.engine.log import RunLog
+from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.optimizer import WeightAverage, build_optimizer
 from dynamask.structures import DynaMaskError
 
-__all__ = ["FREE_SETTINGS", "Run", "RunLog", "default_settings", "flattened"]
 FREE_SETTINGS = (
-    "train.workers", "train.save_every", "train.keep", "train.log_every", "train.stop_at", "train.val_every",
-    "train.overlay_every", "train.accumulate", "train.checkpoint_stages", "train.compile",
-)  # fmt: skip
-"""Settings that may change when a run is resumed: no loss depends on them, but for its last bits and random draws."""
+    "train.workers",
+    "train.save_every",
+    "train.keep",
+    "train.log_every",
+    "train.stop_at",
+    "train.val_every",
+    "train.overlay_every",
+    "train.accumulate",
+    "train.checkpoint_stages",
+    "train.compile",
+)
+"""Settings that may change when a run is resumed: the losses depend on them at most in their last bits and in random
+draws within a step."""
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LONGEST_VALUE = 60
 
 
 @dataclasses.dataclass
 class Run:
-    """A training run: everything that a resumed one needs again.
+    """A training run: everything that is needed to continue it.
 
     Attributes:
-        model: called as model(images, targets) → named losses; images are (3, H, W) float32 in [0, 1].
-        loader: of any data set with a length; of several processes, each one's is a part of every batch.
+        model: called as model(images, targets), it returns named losses; images are (3, H, W) float32 in [0, 1].
+        loader: batches of any data set with a length; with several processes, this process's share of every batch.
         config: the schedule.
-        weights: factor of every named loss.
         out: folder of the run.
-        settings: JSON values that must be the same when the run is resumed.
-        step: steps done.
-        saved_step: the step of the last state that this process wrote or read.
+        weights: factor of every named loss; by default ``model.loss_weights``.
+        settings: JSON values that must be equal when the run is resumed.
+        step: number of steps done.
+        saved_step: step of the last state that was saved or loaded.
         ranks: this process among those that train together.
         scaler: of the loss, in fp16.
-        parallel: the model as it is called with gradients: itself, or in DistributedDataParallel.
+        parallel: the model, in DistributedDataParallel if there are several processes.
     """
 
     model: nn.Module
     loader: TrainingLoader
     config: TrainConfig
-    weights: dict[str, float]
     out: Path
+    weights: dict[str, float] | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: int = 0
     saved_step: int | None = None
     average: WeightAverage | None = None
     optimizer: torch.optim.Optimizer | None = None
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
     scaler: torch.amp.GradScaler | None = None
     parallel: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
+        self.weights = self.weights or self.model.loss_weights
         self.model.to(self.device).train()
         self.optimizer = build_optimizer(self.model, self.config)
         self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
         if self.config.precision == "fp16":
             self.scaler = torch.amp.GradScaler(self.device.type)
         if self.config.checkpoint_stages:
-            self._checkpoint_stages()
+            region_fpn = getattr(self.branch, "region_fpn", None)
+            if region_fpn is None:
+                raise DynaMaskError(
+                    "--checkpoint-stages is for a mask branch with region stages, and this model has none"
+                )
+            region_fpn.checkpoint_stages = True
         if self.config.compile:
             compile_body(self.model, self.device)
         self.parallel = self.model
@@ -89,61 +102,54 @@ class Run:
             with warnings.catch_warnings():
                 warnings.filterwarnings(
                     "ignore", "`broadcast_buffers` is deprecated"
-                )  # its successor is newer than 2.0
+                )  # its replacement does not exist in torch 2.0
                 options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
                 self.parallel = DistributedDataParallel(self.model, **options)
             self._seed_rank()
 
-    def _checkpoint_stages(self) -> None:
-        region_fpn = getattr(self.branch, "region_fpn", None)
-        if region_fpn is None:
-            raise DynaMaskError("--checkpoint-stages is for a mask branch with region stages, and this model has none")
-        region_fpn.checkpoint_stages = True
-
     def _seed_rank(self) -> None:
-        """Give every process random draws of its own, fixed by the seed, the step and the process."""
+        """Seed this process differently from the others, by the run's seed and step and the number of the process."""
         state = np.random.SeedSequence((self.config.seed, self.step, self.ranks.rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device of this process."""
         return torch.device(self.ranks.device(self.config.device))
 
     @property
     def branch(self) -> Any:
-        """The model's mask branch; None for a model without one."""
+        """The model's mask branch, if it has one."""
         return getattr(self.model, "mask_branch", None)
 
     @property
-    def normalising(self) -> Any:
-        """What divides its losses by how many positives a step has, and has ``means`` for that: the mask branch, or a
-        one-stage model itself; None for a model that leaves it to its losses."""
-        module = self.model if self.branch is None else self.branch
-        return module if hasattr(module, "means") else None
+    def averaging_module(self) -> Any:
+        """The module whose losses are divided by the number of positives, through its attribute ``means``, if any."""
+        return next((module for module in self.model.modules() if hasattr(module, "means")), None)
 
-    def losses(self, pictures: list[Tensor], targets: list[dict[str, Any]], alone: bool = False) -> dict[str, Tensor]:
-        """Named losses in the run's precision; ``alone`` calls the model without what makes processes meet."""
+    def set_phase(self) -> None:
+        """Turn the switch off during the warm start, and on after it."""
+        if self.branch is not None:
+            self.branch.switch_enabled = self.step >= self.config.warm_start * self.config.iterations
+
+    def tally(self) -> Tensor:
+        """(T,) counts of the mask branch in the last forward pass, on the CPU; empty for a model without them."""
+        return getattr(self.branch, "tally", torch.zeros(0)).cpu()
+
+    def losses(
+        self, images: list[Tensor], targets: list[dict[str, Any]], synchronised: bool = True
+    ) -> dict[str, Tensor]:
+        """Named losses in the run's precision; without ``synchronised`` the processes do not communicate."""
         dtype = PRECISIONS.get(self.config.precision)
         with torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext():
-            return (self.model if alone else self.parallel)(pictures, targets)
+            return (self.parallel if synchronised else self.model)(images, targets)
 
     def without_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Backward passes in it leave their gradients in this process."""
+        """A context in which backward passes do not exchange gradients between processes."""
         return self.parallel.no_sync() if self.ranks.size > 1 else contextlib.nullcontext()
 
-    def random(self) -> list[Tensor]:
-        """State of torch's generators that a forward pass draws from."""
-        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
-
-    def set_random(self, state: list[Tensor]) -> None:
-        """The inverse of :meth:`random`."""
-        torch.set_rng_state(state[0])
-        if len(state) > 1:
-            torch.cuda.set_rng_state(state[1], self.device)
-
     def final_state(self) -> dict[str, Tensor]:
-        """The weights to keep: the moving average where there is one."""
+        """The weights to keep: the moving average, if there is one."""
         return self.average.state if self.average else self.model.state_dict()
 
     def evaluation_model(self) -> nn.Module:
@@ -153,10 +159,10 @@ class Run:
         return model.eval()
 
     def prepare(self) -> None:
-        """Make the folder fit for training on: no left-overs of a process that was killed while it wrote.
+        """Check the folder and remove files left by a process that was killed while writing.
 
         Raises:
-            DynaMaskError: the folder holds a later state than the run's, which training on would spoil.
+            DynaMaskError: the folder holds a later state than this run's.
         """
         self.ranks.from_first(self._prepare)
 
@@ -171,12 +177,13 @@ class Run:
             partial.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write the run's state atomically to ``out/run-STEP.pt`` and keep the last ``config.keep``.
+        """Write the state atomically to ``out/run-STEP.pt`` and keep the last ``config.keep`` states.
 
-        Of several processes the first writes, and every one takes part: its random state is kept, too.
+        With several processes the first one writes, and all must call this, because their random states are part of
+        the state.
 
         Raises:
-            DynaMaskError: it cannot be written, or the weights are not finite; the states before it are intact.
+            DynaMaskError: the file cannot be written, or the weights are not finite; earlier states are intact.
         """
         random_states = self.ranks.gather(random_state())
         self.ranks.from_first(lambda: self._save(random_states))
@@ -208,12 +215,12 @@ class Run:
             raise DynaMaskError(f"{error}; {left}") from error
 
     def resume(self) -> None:
-        """Go on from the newest state in ``out`` that can be read.
+        """Continue from the newest state in ``out`` that can be read.
 
-        Another number of threads, processes or micro-batches gives a warning. The first process reads for all.
+        Another number of threads, processes or micro-batches than before gives a warning.
 
         Raises:
-            DynaMaskError: no state can be read, or it was made with other settings or data, which are named.
+            DynaMaskError: no state can be read, or it was made with other settings or data, which the message names.
         """
         state = self.ranks.from_first(lambda: load_newest_run(self.out))
         self.ranks.together(lambda: self._restore(state))
@@ -231,7 +238,7 @@ class Run:
         if self.scaler and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step = self.saved_step = state["step"]
-        self._resume_random(state)
+        self._restore_random(state)
         threads = state.get("threads", torch.get_num_threads())
         if threads != torch.get_num_threads():
             warnings.warn(
@@ -240,8 +247,8 @@ class Run:
                 stacklevel=2,
             )
 
-    def _resume_random(self, state: dict[str, Any]) -> None:
-        """Draw on as the run did; with another number of processes each begins anew."""
+    def _restore_random(self, state: dict[str, Any]) -> None:
+        """Restore the random state; with another number of processes each is seeded anew."""
         ours, theirs = [self.ranks.size, self.config.accumulate], state.get("parts", [1, 1])
         if ours != theirs:
             warnings.warn(
@@ -255,14 +262,11 @@ class Run:
             self._seed_rank()
 
     def _check_settings(self, stored: dict[str, Any]) -> None:
-        """Refuse other settings than the stored ones, naming each with both values.
-
-        A setting that only one side has did not exist for the other: there it counts as its default.
-        """
+        """Raise if settings differ from the stored ones; a setting that one side lacks has its default there."""
         defaults = default_settings()
         theirs, ours = defaults | flattened(stored), defaults | flattened(self.settings)
         changed = [
-            f"{key} {_shown(theirs[key])}, now {_shown(ours[key])}"
+            f"{key} {_shortened(theirs[key])}, now {_shortened(ours[key])}"
             for key in theirs
             if key in ours and key not in FREE_SETTINGS and theirs[key] != ours[key]
         ]
@@ -282,13 +286,13 @@ def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def default_settings() -> dict[str, Any]:
-    """The defaults of every configuration, by dotted names, as JSON keeps them."""
+    """The defaults of every configuration by dotted names, as JSON values."""
     configs = {"train": TrainConfig(), "losses": LossConfig(), "model": ModelConfig()}
     values = {name: dataclasses.asdict(config) for name, config in configs.items()}
     return flattened(json.loads(json.dumps(values)))
 
 
-def _shown(value: object) -> str:
-    """A value as a message shows it."""
+def _shortened(value: object) -> str:
+    """A value for a message."""
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"

@@ -62,6 +62,11 @@ class DynaMask(nn.Module):
         mask_losses = self.mask_branch.training_losses(encoded.features, positives, targets, encoded.image_sizes)
         return {**losses, **mask_losses}
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each training loss (Eq. 7)."""
+        return {**self.detector.loss_weights, **self.mask_branch.loss_config.weights}
+
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Detections with the mask sizes that the switch chooses.

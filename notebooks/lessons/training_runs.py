@@ -25,7 +25,7 @@ from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.frozen_switch import SwitchTraining, predict_logits
 from dynamask.engine.run import Run
-from dynamask.engine.train import loss_weights, train
+from dynamask.engine.train import train
 from dynamask.evaluation.choices import shares
 from dynamask.models.build import build_model, preset
 from dynamask.models.dynamask import DynaMask
@@ -227,7 +227,7 @@ def small_run(out: Path, iterations: int, seed: int = 0, lr: float | None = None
     scenes = ShapesDataset(10_000, seed, SMALL_SCENES, transforms=TrainingTransforms(photometric=config.jitter))
     settings = {"train": dataclasses.asdict(config), "losses": dataclasses.asdict(loss_config)}
     loader = TrainingLoader(scenes, config.batch_size, seed)
-    return Run(model, loader, config, loss_weights(loss_config), out, json.loads(json.dumps(settings)))
+    return Run(model, loader, config, out, settings=json.loads(json.dumps(settings)))
 
 
 def size_shares(switch: MaskSwitchModule, cache: FeatureCache) -> np.ndarray:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from dynamask.config import LossConfig, TrainConfig
 from dynamask.data.shapes import ShapesDataset
-from dynamask.engine.distributed import ALONE, Ranks, joined
+from dynamask.engine.distributed import SINGLE_PROCESS, Ranks, joined
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.run import Run
-from dynamask.engine.step import loss_weights, one_stage_weights, train_step
+from dynamask.engine.step import train_step
 from dynamask.models.solo.config import AggregationConfig
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -83,13 +83,18 @@ def pictures(counts: tuple[int, ...]) -> tuple[list[Tensor], list[dict]]:
 
 
 def step(
-    out: Path, options: dict, counts: tuple[int, ...], ranks: Ranks = ALONE, accumulate: int = 1, switch: bool = True
+    out: Path,
+    options: dict,
+    counts: tuple[int, ...],
+    ranks: Ranks = SINGLE_PROCESS,
+    accumulate: int = 1,
+    switch: bool = True,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """What a training step says and the gradients it leaves."""
     losses = LossConfig(**options)
     config = dataclasses.replace(CONFIG, accumulate=accumulate)
     model = BranchModel(losses, switch)
-    run = Run(model, None, config, loss_weights(losses), out, ranks=ranks)
+    run = Run(model, None, config, out, losses.weights, ranks=ranks)
     images, targets = pictures(counts)
     values = train_step(run, ranks.share(images), ranks.share(targets))
     return values, {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -99,7 +104,7 @@ def one_stage_step(
     out: Path,
     aggregation: dict | None,
     counts: tuple[int, ...],
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     accumulate: int = 1,
     precision: str = "fp32",
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -107,14 +112,14 @@ def one_stage_step(
     chosen = None if aggregation is None else AggregationConfig(**aggregation)
     model = tiny_solo(chosen)
     config = dataclasses.replace(CONFIG, accumulate=accumulate, precision=precision)
-    run = Run(model, None, config, one_stage_weights(chosen.direct_weight if chosen else 0.0), out, ranks=ranks)
+    run = Run(model, None, config, out, ranks=ranks)
     images = [picture(64, 80, seed) for seed in range(len(counts))]
     targets = [target(64, 80, count, number) for number, count in enumerate(counts)]
     values = train_step(run, ranks.share(images), ranks.share(targets))
     return values, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def evaluation(ranks: Ranks = ALONE) -> list[dict]:
+def evaluation(ranks: Ranks = SINGLE_PROCESS) -> list[dict]:
     """Figures of bundled weights on a few scenes, chosen picture by picture and over all of them."""
     predictor, scenes = load("shapes"), ShapesDataset(5, 77)
     options = [EvaluationOptions(), EvaluationOptions(policy="random", seed=3)]

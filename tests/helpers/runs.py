@@ -17,7 +17,6 @@ from torch import nn
 from dynamask.config import LossConfig, TrainConfig
 from dynamask.data import TrainingLoader, TrainingTransforms
 from dynamask.engine.run import Run
-from dynamask.engine.train import loss_weights
 from helpers.small_models import TINY, picture, target, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +66,7 @@ class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+        self.loss_weights = {"loss_mask": 1.0, "loss_edge": 0.1}
         self.still = nn.Parameter(torch.tensor([7.0]), requires_grad=False)
         self.broken: str | None = None
 
@@ -80,7 +80,7 @@ class Toy(nn.Module):
 def toy_run(out: Path, **changes) -> Run:
     """A run of :class:`Toy`; ``changes`` are fields of the schedule."""
     config = dataclasses.replace(SHORT, **changes)
-    return Run(Toy(), TrainingLoader(Rectangles(), config.batch_size), config, loss_weights(LOSSES), out)
+    return Run(Toy(), TrainingLoader(Rectangles(), config.batch_size), config, out)
 
 
 def real_run(out: Path, seed: int = 0, settings: dict | None = None, **changes) -> Run:
@@ -88,7 +88,7 @@ def real_run(out: Path, seed: int = 0, settings: dict | None = None, **changes) 
     config = dataclasses.replace(SHORT, **changes)
     loader = TrainingLoader(Rectangles(TrainingTransforms()), config.batch_size, config.seed)
     model = tiny_model(seed=seed, loss_config=LOSSES, min_sizes=(48, 64))
-    return Run(model, loader, config, loss_weights(LOSSES), out, settings or {"model": "tiny"})
+    return Run(model, loader, config, out, settings=settings or {"model": "tiny"})
 
 
 def log_of(out: Path) -> list[dict[str, float]]:

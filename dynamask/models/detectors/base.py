@@ -113,6 +113,11 @@ class Detector(nn.Module, ABC):
             (R_1 + … + R_B,) int64 ≥ 1.
         """
 
+    @property
+    @abstractmethod
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each of the losses of :meth:`losses`."""
+
     @abstractmethod
     def losses(self, encoded: EncodedImages, targets: list[Target]) -> tuple[dict[str, Tensor], list[PositiveRegions]]:
         """Named, unweighted losses of the detector, and the positive regions of each picture.

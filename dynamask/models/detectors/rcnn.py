@@ -14,6 +14,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import Detector, EncodedImages, PositiveRegions, Target
 
+LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+
 
 class RCNNDetector(Detector):
     """torchvision's Faster R-CNN on our backbone.
@@ -46,6 +48,11 @@ class RCNNDetector(Detector):
         """See :meth:`Detector.classify`."""
         logits, _ = self._box_outputs(encoded, boxes)
         return logits[:, 1:].argmax(dim=1) + 1
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """See :meth:`Detector.loss_weights`."""
+        return dict.fromkeys(LOSSES, 1.0)
 
     def losses(self, encoded: EncodedImages, targets: list[Target]) -> tuple[dict[str, Tensor], list[PositiveRegions]]:
         """``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier`` and ``loss_box_reg``, as torchvision's."""

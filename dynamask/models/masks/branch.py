@@ -169,7 +169,7 @@ class MaskBranch(nn.Module):
             boundary_width: (N,) in network-input pixels; needed for the switch signal "boundary".
 
         Returns:
-            As :func:`dynamask.models.masks.losses.switch_losses`; nothing in a pass that only records means.
+            As :func:`dynamask.models.masks.losses.switch_losses`; an empty dict in a counting pass.
         """
         logits = state.switch_logits.float()
         fractions = logits.new_tensor(self.costs.fractions)
@@ -189,6 +189,24 @@ class MaskBranch(nn.Module):
             return named
         zero = losses.connected_zero(self.parameters())  # every process has a gradient for every parameter
         return {name: loss + zero for name, loss in named.items()}
+
+    def size_figures(self, tally: Tensor) -> dict[str, float]:
+        """Mask sizes and their cost in a training step, from the sum of :attr:`tally` over its parts.
+
+        Returns:
+            ``share_14`` … of the regions by the size that the switch prefers, ``mean_macs`` per region of these sizes,
+            ``expected_macs`` under the switch's probabilities, and ``target_macs``, the C_t of Eq. 5. Without a region
+            all but the target are 0.
+        """
+        macs = self.costs.macs_per_instance
+        regions, expected, *chosen = tally.tolist()
+        shares = [number / max(regions, 1.0) for number in chosen]
+        return {
+            **{f"share_{size}": share for size, share in zip(MASK_SIZES, shares)},
+            "mean_macs": sum(share * cost for share, cost in zip(shares, macs)),
+            "expected_macs": expected / max(regions, 1.0) * macs[-1],
+            "target_macs": self.loss_config.budget_target * macs[-1],
+        }
 
     def _of_choice(
         self,

@@ -144,6 +144,11 @@ class CondInst(nn.Module):
             "loss_dice": self._mask_loss(found, matched, targets, batch.image_sizes),
         }
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each training loss."""
+        return {"loss_category": 1.0, "loss_box_reg": 1.0, "loss_centerness": 1.0, "loss_dice": 3.0}
+
     def locate(self, batch: Tensor) -> Locations:
         """(B, 3, H, W) normalised → what every location says."""
         features = self.backbone(batch)

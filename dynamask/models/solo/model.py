@@ -108,7 +108,7 @@ class SoloNet(nn.Module):
 
         Returns:
             Training: ``loss_category``, ``loss_dice`` and, where the representations are supervised themselves,
-            ``loss_direct``, unweighted; nothing in a pass that only records means, which computes no layer.
+            ``loss_direct``, unweighted; an empty dict in a counting pass, which computes no layer.
             Evaluation: see :meth:`predict`.
         """
         if not self.training:
@@ -123,6 +123,12 @@ class SoloNet(nn.Module):
             return {}
         encoded = self._encode(batch, images)
         return {"loss_category": self._category_loss(encoded, cells), **self._mask_losses(encoded, cells, targets)}
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each training loss: 1 and 3 as in SOLO; SODAR's two-stage loss has its share of the dice loss."""
+        direct = self.config.aggregation.direct_weight if self.config.aggregation else 0.0
+        return {"loss_category": 1.0, "loss_dice": 3.0, "loss_direct": 3.0 * direct}
 
     def encode(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
