@@ -129,7 +129,7 @@ class SwitchTraining:
         last = min(self.config.stop_at or self.config.iterations, self.config.iterations)
         while self.step < last and not (should_stop and should_stop()):
             values = self.take_step()
-            if on_step:
+            if on_step is not None:
                 on_step(self, values)
         return self.step >= last
 

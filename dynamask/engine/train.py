@@ -102,7 +102,7 @@ def train(
             if log and run.step % config.log_every == 0:
                 log.write(run.step, values)
                 bar.set_postfix(_bar_values(values))
-            if on_step:
+            if on_step is not None:
                 on_step(run, values)
             for action in periodic:
                 if action.every and run.step % action.every == 0:
@@ -126,7 +126,7 @@ def _checkpoint(run: Run, log: RunLog | None, on_save: Callable[[Run], None] | N
         log.flush()
     if run.saved_step != run.step:
         run.save()
-    if on_save and run.ranks.first:
+    if on_save is not None and run.ranks.first:
         on_save(run)
     return run.step
 
