@@ -29,12 +29,12 @@ widget
 # %% [markdown]
 # What you can do with it:
 #
-# - **slider**: the mean cost that the masks may have. The sizes on the picture are the best that fit, by what the
-#   switch believes; nothing is trained again.
-# - **policy**: whose decision it is. The switch's own, yours by the budget, one size for all, or the old rule of thumb
-#   by box area.
-# - **pick an instance**: click it, choose it in the list, or walk through all with the arrow keys. You see the switch's
-#   belief, the price of each size, the four masks, and what the budget changed.
+# - **slider**: the highest mean cost of the masks. The sizes on the picture are the best within it by the switch's
+#   probabilities; nothing is trained again.
+# - **policy**: how the sizes are chosen: by the switch without or within a budget, one size for all, or by box area
+#   (Eq. 8).
+# - **select an instance**: click it, choose it in the list, or step through all with the arrow keys. You see the
+#   switch's probabilities, the cost of each size, the four masks, and what the policy changed.
 #
 # Everything that the widget shows can be had in Python. The rest of this notebook does it step by step.
 

@@ -25,7 +25,7 @@ solo = dynamask.load("shapes-solov2")
 scenes = ShapesDataset(fast(8, 80), seed=1001)
 scene = scenes.scene(0)
 found = solo(scene.image)
-cell_masks.wall_figure(found, scene.image)
+cell_masks.mosaic_figure(found, scene.image)
 
 # %% [markdown]
 # Neighbouring cells draw nearly the same mask. All but one of them are thrown away. Keep that in mind: SODAR begins
@@ -235,7 +235,7 @@ representations_figure(view)
 # to draw a mask:
 
 # %%
-cell_masks.wall_figure(seen, scene.image, soft=False)
+cell_masks.mosaic_figure(seen, scene.image, soft=False)
 
 # %% [markdown]
 # Does the network *use* the neighbours? Put the centre's representation in a neighbour's place and see what the mask

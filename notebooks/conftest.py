@@ -1,4 +1,4 @@
-"""How the tests run the notebooks: short, on one thread, with this checkout's code and nobody's personal settings."""
+"""Run the notebooks under pytest: short, on one thread, with the code of this checkout and no personal settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lessons.kernels import kernel_variables
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Set the environment around each notebook: nbmake's items take no fixtures, and their kernels inherit it."""
+    """Set the environment that the kernel of each notebook inherits; nbmake's items take no fixtures."""
     before = dict(os.environ)
     home = item.config._tmp_path_factory.getbasetemp() / "kernel"
     home.mkdir(exist_ok=True)

@@ -57,7 +57,6 @@ def run(path: Path) -> nbformat.NotebookNode:
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as home:
         os.environ.update(kernel_variables(Path(home)))
-        os.environ["PYTHONPATH"] += os.pathsep + str(HERE)
         try:
             client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=_place())
             client.execute()

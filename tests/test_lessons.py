@@ -34,6 +34,7 @@ def test_photographs_by_name_with_and_without_ending():
 def test_kernels_find_this_checkout_first(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     variables = kernel_variables(tmp_path, short=True)
-    first, *rest = variables["PYTHONPATH"].split(os.pathsep)
-    assert os.path.isdir(os.path.join(first, "dynamask")) and rest == ["elsewhere"]
+    first, second, *rest = variables["PYTHONPATH"].split(os.pathsep)
+    assert os.path.isdir(os.path.join(first, "dynamask")) and os.path.isdir(os.path.join(second, "lessons"))
+    assert rest == ["elsewhere"]
     assert variables["FAST"] == "1" and "FAST" not in kernel_variables(tmp_path)

@@ -56,7 +56,7 @@ def seen(sodar, scene):
 
 def test_responsible_cells_lie_around_the_centre_of_mass(plain, scene):
     model = plain.model
-    found = cell_masks.responsible(model, scene)
+    found = cell_masks.targets_of(model, scene)
     factor = found.scale
     for i, mask in enumerate(scene.masks):
         rows, columns = np.nonzero(mask)
@@ -89,7 +89,7 @@ def test_the_grid_figure_has_a_step_a_level(plain, scene):
     drawn = cell_masks.grid_figure(plain.model, scene, [f"#{i}" for i in range(len(scene))])
     assert [step.label for step in drawn.layout.sliders[0].steps] == [f"{k} of 5" for k in range(1, 6)]
     assert len(drawn.data) == 5 * (3 + len(scene))
-    held = cell_masks.responsible(plain.model, scene).levels
+    held = cell_masks.targets_of(plain.model, scene).levels
     for level, own in enumerate(held):
         filled = drawn.data[level * (3 + len(scene)) + 2 :][: len(scene)]
         assert sum(trace.x.count(None) for trace in filled if trace.x != (None,)) == len(own)
@@ -107,11 +107,11 @@ def test_dense_maps_are_the_papers():
 
 def test_every_cell_has_a_tile_on_the_wall(found, scene):
     grid = found.cells.encoded.grids[4]
-    picture = cell_masks.wall(found, 4)
+    picture = cell_masks.mosaic(found, 4)
     side, height, width = grid.vectors.shape[-1], *picture.shape[:2]
     tiles = picture.reshape(side, height // side, side, width // side, 3)
     assert (tiles[:, -1] == 255).all() and (tiles[:, :, :, -1] == 255).all(), "a line ends every tile"
-    assert len(cell_masks.wall_figure(found, scene.image).layout.sliders[0].steps) == 5
+    assert len(cell_masks.mosaic_figure(found, scene.image).layout.sliders[0].steps) == 5
 
 
 # --- vectors and suppression ----------------------------------------------------------------------------------------
@@ -291,11 +291,11 @@ def test_compared_and_verdict(both):
     assert found.difference["AP"].mean == pytest.approx(found.second["AP"] - found.first["AP"]) and found.scenes == 6
     assert found.difference["AP"].low > 0
     text = found.verdict()
-    assert text.startswith("AP: on these 6 scenes B is better than A, +") and "do not trust the interval" in text
+    assert text.startswith("AP: B is better than A on these 6 scenes, +") and "too few for a reliable interval" in text
     back = comparison.compare(("A", "B"), better, worse, samples=60)
     assert "B is worse than A" in back.verdict()
     same = comparison.compare(("A", "B"), worse, worse, samples=60)
-    assert "cannot tell B from A, +0.000" in same.verdict("AP90")
+    assert "no significant difference between A and B on 6 scenes, +0.000" in same.verdict("AP90")
     assert [row[0] for row in found.rows()] == ["AP", "AP50", "AP60", "AP70", "AP80", "AP90", "boundary AP"]
     drawn = comparison.comparison_figure(found)
     assert drawn.data[0].y[0] == found.first["AP"] and drawn.data[2].y[0] == found.difference["AP"].mean

@@ -4,7 +4,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from lessons.own_data import Answer, Terminal, free_port, history_of, served
+from lessons.own_data import CommandResult, Terminal, history_of, served
 
 from dynamask.structures import DynaMaskError
 
@@ -72,7 +72,7 @@ def test_a_closed_terminal_says_so(tmp_path):
 
 
 def test_an_answer_without_words():
-    assert str(Answer("dynamask x", 0, "")) == "$ dynamask x\n"
+    assert str(CommandResult("dynamask x", 0, "")) == "$ dynamask x\n"
 
 
 def test_a_server_is_there_while_it_is_needed_and_gone_afterwards(server):
@@ -90,8 +90,8 @@ def test_it_ends_when_the_lesson_fails(server):
 @pytest.mark.parametrize(
     ("flag", "seconds", "message"),
     [
-        ("--broken", 60, "ended before it answered: dynamask: error: nothing to serve"),
-        ("--slow", 0.3, "did not answer within 0.3 seconds"),
+        ("--broken", 60, "ended before it responded: dynamask: error: nothing to serve"),
+        ("--slow", 0.3, "did not respond within 0.3 seconds"),
     ],
 )
 def test_a_server_that_ends_or_keeps_silent_is_one_sentence(server, flag, seconds, message):
@@ -99,13 +99,10 @@ def test_a_server_that_ends_or_keeps_silent_is_one_sentence(server, flag, second
         pass
 
 
-def test_free_ports_can_be_listened_on():
-    assert 1024 <= free_port() <= 65535
-
-
 def test_a_log_becomes_a_history(tmp_path):
     (tmp_path / "log.csv").write_text("step,loss,lr\n1,2.5,0.1\n3,1.5,0.05\n", encoding="utf-8")
     history = history_of(tmp_path)
     assert history.steps == [1, 3] and history.values == {"loss": [2.5, 1.5], "lr": [0.1, 0.05]}
-    with pytest.raises(DynaMaskError, match="holds no log"):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DynaMaskError, match="no run"):
         history_of(tmp_path / "other")

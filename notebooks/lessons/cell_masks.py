@@ -1,4 +1,4 @@
-"""Lesson 08: cells and what they learn, masks as vectors, matrix NMS, neighbours and what each of them knows."""
+"""Notebook 08: cells of one-stage models and their training targets, masks as vectors, matrix NMS, neighbours."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from dynamask.viz.cells import grid_lines
 from lessons.picture_grids import LEGEND, error_picture, fit_axes, image_trace, picture_grid, shade, with_slider
 
 NEIGHBOUR_NAMES = ("top", "left", "centre", "right", "bottom")
-"""The five representations in the order in which they enter (``NEIGHBOURS["4"]``)."""
-WALL, SHADES = 480, 24
-"""Side of a wall of maps in pixels, and steps of its colour scale; fewer steps make smaller pages."""
+"""Names of the five representations in their order in ``NEIGHBOURS["4"]``."""
+MOSAIC, SHADES = 480, 24
+"""Side of a mosaic of maps in pixels, and steps of its colour scale; fewer steps make smaller pages."""
 
 
 def level_name(level: int) -> str:
-    """How people count levels: "1 of 5" is the finest."""
+    """Return the level as text; "1 of 5" is the finest."""
     return f"{level + 1} of {len(STRIDES)}"
 
 
@@ -38,15 +38,15 @@ def level_name(level: int) -> str:
 
 
 @dataclass(frozen=True)
-class Responsible:
-    """Which cells of a scene learn which object.
+class SceneTargets:
+    """Training targets of a scene: the cells that learn each object.
 
     Attributes:
         frame: (H, W) of the padded picture that the grids divide.
-        scale: network-input pixels a scene pixel.
+        scale: network-input pixels per scene pixel.
         centres: (N, 2) float64 (x, y) centres of mass, in the frame.
         sides: (N,) √(w·h), in network-input pixels.
-        levels: cells of the five levels, see :class:`Assignment`.
+        levels: cells by level, see :class:`Assignment`.
     """
 
     frame: tuple[int, int]
@@ -56,8 +56,8 @@ class Responsible:
     levels: list[Assignment]
 
 
-def responsible(model: SoloNet, scene: Scene) -> Responsible:
-    """The cells that would learn the objects of a scene in training; the network is not run."""
+def targets_of(model: SoloNet, scene: Scene) -> SceneTargets:
+    """Compute the training targets of a scene, without running the network."""
     image = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
     target = {"boxes": torch.from_numpy(scene.boxes), "labels": torch.from_numpy(scene.labels)}
     batch, (placed,) = model.transform([image], [target])
@@ -67,15 +67,15 @@ def responsible(model: SoloNet, scene: Scene) -> Responsible:
     spans = placed["boxes"][:, 2:] - placed["boxes"][:, :2]
     config = model.config
     levels = assign([placed], frame, config.grids, config.scale_ranges, config.centre_share)
-    return Responsible(frame, float(ratio[0]), placed["centres"], spans.prod(1).sqrt(), levels)
+    return SceneTargets(frame, float(ratio[0]), placed["centres"], spans.prod(1).sqrt(), levels)
 
 
 def unlearned(model: SoloNet, dataset: ShapesDataset) -> tuple[int, int]:
-    """How many objects of some scenes have no cell on any level, for others took theirs, and how many there are."""
+    """Count the objects of some scenes without a cell on any level, since others occupy theirs, and all objects."""
     lost = total = 0
     for index in range(len(dataset)):
         scene = dataset.scene(index)
-        held = [level.instance for level in responsible(model, scene).levels] if len(scene) else []
+        held = [level.instance for level in targets_of(model, scene).levels] if len(scene) else []
         total += len(scene)
         lost += len(scene) - (len(torch.cat(held).unique()) if held else 0)
     return lost, total
@@ -83,7 +83,7 @@ def unlearned(model: SoloNet, dataset: ShapesDataset) -> tuple[int, int]:
 
 def grid_figure(model: SoloNet, scene: Scene, names: Sequence[str]) -> go.Figure:
     """Show a scene under the grid of each level, with the cells of its objects filled; a slider selects the level."""
-    found, config, steps = responsible(model, scene), model.config, {}
+    found, config, steps = targets_of(model, scene), model.config, {}
     for level, assigned in enumerate(found.levels):
         grid, (low, high) = config.grids[level], config.scale_ranges[level]
         drawn = _frame_figure(scene, found)
@@ -102,8 +102,8 @@ def grid_figure(model: SoloNet, scene: Scene, names: Sequence[str]) -> go.Figure
     return with_slider(steps, "level ", active=2)
 
 
-def _frame_figure(scene: Scene, found: Responsible) -> go.Figure:
-    """The picture in the coordinates of the frame."""
+def _frame_figure(scene: Scene, found: SceneTargets) -> go.Figure:
+    """The picture in coordinates of the frame."""
     legend = {"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0.5, "xanchor": "center"}
     drawn = charts.figure(height=470, margin={"t": 34, "l": 8, "r": 8, "b": 34}, showlegend=True, legend=legend)
     drawn.add_trace(image_trace(scene.image, side=found.scale))
@@ -132,7 +132,7 @@ def _add_cells(
     )
 
 
-def _add_centres(drawn: go.Figure, found: Responsible, names: Sequence[str]) -> None:
+def _add_centres(drawn: go.Figure, found: SceneTargets, names: Sequence[str]) -> None:
     """Add the centres of mass as crosses."""
     colours = [style.series_colour(i) for i in range(len(names))]
     marker = {"color": colours, "size": 11, "symbol": "x", "line": {"color": "#FFFFFF", "width": 1.5}}
@@ -145,29 +145,29 @@ def _add_note(drawn: go.Figure, text: str) -> None:
     drawn.add_annotation(text=text, x=0.5, y=1.01, xref="paper", yref="paper", yanchor="bottom", showarrow=False)
 
 
-def wall_figure(prediction: Prediction, picture: np.ndarray, soft: bool = True) -> go.Figure:
-    """The map of every cell of a level, each in its cell's place, beside the picture; a slider chooses the level.
+def mosaic_figure(prediction: Prediction, picture: np.ndarray, soft: bool = True) -> go.Figure:
+    """Show the maps of all cells of a level, each at its cell, beside the picture; a slider selects the level.
 
     Args:
         prediction: of the picture.
         picture: (H, W, 3) uint8.
-        soft: through a sigmoid, as masks; otherwise logits, as the representations are.
+        soft: show probabilities instead of logits.
     """
     steps = {}
     for level in range(len(STRIDES)):
         side = prediction.cells.model.config.representation_grids[level]
-        titles = [f"level {level_name(level)}: {side}×{side} maps, one a cell", "the picture"]
-        steps[level_name(level)] = picture_grid([[wall(prediction, level, soft), picture]], [titles], cell=430)
+        titles = [f"level {level_name(level)}: {side}×{side} maps, one per cell", "the picture"]
+        steps[level_name(level)] = picture_grid([[mosaic(prediction, level, soft), picture]], [titles], cell=430)
     return with_slider(steps, "level ", active=3)
 
 
 @torch.no_grad()
-def wall(prediction: Prediction, level: int, soft: bool = True) -> np.ndarray:
-    """(H, W, 3) uint8: every cell's map, shrunk, in its cell's place, a line between them."""
+def mosaic(prediction: Prediction, level: int, soft: bool = True) -> np.ndarray:
+    """Return the reduced maps of all cells, each at its cell, with lines between them, (H, W, 3) uint8."""
     grid = prediction.cells.encoded.grids[level]
     side = grid.vectors.shape[-1]
     vectors = grid.vectors[:1].flatten(2).transpose(1, 2)  # (1, G′², V)
-    tile = max(10, WALL // side)
+    tile = max(10, MOSAIC // side)
     size = (max(8, round(tile * grid.features.shape[-2] / grid.features.shape[-1])), tile)
     parts = []
     for rows in vectors[0].split(64):
@@ -189,11 +189,11 @@ def wall(prediction: Prediction, level: int, soft: bool = True) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LevelMaps:
-    """The maps of all cells of a level, as SOLO makes them.
+    """Maps of all cells of a level, as SOLO computes them.
 
     Attributes:
-        level: 0 … 4.
-        maps: G².
+        level: 0–4.
+        maps: their number, G².
         size: (h, w) of each.
     """
 
@@ -203,12 +203,12 @@ class LevelMaps:
 
     @property
     def megabytes(self) -> float:
-        """10⁶ bytes of all maps, float32."""
+        """Memory of all maps in 10⁶ bytes, float32."""
         return 4 * self.maps * self.size[0] * self.size[1] / 1e6
 
 
 def dense_maps(config: SoloConfig, height: int, width: int) -> list[LevelMaps]:
-    """The maps of all cells on a padded picture: half the level's stride for SOLO, a stride of 4 for SOLOv2."""
+    """Return the maps of a padded picture: at half the level's stride for SOLO, at stride 4 for SOLOv2."""
     strides = [4] * len(STRIDES) if config.kind == "solov2" else [stride // 2 for stride in STRIDES]
     return [
         LevelMaps(level, grid * grid, (height // stride, width // stride))
@@ -217,7 +217,7 @@ def dense_maps(config: SoloConfig, height: int, width: int) -> list[LevelMaps]:
 
 
 def memory_figure(config: SoloConfig, sizes: Sequence[tuple[int, int]]) -> go.Figure:
-    """Megabytes of all cells' maps by level; a slider chooses the picture's size."""
+    """Draw the memory of all cells' maps by level; a slider selects the picture's size."""
     steps, most = {}, max(row.megabytes for size in sizes for row in dense_maps(config, *size))
     for height, width in sizes:
         rows = dense_maps(config, height, width)
@@ -241,19 +241,19 @@ def memory_figure(config: SoloConfig, sizes: Sequence[tuple[int, int]]) -> go.Fi
 
 
 def kernel_of(prediction: Prediction, index: int) -> Tensor:
-    """(V,) the vector of an instance's own cell."""
+    """Return the vector (V,) of an instance's cell."""
     level, cell = int(prediction.cells.level[index]), int(prediction.cells.cell[index])
     grid, side = prediction.cells.encoded.grids[level], prediction.cells.model.config.grids[level]
     return grid.vectors[0, :, cell // side, cell % side]
 
 
 def feature_of(prediction: Prediction) -> Tensor:
-    """(V, h, w) SOLOv2's mask feature, the same for every level."""
+    """Return SOLOv2's mask feature (V, h, w), shared by all levels."""
     return prediction.cells.encoded.grids[0].features[0]
 
 
 def full_size(prediction: Prediction, logits: Tensor) -> np.ndarray:
-    """(H, W) bool: a mask's (h, w) logits brought to the picture as the model brings them."""
+    """Resize mask logits (h, w) to the picture as the model does, and threshold them: (H, W) bool."""
     encoded = prediction.cells.encoded
     (height, width), quarter = encoded.network_sizes[0], tuple(side // 4 for side in encoded.frame)
     probs = logits.sigmoid()[None, None]
@@ -264,17 +264,17 @@ def full_size(prediction: Prediction, logits: Tensor) -> np.ndarray:
 
 
 def lit(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture, dark outside a mask, (H, W, 3) uint8."""
-    dark = picture // 32 * 8  # few shades of noise: a page holds many of these
+    """Darken a picture outside a mask, (H, W, 3) uint8."""
+    dark = picture // 32 * 8  # few shades, for smaller pages
     return np.where(mask[..., None], picture, dark).astype(np.uint8)
 
 
 def mixing_figure(prediction: Prediction, picture: np.ndarray, first: int, second: int) -> go.Figure:
-    """A mixture of two instances' vectors, decoded; a slider moves from the one to the other."""
+    """Show the masks decoded from mixtures of two instances' vectors; a slider selects the mixture."""
     a, b, feature, steps = kernel_of(prediction, first), kernel_of(prediction, second), feature_of(prediction), {}
     for share in (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0):
         logits = torch.einsum("c,chw->hw", (1 - share) * a + share * b, feature)
-        titles = ["the mixture's map, σ(logits)", "its mask"]
+        titles = ["probabilities of the mixture", "mask"]
         row = [shade(logits.sigmoid().numpy(), 0, 1), lit(picture, full_size(prediction, logits))]
         steps[f"{share:.0%}"] = picture_grid([row], [titles], cell=330)
     return with_slider(steps, f"share of #{second + 1} in the vector: ")
@@ -284,15 +284,15 @@ def mixing_figure(prediction: Prediction, picture: np.ndarray, first: int, secon
 
 
 @dataclass(frozen=True)
-class Case:
-    """Candidates of a picture before matrix NMS, best score first.
+class CandidateMasks:
+    """Candidates of a picture before matrix NMS, by falling score.
 
     Attributes:
-        names: of each, with class and cell.
+        names: number, class and level of each.
         labels: (N,) int64.
-        scores: (N,) class score times maskness.
+        scores: (N,) class score times mean mask probability.
         masks: (N, H, W) bool.
-        ious: (N, N) at the size that the masks are decoded at.
+        ious: (N, N) at the resolution of decoded masks.
     """
 
     names: list[str]
@@ -303,8 +303,8 @@ class Case:
 
 
 @torch.no_grad()
-def candidates_of(prediction: Prediction, most: int = 12) -> Case:
-    """The candidates with the best scores, at most so many, each as the model sees it before matrix NMS."""
+def candidates_of(prediction: Prediction, most: int = 12) -> CandidateMasks:
+    """Return the candidates with the best scores, at most ``most``, as they enter matrix NMS."""
     model, encoded = prediction.cells.model, prediction.cells.encoded
     found = model.candidates(encoded, 0)
     logits = [
@@ -325,18 +325,20 @@ def candidates_of(prediction: Prediction, most: int = 12) -> Case:
         for i, k in enumerate(order.tolist(), start=1)
     ]
     masks = np.stack([full_size(prediction, logits[k]) for k in order.tolist()]) if len(order) else np.zeros((0, 1, 1))
-    return Case(names, found.label[order], scores[order], masks, mask_ious(inside[order]))
+    return CandidateMasks(names, found.label[order], scores[order], masks, mask_ious(inside[order]))
 
 
-def candidate_pictures(case: Case, picture: np.ndarray, columns: int = 6) -> go.Figure:
-    """The masks of candidates, the picture dark outside of each."""
+def candidate_pictures(case: CandidateMasks, picture: np.ndarray, columns: int = 6) -> go.Figure:
+    """Show the mask of each candidate."""
     rows = [list(range(start, min(start + columns, len(case.names)))) for start in range(0, len(case.names), columns)]
     pictures = [[lit(picture, case.masks[i]) for i in row] for row in rows]
     titles = [[f"{case.names[i].replace('<br>', ', ')}: {case.scores[i]:.2f}" for i in row] for row in rows]
     return picture_grid(pictures, titles, cell=130)
 
 
-def suppression_figure(case: Case, threshold: float, sigmas: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0)) -> go.Figure:
+def suppression_figure(
+    case: CandidateMasks, threshold: float, sigmas: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0)
+) -> go.Figure:
     """Draw the scores before and after matrix NMS; a slider selects the kernel and its σ."""
     kernels = {"linear": ("linear", 2.0)} | {f"Gaussian, σ = {sigma:g}": ("gaussian", sigma) for sigma in sigmas}
     steps = {}
@@ -362,13 +364,13 @@ def suppression_figure(case: Case, threshold: float, sigmas: Sequence[float] = (
 
 
 def theta_of(prediction: Prediction, index: int) -> Tensor:
-    """(1, D) parameters of the aggregation that an instance's cell has predicted."""
+    """Return the parameters (1, D) of the aggregation that an instance's cell predicts."""
     level, cell = int(prediction.cells.level[index]), int(prediction.cells.cell[index])
     return prediction.cells.encoded.grids[level].theta.flatten(2)[:1, :, cell]
 
 
 def representations_of(prediction: Prediction, index: int, moved: Tensor | None = None) -> Tensor:
-    """(S, h, w) logits of an instance's neighbours, each position moved by (S, 2) (Δrow, Δcolumn) cells."""
+    """Return logits (S, h, w) of an instance's neighbours, at positions shifted by (S, 2) (Δrow, Δcolumn) cells."""
     model, level = prediction.cells.model, int(prediction.cells.level[index])
     grid, cell = prediction.cells.encoded.grids[level], prediction.cells.cell[index : index + 1]
     aggregation, config = model.aggregation, model.config
@@ -388,7 +390,7 @@ def redrawn(
     theta: Tensor | None = None,
     with_context: bool = True,
 ) -> Tensor:
-    """(h, w) logits of an instance's mask, with other representations (S, h, w) or another θ (1, D) if given."""
+    """Compute mask logits (h, w) of an instance with other representations (S, h, w) or parameters θ (1, D)."""
     found = prediction.cells
     config, grid = found.model.aggregation.config, found.encoded.grids[int(found.level[index])]
     maps = representations_of(prediction, index) if maps is None else maps
@@ -399,7 +401,7 @@ def redrawn(
 
 
 def swap_figure(prediction: Prediction, picture: np.ndarray, indices: Sequence[int]) -> go.Figure:
-    """Masks from the representations of each instance (rows) with the θ of each (columns)."""
+    """Show the masks from the representations of each instance (rows) with the θ of each (columns)."""
     rows, titles = [], []
     for i in indices:
         logits = [redrawn(prediction, i, theta=theta_of(prediction, j)) for j in indices]
@@ -409,9 +411,12 @@ def swap_figure(prediction: Prediction, picture: np.ndarray, indices: Sequence[i
 
 
 def swapped_ious(prediction: Prediction, indices: Sequence[int]) -> tuple[float, float]:
-    """Mean IoU of masks with what they become with another's θ, and with another's representations."""
-    masks = {(i, j): full_size(prediction, redrawn(prediction, i, theta=theta_of(prediction, j))) for i in indices
-             for j in indices}  # fmt: skip
+    """Return the mean IoU of masks with those from another instance's θ, and from its representations."""
+    masks = {
+        (i, j): full_size(prediction, redrawn(prediction, i, theta=theta_of(prediction, j)))
+        for i in indices
+        for j in indices
+    }
     pairs = [(i, j) for i in indices for j in indices if i != j]
     theta = [mask_iou(masks[i, i], masks[i, j]) for i, j in pairs]
     maps = [mask_iou(masks[i, i], masks[j, i]) for i, j in pairs]
@@ -419,7 +424,7 @@ def swapped_ious(prediction: Prediction, indices: Sequence[int]) -> tuple[float,
 
 
 def spread_figure(prediction: Prediction, picture: np.ndarray, index: int, truth: np.ndarray) -> go.Figure:
-    """An instance's mask when its neighbours are sampled further in or out; a slider moves them.
+    """Show an instance's mask with its neighbours sampled at other distances; a slider selects the distance.
 
     Args:
         prediction: of a model with neighbours.
@@ -431,7 +436,7 @@ def spread_figure(prediction: Prediction, picture: np.ndarray, index: int, truth
     for reach in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
         maps = representations_of(prediction, index, directions * (reach - 1.0))
         mask = full_size(prediction, redrawn(prediction, index, maps=maps))
-        titles = [f"the mask, IoU {mask_iou(truth, mask):.3f}", LEGEND]
+        titles = [f"mask, IoU {mask_iou(truth, mask):.3f}", LEGEND]
         row = [lit(picture, mask), error_picture(truth, mask)]
         steps[f"{reach:g}"] = picture_grid([row], [titles], cell=320)
-    return with_slider(steps, "neighbours this many cells from the centre: ", active=2)
+    return with_slider(steps, "distance of the neighbours in cells: ", active=2)

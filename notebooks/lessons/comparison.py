@@ -1,4 +1,4 @@
-"""Lesson 08: two one-stage models on the same scenes, what each neighbour is worth, and what masks cost."""
+"""Notebook 08: comparison of two one-stage models on the same scenes, ablation of neighbours, and costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynamask.data.shapes import Scene, ShapesDataset
 from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.evaluation.bootstrap import PictureBootstrap, interval_of
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.evaluation.resampled_ap import THRESHOLDS, Matches, ResampledAP
+from dynamask.evaluation.resampled_ap import Matches, ResampledAP
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs
@@ -27,12 +27,11 @@ from lessons.cell_masks import NEIGHBOUR_NAMES, full_size, redrawn, representati
 from lessons.counting import flops
 from lessons.picture_grids import LEGEND, error_picture, mask_window, picture_grid, with_slider
 
-FIVE = (0, 2, 4, 6, 8)
-"""Positions of the IoU thresholds .5, .6, .7, .8, .9 among COCO's ten."""
+MEASURES = ("AP", "AP50", "AP60", "AP70", "AP80", "AP90", "boundary AP")
 FOUR = "all four"
-"""The four neighbours together, in :func:`neighbour_losses`."""
-FEW = 20
-"""Below so many scenes an interval drawn from them is too narrow to be trusted."""
+"""Name of the four neighbours together in :func:`neighbour_losses`."""
+MIN_SCENES = 20
+"""Number of scenes below which a bootstrap interval is too narrow to be reliable."""
 
 
 # --- two models on the same scenes ----------------------------------------------------------------------------------
@@ -40,12 +39,12 @@ FEW = 20
 
 @dataclass(frozen=True)
 class Judged:
-    """A model's detections on some scenes, compared with the truth.
+    """Detections of a model on some scenes, matched with the truth.
 
     Attributes:
         results: COCO results with masks.
-        judge: of them.
-        segm, boundary: what became of each detection.
+        judge: evaluator of the results.
+        segm, boundary: matches of the detections.
     """
 
     results: list[dict[str, Any]]
@@ -54,7 +53,7 @@ class Judged:
     boundary: Matches
 
     def precision(self, name: str, weights: np.ndarray | None = None) -> np.ndarray:
-        """(B,) average precision by name ("AP", "AP50" … "AP90", "boundary AP") of drawn sets of scenes."""
+        """Return an average precision, one of ``MEASURES``, on B resampled sets of scenes, (B,)."""
         if name == "boundary AP":
             return self.judge.average_precision(self.boundary, weights)
         if name == "AP":
@@ -64,7 +63,7 @@ class Judged:
 
 
 def judged(predictor: Predictor, dataset: ShapesDataset, score: float = 0.05) -> Judged:
-    """Run a model over all scenes and compare."""
+    """Run a model on all scenes and match its detections."""
     found = collect(predictor, dataset, range(len(dataset)), EvaluationOptions(score=score))
     results = [{**result, "segmentation": rles[0]} for result, rles in zip(found.results, found.rles)]
     judge = ResampledAP(dataset.coco, found.results, found.rles, dataset.image_ids)
@@ -72,18 +71,15 @@ def judged(predictor: Predictor, dataset: ShapesDataset, score: float = 0.05) ->
     return Judged(results, judge, judge.match(first, "segm"), judge.match(first, "boundary"))
 
 
-NAMES = ("AP", *(f"AP{round(100 * THRESHOLDS[k])}" for k in FIVE), "boundary AP")
-
-
 @dataclass(frozen=True)
 class Compared:
     """Two models on the same scenes.
 
     Attributes:
-        titles: of both.
-        first, second: average precision by name, 0–1.
-        difference: second − first by name, with the interval of drawn sets of scenes.
-        scenes: how many.
+        titles: names of the models.
+        first, second: average precision by measure, 0–1.
+        difference: second − first by measure, with the interval over scenes.
+        scenes: their number.
     """
 
     titles: tuple[str, str]
@@ -93,34 +89,33 @@ class Compared:
     scenes: int
 
     def rows(self) -> list[list[object]]:
-        """Of a table: name, both figures, the difference and its interval."""
+        """Return table rows: measure, both values, the difference and its interval."""
         return [
             [name, self.first[name], self.second[name], f"{d.mean:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}"]
             for name, d in self.difference.items()
         ]
 
     def verdict(self, name: str = "AP") -> str:
-        """What the figures say of one measure, in a sentence."""
+        """Return one sentence on a measure: a difference counts if its interval excludes 0."""
         (a, b), found = self.titles, self.difference[name]
-        low, high = found.low, found.high
-        if low > 0 or high < 0:
-            end = f"on these {self.scenes} scenes {b} is {'better' if low > 0 else 'worse'} than {a}"
+        if found.low > 0 or found.high < 0:
+            result = f"{b} is {'better' if found.low > 0 else 'worse'} than {a} on these {self.scenes} scenes"
         else:
-            end = f"{self.scenes} scenes cannot tell {b} from {a}"
-        doubt = f" (of {self.scenes} scenes: do not trust the interval)" if self.scenes < FEW else ""
-        return f"{name}: {end}, {found.mean:+.3f}, {low:+.3f} to {high:+.3f}{doubt}"
+            result = f"no significant difference between {a} and {b} on {self.scenes} scenes"
+        doubt = f"; {self.scenes} scenes are too few for a reliable interval" if self.scenes < MIN_SCENES else ""
+        return f"{name}: {result}, {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{doubt}"
 
 
 def compare(titles: tuple[str, str], first: Judged, second: Judged, samples: int = 500, seed: int = 0) -> Compared:
-    """Average precision of both, and the difference on drawn sets of scenes, the same for both."""
+    """Compare the average precisions of two models on the same resampled sets of scenes."""
     drawn = PictureBootstrap(first.judge.image_ids, samples, seed).weights
     weights = np.concatenate([np.ones((1, drawn.shape[1]), dtype=drawn.dtype), drawn])
-    values = [{name: each.precision(name, weights) for name in NAMES} for each in (first, second)]
+    values = [{name: each.precision(name, weights) for name in MEASURES} for each in (first, second)]
     return Compared(
         titles,
-        {name: float(values[0][name][0]) for name in NAMES},
-        {name: float(values[1][name][0]) for name in NAMES},
-        {name: interval_of(values[1][name] - values[0][name], centre=True) for name in NAMES},
+        {name: float(values[0][name][0]) for name in MEASURES},
+        {name: float(values[1][name][0]) for name in MEASURES},
+        {name: interval_of(values[1][name] - values[0][name], centre=True) for name in MEASURES},
         len(first.judge.image_ids),
     )
 
@@ -149,7 +144,7 @@ def comparison_figure(found: Compared) -> go.Figure:
 
 @dataclass(frozen=True)
 class Pair:
-    """One object that both models have found.
+    """Object that both models have found.
 
     Attributes:
         scene: index in the data set.
@@ -165,7 +160,7 @@ class Pair:
 
 
 def pairs(first: Judged, second: Judged, dataset: ShapesDataset, least: float = 0.5) -> list[Pair]:
-    """The objects whose best mask of the right class has at least this IoU in both models."""
+    """Return the objects whose best mask of the right class has at least this IoU in both models."""
     found = []
     for index, image_id in enumerate(dataset.image_ids):
         target = dataset.target(index)
@@ -187,14 +182,14 @@ def _best_mask(each: Judged, image_id: int, category: int, truth: np.ndarray, le
 
 
 def outline_difference(found: Sequence[Pair], image_ids: Sequence[int], samples: int = 500) -> Interval:
-    """Mean of second − first boundary IoU over the objects that both found, with its interval over scenes."""
+    """Return the mean of second − first boundary IoU over the given objects, with its interval over scenes."""
     drawn = PictureBootstrap(image_ids, samples)
     rows = np.array([pair.scene for pair in found], dtype=np.int64)
     return drawn.interval(np.array([pair.boundary[1] - pair.boundary[0] for pair in found]), rows)
 
 
 def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[str, str], count: int = 3) -> go.Figure:
-    """The objects where the two differ most, the second's best and its worst, one a step of a slider."""
+    """Show the objects at which the models differ most, the best and worst of the second, with a slider."""
     order = sorted(found, key=lambda pair: pair.boundary[1] - pair.boundary[0], reverse=True)
     shown, steps = [*order[:count], *order[max(count, len(order) - count) :]], {}
     for number, pair in enumerate(shown, start=1):
@@ -204,19 +199,19 @@ def pairs_figure(found: Sequence[Pair], dataset: ShapesDataset, titles: tuple[st
         texts = [f"{name}: boundary IoU {value:.2f}" for name, value in zip(titles, pair.boundary)]
         row = [scene.image[window], *(error_picture(truth, mask)[window] for mask in pair.masks)]
         better = titles[1] if pair.boundary[1] > pair.boundary[0] else titles[0]
-        steps[f"{number}: {label}"] = picture_grid([row], [[f"{better} ahead: {LEGEND}", *texts]], cell=330)
+        steps[f"{number}: {label}"] = picture_grid([row], [[f"{better} is better: {LEGEND}", *texts]], cell=330)
     return with_slider(steps)
 
 
-# --- what each neighbour is worth -----------------------------------------------------------------------------------
+# --- ablation of neighbours -----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def neighbour_losses(predictor: Predictor, scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
-    """IoU with the truth that masks lose when the aggregation sees less, (N,) for N found objects.
+    """Measure the IoU that masks lose without an input of the aggregation, (N,) for N found objects.
 
-    A neighbour, or all four, is replaced by the centre's representation, the centre by the mean of the neighbours', and
-    the context by zeros.
+    One neighbour, or all four, is replaced by the centre's representation, the centre by the mean of the neighbours',
+    and the context by zeros.
     """
     centre, others = NEIGHBOUR_NAMES.index("centre"), [k for k, name in enumerate(NEIGHBOUR_NAMES) if name != "centre"]
     groups = {NEIGHBOUR_NAMES[k]: [k] for k in others} | {FOUR: others}
@@ -236,14 +231,14 @@ def neighbour_losses(predictor: Predictor, scenes: Sequence[Scene]) -> dict[str,
 
 
 def _with(maps: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
-    """A copy of (S, h, w) with some rows replaced by (h, w)."""
+    """Copy maps (S, h, w) with some rows replaced by (h, w)."""
     changed = maps.clone()
     changed[list(rows)] = values
     return changed
 
 
 def matched(prediction: Prediction, scene: Scene, least: float = 0.5) -> list[tuple[int, int]]:
-    """(row in the scene, index of the instance) of the objects that were found, the best instance for each."""
+    """Return (row in the scene, index of the best instance) of every object that was found."""
     found = []
     for row, label in enumerate(scene.labels.tolist()):
         own = [i for i in range(len(prediction)) if int(prediction.labels[i]) == label]
@@ -273,10 +268,10 @@ def losses_figure(lost: dict[str, np.ndarray]) -> go.Figure:
 
 
 def spent(predictor: Predictor, image: np.ndarray) -> dict[str, float]:
-    """GMACs of a whole picture: what runs once a picture, the masks that are shown, and all else.
+    """Count the GMACs of a prediction: of the network, of the masks of the instances, and of discarded work.
 
-    The total is what torch's flop counter sees, deformable convolutions included. "discarded" holds the masks of
-    candidates that no instance comes from, masks that are decoded a second time, and overlaps in matrix NMS.
+    The total is counted by torch's flop counter, deformable convolutions included. "discarded" are the masks of
+    candidates that become no instance, masks decoded a second time, and the overlaps in matrix NMS.
     """
     held: dict[str, Any] = {}
     run: Callable[[], None] = lambda: held.update(prediction=predictor(image))  # noqa: E731
@@ -296,7 +291,7 @@ def spent_figure(cases: dict[str, dict[str, float]]) -> go.Figure:
 
 
 def growth_figure(configs: dict[str, SoloConfig], costs: MaskBranchCosts, sides: Sequence[int]) -> go.Figure:
-    """GMACs of one mask against the picture's short side: one-stage masks grow with the picture, DynaMask's do not.
+    """Draw the GMACs of one mask against the picture's short side, of one-stage models and of DynaMask.
 
     Args:
         configs: one-stage models by name, with a mask feature at stride 4.

@@ -1,4 +1,4 @@
-"""The environment in which notebooks are run by commands: this checkout's code, nobody's personal settings."""
+"""Environment of kernels that are started by a command: the code of this checkout, no personal settings."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Folder that holds the package: the checkout."""
+"""The checkout."""
 
 
 def kernel_variables(home: Path, short: bool = False) -> dict[str, str]:
-    """What a kernel must find in its environment, besides what is there.
+    """Return the environment variables that a kernel needs in addition to the current ones.
 
     Args:
-        home: an empty folder for what Jupyter and IPython read and write.
-        short: set ``FAST=1`` and one thread, as the tests run notebooks.
+        home: empty folder for the files of Jupyter and IPython.
+        short: set ``FAST=1`` and one thread, as the tests do.
     """
-    known = os.environ.get("PYTHONPATH", "")
+    paths = [str(ROOT), str(ROOT / "notebooks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *([known] if known else [])]),
-        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this very Python, whatever the user has installed
+        "PYTHONPATH": os.pathsep.join(paths),
+        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this Python, whatever the user has installed
         "JUPYTER_DATA_DIR": str(home),
         "JUPYTER_CONFIG_DIR": str(home),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),

@@ -49,7 +49,7 @@ def costs(predictor: Predictor) -> go.Figure:
     macs = {**dict(zip(SIZE_NAMES.values(), predictor.costs.macs_per_instance)), "switch": predictor.costs.switch_macs}
     series = {name: {name: value / 1e9} for name, value in macs.items()}
     drawn = charts.bar_chart(series, "Cost of a mask", "GMACs per instance", number_format=".4f", height=300)
-    return drawn.update_layout(showlegend=False, barmode="overlay")
+    return drawn.update_layout(showlegend=False, barmode="stack")
 
 
 def budgets(predictor: Predictor, count: int = 60) -> np.ndarray:
