@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynamask.bundled import list_bundled
+from dynamask.models.weights import list_bundled
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from dynamask.config import STRIDES
 from dynamask.evaluation.mask_quality import mask_iou, quality_by_size
 from dynamask.evaluation.matching import match_greedily
-from dynamask.models.solo.config import STRIDES
 from dynamask.ops.rle import decode_rle, encode_rle
 from dynamask.predict import Prediction
 from dynamask.viz import cells

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from dynamask.bundled import checkpoint_dir, list_bundled
 from dynamask.data.coco_format import read_coco
 from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Collector, EvaluationOptions, Instances
 from dynamask.evaluation.ideal_masks import METRICS, NEEDS, IdealQuality, ideal_quality, summarise
+from dynamask.models.weights import checkpoint_dir, list_bundled
 from dynamask.predict import Predictor
 from dynamask.reports.classes import class_names_of, class_rows
 from dynamask.structures import MASK_SIZES, DynaMaskError

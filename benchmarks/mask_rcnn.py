@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks import harness
 from benchmarks.harness import Result
 from dynamask.cli.common import opened_data
-from dynamask.config import ModelConfig, recipe
+from dynamask.config import ModelConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
@@ -44,11 +44,11 @@ from dynamask.engine.run import Run
 from dynamask.engine.train import train
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.files import replacing
-from dynamask.models.build import preset
 from dynamask.models.detectors.rcnn import LOSSES
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.ops.masks import paste_masks
 from dynamask.ops.rle import encode_rle
+from dynamask.presets import default_training, model_config
 from dynamask.structures import DynaMaskError
 
 PRESET = "dynamask_mobilenetv2_fpn_small"
@@ -148,7 +148,7 @@ def train_baseline(arguments: argparse.Namespace) -> Result:
     if not arguments.resume and checkpoints(arguments.out):
         raise DynaMaskError(f"{arguments.out} holds a run already; add --resume to go on or choose another --out")
     keep_freed_memory()
-    config, losses = recipe(PRESET)
+    config, losses = default_training(PRESET)
     config = dataclasses.replace(
         config,
         iterations=arguments.iterations,
@@ -159,15 +159,15 @@ def train_baseline(arguments: argparse.Namespace) -> Result:
     transforms = TrainingTransforms(photometric=config.jitter)
     dataset, indices = opened_data(arguments, None, training=True, transforms=transforms)
     torch.manual_seed(config.seed)
-    model_config = preset(PRESET, class_names=dataset.class_names, category_ids=dataset.category_ids)
+    net_config = model_config(PRESET, class_names=dataset.class_names, category_ids=dataset.category_ids)
     if arguments.side is not None:
-        model_config = dataclasses.replace(model_config, min_sizes=(arguments.side,), test_min_size=arguments.side)
-    model = build_mask_rcnn(model_config, arguments.backbone_weights)
+        net_config = dataclasses.replace(net_config, min_sizes=(arguments.side,), test_min_size=arguments.side)
+    model = build_mask_rcnn(net_config, arguments.backbone_weights)
     weights = {**dict.fromkeys(LOSSES, 1.0), **losses.weights}
     if arguments.mask_weight is not None:
         weights["loss_mask"] = arguments.mask_weight
     settings = json.loads(
-        json.dumps({"train": dataclasses.asdict(config), "model": model_config.to_dict(), "losses": weights})
+        json.dumps({"train": dataclasses.asdict(config), "model": net_config.to_dict(), "losses": weights})
     )
     loader = TrainingLoader(dataset, config.batch_size, config.seed, config.workers, indices)
     run = Run(model, loader, config, arguments.out, weights, settings)
@@ -207,7 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = harness.make_parser("mask_rcnn", __doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     training = commands.add_parser("train", help=f"train with the recipe of {PRESET}")
-    default, _ = recipe(PRESET)
+    default, _ = default_training(PRESET)
     training.add_argument("--backbone-weights", metavar="FILE|timm", help="ImageNet weights (default: random weights)")
     training.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     training.add_argument("--iterations", type=int, default=ITERATIONS, help=f"steps (default: {ITERATIONS})")

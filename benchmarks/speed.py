@@ -31,7 +31,7 @@ from benchmarks import harness
 from benchmarks.harness import Result
 from benchmarks.mask_rcnn import PRESET, load_mask_rcnn
 from dynamask.cli.common import opened_data
-from dynamask.config import ModelConfig, recipe
+from dynamask.config import ModelConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
 from dynamask.data.transforms import TrainingTransforms
@@ -39,11 +39,12 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.step import train_step
 from dynamask.evaluation.efficiency import Case, interleave, rows_of
-from dynamask.models.build import build_model, preset
+from dynamask.models.build import build_model
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
 from dynamask.models.masks import policies
 from dynamask.ops.deform import sampled_deform_conv2d
 from dynamask.predict import Predictor, TwoStagePredictor, load
+from dynamask.presets import default_training, model_config
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -162,7 +163,7 @@ def measure_prediction(
 
 def measure_training(ours: nn.Module, theirs: nn.Module, batches: list[Batch], rounds: int) -> list[dict[str, Any]]:
     """One optimiser step with the preset's recipe on the same batches, drawn to the same size; all losses on."""
-    config, losses = recipe(PRESET)
+    config, losses = default_training(PRESET)
     ours.mask_branch.switch_enabled = True
     ours.mask_branch.loss_config = losses
     counters = {
@@ -287,7 +288,7 @@ def load_ours(weights: str) -> Predictor:
         predictor.check_switch("the benchmark of speed")
         return predictor
     torch.manual_seed(0)
-    return TwoStagePredictor(build_model(preset(PRESET, class_names=("__background__", "person"))))
+    return TwoStagePredictor(build_model(model_config(PRESET, class_names=("__background__", "person"))))
 
 
 def load_theirs(weights: str, config: ModelConfig) -> MaskRCNN:
@@ -301,7 +302,7 @@ def load_theirs(weights: str, config: ModelConfig) -> MaskRCNN:
 def fresh_copies(predictor: Predictor, baseline: MaskRCNN) -> tuple[nn.Module, nn.Module]:
     """Models of their own for training, with the same weights; the losses are those of the preset's recipe."""
     config = predictor.model.config
-    ours = build_model(config, loss_config=recipe(PRESET)[1])
+    ours = build_model(config, loss_config=default_training(PRESET)[1])
     ours.load_state_dict(predictor.model.state_dict())
     theirs = build_mask_rcnn(baseline.config)
     theirs.load_state_dict(baseline.state_dict())
@@ -330,7 +331,7 @@ def measure_parts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     pixels, count, rounds = photograph(arguments.image), arguments.detections, arguments.rounds
 
     def training() -> list[dict[str, Any]]:
-        size = recipe(PRESET)[0].batch_size
+        size = default_training(PRESET)[0].batch_size
         real = has_data(arguments)
         batches = real_batches(arguments, 4, size) if real else generated_batches(4, size)
         return measure_training(*fresh_copies(predictor, baseline), batches, rounds)

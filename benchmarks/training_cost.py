@@ -39,14 +39,15 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.harness import ROOT, Result
-from dynamask.config import ModelConfig, recipe
+from dynamask.config import ModelConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import SCENE_SIZE, ShapesDataset
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.step import total_loss, train_step
-from dynamask.models.build import build_mask_branch, build_model, preset
+from dynamask.models.build import build_mask_branch, build_model
 from dynamask.models.masks.branch import MaskBranch
+from dynamask.presets import default_training, model_config
 from dynamask.structures import MASK_SIZES
 
 SMALL = "dynamask_mobilenetv2_fpn_small"
@@ -92,7 +93,7 @@ def memory_case(model_name: str, checkpoint_stages: bool, regions: int, repeats:
     """Loss and peak memory of one step, and the least time of the repeated steps, in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    config = preset(model_name)
+    config = model_config(model_name)
     branch = build_mask_branch(config)
     branch.region_fpn.checkpoint_stages = checkpoint_stages
     inputs = (*problem(config, regions), torch.zeros(regions, len(MASK_SIZES)))
@@ -181,11 +182,11 @@ def measure_scenes(arguments: argparse.Namespace) -> Result:
     keep_freed_memory()
     torch.manual_seed(0)
     dataset = ShapesDataset(100_000)
-    config, losses = recipe(SMALL)
+    config, losses = default_training(SMALL)
     config = dataclasses.replace(config, warmup=0)
     side = min(SCENE_SIZE)
     model = build_model(
-        preset(SMALL, class_names=dataset.class_names, min_sizes=(side,), test_min_size=side), None, losses
+        model_config(SMALL, class_names=dataset.class_names, min_sizes=(side,), test_min_size=side), None, losses
     )
     loader = TrainingLoader(dataset, config.batch_size, 0, 0)
     scenes, steps = [], []

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dynamask import viz
-    from dynamask.models.build import create_model, list_models
+    from dynamask.models.build import create_model
     from dynamask.predict import Prediction, Predictor, load
+    from dynamask.presets import list_models
     from dynamask.structures import MASK_SIZES, DynaMaskError
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ _MODULES = {
     "Prediction": "dynamask.predict",
     "Predictor": "dynamask.predict",
     "create_model": "dynamask.models.build",
-    "list_models": "dynamask.models.build",
+    "list_models": "dynamask.presets",
     "load": "dynamask.predict",
 }
 

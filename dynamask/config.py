@@ -1,9 +1,11 @@
-"""Configuration: frozen dataclasses with checks. Only the assembling code reads them."""
+"""Settings of models, losses and training: frozen dataclasses that check their values."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from dynamask.structures import DynaMaskError
 
@@ -18,29 +20,140 @@ MASK_BRANCHES = (
     "bifpn",
     "nasfpn",
 )
-"""The paper's r-FPN, and the mask branches that stand beside it (:mod:`dynamask.models.masks.heads`)."""
+"""The paper's r-FPN and the baselines that it is compared with (:mod:`dynamask.models.masks.heads`)."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STRIDES = (8, 8, 16, 32, 32)
+"""Strides of the five levels of a one-stage head: P2 halved, P3, P4, P5, and P6 brought to the size of P5."""
+NEIGHBOURS: dict[str, tuple[tuple[int, int], ...]] = {
+    "none": ((0, 0),),
+    "column": ((-1, 0), (0, 0), (1, 0)),
+    "row": ((0, -1), (0, 0), (0, 1)),
+    "4": ((-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)),
+    "8": tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)),
+    "corners": (),
+}
+"""(Δrow, Δcolumn) of the cells whose mask representations SODAR aggregates, in the order of its input channels;
+"corners" are the four cells around a position between cells (§ III of SODAR: a mask grid coarser than the
+classification grid)."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Everything that is needed to build a model again from its weights."""
+class BaseModelConfig:
+    """Settings that all model families have; with those of its subclass, all that is needed to rebuild a model."""
 
-    name: str = "dynamask_resnet50_fpn"
+    FAMILY: ClassVar[str]
+    """Name of the model family, "two-stage" or "one-stage"."""
+
+    name: str = ""
     backbone: str = "resnet50"
+    """A timm model with feature maps at strides 4, 8, 16 and 32."""
     class_names: tuple[str, ...] = ("__background__", "object")
     """Names by contiguous label; index 0 is the background."""
     category_ids: tuple[int, ...] = ()
     """COCO category_id of labels 1, 2, …; empty means 1, 2, …"""
-    mask_branch: str = "region_fpn"
-    """What turns regions into masks, one of ``MASK_BRANCHES``; only the r-FPN has a switch."""
     fpn_channels: int = 256
+    frozen_stride: int = 4
+    """Backbone parameters up to the feature map of this stride are not trained."""
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    """Input normalisation of RGB scaled to 0–1."""
+    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Training: length of the shorter side, drawn from these, pixels."""
+    test_min_size: int = 800
+    """Evaluation: length of the shorter side, pixels."""
+    max_size: int = 1333
+    """Upper limit of the longer side, pixels."""
+    score_threshold: float = 0.05
+    """Detections with a class score below it are dropped, 0–1."""
+    detections_per_img: int = 100
+
+    def __post_init__(self) -> None:
+        if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:
+            raise DynaMaskError("category_ids and class_names disagree; give one id per class besides the background")
+
+    @property
+    def detector_kind(self) -> str:
+        """Models of the same kind can exchange the weights of everything but their mask prediction."""
+        raise NotImplementedError
+
+    @property
+    def mask_kind(self) -> object:
+        """Models of the same detector kind and mask kind can exchange all weights."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`.
+
+        Called on the base class, it returns a configuration of the family that the values name.
+
+        Raises:
+            DynaMaskError: a key is unknown, or the values belong to another family than the class.
+        """
+        family = values.get("family", ModelConfig.FAMILY)
+        kind = next((each for each in (ModelConfig, SoloConfig) if family == each.FAMILY), None)
+        if kind is None or not issubclass(kind, cls):
+            raise DynaMaskError(f"the stored model configuration is of the family {family!r}; give other weights")
+        given = {key: value for key, value in values.items() if key != "family"}
+        if given.get("aggregation") is not None:
+            given["aggregation"] = _from_values(AggregationConfig, given["aggregation"])
+        return _from_values(kind, given)
+
+
+def _check_choices(config: Any, **choices: tuple[str, ...]) -> None:
+    """Refuse a field whose value is not among its choices."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            *some, last = map(repr, known)
+            raise DynaMaskError(f"{name} is {getattr(config, name)!r}; choose {', '.join(some)} or {last}")
+
+
+def _check_shares(config: Any, *names: str) -> None:
+    """Refuse a field that is no share or probability."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise DynaMaskError(f"{name} is {getattr(config, name)}; give a number from 0 to 1")
+
+
+def _check_at_least(config: Any, least: int, *names: str) -> None:
+    """Refuse a field below a whole number."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise DynaMaskError(f"{name} is {getattr(config, name)}; give a whole number of at least {least}")
+
+
+def _from_values(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass from JSON values, lists turned into tuples."""
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(kind)})
+    if unknown:
+        raise DynaMaskError(f"the stored model configuration has unknown keys {unknown}; it is from another version")
+    return kind(**{key: _frozen(value) for key, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, at any depth, as tuples."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True)
+class ModelConfig(BaseModelConfig):
+    """Settings of the two-stage family: DynaMask and the mask branches that it is compared with."""
+
+    FAMILY: ClassVar[str] = "two-stage"
+
+    name: str = "dynamask_resnet50_fpn"
+    mask_branch: str = "region_fpn"
+    """One of ``MASK_BRANCHES``; only the r-FPN has a switch."""
     region_channels: int = 256
-    """Channels of the 14×14 region feature; each stage halves them. Baselines: of the convolutions of "fcn" and
-    "pointrend"; the other pyramids are as wide as makes them cost what the r-FPN costs."""
+    """Channels of the 14×14 region feature, which each stage halves. Baselines: channels of the convolutions of "fcn"
+    and "pointrend"; the widths of the other pyramids follow from the MACs of the r-FPN."""
     offset_groups: tuple[int, int, int] = (4, 2, 1)
-    """Offset groups of the deformable convs at 28, 56, 112."""
+    """Offset groups of the deformable convolutions at 28, 56, 112."""
     switch_channels: int = 64
     switch_hidden: int = 256
     box_head_channels: int = 1024
@@ -48,64 +161,183 @@ class ModelConfig:
     """One mask logit for all classes."""
     class_agnostic_last: bool = False
     """One mask logit for all classes at 112, as in the authors' code, and a logit per class at the other sizes."""
-    frozen_stride: int = 4
-    """Backbone parameters up to this stride do not train."""
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    image_std: tuple[float, float, float] = IMAGENET_STD
-    """Input normalisation of RGB scaled to 0–1."""
-    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    """Shorter sides drawn in training, pixels."""
-    test_min_size: int = 800
-    max_size: int = 1333
-    """Longest side, pixels."""
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Anchor sides at strides 4 … 64, pixels."""
     rpn_pre_nms_train: int = 2000
     rpn_pre_nms_test: int = 1000
+    """Proposals kept per level before NMS."""
     rpn_post_nms_train: int = 2000
     rpn_post_nms_test: int = 1000
-    """Proposals per image (before NMS also per level)."""
+    """Proposals kept per image after NMS."""
     box_samples: int = 512
     """RoIs sampled per image in training, a quarter of them positive."""
     mask_rois: int = 128
     """Positive RoIs per image that train the mask branch, at most."""
-    score_threshold: float = 0.05
-    detections_per_img: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mask_branch not in MASK_BRANCHES:
             raise DynaMaskError(
                 f"mask branch {self.mask_branch!r} is unknown; choose one of {', '.join(MASK_BRANCHES)}"
             )
         if self.region_channels % 8:
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
-        if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:
-            raise DynaMaskError("category_ids and class_names disagree; give one id per class besides the background")
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
+    @property
+    def detector_kind(self) -> str:
+        """See :attr:`BaseModelConfig.detector_kind`."""
+        return self.FAMILY
 
-    @classmethod
-    def from_dict(cls, values: dict[str, object]) -> ModelConfig:
-        """The inverse of :meth:`to_dict`; unknown keys raise :class:`DynaMaskError`."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise DynaMaskError(
-                f"the stored model configuration has unknown keys {unknown}; it is from another version"
-            )
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    @property
+    def mask_kind(self) -> str:
+        """See :attr:`BaseModelConfig.mask_kind`."""
+        return self.mask_branch
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """Settings of SODAR's aggregation; each part of its Table VI varies one field."""
+
+    neighbours: str = "4"
+    """"none", "column", "row", "4", "8" around the cell, or "corners"."""
+    context: str = "with"
+    """Multi-level context: "with", "without", or "only" (no mask representation at all)."""
+    context_channels: int = 16
+    context_fusion: str = "sum"
+    """"sum", as the parameter counts of the paper imply, or "concat", as in its released code."""
+    weights: str = "dynamic"
+    """"dynamic": θ is predicted for every cell; "static": one learned θ for all."""
+    layers: int = 3
+    kernel: int = 3
+    hidden: int = 4
+    theta_kernel: int = 1
+    """Kernel of the convolution that predicts θ."""
+    tower_channels: int = 0
+    """SOLOv2: width of the tower that θ is predicted from; 0 means the width of the other towers."""
+    deformable: bool = False
+    """Learn an offset (Δrow, Δcolumn) for every neighbour."""
+    interpolation: str = "rounded"
+    """Position of a cell on a coarser grid of representations: "rounded" to the nearest one, "floor", or "between",
+    sampled bilinearly. "corners" always surround the position between."""
+    border: str = "clamp"
+    """Neighbours outside the grid: "clamp" repeats the border cell, "zero" takes them as zero."""
+    direct_weight: float = 0.0
+    """Weight of a mask loss on the centre representation itself (the paper's two-stage loss); 0 disables it."""
+
+    def __post_init__(self) -> None:
+        _check_choices(
+            self,
+            neighbours=tuple(NEIGHBOURS),
+            context=("with", "without", "only"),
+            context_fusion=("sum", "concat"),
+            weights=("dynamic", "static"),
+            interpolation=("rounded", "between", "floor"),
+            border=("clamp", "zero"),
+        )
+        if not 1 <= self.layers <= 4 or self.kernel not in (1, 3) or self.theta_kernel not in (1, 3):
+            raise DynaMaskError("an aggregation has 1 to 4 layers and kernels of 1 or 3; choose within that")
+        if self.direct_weight and self.neighbours == "corners":
+            raise DynaMaskError("between cells there is no centre representation to supervise; set direct_weight to 0")
+
+    @property
+    def samples(self) -> int:
+        """Number S of mask representations in the input: 1, 3, 4, 5 or 9; 0 with the context alone."""
+        if self.context == "only":
+            return 0
+        return 4 if self.neighbours == "corners" else len(NEIGHBOURS[self.neighbours])
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the aggregation's input."""
+        return self.samples + (0 if self.context == "without" else self.context_channels)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of all layers, from the input to the single output."""
+        return (self.in_channels, *[self.hidden] * (self.layers - 1), 1)
+
+    @property
+    def parameters(self) -> int:
+        """Length D of θ: weights and biases of all layers (945 with five representations and sixteen channels)."""
+        return sum(a * b * self.kernel**2 + b for a, b in zip(self.widths, self.widths[1:]))
+
+
+@dataclass(frozen=True)
+class SoloConfig(BaseModelConfig):
+    """Settings of the one-stage family: SOLO and SOLOv2, with or without SODAR's aggregation."""
+
+    FAMILY: ClassVar[str] = "one-stage"
+
+    name: str = "solo_resnet50_fpn"
+    kind: str = "solo"
+    """"solo": one 1×1 convolution per level; "solov2": a kernel predicted for every cell (dynamic convolution)."""
+    tower_channels: int = 256
+    """Width of the category and mask (or kernel) towers."""
+    tower_depth: int = 7
+    mask_feature_channels: int = 128
+    """SOLOv2: width of the branches that compute the mask feature."""
+    kernel_channels: int = 256
+    """SOLOv2: channels of the mask feature and of a cell's kernel."""
+    groups: int = 32
+    """Groups of every GroupNorm."""
+    grids: tuple[int, ...] = (40, 36, 24, 16, 12)
+    """Side of the classification grid of the five levels."""
+    mask_grids: tuple[int, ...] = ()
+    """Side of the grids of mask representations; empty means the classification grids (SODAR's mask interpolation)."""
+    scale_ranges: tuple[tuple[int, int], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+    """Range of √(w·h), inclusive, of the objects that each level is trained on, network-input pixels."""
+    centre_share: float = 0.2
+    """σ: an object trains the cells within this share of its box around its centre of mass."""
+    aggregation: AggregationConfig | None = None
+    """SODAR's aggregation; None is the plain model."""
+    score_threshold: float = 0.1
+    update_threshold: float = 0.05
+    """Detections with a score below it after matrix NMS are dropped, 0–1."""
+    candidates: int = 500
+    """Masks that go into matrix NMS, at most."""
+    nms_kernel: str = "gaussian"
+    nms_sigma: float = 2.0
+    voting: str = "none"
+    """Mask voting among overlapping candidates (SODAR, Table II): "none", "average", "score" or "iou"."""
+    voting_iou: float = 0.7
+    """IoU with the mask below which a candidate does not vote."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choices(self, kind=("solo", "solov2"), voting=("none", "average", "score", "iou"))
+        if len(self.grids) != len(STRIDES) or len(self.scale_ranges) != len(STRIDES):
+            raise DynaMaskError(f"grids and scale_ranges need one entry for each of {len(STRIDES)} levels")
+        if self.mask_grids and (len(self.mask_grids) != len(self.grids) or self.aggregation is None):
+            raise DynaMaskError("mask_grids need one entry a level and an aggregation; give both or neither")
+
+    @property
+    def representation_grids(self) -> tuple[int, ...]:
+        """Side G′ of the grid of mask representations of every level."""
+        return self.mask_grids or self.grids
+
+    @property
+    def detector_kind(self) -> str:
+        """See :attr:`BaseModelConfig.detector_kind`."""
+        return self.kind
+
+    @property
+    def mask_kind(self) -> AggregationConfig | None:
+        """See :attr:`BaseModelConfig.mask_kind`."""
+        return self.aggregation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the family."""
+        return {"family": self.FAMILY, **super().to_dict()}
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and switches of the mask branch's losses (Eq. 3–7)."""
+    """Settings of the mask branch's losses (Eq. 3–7)."""
 
     mask_supervision: str = "all"
-    """"all": every resolution learns from every RoI; "selected": Eq. 3 read literally, only the drawn one."""
+    """"all": every RoI trains all resolutions; "selected": only the sampled one, as Eq. 3 is written."""
     mask_weight: float = 1.0
-    """Weight of L_mask beside the detector's losses; Eq. 7 has 1."""
+    """Weight of L_mask relative to the losses of the detector; 1 in Eq. 7."""
     edge_weight: float = 0.1
     """λ1 of Eq. 7."""
     switch_weight: float = 0.4
@@ -115,34 +347,32 @@ class LossConfig:
     temperature: float = 0.5
     """τ of the Gumbel-softmax (Eq. 2)."""
     switch_signal: str = "edge"
-    """What tells the switch which size an instance needs: "edge", L_edge as in Eq. 4, or "boundary", the boundary error
-    1 − IoU of each size's mask at one common grid, its width in picture pixels."""
+    """Loss that teaches the switch which size an instance needs: "edge", L_edge as in Eq. 4, or "boundary", the
+    boundary error 1 − boundary IoU of the mask of each size, all compared on the finest grid."""
     boundary_weight: float = 0.0
     """Weight of the boundary error under the signal "boundary"."""
     overlap_share: float = 0.0
-    """Share, 0–1, of 1 − mask IoU in that error; the rest is 1 − boundary IoU."""
+    """Share (0–1) of 1 − mask IoU in that error; the rest is 1 − boundary IoU."""
     switch_gradient: float = 1.0
-    """Factor on the gradient that the edge and mask losses send into the switch through y."""
+    """Factor on the gradient of the edge and mask losses with respect to y."""
     detach_switch: bool = True
-    """The switch reads the region feature without sending gradients into it."""
+    """Stop the gradient of the switch at the region feature."""
     switch_selection: str = "drawn"
-    """What weighs the sizes in the losses: "drawn", the one-hot y of Eq. 2, or "expected", p itself: the mean of every
-    draw, without its noise."""
+    """Weights of the sizes in the losses: "drawn", the sampled one-hot y of Eq. 2, or "expected", the probabilities p,
+    which give the expected loss without sampling noise."""
     entropy_on: str = "probs"
-    """Whose entropy Eq. 6 takes: "probs", f is the mean of p; "selection", f is the mean of y; "instances", the mean of
-    the entropy of each instance's own p, which keeps p graded where one size is only a little better."""
+    """Distribution of Eq. 6: "probs", f is the mean of p; "selection", f is the mean of y; "instances", the mean of the
+    entropies of the instances' p, which keeps p smooth where one size is only slightly better."""
 
     def __post_init__(self) -> None:
-        if self.mask_supervision not in ("all", "selected"):
-            raise DynaMaskError(f"mask_supervision is {self.mask_supervision!r}; choose 'all' or 'selected'")
-        if self.switch_signal not in ("edge", "boundary"):
-            raise DynaMaskError(f"switch_signal is {self.switch_signal!r}; choose 'edge' or 'boundary'")
-        if self.switch_selection not in ("drawn", "expected"):
-            raise DynaMaskError(f"switch_selection is {self.switch_selection!r}; choose 'drawn' or 'expected'")
-        if self.entropy_on not in ("probs", "selection", "instances"):
-            raise DynaMaskError(f"entropy_on is {self.entropy_on!r}; choose 'probs', 'selection' or 'instances'")
-        if not 0 <= self.overlap_share <= 1:
-            raise DynaMaskError(f"overlap_share is {self.overlap_share}; give a share from 0 to 1")
+        _check_choices(
+            self,
+            mask_supervision=("all", "selected"),
+            switch_signal=("edge", "boundary"),
+            switch_selection=("drawn", "expected"),
+            entropy_on=("probs", "selection", "instances"),
+        )
+        _check_shares(self, "overlap_share")
         if not 0 < self.budget_target <= 1:
             raise DynaMaskError(f"budget_target is {self.budget_target}; give a fraction of the full branch in (0, 1]")
         if self.temperature <= 0:
@@ -167,11 +397,11 @@ class TrainConfig:
     batch_size: int = 16
     """Images per step."""
     iterations: int = 90_000
-    """Steps in all."""
+    """Total number of steps."""
     stop_at: int = 0
-    """Stop after this step, the schedule unchanged; 0 runs all steps."""
+    """Stop after this step without changing the schedule; 0 runs all steps."""
     warm_start: float = 1 / 12
-    """Share of the steps, at the start, without the switch: masks at all resolutions (phase one; an epoch of 12)."""
+    """Share of the steps (0–1), at the start, that train masks at all resolutions without the switch (phase one)."""
     optimizer: str = "sgd"
     lr: float = 0.02
     backbone_lr_factor: float = 1.0
@@ -183,18 +413,18 @@ class TrainConfig:
     milestones: tuple[float, ...] = (8 / 12, 11 / 12)
     """Shares of the steps at which the step schedule multiplies lr by 0.1."""
     clip_norm: float = 35.0
-    """Largest gradient norm; 0 does not clip."""
+    """Largest gradient norm; 0 disables clipping."""
     ema_decay: float = 0.0
-    """Decay per step of the moving average of the weights that is saved; 0 saves the last weights."""
+    """Decay per step of the exponential moving average of the weights, which is saved; 0 saves the last weights."""
     jitter: bool = False
     """Photometric jitter."""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """Smallest and largest factor by which a picture is scaled before it is cut or padded to its frame; 0.1 2.0 is the
+    """Smallest and largest factor by which a picture is scaled before it is cropped or padded; (0.1, 2.0) is the
     large-scale jitter of Ghiasi et al. (CVPR 2021)."""
     jitter_size: int = 0
-    """Side of that frame, square, in pixels; 0 keeps the size of each picture."""
+    """Side of the square that the scaled picture is cropped or padded to, pixels; 0 keeps the size of each picture."""
     crop: float = 0.0
-    """Probability of cutting a random window out of a picture."""
+    """Probability of cropping a picture to a random window."""
     copy_paste: float = 0.0
     """Probability that objects of another picture are pasted over a picture."""
     seed: int = 0
@@ -202,83 +432,36 @@ class TrainConfig:
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 2
-    """Checkpoints kept, the last ones."""
+    """Number of the latest checkpoints that are kept."""
     log_every: int = 20
     """Steps between log lines."""
     device: str = "cpu"
-    """"cpu" or "cuda"; of several processes on CUDA, each takes the GPU of its number on its machine."""
+    """"cpu" or "cuda"; each of several processes uses the GPU of its local rank."""
     precision: str = "fp32"
-    """Of the convolutions and matrix products: "fp32", or "bf16" or "fp16" under autocast; weights, losses, boxes and
-    sampling positions stay float32. "fp16" scales the loss."""
+    """Precision of convolutions and matrix products: "fp32", or "bf16" or "fp16" under autocast; weights, losses, boxes
+    and sampling positions stay float32. "fp16" scales the loss."""
     accumulate: int = 1
-    """Micro-batches that a step's batch is divided into, one after another on each process, to save memory."""
+    """Number of micro-batches that the batch is divided into to save memory."""
     checkpoint_stages: bool = False
-    """Compute the region stages again in the backward pass instead of keeping what is inside them."""
+    """Recompute the stages of the r-FPN in the backward pass instead of storing their activations."""
     compile: bool = False
-    """torch.compile of the backbone's body."""
+    """Compile the body of the backbone with torch.compile."""
     val_every: int = 0
-    """Steps between evaluations on the validation pictures; 0 evaluates at the end alone."""
+    """Steps between evaluations on the validation pictures; 0 evaluates only at the end."""
     overlay_every: int = 0
     """Steps between overlays of a few pictures in TensorBoard; 0 draws none."""
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("sgd", "adamw"):
-            raise DynaMaskError(f"optimizer is {self.optimizer!r}; choose 'sgd' or 'adamw'")
-        if self.schedule not in ("step", "cosine"):
-            raise DynaMaskError(f"schedule is {self.schedule!r}; choose 'step' or 'cosine'")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise DynaMaskError(f"precision is {self.precision!r}; choose 'fp32', 'bf16' or 'fp16'")
-        for name in ("batch_size", "iterations", "save_every", "log_every", "keep", "accumulate"):
-            if getattr(self, name) < 1:
-                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
-        for name in ("crop", "copy_paste"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a probability from 0 to 1")
+        _check_choices(
+            self, optimizer=("sgd", "adamw"), schedule=("step", "cosine"), precision=("fp32", "bf16", "fp16")
+        )
+        _check_at_least(self, 1, "batch_size", "iterations", "save_every", "log_every", "keep", "accumulate")
+        _check_at_least(self, 0, "jitter_size", "val_every", "overlay_every")
+        _check_shares(self, "crop", "copy_paste")
         if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[1] <= 8:
             raise DynaMaskError(f"scale_jitter is {self.scale_jitter}; give two ascending factors, above 0, up to 8")
-        if self.jitter_size < 0:
-            raise DynaMaskError(f"jitter_size is {self.jitter_size}; give a side in pixels, or 0 for each picture's")
-        for name in ("val_every", "overlay_every"):
-            if getattr(self, name) < 0:
-                raise DynaMaskError(f"{name} is {getattr(self, name)}; give a number of steps, or 0 for never")
         if self.batch_size % self.accumulate:
             raise DynaMaskError(
                 f"a batch of {self.batch_size} pictures cannot be divided into {self.accumulate} micro-batches; give a "
                 f"batch size that is a multiple of {self.accumulate}"
             )
-
-
-_SMALL_TRAINING = TrainConfig(
-    batch_size=4,
-    iterations=3000,
-    warm_start=0.25,
-    optimizer="adamw",
-    lr=6e-4,
-    backbone_lr_factor=0.25,
-    weight_decay=0.02,
-    warmup=150,
-    schedule="cosine",
-    clip_norm=10.0,
-    ema_decay=0.998,
-    jitter=True,
-    workers=0,
-)
-
-
-_SMALL_LOSSES = LossConfig(
-    mask_weight=2.0,
-    switch_signal="boundary",
-    overlap_share=0.9,
-    boundary_weight=6.0,
-    switch_selection="expected",
-    entropy_on="instances",
-    budget_target=0.35,
-)
-"""The switch's losses as `docs/decisions.md` found them on scenes of known difficulty."""
-
-
-def recipe(model_name: str) -> tuple[TrainConfig, LossConfig]:
-    """Schedule and losses that a model is trained with by default: the paper's, or the small presets' own."""
-    if model_name.endswith("_small"):
-        return _SMALL_TRAINING, _SMALL_LOSSES
-    return TrainConfig(), LossConfig()

@@ -12,6 +12,11 @@ class DynaMaskError(ValueError):
     """A mistake that the user can correct; the message is one sentence: what is wrong and what to do."""
 
 
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of another library's error, on one line and at most 160 characters."""
+    return " ".join(str(error).split()).split(". ")[0][:160]
+
+
 class ReportedElsewhereError(DynaMaskError):
     """A mistake that another process of a distributed run reports to the user, so that this one stays silent."""
 

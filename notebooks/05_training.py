@@ -24,10 +24,10 @@ from pathlib import Path
 from lessons import fast
 from lessons.training_runs import fresh_mask_branch
 
-from dynamask.config import recipe
 from dynamask.engine.train import freeze
+from dynamask.presets import default_training
 
-schedule, loss_config = recipe("dynamask_mobilenetv2_fpn_small")
+schedule, loss_config = default_training("dynamask_mobilenetv2_fpn_small")
 model = fresh_mask_branch("shapes", loss_config, mask_rois=fast(1, 3))
 freeze(model, "detector")
 learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -107,8 +107,7 @@ panel.figure()
 from lessons.picture_grids import error_picture, mask_window, picture_grid
 from lessons.training_runs import masks_by_size
 
-from dynamask.bundled import bundled_path
-from dynamask.models.weights import load_model
+from dynamask.models.weights import bundled_path, load_model
 from dynamask.structures import MASK_SIZES
 
 stages = {
@@ -224,7 +223,7 @@ print(f"{summary['detections']} detections, mask AP {summary['segm']['AP']:.3f}"
 # %%
 from lessons.table import MarkdownTable
 
-from dynamask.bundled import list_bundled
+from dynamask.models.weights import list_bundled
 
 bundled = list_bundled("two-stage")
 MarkdownTable(
@@ -266,7 +265,7 @@ print("\n\n".join(bundled["shapes"]["commands"]))
 # measurements):
 
 # %%
-paper_schedule, paper_losses = recipe("dynamask_resnet50_fpn")
+paper_schedule, paper_losses = default_training("dynamask_resnet50_fpn")
 fields = [f.name for f in dataclasses.fields(paper_losses)]
 MarkdownTable(
     ["field of LossConfig", "paper's preset", "small presets"],

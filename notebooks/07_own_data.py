@@ -157,7 +157,7 @@ terminal("evaluate", "--weights", "people", "--data", mine)
 
 # %%
 
-from dynamask.bundled import bundled_path
+from dynamask.models.weights import bundled_path
 
 before = work / "before.json"
 terminal("evaluate", "--weights", "objects", "--data", mine, "--holdout", 4, "--json", before)

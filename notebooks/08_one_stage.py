@@ -92,9 +92,9 @@ print(f"{lost} of {total} objects have no cell on any level")
 # grids and a picture of 800×1280: how many maps, how many bytes?
 
 # %%
-from dynamask.models.solo.factory import PRESETS
+from dynamask.presets import model_config
 
-paper = PRESETS["solo_resnet50_fpn"]
+paper = model_config("solo_resnet50_fpn")
 maps = cell_masks.dense_maps(paper, 800, 1280)
 print("grids", paper.grids, "→", " + ".join(str(row.maps) for row in maps), "=", sum(row.maps for row in maps), "maps")
 print(f"{sum(row.megabytes for row in maps):,.0f} MB a picture, for the maps alone")
@@ -365,7 +365,7 @@ cell_figure(scene.image, less.cells.explain(comparison.matched(less, scene)[0][1
 # though: SODAR has a tower for θ and the context besides.
 
 # %%
-from dynamask.bundled import list_bundled
+from dynamask.models.weights import list_bundled
 
 for name, each in (("shapes-solov2", solo), ("shapes-sodar", sodar)):
     entry, size = list_bundled()[name], sum(p.numel() for p in each.model.parameters())
@@ -430,7 +430,7 @@ from lessons.counting import branch_of_preset
 
 from dynamask.models.masks.costs import mask_branch_costs
 
-configs = {"SOLOv2": PRESETS["solov2_resnet50_fpn"], "SODAR": PRESETS["sodar_v2_resnet50_fpn"]}
+configs = {"SOLOv2": model_config("solov2_resnet50_fpn"), "SODAR": model_config("sodar_v2_resnet50_fpn")}
 branch = branch_of_preset("dynamask_resnet50_fpn")
 costs = mask_branch_costs(branch.head, branch.switch)
 comparison.growth_figure(configs, costs, sides=range(160, 1281, 160))
@@ -445,7 +445,7 @@ comparison.growth_figure(configs, costs, sides=range(160, 1281, 160))
 # **1.** How long is θ with all eight neighbours? And with the context left out? Count, then ask `AggregationConfig`.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-from dynamask.models.solo.config import AggregationConfig
+from dynamask.config import AggregationConfig
 
 eight, alone = AggregationConfig(neighbours="8"), AggregationConfig(context="without")
 print("8 neighbours:", eight.parameters, " no context:", alone.parameters)

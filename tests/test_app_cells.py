@@ -22,9 +22,9 @@ from app import catalog, cells
 from app.handlers import ExploreHandlers, find_examples
 from app.uploads import opened as opened_files
 from app.uploads import table_of
+from dynamask.config import STRIDES, AggregationConfig
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.models.solo.config import STRIDES, AggregationConfig
 from dynamask.predict import OneStagePredictor
 from dynamask.structures import DynaMaskError
 

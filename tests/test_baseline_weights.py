@@ -10,14 +10,14 @@ import torch
 from helpers.small_models import TINY, picture, target, tiny_model
 from safetensors.torch import load_file, save_file
 
-from app import weights as app_weights
-from dynamask import bundled, cli
+from app import catalog as app_catalog
+from dynamask import cli
 from dynamask.config import MASK_BRANCHES
 from dynamask.data.sources import open_data
-from dynamask.engine.initialise import initialise
 from dynamask.engine.train import freeze
+from dynamask.models import weights
 from dynamask.models.detectors.rcnn import LOSSES
-from dynamask.models.weights import load_model, read_header, save_branch, save_model
+from dynamask.models.weights import initialise, load_model, read_header, save_branch, save_model
 from dynamask.predict import Predictor, TwoStagePredictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -45,7 +45,7 @@ def shelf(tmp_path, monkeypatch, detector_model):
     folder = tmp_path / "checkpoints"
     save_model(detector_model, folder / "toy.safetensors")
     (folder / "manifest.json").write_text(json.dumps({"toy": {"file": "toy.safetensors"}}))
-    monkeypatch.setattr(bundled, "checkpoint_dir", lambda: folder)
+    monkeypatch.setattr(weights, "checkpoint_dir", lambda: folder)
     return folder
 
 
@@ -117,7 +117,7 @@ def test_the_detector_is_taken_from_a_model_with_another_mask_branch(shelf, dete
     model = tiny_model(seed=1, mask_branch="panet")
     before = {key: value.clone() for key, value in model.mask_branch.state_dict().items()}
     said = initialise(model, shelf / "toy.safetensors")
-    assert "detector is that of" in said and "(region_fpn) is left" in said and "(panet) starts anew" in said
+    assert "loaded the detector of" in said and "(region_fpn)" in said and "(panet) has random weights" in said
     assert same(before, model.mask_branch.state_dict())
     assert same(detector_model.detector.state_dict(), model.detector.state_dict())
 
@@ -161,7 +161,7 @@ def test_a_branch_alone_is_joined_with_its_detector(baseline):
     for source in (branch, "toy-fcn-28"):
         predictor = load(source)
         assert same(model.state_dict(), predictor.model.state_dict())
-    assert list(bundled.list_baselines()) == ["toy-fcn-28"] and list(bundled.list_bundled()) == ["toy"]
+    assert list(weights.list_baselines()) == ["toy-fcn-28"] and list(weights.list_bundled()) == ["toy"]
     with pytest.raises(DynaMaskError, match="choose from toy, toy-fcn-28"):
         load("toy-fcn-29")
 
@@ -295,7 +295,7 @@ def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path
     words = ["train", "--data", scenes, "--model", "dynamask_mobilenetv2_fpn_small", "--mask-branch", "pointrend",
              "--init", "toy", "--freeze", "detector", "--iterations", 2, "--batch-size", 1, "--out", out]  # fmt: skip
     code, _, error = run(capsys, *words, *small_flags())
-    assert code == 0 and "(region_fpn) is left; the mask branch (pointrend) starts anew" in error
+    assert code == 0 and "without its mask branch (region_fpn); the mask branch (pointrend) has random weights" in error
     weights = out / "last.safetensors"
     trained, start = load_file(weights), load_file(shelf / "toy.safetensors")
     assert all(torch.equal(trained[key], start[key]) for key in start if not key.startswith(BRANCH))
@@ -371,16 +371,16 @@ def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, 
 
 def test_the_app_offers_the_others_alone_and_needs_a_switch(baseline, monkeypatch):
     _, _, branch = baseline
-    assert app_weights.open_catalog("toy", "cpu").names == ["toy"]
-    for weights in ("toy-fcn-28", str(branch)):
+    assert app_catalog.open_catalog("toy", "cpu").names == ["toy"]
+    for name in ("toy-fcn-28", str(branch)):
         with pytest.raises(DynaMaskError, match=r"the page needs a switch, and these weights have none: .* fcn:28"):
-            app_weights.open_catalog(weights, "cpu")
+            app_catalog.open_catalog(name, "cpu")
 
 
 def test_the_bundled_baselines_are_whole_and_rest_on_the_bundled_detector():
-    own, found = bundled.list_bundled(), bundled.list_baselines()
+    own, found = weights.list_bundled(), weights.list_baselines()
     assert not set(own) & set(found)
     for name, entry in found.items():
-        header = read_header(bundled.bundled_path(name))
+        header = read_header(weights.bundled_path(name))
         assert header["detector"] == entry["detector"] and header["config"]["mask_branch"] == entry["mask_branch"]
         assert entry["detector"]["sha256"] == own[entry["detector"]["name"]]["sha256"]

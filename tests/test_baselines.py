@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small_models import pyramid, some_rois
+from helpers.small_models import branch_of, pyramid, some_rois
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from dynamask.config import MASK_BRANCHES, ModelConfig
-from dynamask.models.build import build_mask_branch, preset
+from dynamask.models.build import build_mask_branch
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads import pointrend
 from dynamask.models.masks.heads.pyramids import (
@@ -21,6 +21,7 @@ from dynamask.models.masks.heads.pyramids import (
     WeightedFusion,
 )
 from dynamask.models.masks.region_fpn import crop_assigned_level
+from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 BASELINES = [name for name in MASK_BRANCHES if name != "region_fpn"]
@@ -158,7 +159,7 @@ def test_a_pyramids_losses_are_the_mean_over_all_sizes_as_the_r_fpns_are(name):
 @torch.no_grad()
 def test_counter_finds_exactly_the_claimed_macs(model, name):
     names = ("__background__", *(f"class_{i}" for i in range(10)))
-    config = preset(model, mask_branch=name, class_names=names)
+    config = model_config(model, mask_branch=name, class_names=names)
     branch = build_mask_branch(config).eval()
     features, side = pyramid(config.fpn_channels, batch=2), 128
     sizes = [MASK_SIZES.index(size) for size in branch.mask_sizes]
@@ -176,7 +177,7 @@ def test_counter_finds_exactly_the_claimed_macs(model, name):
 
 def test_wide_fcn_heads_cost_what_the_paper_prints():
     macs = {
-        size: build_mask_branch(preset("dynamask_resnet50_fpn", mask_branch=f"fcn:{size}")).costs.macs_per_instance
+        size: branch_of(model_config("dynamask_resnet50_fpn", mask_branch=f"fcn:{size}")).costs.macs_per_instance
         for size in MASK_SIZES
     }
     assert all(len(set(each)) == 1 for each in macs.values()), "a head that cannot stop early costs all of itself"
@@ -188,8 +189,8 @@ def test_wide_fcn_heads_cost_what_the_paper_prints():
 @pytest.mark.parametrize("model", ["dynamask_mobilenetv2_fpn_small", "dynamask_resnet50_fpn"])
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_pyramids_cost_what_the_r_fpn_costs(model, name):
-    ours = build_mask_branch(preset(model)).costs.macs_per_instance[-1]
-    costs = build_mask_branch(preset(model, mask_branch=name)).costs.macs_per_instance
+    ours = build_mask_branch(model_config(model)).costs.macs_per_instance[-1]
+    costs = build_mask_branch(model_config(model, mask_branch=name)).costs.macs_per_instance
     assert costs[-1] == pytest.approx(ours, rel=0.06)
     assert costs[0] > 0.99 * costs[-1], "no size is cheaper by more than its predictor"
 

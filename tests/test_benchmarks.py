@@ -11,10 +11,11 @@ import torch
 
 from benchmarks import harness, mask_rcnn, page, speed, training_cost
 from dynamask import cli
-from dynamask.models.build import build_model, preset
+from dynamask.models.build import build_model
+from dynamask.presets import model_config
 from dynamask.structures import DynaMaskError
 
-SMALL = preset(mask_rcnn.PRESET, class_names=("__background__", "person"))
+SMALL = model_config(mask_rcnn.PRESET, class_names=("__background__", "person"))
 
 
 @pytest.fixture(scope="module")

@@ -5,43 +5,43 @@ import json
 
 import pytest
 
-from dynamask import bundled
+from dynamask.models import weights
 from dynamask.structures import DynaMaskError
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundled, "checkpoint_dir", lambda: tmp_path)
+    monkeypatch.setattr(weights, "checkpoint_dir", lambda: tmp_path)
     return tmp_path
 
 
 def test_shipped_weights_are_there_and_whole():
-    entries = bundled.list_bundled()
+    entries = weights.list_bundled()
     assert "people" in entries
     for name, entry in entries.items():
-        assert hashlib.sha256(bundled.bundled_path(name).read_bytes()).hexdigest() == entry["sha256"]
+        assert hashlib.sha256(weights.bundled_path(name).read_bytes()).hexdigest() == entry["sha256"]
 
 
 def test_unknown_name_lists_the_known(folder):
     (folder / "manifest.json").write_text(json.dumps({"people": {"file": "people.safetensors"}}))
     with pytest.raises(DynaMaskError, match="dogs.*people"):
-        bundled.bundled_path("dogs")
+        weights.bundled_path("dogs")
 
 
 def test_missing_file_is_said(folder):
     (folder / "manifest.json").write_text(json.dumps({"people": {"file": "people.safetensors"}}))
     with pytest.raises(DynaMaskError, match=r"people\.safetensors.*missing"):
-        bundled.bundled_path("people")
+        weights.bundled_path("people")
     (folder / "people.safetensors").write_bytes(b"x")
-    assert bundled.bundled_path("people") == folder / "people.safetensors"
+    assert weights.bundled_path("people") == folder / "people.safetensors"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"people": 1}', '{"people": {}}'])
 def test_broken_manifest_is_said(folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(DynaMaskError, match="manifest"):
-        bundled.list_bundled()
+        weights.list_bundled()
 
 
 def test_no_manifest_means_no_weights(folder):
-    assert bundled.list_bundled() == {}
+    assert weights.list_bundled() == {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.small_models import finding_solo
 
-from dynamask.models.solo.config import AggregationConfig
+from dynamask.config import AggregationConfig
 from dynamask.models.solo.explain import CellView
 from dynamask.predict import OneStagePredictor
 from dynamask.viz import cells

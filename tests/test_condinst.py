@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dynamask.config import AggregationConfig
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.solo.condinst import CondInst, anchors_of, conditional_masks, match_locations
-from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.transform import TwoSizeTransform
 
 torch.set_num_threads(1)

@@ -5,8 +5,8 @@ import torch
 from helpers.small_models import branch_of, pyramid, some_rois, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamask.models.build import preset
 from dynamask.models.masks.branch import MaskBranch
+from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES
 
 PAPER = (0.23e9, 0.62e9, 1.01e9, 1.40e9)
@@ -14,7 +14,7 @@ PAPER = (0.23e9, 0.62e9, 1.01e9, 1.40e9)
 
 @pytest.fixture(scope="module", params=["dynamask_mobilenetv2_fpn_small", "dynamask_resnet50_fpn"])
 def branch(request) -> MaskBranch:
-    config = preset(request.param, class_names=("__background__", *(f"class_{i}" for i in range(80))))
+    config = model_config(request.param, class_names=("__background__", *(f"class_{i}" for i in range(80))))
     return branch_of(config).eval()
 
 
@@ -58,7 +58,7 @@ def test_a_finer_mask_later_pays_the_missing_stages_alone(branch):
 
 
 def test_paper_preset_lands_on_the_figures_of_table_7():
-    costs = branch_of(preset("dynamask_resnet50_fpn")).costs
+    costs = branch_of(model_config("dynamask_resnet50_fpn")).costs
     for claimed, paper in zip(costs.macs_per_instance, PAPER, strict=True):
         assert claimed == pytest.approx(paper, rel=0.03)
     assert 0 < costs.switch_macs < 0.01 * costs.macs_per_instance[-1]
@@ -67,9 +67,9 @@ def test_paper_preset_lands_on_the_figures_of_table_7():
 
 
 def test_costs_do_not_depend_on_the_number_of_classes():
-    many = branch_of(preset("dynamask_mobilenetv2_fpn_small", class_names=tuple(map(str, range(81))))).costs
-    two = branch_of(preset("dynamask_mobilenetv2_fpn_small")).costs
-    agnostic = branch_of(preset("dynamask_mobilenetv2_fpn_small", class_agnostic=True)).costs
+    many = branch_of(model_config("dynamask_mobilenetv2_fpn_small", class_names=tuple(map(str, range(81))))).costs
+    two = branch_of(model_config("dynamask_mobilenetv2_fpn_small")).costs
+    agnostic = branch_of(model_config("dynamask_mobilenetv2_fpn_small", class_agnostic=True)).costs
     assert many == two == agnostic
 
 
@@ -81,7 +81,7 @@ def test_whole_model_reports_the_costs_of_its_branch():
 
 
 def test_rows_of_the_picture_name_their_stride():
-    costs = branch_of(preset("dynamask_mobilenetv2_fpn_small")).costs
+    costs = branch_of(model_config("dynamask_mobilenetv2_fpn_small")).costs
     rows = costs.image_macs([(2, 3), (4, 6), (8, 12)], instances=5)
     assert rows == {
         "projection_stride16": 64 * 32 * 6,

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from dynamask import cli
-from dynamask.bundled import bundled_path
 from dynamask.cli.recipes import fill_in
 from dynamask.models.masks.export import export_mask_branch, save_exported
-from dynamask.models.weights import load_model
+from dynamask.models.weights import bundled_path, load_model
 from dynamask.recipes import RECIPES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -6,13 +6,15 @@ import shutil
 import pytest
 import torch
 import yaml
-from helpers.small_models import picture, tiny_model
+from helpers.small_models import picture, tiny_model, tiny_solo
 from huggingface_hub import ModelCard as HubCard
 
 import dynamask
+from dynamask.config import AggregationConfig
 from dynamask.models import hub
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import ModelCard, find_weights, parse_hub_name
+from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import read_header, save_model
 from dynamask.structures import DynaMaskError
 
@@ -42,6 +44,18 @@ def test_a_saved_folder_is_the_model_again(model, tmp_path):
     with torch.no_grad():
         ours, theirs = model([picture()])[0], again([picture()])[0]
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_class_loads_its_own_models_and_refuses_others(model, tmp_path):
+    assert isinstance(SoloNet.from_pretrained("shapes-sodar"), SoloNet)
+    with pytest.raises(DynaMaskError, match="shapes-sodar holds a SoloNet and not a DynaMask; load it with SoloNet"):
+        DynaMask.from_pretrained("shapes-sodar")
+    with pytest.raises(DynaMaskError, match="holds a DynaMask and not a SoloNet"):
+        SoloNet.from_pretrained(model.save_pretrained(tmp_path / "mine"))
+    one_stage = tiny_solo(AggregationConfig())
+    folder = one_stage.save_pretrained(tmp_path / "sodar")
+    assert equal(one_stage, SoloNet.from_pretrained(folder))
+    assert "SOLOv2 with SODAR's aggregation" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_card_holds_the_hubs_fields_and_the_scores(model, tmp_path):
@@ -99,7 +113,7 @@ def test_hub_names_are_parsed():
     assert parse_hub_name("hf://owner/name") == parse_hub_name("owner/name") == ("owner/name", None)
     assert parse_hub_name("hf://owner/na.me-2@v1/x") == ("owner/na.me-2", "v1/x")
     for wrong in ("name", "a/b/c", "owner/", "owner/name@", "own er/name"):
-        with pytest.raises(DynaMaskError, match="is no name on the hub; write owner/name"):
+        with pytest.raises(DynaMaskError, match="is not a name on the hub; write owner/name"):
             parse_hub_name(wrong)
 
 
@@ -126,7 +140,7 @@ def test_without_a_network_one_sentence(monkeypatch, model):
         raise ConnectionError("Name or service\nnot known. More words")
 
     monkeypatch.setattr(hub, "snapshot_download", fail)
-    with pytest.raises(DynaMaskError, match=r"cannot be had from the hub \(Name or service not known\)"):
+    with pytest.raises(DynaMaskError, match=r"cannot be downloaded from the hub \(Name or service not known\)"):
         dynamask.load("hf://owner/name")
     monkeypatch.setattr(hub.HfApi, "create_repo", fail)
     with pytest.raises(DynaMaskError, match="owner/name cannot be pushed"):
@@ -153,7 +167,7 @@ def test_pushing_makes_the_repository_and_uploads_the_folder(model, tmp_path, mo
     assert calls == [("create", "secret", "owner/mine", True, True), ("upload", "owner/mine", "DynaMask weights")]
     assert equal(model, DynaMask.from_pretrained(tmp_path / "uploaded"))
     assert '"hf://owner/mine"' in (tmp_path / "uploaded" / "README.md").read_text(encoding="utf-8")
-    with pytest.raises(DynaMaskError, match="'mine' is no name on the hub"):
+    with pytest.raises(DynaMaskError, match="'mine' is not a name on the hub"):
         model.push_to_hub("mine")
 
 
@@ -168,5 +182,5 @@ def test_folders_that_contradict_themselves_are_refused(model, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DynaMaskError, match="is a file; give a folder"):
         model.save_pretrained(tmp_path / "file")
-    with pytest.raises(DynaMaskError, match="is no name on the hub"):
+    with pytest.raises(DynaMaskError, match="is not a name on the hub"):
         DynaMask.from_pretrained(str(tmp_path / "missing"))

@@ -9,14 +9,14 @@ import torch
 from helpers.small_models import finding_solo, tiny_model
 from lessons import cell_masks, comparison
 
+from dynamask.config import NEIGHBOURS, AggregationConfig
 from dynamask.data.shapes import Scene, ShapesDataset, make_scene
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.masks.costs import MaskBranchCosts
-from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
-from dynamask.models.solo.factory import PRESETS
 from dynamask.models.solo.suppression import matrix_nms
 from dynamask.predict import OneStagePredictor, TwoStagePredictor
+from dynamask.presets import model_config
 
 NAMES = ("__background__", *"abcdefghij")
 
@@ -96,12 +96,12 @@ def test_the_grid_figure_has_a_step_a_level(plain, scene):
 
 
 def test_dense_maps_are_the_papers():
-    solo = cell_masks.dense_maps(PRESETS["solo_resnet50_fpn"], 800, 1280)
+    solo = cell_masks.dense_maps(model_config("solo_resnet50_fpn"), 800, 1280)
     assert sum(row.maps for row in solo) == 3872
     assert sum(row.megabytes for row in solo) == pytest.approx(4 * 196_160_000 / 1e6)
-    v2 = cell_masks.dense_maps(PRESETS["solov2_resnet50_fpn"], 800, 1280)
+    v2 = cell_masks.dense_maps(model_config("solov2_resnet50_fpn"), 800, 1280)
     assert sum(row.megabytes for row in v2) == pytest.approx(4 * 3872 * 200 * 320 / 1e6)
-    drawn = cell_masks.memory_figure(PRESETS["solo_resnet50_fpn"], [(320, 512), (800, 1280)])
+    drawn = cell_masks.memory_figure(model_config("solo_resnet50_fpn"), [(320, 512), (800, 1280)])
     assert "785 MB" in drawn.layout.annotations[0].text and len(drawn.layout.sliders[0].steps) == 2
 
 
@@ -325,7 +325,7 @@ def test_spent_adds_up(plain, sodar, scene):
 
 
 def test_masks_grow_with_the_picture():
-    configs = {name: PRESETS[f"{name}_resnet50_fpn"] for name in ("solov2", "sodar_v2")}
+    configs = {name: model_config(f"{name}_resnet50_fpn") for name in ("solov2", "sodar_v2")}
     costs = MaskBranchCosts((1, 2, 3, 4), 0, (), ())
     drawn = comparison.growth_figure(configs, costs, (400, 800))
     assert drawn.data[0].y == pytest.approx([256 * 100 * 160 / 1e9, 256 * 200 * 320 / 1e9])

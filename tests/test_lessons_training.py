@@ -22,8 +22,7 @@ from lessons.training_runs import (
 )
 from torch import nn
 
-from dynamask.bundled import bundled_path
-from dynamask.config import LossConfig, TrainConfig, recipe
+from dynamask.config import LossConfig, TrainConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.checkpoint import checkpoints
@@ -32,7 +31,8 @@ from dynamask.engine.optimizer import lr_factor
 from dynamask.engine.run import Run
 from dynamask.engine.train import train
 from dynamask.evaluation.mask_quality import mask_iou
-from dynamask.models.weights import load_model
+from dynamask.models.weights import bundled_path, load_model
+from dynamask.presets import default_training
 from dynamask.structures import DynaMaskError
 from dynamask.viz.training_curves import smoothed
 
@@ -104,7 +104,7 @@ def test_what_ends_a_run_is_told_to_whoever_waits(tmp_path):
 
 
 def test_a_fresh_branch_keeps_the_detector_and_nothing_else():
-    losses_of_recipe = recipe("dynamask_mobilenetv2_fpn_small")[1]
+    losses_of_recipe = default_training("dynamask_mobilenetv2_fpn_small")[1]
     state = torch.get_rng_state()
     model, again = (fresh_mask_branch("shapes", losses_of_recipe, seed=1, mask_rois=2) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -172,7 +172,7 @@ def test_a_run_without_steps_has_a_figure():
 
 
 def test_schedules_are_those_of_the_engine():
-    paper, small = recipe("dynamask_resnet50_fpn")[0], recipe("dynamask_resnet18_fpn_small")[0]
+    paper, small = default_training("dynamask_resnet50_fpn")[0], default_training("dynamask_resnet18_fpn_small")[0]
     figure = live.schedules_figure({"paper": paper, "small": small})
     for trace, config in zip(figure.data, (paper, small)):
         assert list(trace.y)[-1] == pytest.approx(lr_factor(config.iterations - 1, config))

@@ -15,12 +15,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 
 from dynamask import MASK_SIZES, create_model, list_models
-from dynamask.config import LossConfig, ModelConfig
+from dynamask.config import BaseModelConfig, LossConfig, ModelConfig
 from dynamask.models import backbone
 from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.build import PRESETS, preset
 from dynamask.models.detectors.base import EncodedImages
 from dynamask.models.dynamask import DynaMask
+from dynamask.presets import PRESETS, model_config
 from dynamask.structures import DynaMaskError
 
 BODY = "mobilenetv3_small_050"
@@ -307,7 +307,7 @@ def test_presets_are_those_of_the_paper_and_two_small_ones():
         "dynamask_resnet18_fpn_small",
     ]
     for name in list_models("two-stage"):
-        config = preset(name)
+        config = model_config(name)
         width = 64 if name.endswith("_small") else 256
         assert config.name == name and (config.fpn_channels, config.region_channels) == (width, width)
 
@@ -328,10 +328,12 @@ def test_small_presets_build_without_a_download(name, monkeypatch):
 
 
 def test_configuration_survives_json():
-    for config in PRESETS.values():
-        assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for config in (preset.config for preset in PRESETS.values()):
+        assert BaseModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(DynaMaskError, match="unknown keys \\['surprise'\\]"):
-        ModelConfig.from_dict({**preset("dynamask_resnet50_fpn").to_dict(), "surprise": 1})
+        ModelConfig.from_dict({**model_config("dynamask_resnet50_fpn").to_dict(), "surprise": 1})
+    with pytest.raises(DynaMaskError, match="of the family 'one-stage'"):
+        ModelConfig.from_dict(model_config("solo_resnet50_fpn").to_dict())
 
 
 def test_what_cannot_be_built_is_refused():

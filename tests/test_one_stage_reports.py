@@ -15,18 +15,19 @@ from PIL import Image
 from dynamask import cli
 from dynamask.cli import one_stage_reports
 from dynamask.cli.report import REPORTS, with_relatives
+from dynamask.config import AggregationConfig
 from dynamask.data.shapes import ShapesDataset
 from dynamask.data.sources import open_data
 from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.evaluation.coco_ap import evaluate_coco, threshold_rows
 from dynamask.evaluation.resampled_ap import THRESHOLDS
-from dynamask.models.solo.config import AggregationConfig
+from dynamask.models.build import build_solo
 from dynamask.models.solo.costs import decoded_values, decoding_macs, network_macs
-from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.model import CHUNK
 from dynamask.models.weights import save_model
 from dynamask.ops.rle import encode_rle
 from dynamask.predict import load
+from dynamask.presets import list_models, model_config
 from dynamask.reports.one_stage.ablations import ABLATIONS, ablated
 from dynamask.reports.one_stage.kinds import interpolation, name_of
 from dynamask.reports.one_stage.paper import PAPER, gains
@@ -360,11 +361,11 @@ def test_a_mistake_is_one_line_and_nothing_is_written(weights, pictures, capsys,
 
 
 def test_without_weights_the_bundled_ones_are_judged(pictures, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("dynamask.bundled.list_bundled", dict)
+    monkeypatch.setattr("dynamask.models.weights.list_bundled", dict)
     words = ["report", "sodar-table3", "--data", str(pictures), "--out", str(tmp_path / "o")]
     assert cli.main(words) == 2
     assert "no one-stage weights are bundled here; name some with --weights" in capsys.readouterr().err
-    monkeypatch.setattr("dynamask.bundled.list_bundled", lambda: {"shapes-sodar": {}, "shapes": {}})
+    monkeypatch.setattr("dynamask.models.weights.list_bundled", lambda: {"shapes-sodar": {}, "shapes": {}})
     for report, names in (("sodar-table3", ["shapes-sodar"]), ("sodar-table8", ["shapes-sodar", "shapes"])):
         arguments = cli.build_parser().parse_args(["report", report, "--data", str(pictures), "--out", "o"])
         assert one_stage_reports._weights(arguments) == names
@@ -376,7 +377,7 @@ def test_bundled_one_stage_weights_are_no_relatives_of_a_detector(monkeypatch):
         "shapes-low": {"model": "dynamask_mobilenetv2_fpn_small"},
         "shapes-sodar": {"model": "sodar_v2_mobilenetv2_fpn_small", "family": "one-stage"},
     }
-    monkeypatch.setattr("dynamask.bundled._read_manifest", lambda f: {} if f.name == "baselines" else entries)
+    monkeypatch.setattr("dynamask.models.weights._read_manifest", lambda f: {} if f.name == "baselines" else entries)
     assert with_relatives(["shapes"]) == ["shapes", "shapes-low"]
 
 
@@ -408,23 +409,24 @@ def test_the_cache_keeps_what_was_found(weights, pictures, monkeypatch, tmp_path
 
 
 def test_configurations_have_the_papers_names():
-    known = {name: (name_of(config), interpolation(config)) for name, config in PRESETS.items()}
+    configs = {name: model_config(name) for name in list_models("one-stage")}
+    known = {name: (name_of(config), interpolation(config)) for name, config in configs.items()}
     assert known["solo_resnet50_fpn"] == ("SOLO", "") and known["sodar_resnet101_fpn"] == ("SODAR", "")
     assert known["sodar_v2_cls_resnet50_fpn"] == ("SODAR*, +cls", "+cls")
     assert known["sodar_mask_resnet50_fpn"] == ("SODAR, −mask", "−mask")
     assert known["sodar_v2_deformable_mobilenetv2_fpn_small"] == ("SODAR*, +cls, deformable", "+cls")
-    both = dataclasses.replace(PRESETS["sodar_mask_resnet50_fpn"], grids=(50, 40, 24, 16, 12))
+    both = dataclasses.replace(model_config("sodar_mask_resnet50_fpn"), grids=(50, 40, 24, 16, 12))
     assert name_of(both) == "SODAR, +c−m"
-    small = PRESETS["sodar_v2_mask_mobilenetv2_fpn_small"]
+    small = model_config("sodar_v2_mask_mobilenetv2_fpn_small")
     assert name_of(dataclasses.replace(small, grids=(25, 20, 12, 8, 6))) == "SODAR*, +c−m"
     moved = dataclasses.replace(small, aggregation=AggregationConfig(interpolation="between"))
     assert name_of(moved) == "SODAR*, −mask, positions between"
-    row = ablated(PRESETS["sodar_v2_cls_resnet50_fpn"], next(a for a in ABLATIONS if a.name == "N-2-row"))
-    assert name_of(row) == "SODAR*, neighbours row" and row.grids == PRESETS["solov2_resnet50_fpn"].grids
+    row = ablated(model_config("sodar_v2_cls_resnet50_fpn"), next(a for a in ABLATIONS if a.name == "N-2-row"))
+    assert name_of(row) == "SODAR*, neighbours row" and row.grids == model_config("solov2_resnet50_fpn").grids
 
 
 def test_decoded_values_are_those_of_the_papers_memory():
-    solo, lazy = PRESETS["solo_resnet50_fpn"], PRESETS["sodar_v2_resnet50_fpn"]
+    solo, lazy = model_config("solo_resnet50_fpn"), model_config("sodar_v2_resnet50_fpn")
     assert decoded_values(solo, 800, 1280)["dense"] == pytest.approx(196e6, rel=0.01)
     assert decoded_values(lazy, 800, 1280)["dense"] == sum(g * g for g in lazy.grids) * 200 * 320
     assert decoded_values(solo, 800, 1280)["held"] == CHUNK * 200 * 320
@@ -448,4 +450,4 @@ def test_ap_at_a_threshold_that_is_not_evaluated_is_refused():
 
 @pytest.mark.parametrize("name", ["sodar_v2_mask_mobilenetv2_fpn_small", "sodar_v2_mask_resnet50_fpn"])
 def test_both_ways_of_a_coarser_mask_grid_have_the_papers_name(name):
-    assert name_of(PRESETS[name]) == "SODAR*, −mask"
+    assert name_of(model_config(name)) == "SODAR*, −mask"

@@ -12,9 +12,9 @@ from PIL import Image
 
 import dynamask
 from dynamask import MASK_SIZES, DynaMaskError, Prediction, Predictor
-from dynamask.bundled import list_baselines, list_bundled
 from dynamask.data.coco_format import read_results
 from dynamask.data.shapes import make_scene
+from dynamask.models.weights import list_baselines, list_bundled
 from dynamask.predict import OneStagePredictor, TwoStagePredictor
 
 QUICK = {"shapes", "shapes-solov2", "shapes-sodar", "shapes-fcn-28", "shapes-pointrend"}

@@ -16,8 +16,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from dynamask import cli
 from dynamask.cli.recipes import fill_in
 from dynamask.cli.training import given_fields
-from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
-from dynamask.models.build import preset
+from dynamask.config import LossConfig, ModelConfig, TrainConfig
+from dynamask.presets import default_training, model_config
 from dynamask.recipes import RECIPES, recipe_named
 from dynamask.structures import DynaMaskError
 
@@ -43,11 +43,11 @@ def parsed(command: str) -> argparse.Namespace:
 
 def configurations(arguments: argparse.Namespace) -> tuple[TrainConfig, LossConfig, ModelConfig]:
     """What the training command makes of its arguments."""
-    base = recipe(arguments.model)
+    base = default_training(arguments.model)
     return (
         dataclasses.replace(base[0], **given_fields(arguments, TrainConfig)),
         dataclasses.replace(base[1], **given_fields(arguments, LossConfig)),
-        preset(arguments.model, **given_fields(arguments, ModelConfig)),
+        model_config(arguments.model, **given_fields(arguments, ModelConfig)),
     )
 
 
@@ -110,7 +110,7 @@ def test_the_small_recipes_are_the_cards_commands():
 
 
 def manifest() -> dict:
-    from dynamask.bundled import list_bundled
+    from dynamask.models.weights import list_bundled
 
     return list_bundled()
 

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small_models import TINY_SOLO as SMALL
 from helpers.small_models import tiny_solo as small
 from scipy.ndimage import map_coordinates
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamask.engine.initialise import initialise
+from dynamask.config import NEIGHBOURS, AggregationConfig, SoloConfig
+from dynamask.models.build import build_solo
 from dynamask.models.solo.aggregation import (
     NeighbourAggregation,
     base_positions,
@@ -22,13 +22,12 @@ from dynamask.models.solo.aggregation import (
     split_theta,
     starting_theta,
 )
-from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig, SoloConfig
 from dynamask.models.solo.costs import network_macs, trainable_parameters
-from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
 from dynamask.models.solo.targets import assign, centre_cells, centres_of_mass
-from dynamask.models.weights import save_model
+from dynamask.models.weights import initialise, save_model
+from dynamask.presets import model_config
 from dynamask.structures import DynaMaskError
 
 torch.set_num_threads(1)
@@ -476,7 +475,7 @@ def test_two_pictures_are_learned_by_heart(aggregation):
 def coco_sized(name):
     names = ("__background__", *(f"class {i}" for i in range(80)))
     with torch.device("meta"):
-        return build_solo(dataclasses.replace(PRESETS[name], class_names=names))
+        return build_solo(dataclasses.replace(model_config(name), class_names=names))
 
 
 @pytest.mark.slow
@@ -513,26 +512,19 @@ def test_the_two_stage_loss_has_the_weight_that_was_asked_for():
     assert small(AggregationConfig(direct_weight=0.5)).loss_weights["loss_direct"] == 1.5
 
 
-def test_configurations_survive_json():
-    for config in PRESETS.values():
-        assert SoloConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(DynaMaskError, match="unknown keys"):
-        SoloConfig.from_dict({**SMALL.to_dict(), "colour": 1})
-
-
 def test_a_base_is_taken_without_its_aggregation(tmp_path):
     base, model = small(seed=1), small(AggregationConfig(layers=2), seed=2)
     save_model(base, tmp_path / "base.safetensors")
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
-    assert "which starts anew" in initialise(model, tmp_path / "base.safetensors")
+    assert "which has random weights" in initialise(model, tmp_path / "base.safetensors")
     theirs, apart = base.state_dict(), set(model.state_dict()) - set(base.state_dict())
     assert apart and all(torch.equal(model.state_dict()[key], value) for key, value in theirs.items())
     assert all(torch.equal(model.state_dict()[key], fresh[key]) for key in apart)
     save_model(model, tmp_path / "sodar.safetensors")
     other = small(AggregationConfig(layers=1), seed=3)
-    assert "which starts anew" in initialise(other, tmp_path / "sodar.safetensors")
+    assert "which has random weights" in initialise(other, tmp_path / "sodar.safetensors")
     plain = small(seed=4)
-    assert "there is none here" in initialise(plain, tmp_path / "sodar.safetensors")
+    assert "which this model does not have" in initialise(plain, tmp_path / "sodar.safetensors")
     assert all(torch.equal(plain.state_dict()[key], value) for key, value in theirs.items())
     assert "backbone and FPN" in initialise(small(kind="solo"), tmp_path / "sodar.safetensors")
     with pytest.raises(DynaMaskError, match="do not fit"):

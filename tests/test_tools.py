@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers.small_models import tiny_model
 
-from dynamask import bundled, cli
+from dynamask import cli
 from dynamask.data.sources import open_data
-from dynamask.engine.initialise import initialise
-from dynamask.models.weights import file_digest, save_model
+from dynamask.models import weights
+from dynamask.models.weights import file_digest, initialise, save_model
 from dynamask.predict import load
 from tools import bundle as bundle_tool
 from tools import seeds
@@ -24,7 +24,7 @@ def shelf(tmp_path, monkeypatch):
     toy = folder / "toy.safetensors"
     save_model(tiny_model(class_names=names), toy)
     (folder / "manifest.json").write_text(json.dumps({"toy": {"file": toy.name}}))
-    for module in (bundled, bundle_tool):
+    for module in (weights, bundle_tool):
         monkeypatch.setattr(module, "checkpoint_dir", lambda: folder)
     for branch, file in (("fcn:28", "fcn"), ("panet", "panet"), ("fcn:14", "stranger")):
         model = tiny_model(seed=1, mask_branch=branch, class_names=names)
@@ -43,7 +43,7 @@ def bundle(shelf, run: str, name: str, detector: str | None = "toy") -> int:
 
 def test_two_baselines_share_a_manifest_and_a_card(shelf, capsys):
     assert bundle(shelf, "fcn", "toy-fcn-28") == bundle(shelf, "panet", "toy-panet") == 0
-    entries = bundled.list_baselines()
+    entries = weights.list_baselines()
     assert list(entries) == ["toy-fcn-28", "toy-panet"]
     entry = entries["toy-fcn-28"]
     assert entry["sha256"] == file_digest(shelf / "baselines" / entry["file"])
@@ -69,7 +69,7 @@ def test_a_run_on_another_detector_is_refused(shelf, capsys):
 
 
 def test_the_commands_of_the_bundled_baselines_parse():
-    for entry in bundled.list_baselines().values():
+    for entry in weights.list_baselines().values():
         for command in entry["commands"]:
             words = shlex.split(command)
             if words[0] == "dynamask":
@@ -78,7 +78,7 @@ def test_the_commands_of_the_bundled_baselines_parse():
 
 def test_a_whole_model_gets_an_entry_and_a_card(shelf):
     assert bundle(shelf, "fcn", "toy-whole", detector=None) == 0
-    entry = bundled.list_bundled()["toy-whole"]
+    entry = weights.list_bundled()["toy-whole"]
     assert entry["sha256"] == file_digest(shelf / "toy-whole.safetensors") and entry["commit"] == "abc"
     assert list(entry["scores"]) == ["fixed:28"] and entry["validation_images"] == 2
     card = (shelf / "toy-whole.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from helpers.small_models import LOSS_NAMES, picture, target, tiny_model
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamask.config import LossConfig, TrainConfig, recipe
+from dynamask.config import LossConfig, TrainConfig
 from dynamask.data import TrainingLoader
 from dynamask.engine.checkpoint import load_newest_run, run_file
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
@@ -20,6 +20,7 @@ from dynamask.engine.step import total_loss, train_step
 from dynamask.engine.train import freeze, train
 from dynamask.models.detectors.rcnn import LOSSES as DETECTOR_LOSSES
 from dynamask.models.weights import load_model, load_weights, read_header, save_model
+from dynamask.presets import default_training
 from dynamask.structures import DynaMaskError
 
 # Schedules and optimisers
@@ -75,11 +76,11 @@ def test_groups_hold_every_trainable_parameter_once():
 
 
 def test_recipes_are_the_papers_and_a_small_one():
-    paper, losses = recipe("dynamask_resnet50_fpn")
+    paper, losses = default_training("dynamask_resnet50_fpn")
     assert (paper.optimizer, paper.lr, paper.batch_size, paper.momentum) == ("sgd", 0.02, 16, 0.9)
     assert (paper.weight_decay, paper.warmup, paper.clip_norm, paper.schedule) == (1e-4, 500, 35.0, "step")
     assert losses.edge_weight == 0.1 and losses.switch_weight in (0.3, 0.4, 0.5)
-    small, _ = recipe("dynamask_mobilenetv2_fpn_small")
+    small, _ = default_training("dynamask_mobilenetv2_fpn_small")
     assert small.optimizer == "adamw" and small.schedule == "cosine"
 
 

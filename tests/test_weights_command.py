@@ -8,12 +8,20 @@ import torch
 from helpers.small_models import tiny_model
 from safetensors.torch import save_file
 
-from dynamask import bundled, cli
-from dynamask.bundled import checkpoint_dir, list_baselines, list_bundled
+from dynamask import cli
+from dynamask.models import weights
 from dynamask.models.dynamask import DynaMask
+from dynamask.models.hub import verify_folder
 from dynamask.models.masks.export import load_exported
-from dynamask.models.verify import verify_bundled, verify_path
-from dynamask.models.weights import file_digest, save_model
+from dynamask.models.weights import (
+    checkpoint_dir,
+    file_digest,
+    list_baselines,
+    list_bundled,
+    save_model,
+    verify_bundled,
+    verify_file,
+)
 
 ORIGINAL = checkpoint_dir()
 
@@ -36,8 +44,7 @@ def folder(tmp_path, monkeypatch):
     for name in ("people.safetensors", "people.md"):
         shutil.copy(ORIGINAL / name, target)
     (target / "manifest.json").write_text(json.dumps({"people": list_bundled()["people"]}))
-    monkeypatch.setattr(bundled, "checkpoint_dir", lambda: target)
-    monkeypatch.setattr("dynamask.models.verify.checkpoint_dir", lambda: target)
+    monkeypatch.setattr(weights, "checkpoint_dir", lambda: target)
     return target
 
 
@@ -109,14 +116,14 @@ def test_missing_and_torn_files(folder):
 def test_files_and_folders_are_verified_too(tmp_path, capsys):
     model = tiny_model()
     folder = model.save_pretrained(tmp_path / "mine")
-    assert verify_path(folder) == verify_path(folder / "model.safetensors") == []
+    assert verify_folder(folder) == verify_file(folder / "model.safetensors") == []
     with torch.no_grad():
         model.detector.rpn.head.cls_logits.bias[0] = float("nan")
     save_model(model, folder / "model.safetensors")
-    assert verify_path(folder) == ["1 tensors hold numbers that are not finite, first rpn.head.cls_logits.bias"]
+    assert verify_folder(folder) == ["1 tensors hold numbers that are not finite, first rpn.head.cls_logits.bias"]
     (folder / "README.md").write_text("nothing")
     (folder / "config.json").unlink()
-    assert verify_path(folder)[:2] == ["config.json is missing", "README.md names no licence"]
+    assert verify_folder(folder)[:2] == ["config.json is missing", "README.md names no licence"]
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     code, out, err = run(capsys, "verify", folder, tmp_path / "foreign.safetensors", "people")
     assert code == 2 and err[0].startswith("dynamask: error: 2 of 3 weights are not sound")
@@ -131,7 +138,7 @@ def test_files_and_folders_are_verified_too(tmp_path, capsys):
         (["export", "--weights", "people", "--out", "branch.onnx"], "does not end in .pt2"),
         (["export", "--weights", "dogs", "--out", "branch.pt2"], "no bundled weights are called"),
         (["save", "--weights", "people", "--out", __file__], "is a file; give a folder"),
-        (["push", "--weights", "people", "--repo", "mine"], "'mine' is no name on the hub"),
+        (["push", "--weights", "people", "--repo", "mine"], "'mine' is not a name on the hub"),
     ],
 )
 def test_refusals(capsys, arguments, match, tmp_path, monkeypatch):
@@ -166,8 +173,8 @@ def test_exporting_writes_a_program(capsys, tmp_path, monkeypatch):
 
 
 def test_nothing_bundled_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(bundled, "list_bundled", dict)
-    monkeypatch.setattr(bundled, "list_baselines", dict)
+    monkeypatch.setattr(weights, "list_bundled", dict)
+    monkeypatch.setattr(weights, "list_baselines", dict)
     for part in ("list", "verify"):
         code, _, err = run(capsys, part)
         assert code == 2 and "no weights are bundled here" in err[0]

@@ -19,18 +19,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.bundled import BASELINES, bundled_path, checkpoint_dir, list_baselines, list_bundled
 from dynamask.cli.common import add_data, opened_data, run_command
-from dynamask.config import MASK_BRANCHES, ModelConfig
+from dynamask.config import MASK_BRANCHES, ModelConfig, SoloConfig
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import EvaluationOptions, collect, run_evaluation, summarise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import replacing, write_text
 from dynamask.models.build import build_model
 from dynamask.models.masks.policies import POLICIES, Policy
-from dynamask.models.solo.config import FAMILY
 from dynamask.models.solo.costs import network_macs
-from dynamask.models.weights import file_digest, read_header, save_branch
+from dynamask.models.weights import (
+    BASELINES,
+    bundled_path,
+    checkpoint_dir,
+    file_digest,
+    list_baselines,
+    list_bundled,
+    read_header,
+    save_branch,
+)
 from dynamask.predict import load
 from dynamask.reports.size_choices import choice_of
 from dynamask.structures import DynaMaskError
@@ -120,7 +127,7 @@ def costs(weights: Path) -> dict[str, Any]:
         return {"macs_per_instance": list(predictor.costs.macs_per_instance)}
     side = -(-model.config.test_min_size // 32) * 32
     parts = network_macs(model, side, side)
-    return {"family": FAMILY, "network_macs": {"picture": [side, side], **parts}}
+    return {"family": SoloConfig.FAMILY, "network_macs": {"picture": [side, side], **parts}}
 
 
 def model_card(name: str, entry: dict[str, Any]) -> str:

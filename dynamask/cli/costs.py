@@ -7,7 +7,7 @@ from typing import Any
 
 from dynamask.cli.common import add_json, say, write_json
 from dynamask.config import MASK_BRANCHES
-from dynamask.models.build import list_models
+from dynamask.presets import list_models, model_config
 from dynamask.structures import MASK_SIZES
 
 
@@ -27,10 +27,10 @@ def add(commands: Any) -> None:
 
 
 def _costs(arguments: argparse.Namespace) -> None:
-    from dynamask.models.build import create_model, preset
-    from dynamask.models.solo.config import SoloConfig
+    from dynamask.config import SoloConfig
+    from dynamask.models.build import create_model
 
-    if isinstance(preset(arguments.model), SoloConfig):
+    if isinstance(model_config(arguments.model), SoloConfig):
         _one_stage_costs(arguments)
         return
     branch = create_model(arguments.model, mask_branch=arguments.mask_branch).mask_branch

@@ -58,7 +58,7 @@ def _common(parser: Parser, own: Callable[[Parser], None]) -> None:
 
 def _weights(arguments: Arguments) -> list[str]:
     """The weights that were named, else the bundled ones."""
-    from dynamask.bundled import list_bundled
+    from dynamask.models.weights import list_bundled
 
     if arguments.weights:
         return list(arguments.weights)

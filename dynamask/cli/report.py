@@ -247,11 +247,12 @@ def with_relatives(names: Sequence[str]) -> list[str]:
 
     One-stage weights have no detector to share, so those of such a name are none.
     """
-    from dynamask.bundled import TWO_STAGE, list_baselines, list_bundled
+    from dynamask.config import ModelConfig
+    from dynamask.models.weights import list_baselines, list_bundled
 
     if len(names) != 1 or names[0] not in list_bundled():
         return list(names)
-    switches = [name for name in list_bundled(TWO_STAGE) if name.startswith(f"{names[0]}-")]
+    switches = [name for name in list_bundled(ModelConfig.FAMILY) if name.startswith(f"{names[0]}-")]
     baselines = [name for name, entry in list_baselines().items() if entry["detector"]["name"] == names[0]]
     return [names[0], *switches, *baselines]
 

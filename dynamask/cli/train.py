@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamask.cli.common import add_data
-from dynamask.config import LossConfig, ModelConfig, TrainConfig
-from dynamask.models.build import list_models
-from dynamask.models.solo.config import AggregationConfig, SoloConfig
+from dynamask.config import AggregationConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
+from dynamask.presets import list_models
 
 INIT_PARTS = ("all", "detector", "backbone")
 

@@ -16,24 +16,23 @@ from dynamask.cli.common import check_folder, held_out
 from dynamask.cli.recipes import fill_in
 from dynamask.cli.stop_signals import StopSignals
 from dynamask.cli.validation import Validation, evaluate_finished, open_validation, periodic
-from dynamask.config import LossConfig, ModelConfig, TrainConfig, recipe
+from dynamask.config import AggregationConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
 from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.sources import open_data
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.distributed import Ranks, check_device, joined
-from dynamask.engine.initialise import initialise
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, train
-from dynamask.models.build import build_model, preset
+from dynamask.models.build import build_model
 from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import find_weights
-from dynamask.models.solo.config import AggregationConfig, SoloConfig
 from dynamask.models.solo.model import SoloNet
-from dynamask.models.weights import save_model
+from dynamask.models.weights import initialise, save_model
+from dynamask.presets import default_training, model_config
 from dynamask.structures import DynaMaskError
 
 ECHO = 2.0
@@ -96,7 +95,7 @@ def run_training(arguments: argparse.Namespace) -> None:
     losses = given_fields(arguments, LossConfig)  # before a recipe adds its own, which may not apply
     fill_in(arguments)
     keep_freed_memory()
-    with joined(arguments.device or recipe(arguments.model)[0].device) as ranks:
+    with joined(arguments.device or default_training(arguments.model)[0].device) as ranks:
         plan = ranks.together(lambda: _plan(arguments, ranks, list(losses)))
         run = Run(plan.model, plan.loader, plan.config, arguments.out, settings=plan.settings, ranks=ranks)
         besides = ranks.together(lambda: periodic(run, plan.validation))
@@ -132,27 +131,27 @@ def _plan(arguments: argparse.Namespace, ranks: Ranks, losses: Sequence[str]) ->
         raise DynaMaskError(
             f"{arguments.out} holds a run already; add --resume to go on with it or choose another --out"
         )
-    model_config, (config, loss_config) = preset(arguments.model), recipe(arguments.model)
+    net_config, (config, loss_config) = model_config(arguments.model), default_training(arguments.model)
     config = _scaled(dataclasses.replace(config, **given_fields(arguments, TrainConfig)), arguments, config.batch_size)
     loss_config = dataclasses.replace(loss_config, **given_fields(arguments, LossConfig))
     check_device(ranks.device(config.device))
     dataset, indices = _training_data(arguments, config)
     validation = open_validation(arguments, dataset, bool(config.overlay_every))
     torch.manual_seed(config.seed)
-    model_config = dataclasses.replace(
-        model_config,
+    net_config = dataclasses.replace(
+        net_config,
         class_names=dataset.class_names,
         category_ids=dataset.category_ids,
-        **_given_model(arguments, model_config),
+        **_given_model(arguments, net_config),
     )
-    model = build_model(model_config, arguments.backbone_weights, loss_config)
+    model = build_model(net_config, arguments.backbone_weights, loss_config)
     _refuse_idle_losses(model, losses)
     if arguments.init is not None:
         _initialise(model, arguments)
     torch.manual_seed(config.seed)  # what is drawn from here on does not depend on the layers that were built
     if arguments.freeze is not None:
         freeze(model, arguments.freeze)
-    settings = _settings(arguments, config, loss_config, model_config)
+    settings = _settings(arguments, config, loss_config, net_config)
     part = (ranks.rank, ranks.size)
     loader = TrainingLoader(dataset, config.batch_size, config.seed, config.workers, indices, part)
     return _Plan(model, loader, config, loss_config, settings, validation)
@@ -185,13 +184,13 @@ def _initialise(model: DynaMask | SoloNet, arguments: argparse.Namespace) -> Non
 
 
 def _settings(
-    arguments: argparse.Namespace, config: TrainConfig, loss_config: LossConfig, model_config: ModelConfig | SoloConfig
+    arguments: argparse.Namespace, config: TrainConfig, loss_config: LossConfig, net_config: ModelConfig | SoloConfig
 ) -> dict[str, Any]:
     """What makes the run the run that it is, as JSON values: kept with its weights, and compared when it is resumed."""
     values = {
         "train": dataclasses.asdict(config),
         "losses": dataclasses.asdict(loss_config),
-        "model": model_config.to_dict(),
+        "model": net_config.to_dict(),
         "data": arguments.data,
         "split": arguments.split,
         "freeze": arguments.freeze,

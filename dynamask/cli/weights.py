@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from dynamask.bundled import list_bundled
+    from dynamask.models.weights import list_bundled
 
     rows = [_row(name, entry) for name, entry in list_bundled().items()]
     if not rows:
@@ -90,7 +90,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """What the list says of one entry of the manifest; None for what the entry does not have."""
-    from dynamask.bundled import bundled_path
+    from dynamask.models.weights import bundled_path
 
     scores = entry.get("scores", {})
     main = scores.get("learned") or next(iter(scores.values()), {})
@@ -112,9 +112,8 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from dynamask.bundled import list_baselines, list_bundled
-    from dynamask.models.hub import find_weights
-    from dynamask.models.verify import verify_bundled, verify_path
+    from dynamask.models.hub import find_weights, verify_folder
+    from dynamask.models.weights import list_baselines, list_bundled, verify_bundled, verify_file
 
     bundled = {**list_bundled(), **list_baselines()}
     names = arguments.weights or list(bundled)
@@ -126,7 +125,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             results[name] = verify_bundled(name)
         else:
             path = Path(name)
-            results[name] = verify_path(path if path.is_dir() else find_weights(name))
+            results[name] = verify_folder(path) if path.is_dir() else verify_file(find_weights(name))
         say(f"{name:<19} {'; '.join(results[name]) or 'sound'}", arguments.json)
     write_json({name: {"sound": not found, "problems": found} for name, found in results.items()}, arguments.json)
     wrong = {name: found for name, found in results.items() if found}
@@ -160,8 +159,8 @@ def _model(weights: str) -> DynaMask:
 
 def _card(arguments: argparse.Namespace) -> ModelCard:
     """The card of the weights that were named; --licence wins over the bundled one's."""
-    from dynamask.bundled import list_bundled
     from dynamask.models.hub import ModelCard
+    from dynamask.models.weights import list_bundled
 
     bundled = arguments.weights in list_bundled()
     card = ModelCard.of_bundled(arguments.weights) if bundled else ModelCard()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, first_sentence
 
 STRIDES = (4, 8, 16, 32)
 
@@ -78,10 +78,9 @@ def _pretrained_body(name: str) -> nn.Module:
     except (
         Exception
     ) as error:  # the network's errors are of many kinds, and change with the version of the hub's client
-        reason = " ".join(str(error).split()).split(". ")[0][:160]
         raise DynaMaskError(
-            f"timm's weights of backbone {name} cannot be had ({reason}); fetch the model's .safetensors file where "
-            "there is internet and give its path"
+            f"timm's weights of backbone {name} cannot be had ({first_sentence(error)}); fetch the "
+            "model's .safetensors file where there is internet and give its path"
         ) from error
 
 

@@ -1,14 +1,13 @@
-"""The one place that assembles models: names → configurations → built modules."""
+"""Assembles models of all families: a preset or a configuration → built modules."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from dynamask.config import LossConfig, ModelConfig
+from dynamask.config import LossConfig, ModelConfig, SoloConfig
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.rcnn import RCNNDetector, box_heads, region_proposal_network
 from dynamask.models.dynamask import DynaMask
@@ -25,76 +24,13 @@ from dynamask.models.masks.heads.pyramids import (
 )
 from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.models.masks.switch import MaskSwitchModule
-from dynamask.models.solo import factory as one_stage
-from dynamask.models.solo.config import FAMILY, SoloConfig
+from dynamask.models.solo.aggregation import NeighbourAggregation
+from dynamask.models.solo.heads import SoloHead, SoloV2Head
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.transform import TwoSizeTransform
+from dynamask.models.weights import register_builder
+from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES, DynaMaskError
-
-_PAPER = ModelConfig()
-_SMALL = ModelConfig(
-    fpn_channels=64,
-    region_channels=64,
-    offset_groups=(1, 1, 1),
-    switch_channels=16,
-    switch_hidden=128,
-    box_head_channels=256,
-    min_sizes=(256, 288, 320, 352),
-    test_min_size=320,
-    max_size=640,
-    anchor_sizes=(16, 32, 64, 128, 256),
-    rpn_pre_nms_train=500,
-    rpn_pre_nms_test=300,
-    rpn_post_nms_train=200,
-    rpn_post_nms_test=200,
-    box_samples=64,
-    mask_rois=5,
-)
-
-PRESETS: dict[str, ModelConfig] = {
-    config.name: config
-    for config in (
-        _PAPER,
-        dataclasses.replace(_PAPER, name="dynamask_resnet101_fpn", backbone="resnet101"),
-        dataclasses.replace(_PAPER, name="dynamask_resnext101_fpn", backbone="resnext101_32x4d"),
-        dataclasses.replace(
-            _SMALL,
-            name="dynamask_mobilenetv2_fpn_small",
-            backbone="mobilenetv2_100",
-            image_mean=(0.5, 0.5, 0.5),
-            image_std=(0.5, 0.5, 0.5),
-        ),
-        dataclasses.replace(_SMALL, name="dynamask_resnet18_fpn_small", backbone="resnet18"),
-    )
-}
-
-
-def list_models(family: str | None = None) -> list[str]:
-    """Names that :func:`create_model` knows.
-
-    Args:
-        family: "two-stage" (DynaMask), "one-stage" (SOLO, SOLOv2, SODAR), or None for both in this order; another
-            raises :class:`DynaMaskError`.
-    """
-    families = {"two-stage": list(PRESETS), "one-stage": list(one_stage.PRESETS)}
-    if family is None:
-        return [name for names in families.values() for name in names]
-    if family not in families:
-        raise DynaMaskError(f"family {family!r} is unknown; choose one of {', '.join(families)}")
-    return families[family]
-
-
-def preset(name: str, **overrides: object) -> ModelConfig | SoloConfig:
-    """The configuration of a named model; an unknown name raises :class:`DynaMaskError`."""
-    known = {**PRESETS, **one_stage.PRESETS}
-    if name not in known:
-        raise DynaMaskError(f"model {name!r} is unknown; choose one of {', '.join(known)}")
-    return dataclasses.replace(known[name], **overrides)
-
-
-def config_from_dict(values: dict[str, object]) -> ModelConfig | SoloConfig:
-    """The configuration that a weights file stores; unknown keys raise :class:`DynaMaskError`."""
-    return (SoloConfig if values.get("family") == FAMILY else ModelConfig).from_dict(values)
 
 
 def create_model(
@@ -107,20 +43,20 @@ def create_model(
     """Build a named model with random weights; nothing is downloaded unless ``backbone_weights="timm"``.
 
     Args:
-        name: one of :func:`list_models`.
+        name: one of :func:`dynamask.presets.list_models`.
         num_classes: classes with the background, as torchvision counts (COCO 81); unused when ``class_names`` is given.
         backbone_weights: None, "timm", or the path of a .safetensors file under timm's names.
         loss_config: losses of the mask branch.
-        overrides: fields of :class:`dynamask.config.ModelConfig`, or of
-            :class:`dynamask.models.solo.config.SoloConfig`.
+        overrides: fields of the preset's :class:`dynamask.config.ModelConfig` or :class:`dynamask.config.SoloConfig`.
     """
     if num_classes < 2:
         raise DynaMaskError(f"num_classes is {num_classes}; it counts the background, so give at least 2")
     if "class_names" not in overrides:
         overrides["class_names"] = ("__background__", *(f"class_{i}" for i in range(1, num_classes)))
-    return build_model(preset(name, **overrides), backbone_weights, loss_config)
+    return build_model(model_config(name, **overrides), backbone_weights, loss_config)
 
 
+@register_builder
 def build_model(
     config: ModelConfig | SoloConfig,
     backbone_weights: str | Path | None = None,
@@ -128,10 +64,15 @@ def build_model(
 ) -> DynaMask | SoloNet:
     """Assemble a model from its configuration."""
     if isinstance(config, SoloConfig):
-        return one_stage.build_solo(config, backbone_weights)
-    backbone = BackboneWithFPN(config.backbone, config.fpn_channels, backbone_weights, config.frozen_stride)
+        return build_solo(config, backbone_weights)
+    backbone = build_backbone(config, backbone_weights)
     mask_branch = build_mask_branch(config, loss_config)
     return DynaMask(_build_detector(config, backbone), mask_branch, config)
+
+
+def build_backbone(config: ModelConfig | SoloConfig, weights: str | Path | None = None) -> BackboneWithFPN:
+    """Backbone and FPN; ``weights`` as in :class:`BackboneWithFPN`."""
+    return BackboneWithFPN(config.backbone, config.fpn_channels, weights, config.frozen_stride)
 
 
 def build_transform(config: ModelConfig | SoloConfig) -> TwoSizeTransform:
@@ -207,3 +148,26 @@ _MASK_HEADS: dict[str, Callable[[ModelConfig], MaskHead]] = {
     "bifpn": _pyramid(RegionBiFPN),
     "nasfpn": _pyramid(RegionNASFPN),
 }
+
+
+def build_solo(config: SoloConfig, backbone_weights: str | Path | None = None) -> SoloNet:
+    """Assemble a one-stage model from its configuration."""
+    backbone = build_backbone(config, backbone_weights)
+    arguments = {
+        "in_channels": config.fpn_channels,
+        "channels": config.tower_channels,
+        "depth": config.tower_depth,
+        "groups": config.groups,
+        "num_classes": len(config.class_names) - 1,
+        "grids": config.grids,
+        "mask_grids": config.representation_grids,
+        "aggregation": config.aggregation,
+    }
+    if config.kind == "solo":
+        head = SoloHead(**arguments)
+    else:
+        head = SoloV2Head(
+            **arguments, feature_channels=config.mask_feature_channels, kernel_channels=config.kernel_channels
+        )
+    aggregation = None if config.aggregation is None else NeighbourAggregation(config.aggregation)
+    return SoloNet(build_transform(config), backbone, head, aggregation, config)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
 from dynamask.config import ModelConfig
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import Detector, EncodedImages, boxes_to_rois
+from dynamask.models.hub import PretrainedModel
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
 from dynamask.ops.masks import paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES
 
-if TYPE_CHECKING:
-    from dynamask.models.hub import ModelCard
 
-
-class DynaMask(nn.Module):
+class DynaMask(PretrainedModel):
     """A detector, and a mask branch that chooses a mask size for each instance.
 
     Args:
@@ -93,42 +88,15 @@ class DynaMask(nn.Module):
         """Start the mask branch on boxes (R_i, 4) of each image, in network-input pixels; labels (R_i,) ≥ 1."""
         return self.mask_branch.begin(encoded.features, boxes_to_rois(boxes), torch.cat(labels))
 
-    @classmethod
-    def from_pretrained(
-        cls, name_or_folder: str | Path, device: str | torch.device = "cpu", local_files_only: bool = False
-    ) -> DynaMask:
-        """A model in evaluation mode from a saved folder, a .safetensors file, a bundled name or the hub.
-
-        Args:
-            name_or_folder: what lies on the disk wins; otherwise "owner/name" or "owner/name@revision", with or without
-                "hf://", is a model on the Hugging Face hub, downloaded unless the cache has it.
-            local_files_only: never use the network.
-
-        Raises:
-            DynaMaskError: there is no such thing, or it is no model of ours.
-        """
-        from dynamask.models import hub, weights  # they know this class
-
-        name = str(name_or_folder)
-        remote = "/" in name and not Path(name).exists() and Path(name).suffix != ".safetensors"
-        prefix = hub.SCHEME if remote and not name.startswith(hub.SCHEME) else ""
-        path = hub.find_weights(prefix + name, local_files_only)
-        hub.check_folder_config(path)
-        return weights.load_model(path, device)
-
-    def save_pretrained(self, folder: str | Path, card: ModelCard | None = None) -> Path:
-        """Write config.json, model.safetensors and README.md, the model card, into a folder; returns it."""
-        from dynamask.models import hub
-
-        return hub.save_folder(self, folder, card)
-
-    def push_to_hub(
-        self, repo: str, card: ModelCard | None = None, private: bool = False, token: str | None = None
-    ) -> str:
-        """Upload what :meth:`save_pretrained` writes to "owner/name" on the Hugging Face hub; returns its address."""
-        from dynamask.models import hub
-
-        return hub.push(self, repo, card, private, token)
+    def card_paragraphs(self) -> tuple[str, str]:
+        """See :meth:`PretrainedModel.card_paragraphs`."""
+        costs = self.mask_branch.costs
+        macs = " / ".join(f"{value / 1e9:.4f}" for value in costs.macs_per_instance)
+        return (
+            f"DynaMask instance segmentation, model `{self.config.name}`: a mask of {', '.join(map(str, MASK_SIZES))} "
+            "pixels a side for every instance, as its own switch chooses.",
+            f"GMACs of one instance at each size (1 MAC = 2 FLOPs): {macs}; the switch {costs.switch_macs / 1e9:.4f}.",
+        )
 
 
 def _paste_probs(probs: list[Tensor], boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Models as folders in the form of the Hugging Face hub (config.json, model.safetensors, README.md), here or there."""
+"""Models as folders in the form of the Hugging Face hub: config.json, model.safetensors, and README.md, the card."""
 
 from __future__ import annotations
 
@@ -8,33 +8,43 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
+from torch import nn
 
-from dynamask.bundled import bundled_path, list_bundled
+from dynamask.config import BaseModelConfig
 from dynamask.files import write_text
-from dynamask.models.dynamask import DynaMask
-from dynamask.models.weights import read_header, save_model
-from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.models.weights import (
+    bundled_path,
+    list_bundled,
+    load_model,
+    read_header,
+    save_model,
+    verify_file,
+)
+from dynamask.structures import DynaMaskError, first_sentence
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
 SCHEME = "hf://"
-"""Begins the name of a model on the hub where a bare owner/name could be a path: hf://owner/name@revision."""
+"""Marks the name of a model on the hub where owner/name could be a path: hf://owner/name@revision."""
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What people should know of weights before they use them.
+    """What a model card says besides the model's own settings.
 
     Attributes:
-        licence: an identifier of the hub, such as "apache-2.0"; "other" claims none.
-        licence_text: what else is to be said of licences, of data for example.
-        data: what the weights were trained on.
-        scores: figures by policy, as the manifest of the bundled weights has them: name → {"segm": {"AP": 0–1}, …}.
-        measured_on: the data that the scores are of.
-        commands: that trained them.
+        licence: an identifier of the hub, such as "apache-2.0"; "other" makes no claim.
+        licence_text: further licence information, for example of the training data.
+        data: training data.
+        scores: results by policy, as in the manifest of the bundled weights: name → {"segm": {"AP": 0–1}, …}.
+        measured_on: the data of the scores.
+        commands: the training commands.
     """
 
     licence: str = "other"
@@ -46,8 +56,8 @@ class ModelCard:
 
     @classmethod
     def of_bundled(cls, name: str) -> ModelCard:
-        """The card of bundled weights, from their manifest entry."""
-        bundled_path(name)  # refuses an unknown name
+        """The card of bundled weights, from their manifest entry; an unknown name raises :class:`DynaMaskError`."""
+        bundled_path(name)
         entry = list_bundled()[name]
         return cls(
             licence="apache-2.0",
@@ -60,68 +70,105 @@ class ModelCard:
         )
 
 
-def save_folder(
-    model: DynaMask, folder: str | Path, card: ModelCard | None = None, hub_name: str | None = None
-) -> Path:
-    """Write a model's folder; its model.safetensors is a weights file as every other, header included.
+class PretrainedModel(nn.Module):
+    """Base class of the models: loads and saves weights under names, in files, in folders and on the hub.
 
-    Args:
-        hub_name: "owner/name" under which its card says how to load it; by default its path.
-
-    Raises:
-        DynaMaskError: the folder is a file, or cannot be written.
+    Attributes:
+        config: the settings that the model was built from; stored with its weights.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise DynaMaskError(f"{folder} is a file; give a folder")
-    save_model(model, folder / WEIGHTS)
-    write_text(folder / CONFIG, json.dumps(model.config.to_dict(), indent=1) + "\n")
-    write_text(folder / CARD, card_text(model, card or ModelCard(), folder.name, hub_name))
-    return folder
 
+    config: BaseModelConfig
 
-def push(
-    model: DynaMask,
-    repo: str,
-    card: ModelCard | None = None,
-    private: bool = False,
-    token: str | None = None,
-    message: str = "DynaMask weights",
-) -> str:
-    """Upload a model's folder to the hub, whose repository is made if it does not exist; returns its address.
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, device: str | torch.device = "cpu", local_files_only: bool = False
+    ) -> Self:
+        """Load a model of this class in evaluation mode.
 
-    Args:
-        repo: "owner/name".
-        token: of the hub; by default the one that `hf auth login` stored.
+        Args:
+            name_or_folder: a saved folder, a .safetensors file, a bundled name, or a model on the Hugging Face hub,
+                "owner/name" or "owner/name@revision", with or without "hf://", which is downloaded unless it is
+                cached. A path that exists takes precedence.
+            local_files_only: never use the network.
 
-    Raises:
-        DynaMaskError: the name is none, or the hub cannot be reached or refuses.
-    """
-    name = parse_hub_name(repo)[0]
-    with tempfile.TemporaryDirectory() as work:
-        folder = save_folder(model, Path(work) / name.split("/")[1], card, name)
-        try:
-            api = HfApi(token=token)
-            address = api.create_repo(repo_id=name, private=private, exist_ok=True)
-            api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
-        except Exception as error:  # many kinds, which change with the version of the hub's client
-            raise DynaMaskError(
-                f"{name} cannot be pushed to the hub ({_short(error)}); check the connection, the name and the "
-                "token of `hf auth login`"
-            ) from error
-    return str(address)
+        Raises:
+            DynaMaskError: nothing is found, it is not a model of dynamask, or it is a model of another class.
+        """
+        name = str(name_or_folder)
+        remote = "/" in name and not Path(name).exists() and Path(name).suffix != ".safetensors"
+        path = find_weights(f"{SCHEME}{name.removeprefix(SCHEME)}" if remote else name, local_files_only)
+        check_folder_config(path)
+        model = load_model(path, device)
+        if not isinstance(model, cls):
+            kind = type(model).__name__
+            raise DynaMaskError(f"{name} holds a {kind} and not a {cls.__name__}; load it with {kind}.from_pretrained")
+        return model
+
+    def save_pretrained(self, folder: str | Path, card: ModelCard | None = None, hub_name: str | None = None) -> Path:
+        """Write config.json, model.safetensors (a weights file like all others) and the model card into a folder.
+
+        Args:
+            folder: created if it does not exist.
+            hub_name: "owner/name", from which the card says how to load the model; by default from its path.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DynaMaskError: the folder is a file, or cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise DynaMaskError(f"{folder} is a file; give a folder")
+        save_model(self, folder / WEIGHTS)
+        write_text(folder / CONFIG, json.dumps(self.config.to_dict(), indent=1) + "\n")
+        write_text(folder / CARD, card_text(self, card or ModelCard(), folder.name, hub_name))
+        return folder
+
+    def push_to_hub(
+        self, repo: str, card: ModelCard | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub.
+
+        Args:
+            repo: "owner/name"; created if it does not exist.
+            token: for the hub; by default the one that `hf auth login` stored.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            DynaMaskError: the name is not valid, or the hub cannot be reached or refuses.
+        """
+        name = parse_hub_name(repo)[0]
+        with tempfile.TemporaryDirectory() as work:
+            folder = self.save_pretrained(Path(work) / name.split("/")[1], card, name)
+            try:
+                api = HfApi(token=token)
+                address = api.create_repo(repo_id=name, private=private, exist_ok=True)
+                api.upload_folder(repo_id=name, folder_path=folder, commit_message="DynaMask weights")
+            except Exception as error:  # its types change with the version of the hub's client
+                raise DynaMaskError(
+                    f"{name} cannot be pushed to the hub ({first_sentence(error)}); check the connection, the name and "
+                    "the token of `hf auth login`"
+                ) from error
+        return str(address)
+
+    def card_paragraphs(self) -> tuple[str, str]:
+        """Two Markdown paragraphs of the model card: what the model predicts, and what it costs (may be empty)."""
+        raise NotImplementedError
 
 
 def find_weights(name: str | Path, local_files_only: bool = False) -> Path:
-    """The weights file that a name stands for.
+    """The weights file of a name.
 
     Args:
         name: the path of a .safetensors file or of a model's folder, a bundled name, or hf://owner/name[@revision],
-            which is downloaded unless the cache has it.
-        local_files_only: read the hub's cache and never the network.
+            which is downloaded unless it is cached.
+        local_files_only: never use the network, only the cache.
 
     Raises:
-        DynaMaskError: there is no such thing, or the hub cannot be reached.
+        DynaMaskError: nothing is found, or the hub cannot be reached.
     """
     if str(name).startswith(SCHEME):
         return _fetch(str(name).removeprefix(SCHEME), local_files_only)
@@ -139,7 +186,7 @@ def parse_hub_name(name: str) -> tuple[str, str | None]:
     """("owner/name", revision or None) of owner/name[@revision], with or without hf://."""
     found = _HUB_NAME.fullmatch(str(name).removeprefix(SCHEME))
     if found is None:
-        raise DynaMaskError(f"{name!r} is no name on the hub; write owner/name or owner/name@revision")
+        raise DynaMaskError(f"{name!r} is not a name on the hub; write owner/name or owner/name@revision")
     return found["repo"], found["revision"]
 
 
@@ -149,18 +196,19 @@ def _fetch(name: str, local_files_only: bool) -> Path:
         folder = snapshot_download(
             repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD], local_files_only=local_files_only
         )
-    except Exception as error:  # many kinds, which change with the version of the hub's client
+    except Exception as error:  # its types change with the version of the hub's client
         raise DynaMaskError(
-            f"{SCHEME}{name} cannot be had from the hub ({_short(error)}); check the name and the connection"
+            f"{SCHEME}{name} cannot be downloaded from the hub ({first_sentence(error)}); check the name and "
+            "the connection"
         ) from error
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        raise DynaMaskError(f"{SCHEME}{name} holds no {WEIGHTS}; it is no model of dynamask")
+        raise DynaMaskError(f"{SCHEME}{name} holds no {WEIGHTS}; it is not a model of dynamask")
     return path
 
 
 def check_folder_config(path: Path) -> None:
-    """Refuse a folder whose config.json speaks of another model than the weights' own header."""
+    """Refuse a folder whose config.json differs from the configuration in the header of its weights."""
     beside = path.parent / CONFIG
     if path.name != WEIGHTS or not beside.is_file():
         return
@@ -172,34 +220,57 @@ def check_folder_config(path: Path) -> None:
         raise DynaMaskError(f"{beside} and the header of {path.name} describe different models; save the model again")
 
 
-def card_text(model: DynaMask, card: ModelCard, title: str, hub_name: str | None = None) -> str:
-    """The README.md of a model's folder: the hub's fields in front, then text and tables for people."""
-    config, costs = model.config, model.mask_branch.costs
+def verify_folder(folder: Path) -> list[str]:
+    """Check a saved folder: its three files, its licence and its weights.
+
+    Returns:
+        The problems, each a clause; empty where there are none.
+    """
+    problems = [f"{name} is missing" for name in (CONFIG, WEIGHTS, CARD) if not (folder / name).is_file()]
+    if f"{CARD} is missing" not in problems and "\nlicense:" not in (folder / CARD).read_text(encoding="utf-8"):
+        problems.append(f"{CARD} names no licence")
+    if not (folder / WEIGHTS).is_file():
+        return problems
+    try:
+        check_folder_config(folder / WEIGHTS)
+    except DynaMaskError as error:
+        return [*problems, str(error)]
+    return [*problems, *verify_file(folder / WEIGHTS)]
+
+
+def card_text(model: PretrainedModel, card: ModelCard, title: str, hub_name: str | None = None) -> str:
+    """The README.md of a model's folder: the metadata of the hub, then text and tables."""
+    names = model.config.class_names
+    predicts, costs = model.card_paragraphs()
     results = [
         EvalResult(
-            task_type="image-segmentation", dataset_type="custom", dataset_name=card.measured_on or "not said",
-            metric_type=f"{kind}_ap", metric_name=f"{word} AP, policy {policy}",
+            task_type="image-segmentation",
+            dataset_type="custom",
+            dataset_name=card.measured_on or "not given",
+            metric_type=f"{kind}_ap",
+            metric_name=f"{word} AP, policy {policy}",
             metric_value=round(scores[kind]["AP"], 4),
         )
         for policy, scores in card.scores.items()
         for kind, word in (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary"))
         if scores.get(kind, {}).get("AP") is not None
-    ]  # fmt: skip
+    ]
     fields = ModelCardData(
-        license=card.licence, library_name="dynamask", pipeline_tag="image-segmentation",
+        license=card.licence,
+        library_name="dynamask",
+        pipeline_tag="image-segmentation",
         tags=["instance-segmentation", "object-detection", "dynamask", "pytorch"],
-        model_name=title if results else None, eval_results=results or None,
-    )  # fmt: skip
-    names = ", ".join(config.class_names[1:13]) + (", …" if len(config.class_names) > 13 else "")
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    classes = ", ".join(names[1:13]) + (", …" if len(names) > 13 else "")
     address = f"{SCHEME}{hub_name}" if hub_name else f"path/to/{title}"
-    macs = " / ".join(f"{value / 1e9:.4f}" for value in costs.macs_per_instance)
     parts = [
         f"# {title}",
-        f"DynaMask instance segmentation, model `{config.name}`: a mask of {', '.join(map(str, MASK_SIZES))} pixels a "
-        f"side for every instance, as its own switch chooses. {len(config.class_names) - 1} classes: {names}.",
+        f"{predicts} {len(names) - 1} classes: {classes}.",
         f'```python\nimport dynamask\n\npredictor = dynamask.load("{address}")\n'
         'prediction = predictor("picture.jpg")\n```',
-        f"GMACs of one instance at each size (1 MAC = 2 FLOPs): {macs}; the switch {costs.switch_macs / 1e9:.4f}.",
+        costs,
         card.data,
         _score_table(card),
         "Trained by:\n\n```bash\n" + "\n".join(card.commands) + "\n```" if card.commands else "",
@@ -209,10 +280,10 @@ def card_text(model: DynaMask, card: ModelCard, title: str, hub_name: str | None
 
 
 def _score_table(card: ModelCard) -> str:
-    """A Markdown table of the card's scores; empty where it has none."""
+    """A Markdown table of the scores; empty without scores."""
     if not card.scores:
         return ""
-    rows = [f"Scores on {card.measured_on or 'data that are not named'}:", ""]
+    rows = [f"Scores on {card.measured_on or 'data that are not given'}:", ""]
     rows += ["| policy | box AP | mask AP | boundary AP | mean GMACs |", "|---|---|---|---|---|"]
     for policy, scores in card.scores.items():
         values = [scores.get(kind, {}).get("AP") for kind in ("bbox", "segm", "boundary")]
@@ -220,8 +291,3 @@ def _score_table(card: ModelCard) -> str:
         cells = ["–" if value is None else f"{value:.3f}" for value in values]
         rows.append(f"| {policy} | {' | '.join(cells)} | {'–' if macs is None else f'{macs / 1e9:.4f}'} |")
     return "\n".join(rows)
-
-
-def _short(error: BaseException) -> str:
-    """The first sentence of an error, on one line."""
-    return " ".join(str(error).split()).split(". ")[0][:160]

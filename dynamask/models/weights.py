@@ -1,99 +1,124 @@
-"""Weights with their configuration in one safetensors file: written whole, read strictly."""
+"""Weights: from a name to a file, from its header to a configuration, and from its tensors into a model.
+
+A weights file is a safetensors file whose header holds the configuration of its model. It is written atomically and
+loaded strictly. The weights that travel with the package are listed in ``checkpoints/manifest.json``, a JSON object:
+name → entry. Every entry has ``file``, the name of a file in the same folder; entries of another family than DynaMask's
+have ``family``. All other fields (model, data, recipe, seed, sha256, scores) record where the weights come from.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
-from dynamask.bundled import bundled_path
+from dynamask.config import BaseModelConfig, ModelConfig
 from dynamask.files import replacing
-from dynamask.models.build import build_model, config_from_dict
-from dynamask.models.dynamask import DynaMask
-from dynamask.models.solo.model import SoloNet
 from dynamask.structures import DynaMaskError
 
 FORMAT = "dynamask-1"
 BRANCH_FORMAT = "dynamask-branch-1"
-"""Of files that hold a mask branch alone and name the bundled weights that its detector is part of."""
+"""Format of files that hold only a mask branch, and name the bundled weights that hold its detector."""
+BASELINES = "baselines"
+"""Folder of the baselines within the bundled weights, with a manifest of its own."""
+PARTS = ("all", "detector", "backbone")
+"""Parts of a model that :func:`load_weights` can load: "detector" is everything but the mask branch, or but SODAR's
+aggregation; "backbone" includes the FPN."""
+
 STORED_PREFIXES = {"detector.": "", "mask_branch.": "roi_heads.mask_branch."}
 """Prefixes of modules → prefixes of their tensors in weights files; other names are the same in both."""
-BACKBONE_PREFIX = "backbone."
-"""Prefix, in weights files, of the tensors of backbone and FPN of either family."""
-BRANCH_PREFIX = STORED_PREFIXES["mask_branch."]
-AGGREGATION_PREFIXES = ("head.aggregation", "head.context.", "aggregation.")
-"""Prefixes of the tensors of SODAR's aggregation."""
+_BACKBONE = "backbone."
+_MASK_PARTS = (STORED_PREFIXES["mask_branch."], "head.aggregation", "head.context.", "aggregation.")
+"""Prefixes, in weights files, of the mask branch and of SODAR's aggregation."""
+
+Builder = Callable[[BaseModelConfig], nn.Module]
+_builders: list[Builder] = []
 
 
-def stored_name(name: str) -> str:
-    """The name in weights files of a tensor of ``model.state_dict()``."""
-    prefix = next((p for p in STORED_PREFIXES if name.startswith(p)), "")
-    return STORED_PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+def register_builder(builder: Builder) -> Builder:
+    """Decorator for the function that builds models of all families from their configuration.
 
-
-def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's tensors under their names in weights files."""
-    return {stored_name(name): value for name, value in model.state_dict().items()}
-
-
-def _load_stored(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Load tensors under their names in weights files; the model's other tensors stay as they are."""
-    own = {stored_name(name): name for name in model.state_dict()}
-    model.load_state_dict({own[name]: value for name, value in tensors.items()}, strict=False)
-
-
-def save_model(
-    model: DynaMask | SoloNet,
-    path: Path,
-    state: dict[str, torch.Tensor] | None = None,
-    training: dict[str, Any] | None = None,
-) -> None:
-    """Write weights and configuration to one safetensors file, atomically.
-
-    Args:
-        model: whose configuration, and weights unless ``state`` is given, are stored.
-        path: a .safetensors file; replaced if it exists.
-        state: weights to store instead of the model's (a moving average).
-        training: JSON values kept beside the configuration (recipe, seed, images seen).
+    The model classes load weights and the builder imports the model classes, so it cannot be imported here.
     """
-    named = (state or model.state_dict()).items()
-    tensors = {stored_name(name): value.detach().cpu().contiguous() for name, value in named}
-    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training or {})}
-    with replacing(path) as stream:
-        stream.write(save(tensors, metadata=header))
+    _builders.append(builder)
+    return builder
 
 
-def save_branch(source: Path, path: Path, detector: str) -> None:
-    """Write the mask branch alone of a weights file, with the name and SHA-256 of its detector's bundled weights.
+# Names of bundled weights
+
+
+def checkpoint_dir() -> Path:
+    """Folder of the bundled weights: inside the package in a built wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "checkpoints"
+    return inside if inside.is_dir() else package.parent / "checkpoints"
+
+
+def list_bundled(family: str | None = None) -> dict[str, dict[str, Any]]:
+    """Manifest entries of the bundled weights by name, in the manifest's order; empty where none are bundled.
 
     Args:
-        source: whole weights, whose detector must be, bit for bit, that of the bundled weights.
-        path: a .safetensors file; replaced if it exists.
-        detector: the name of bundled weights.
+        family: only those of "two-stage" or "one-stage"; None lists all.
 
     Raises:
-        DynaMaskError: the detectors differ; the first tensors that do are named.
+        DynaMaskError: the manifest is not a JSON object of entries that each name a file.
     """
-    header, tensors = read_header(source), load_file(source)
-    whole = bundled_path(detector)
-    theirs, own = _detector_of(load_file(whole)), _detector_of(tensors)
-    unfit = _mismatch(theirs, own) or [key for key in sorted(own) if not torch.equal(own[key], theirs[key])]
-    if unfit:
-        raise DynaMaskError(
-            f"the detector of {source} is not that of {detector!r}: {len(unfit)} tensors differ, first "
-            f"{', '.join(unfit[:3])}; train it with --init {detector} --freeze detector"
-        )
-    branch = {key: value for key, value in tensors.items() if key.startswith(BRANCH_PREFIX)}
-    named = {"name": detector, "sha256": file_digest(whole)}
-    texts = {key: json.dumps(value) for key, value in {**header, "detector": named}.items()}
-    with replacing(path) as stream:
-        stream.write(save(branch, metadata={"format": BRANCH_FORMAT, **texts}))
+    entries = _read_manifest(checkpoint_dir())
+    return {name: e for name, e in entries.items() if family in (None, e.get("family", ModelConfig.FAMILY))}
+
+
+def list_baselines() -> dict[str, dict[str, Any]]:
+    """Manifest entries of the baselines: other mask branches on the detector of bundled weights.
+
+    They are loaded by name like all bundled weights, but are left out of :func:`list_bundled`.
+    """
+    return _read_manifest(checkpoint_dir() / BASELINES)
+
+
+def bundled_path(name: str) -> Path:
+    """Path of the bundled weights or baseline called ``name``.
+
+    Raises:
+        DynaMaskError: no bundled weights have this name (the message lists those that do), or their file is missing.
+    """
+    folder, entry = _find_bundled(name)
+    path = folder / entry["file"]
+    if not path.is_file():
+        raise DynaMaskError(f"the file {path.name} of the bundled weights {name!r} is missing; reinstall dynamask")
+    return path
+
+
+def _find_bundled(name: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and manifest entry of bundled weights or a baseline."""
+    manifests = {checkpoint_dir(): list_bundled(), checkpoint_dir() / BASELINES: list_baselines()}
+    for folder, entries in manifests.items():
+        if name in entries:
+            return folder, entries[name]
+    known = ", ".join(each for entries in manifests.values() for each in entries) or "none"
+    raise DynaMaskError(f"no bundled weights are called {name!r}; choose from {known}, or give a .safetensors file")
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return {}
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DynaMaskError("the manifest of the bundled weights is unreadable; reinstall dynamask") from error
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) and "file" in e for e in entries.values()):
+        raise DynaMaskError("the manifest of the bundled weights does not name a file for each; reinstall dynamask")
+    return entries
+
+
+# Files
 
 
 def file_digest(path: Path) -> str:
@@ -103,10 +128,10 @@ def file_digest(path: Path) -> str:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """``config`` and ``training`` of a weights file, of a mask branch alone also its ``detector``.
+    """``config`` and ``training`` of a weights file; for a mask branch alone also its ``detector``.
 
     Raises:
-        DynaMaskError: the file is not ours.
+        DynaMaskError: the file is missing, unreadable, or not written by dynamask.
     """
     if not path.is_file():
         raise DynaMaskError(f"weights {path} do not exist; give a bundled name or the path of a .safetensors file")
@@ -129,11 +154,11 @@ def read_header(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a weights file; those of a mask branch's detector come from the bundled weights that it names.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a weights file; the detector of a mask branch alone is read from the bundled weights it names.
 
     Raises:
-        DynaMaskError: the file is not ours, or its detector is not bundled or another than it was trained on.
+        DynaMaskError: the file is not a weights file, or its detector is not bundled or of another version.
     """
     header, tensors = read_header(path), load_file(path)
     if "detector" not in header:
@@ -148,67 +173,197 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"weights {path} hold a mask branch alone, trained on another version of the detector {named['name']!r} "
             "than the bundled one; train it again or install the version that brought it"
         )
-    return {**_detector_of(load_file(whole)), **tensors}
+    return {**_part(load_file(whole), "detector"), **tensors}
 
 
-def _detector_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All tensors but the mask branch's and the aggregation's."""
-    apart = (BRANCH_PREFIX, *AGGREGATION_PREFIXES)
-    return {key: value for key, value in tensors.items() if not key.startswith(apart)}
+def save_model(
+    model: nn.Module, path: Path, state: dict[str, Tensor] | None = None, training: dict[str, Any] | None = None
+) -> None:
+    """Write weights and configuration to one safetensors file, atomically.
+
+    Args:
+        model: its configuration is stored, and its weights unless ``state`` is given.
+        path: a .safetensors file; replaced if it exists.
+        state: weights to store instead of the model's (a moving average), named as in ``model.state_dict()``.
+        training: JSON values stored with the configuration (recipe, seed, images seen).
+    """
+    named = (state or model.state_dict()).items()
+    tensors = {stored_name(name): value.detach().cpu().contiguous() for name, value in named}
+    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training or {})}
+    with replacing(path) as stream:
+        stream.write(save(tensors, metadata=header))
 
 
-def _mismatch(stored: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:
-    """Keys that only one side has, then those whose shapes differ."""
-    both = set(stored) & set(own)
-    return sorted(set(stored) ^ set(own)) + sorted(key for key in both if stored[key].shape != own[key].shape)
+def save_branch(source: Path, path: Path, detector: str) -> None:
+    """Write only the mask branch of a weights file, with the name and SHA-256 of the bundled weights of its detector.
+
+    Args:
+        source: whole weights, whose detector must be equal, bit for bit, to that of the bundled weights.
+        path: a .safetensors file; replaced if it exists.
+        detector: the name of bundled weights.
+
+    Raises:
+        DynaMaskError: the detectors differ; the message names the first tensors that do.
+    """
+    header, tensors = read_header(source), load_file(source)
+    whole = bundled_path(detector)
+    theirs, own = _part(load_file(whole), "detector"), _part(tensors, "detector")
+    unfit = _mismatch(theirs, own) or [key for key in sorted(own) if not torch.equal(own[key], theirs[key])]
+    if unfit:
+        raise DynaMaskError(
+            f"the detector of {source} is not that of {detector!r}: {_differences(unfit)}; train it with "
+            f"--init {detector} --freeze detector"
+        )
+    branch = {key: value for key, value in tensors.items() if key not in own}
+    named = {"name": detector, "sha256": file_digest(whole)}
+    texts = {key: json.dumps(value) for key, value in {**header, "detector": named}.items()}
+    with replacing(path) as stream:
+        stream.write(save(branch, metadata={"format": BRANCH_FORMAT, **texts}))
 
 
-def load_model(path: Path, device: str | torch.device = "cpu") -> DynaMask | SoloNet:
+# Models
+
+
+def load_model(path: Path, device: str | torch.device = "cpu") -> nn.Module:
     """Build the model that a weights file describes and load it strictly, in evaluation mode."""
-    model = build_model(config_from_dict(read_header(path)["config"]))
+    model = _builders[-1](BaseModelConfig.from_dict(read_header(path)["config"]))
     load_weights(model, path)
     return model.to(device).eval()
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load every tensor of a weights file into an equal model; a mismatch names the first keys that do not fit."""
-    stored = read_tensors(path)
-    unfit = _mismatch(stored, stored_state(model))
-    if unfit:
-        raise DynaMaskError(
-            f"weights {path} do not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}"
-        )
-    _load_stored(model, stored)
-
-
-def load_detector(model: nn.Module, path: Path) -> None:
-    """Load all but the mask branch, or the aggregation, of a weights file into a model, whose own stays as it is.
+def load_weights(model: nn.Module, path: Path, part: str = "all") -> None:
+    """Load a weights file, or one of its ``PARTS``, into a model; the other tensors of the model stay as they are.
 
     Raises:
-        DynaMaskError: the detectors differ; the first keys that do not fit are named, and nothing is loaded.
+        DynaMaskError: names or shapes differ; the message names the first keys that do, and nothing is loaded.
     """
-    stored = _detector_of(read_tensors(path))
-    unfit = _mismatch(stored, _detector_of(stored_state(model)))
-    if unfit:
-        raise DynaMaskError(
-            f"the detector of {path} does not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}"
-        )
-    _load_stored(model, stored)
-
-
-def load_backbone(model: nn.Module, path: Path) -> None:
-    """Load backbone and FPN of a weights file into a model of either family; all else stays as it is.
-
-    Raises:
-        DynaMaskError: they differ; the first keys that do not fit are named, and nothing is loaded.
-    """
-    stored, own = (
-        {key: value for key, value in tensors.items() if key.startswith(BACKBONE_PREFIX)}
-        for tensors in (read_tensors(path), stored_state(model))
-    )
+    stored, own = _part(read_tensors(path), part), _part(stored_state(model), part)
     unfit = _mismatch(stored, own)
     if unfit:
-        raise DynaMaskError(
-            f"the backbone of {path} does not fit the model: {len(unfit)} tensors differ, first {', '.join(unfit[:3])}"
+        subject = f"weights {path} do" if part == "all" else f"the {part} of {path} does"
+        raise DynaMaskError(f"{subject} not fit the model: {_differences(unfit)}")
+    names = {stored_name(name): name for name in model.state_dict()}
+    model.load_state_dict({names[key]: value for key, value in stored.items()}, strict=False)
+
+
+def initialise(model: nn.Module, path: Path, part: str | None = None) -> str:
+    """Initialise a model, or a part of it, with the weights of a trained one.
+
+    Args:
+        path: of a weights file.
+        part: one of ``PARTS``. None takes all weights from a model of the same kind, the detector from one with another
+            mask branch or aggregation, and the backbone from any other model.
+
+    Returns:
+        A sentence that says what was loaded.
+
+    Raises:
+        DynaMaskError: the part does not exist, or does not fit the model.
+    """
+    if part not in (None, *PARTS):
+        raise DynaMaskError(f"part {part!r} is unknown; choose one of {', '.join(PARTS)}")
+    theirs, own = BaseModelConfig.from_dict(read_header(path)["config"]), model.config
+    if part is None and theirs.detector_kind != own.detector_kind:
+        part = "backbone"
+    elif part is None:
+        part = "all" if theirs.mask_kind == own.mask_kind else "detector"
+    load_weights(model, path, part)
+    if part == "all":
+        return f"loaded all weights of {path}"
+    if part == "backbone":
+        return f"loaded backbone and FPN of {path}; all other weights are random"
+    if isinstance(own, ModelConfig):
+        return f"loaded the detector of {path}, without its mask branch ({theirs.mask_kind}); " + (
+            f"the mask branch ({own.mask_kind}) has random weights"
         )
-    _load_stored(model, stored)
+    rest = "this model does not have" if own.mask_kind is None else "has random weights"
+    return f"loaded all weights of {path} except those of the aggregation, which {rest}"
+
+
+def stored_name(name: str) -> str:
+    """The name in weights files of a tensor of ``model.state_dict()``."""
+    prefix = next((p for p in STORED_PREFIXES if name.startswith(p)), "")
+    return STORED_PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+
+
+def stored_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model under their names in weights files."""
+    return {stored_name(name): value for name, value in model.state_dict().items()}
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors, under their names in weights files, of one of ``PARTS``."""
+    if part == "backbone":
+        return {name: value for name, value in tensors.items() if name.startswith(_BACKBONE)}
+    if part == "detector":
+        return {name: value for name, value in tensors.items() if not name.startswith(_MASK_PARTS)}
+    return tensors
+
+
+def _mismatch(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Names that only one side has, then those whose shapes differ."""
+    both = set(stored) & set(own)
+    return sorted(set(stored) ^ set(own)) + sorted(key for key in both if stored[key].shape != own[key].shape)
+
+
+def _differences(names: list[str]) -> str:
+    return f"{len(names)} tensors differ, first {', '.join(names[:3])}"
+
+
+# Verification
+
+
+def verify_bundled(name: str) -> list[str]:
+    """Check bundled weights against the manifest.
+
+    The file must exist, have the SHA-256 of the manifest, load strictly into the model of its header, agree with the
+    manifest on the model and its MACs, and hold finite numbers; licence and card must exist.
+
+    Returns:
+        The problems, each a clause; empty where there are none.
+
+    Raises:
+        DynaMaskError: the manifest has no such name, or cannot be read.
+    """
+    entries, baselines = list_bundled(), list_baselines()
+    if name not in entries and name not in baselines:
+        raise DynaMaskError(f"no bundled weights are called {name!r}; choose from {', '.join(entries) or 'none'}")
+    entry = entries.get(name) or baselines[name]
+    folder = checkpoint_dir() if name in entries else checkpoint_dir() / BASELINES
+    path = folder / entry["file"]
+    card = path.with_suffix(".md") if name in entries else folder / "README.md"
+    problems = [f"the manifest gives no {key}" for key in ("sha256", "licence", "model", "data") if not entry.get(key)]
+    if not card.is_file():
+        problems.append(f"the card {card.name} is missing")
+    if not path.is_file():
+        return [*problems, f"the file {path.name} is missing"]
+    if entry.get("sha256") and file_digest(path) != entry["sha256"]:
+        problems.append("its SHA-256 is not the manifest's")
+    return [*problems, *verify_file(path, entry)]
+
+
+def verify_file(path: Path, entry: dict[str, Any] | None = None) -> list[str]:
+    """Check that a weights file loads strictly and holds finite numbers.
+
+    Args:
+        entry: of a manifest, whose ``model`` and ``macs_per_instance`` are compared with the file's.
+
+    Returns:
+        The problems, each a clause; empty where there are none.
+    """
+    entry = entry or {}
+    try:
+        model = load_model(path)
+    except (DynaMaskError, KeyError, TypeError, ValueError) as error:
+        return [f"it cannot be loaded: {error}"]
+    problems = []
+    broken = [key for key, value in stored_state(model).items() if not torch.isfinite(value).all()]
+    if broken:
+        problems.append(f"{len(broken)} tensors hold numbers that are not finite, first {broken[0]}")
+    if entry.get("model", model.config.name) != model.config.name:
+        problems.append(f"it is a {model.config.name}, and the manifest says {entry['model']}")
+    branch = getattr(model, "mask_branch", None)
+    macs = None if branch is None else list(branch.costs.macs_per_instance)
+    if branch is not None and entry.get("macs_per_instance", macs) != macs:
+        problems.append(f"its masks cost {macs} MACs, and the manifest says {entry['macs_per_instance']}")
+    return problems

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dynamask.bundled import list_baselines, list_bundled
 from dynamask.models.hub import find_weights
-from dynamask.models.weights import file_digest, read_header
+from dynamask.models.weights import file_digest, list_baselines, list_bundled, read_header
 
 
 @dataclass(frozen=True)

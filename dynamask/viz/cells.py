@@ -15,7 +15,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from dynamask.models.solo.config import NEIGHBOURS
+from dynamask.config import NEIGHBOURS
 from dynamask.models.solo.explain import CellView
 from dynamask.viz.charts import figure, panel_figure
 from dynamask.viz.overlay import UInt8Array, encode_jpeg

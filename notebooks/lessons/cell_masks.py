@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamask.config import NEIGHBOURS, STRIDES, SoloConfig
 from dynamask.data.shapes import Scene, ShapesDataset
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.solo.aggregation import decode, dynamic_network, sample_vectors
-from dynamask.models.solo.config import NEIGHBOURS, STRIDES, SoloConfig
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.solo.suppression import mask_ious, matrix_nms
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass

@@ -11,13 +11,13 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from dynamask.config import SoloConfig
 from dynamask.data.shapes import Scene, ShapesDataset
 from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.evaluation.bootstrap import PictureBootstrap, interval_of
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.evaluation.resampled_ap import Matches, ResampledAP
 from dynamask.models.masks.costs import MaskBranchCosts
-from dynamask.models.solo.config import SoloConfig
 from dynamask.models.solo.costs import decoding_macs
 from dynamask.ops.rle import decode_rle
 from dynamask.predict import Prediction, Predictor

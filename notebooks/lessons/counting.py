@@ -17,12 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from torchvision.ops import roi_align
 
-from dynamask.models.build import preset
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_LEVELS, STAGE_STRIDES, RegionFPN, RegionStage
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.deform import sampled_deform_conv2d
+from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import charts
 from dynamask.viz.style import SIZE_NAMES, size_bar
@@ -40,7 +40,7 @@ _STAGE_MARKERS = {"base": size_bar(14), **{f"stage to {size}": size_bar(size) fo
 
 def branch_of_preset(name: str = "dynamask_resnet50_fpn") -> MaskBranch:
     """Return the mask branch of a preset with random weights, without backbone and detector."""
-    config = preset(name)
+    config = model_config(name)
     fpn = RegionFPN(config.fpn_channels, config.region_channels, len(config.class_names) - 1, config.offset_groups)
     switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
     return MaskBranch(fpn, switch).eval()

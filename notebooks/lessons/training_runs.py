@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynamask.bundled import bundled_path
-from dynamask.config import LossConfig, recipe
+from dynamask.config import LossConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
 from dynamask.data.transforms import TrainingTransforms
@@ -27,11 +26,12 @@ from dynamask.engine.frozen_switch import SwitchTraining, predict_logits
 from dynamask.engine.run import Run
 from dynamask.engine.train import train
 from dynamask.evaluation.choices import shares
-from dynamask.models.build import build_model, preset
+from dynamask.models.build import build_model
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.switch import MaskSwitchModule
-from dynamask.models.weights import load_model
+from dynamask.models.weights import bundled_path, load_model
 from dynamask.predict import TwoStagePredictor
+from dynamask.presets import default_training, model_config
 from dynamask.structures import MASK_SIZES
 
 
@@ -217,13 +217,13 @@ def small_run(out: Path, iterations: int, seed: int = 0, lr: float | None = None
         lr: instead of the recipe's.
     """
     name = "dynamask_mobilenetv2_fpn_small"
-    schedule, loss_config = recipe(name)
+    schedule, loss_config = default_training(name)
     changes = {"batch_size": 2, "iterations": iterations, "warm_start": 0.0, "warmup": 4, "seed": seed}
     config = dataclasses.replace(schedule, **changes, lr=lr or schedule.lr)
     side = SMALL_SCENES[0]
     torch.manual_seed(seed)
-    model_config = preset(name, class_names=CLASS_NAMES, min_sizes=(side,), test_min_size=side, mask_rois=1)
-    model = build_model(model_config, loss_config=loss_config)
+    net_config = model_config(name, class_names=CLASS_NAMES, min_sizes=(side,), test_min_size=side, mask_rois=1)
+    model = build_model(net_config, loss_config=loss_config)
     scenes = ShapesDataset(10_000, seed, SMALL_SCENES, transforms=TrainingTransforms(photometric=config.jitter))
     settings = {"train": dataclasses.asdict(config), "losses": dataclasses.asdict(loss_config)}
     loader = TrainingLoader(scenes, config.batch_size, seed)

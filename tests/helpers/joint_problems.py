@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dynamask.config import LossConfig, TrainConfig
+from dynamask.config import AggregationConfig, LossConfig, TrainConfig
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks, joined
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.run import Run
 from dynamask.engine.step import train_step
-from dynamask.models.solo.config import AggregationConfig
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from helpers.small_models import picture, target, tiny_branch, tiny_solo

@@ -7,13 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dynamask.config import LossConfig, ModelConfig
-from dynamask.models.build import build_mask_branch, create_model
+from dynamask.config import AggregationConfig, LossConfig, ModelConfig
+from dynamask.models.build import build_mask_branch, build_solo, create_model
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.branch import MaskBranch
-from dynamask.models.solo.config import AggregationConfig
-from dynamask.models.solo.factory import PRESETS, build_solo
 from dynamask.models.solo.model import SoloNet
+from dynamask.presets import model_config
 
 torch.set_num_threads(1)
 
@@ -46,7 +45,7 @@ TINY = {
     "detections_per_img": 5,
 }
 TINY_SOLO = dataclasses.replace(
-    PRESETS["solov2_mobilenetv2_fpn_small"],
+    model_config("solov2_mobilenetv2_fpn_small"),
     fpn_channels=16,
     tower_channels=16,
     tower_depth=1,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from dynamask.config import ModelConfig
-from dynamask.models.backbone import BackboneWithFPN
-from dynamask.models.transform import TwoSizeTransform
+from dynamask.models.build import build_backbone, build_transform
+from dynamask.models.detectors.rcnn import anchor_generator
 
 
 def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = None) -> MaskRCNN:
@@ -25,12 +24,10 @@ def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = N
     Returns:
         The model; ``model.config`` is the configuration.
     """
-    backbone = BackboneWithFPN(config.backbone, config.fpn_channels, backbone_weights, config.frozen_stride)
     count, width = len(config.class_names), config.region_channels
-    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes))
     model = MaskRCNN(
-        backbone,
-        rpn_anchor_generator=anchors,
+        build_backbone(config, backbone_weights),
+        rpn_anchor_generator=anchor_generator(config.anchor_sizes),
         rpn_pre_nms_top_n_train=config.rpn_pre_nms_train,
         rpn_pre_nms_top_n_test=config.rpn_pre_nms_test,
         rpn_post_nms_top_n_train=config.rpn_post_nms_train,
@@ -43,8 +40,6 @@ def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = N
         mask_head=MaskRCNNHeads(config.fpn_channels, (width,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(width, width, count),
     )
-    model.transform = TwoSizeTransform(
-        (*config.min_sizes, config.test_min_size), config.max_size, list(config.image_mean), list(config.image_std)
-    )
+    model.transform = build_transform(config)
     model.config = config
     return model

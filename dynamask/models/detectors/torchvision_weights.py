@@ -22,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from dynamask.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from dynamask.models.dynamask import DynaMask
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, first_sentence
 
 TORCHVISION = "torchvision"
 """What stands for torchvision's own COCO weights, which are then downloaded."""
@@ -114,8 +114,8 @@ def _download() -> dict[str, Tensor]:
         )
     except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise DynaMaskError(
-            f"torchvision's COCO weights cannot be downloaded from {COCO_V1.url} ({_short(error)}); fetch that file on "
-            "a machine with internet and give its path"
+            f"torchvision's COCO weights cannot be downloaded from {COCO_V1.url} ({first_sentence(error)}); fetch "
+            "that file on a machine with internet and give its path"
         ) from error
 
 
@@ -131,18 +131,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise DynaMaskError(
-            f"weights {path} cannot be read as a file of tensors alone ({_short(error)}); give a state dict"
+            f"weights {path} cannot be read as a file of tensors alone ({first_sentence(error)}); give a state dict"
         ) from error
     if isinstance(stored, dict) and isinstance(stored.get("model"), dict):
         stored = stored["model"]
     if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
         raise DynaMaskError(f"weights {path} hold no state dict; give one of torchvision's maskrcnn_resnet50_fpn")
     return stored
-
-
-def _short(error: BaseException) -> str:
-    """The first sentence of an error, on one line."""
-    return " ".join(str(error).split()).split(". ")[0][:160]
 
 
 def _is_published(source: str | Path) -> bool:

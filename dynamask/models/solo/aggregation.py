@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamask.models.solo.config import NEIGHBOURS, AggregationConfig
+from dynamask.config import NEIGHBOURS, AggregationConfig
 
 Decoder = Callable[[slice], Tensor]
 """Some of the instances → their representations (n, S, h, w)."""

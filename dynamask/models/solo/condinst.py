@@ -17,6 +17,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from dynamask.config import AggregationConfig
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.solo.aggregation import (
     MultiLevelContext,
@@ -25,7 +26,6 @@ from dynamask.models.solo.aggregation import (
     sample_vectors,
     split_theta,
 )
-from dynamask.models.solo.config import AggregationConfig
 from dynamask.models.solo.heads import AggregationHead, conv_norm, tower
 from dynamask.models.solo.losses import dice_loss
 from dynamask.ops.means import LOCAL_MEANS, Means

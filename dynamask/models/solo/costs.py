@@ -16,8 +16,8 @@ from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from dynamask.config import STRIDES, AggregationConfig, SoloConfig
 from dynamask.models.solo.aggregation import instances_at_once
-from dynamask.models.solo.config import STRIDES, AggregationConfig, SoloConfig
 from dynamask.models.solo.model import CHUNK, SoloNet
 
 _FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynamask.config import STRIDES
 from dynamask.models.solo.aggregation import decode, sample_vectors
-from dynamask.models.solo.config import STRIDES
 from dynamask.models.solo.model import EncodedGrids, SoloNet
 
 

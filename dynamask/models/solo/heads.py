@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynamask.config import AggregationConfig
 from dynamask.models.solo.aggregation import MultiLevelContext, starting_theta
-from dynamask.models.solo.config import AggregationConfig
 
 PRIOR = math.log(0.01 / 0.99)
 """Bias of the last category and mask layers: every cell starts as background with probability .99."""

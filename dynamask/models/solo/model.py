@@ -12,9 +12,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
+from dynamask.config import STRIDES, SoloConfig
 from dynamask.models.backbone import BackboneWithFPN
+from dynamask.models.hub import PretrainedModel
 from dynamask.models.solo.aggregation import NeighbourAggregation, linear_decoder, sample_vectors
-from dynamask.models.solo.config import STRIDES, SoloConfig
 from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
@@ -68,7 +69,7 @@ class Candidates:
         return Candidates(self.level[rows], self.cell[rows], self.label[rows], self.score[rows])
 
 
-class SoloNet(nn.Module):
+class SoloNet(PretrainedModel):
     """SOLO or SOLOv2, with or without SODAR's aggregation.
 
     Args:
@@ -152,6 +153,12 @@ class SoloNet(nn.Module):
         """Run backbone and head on pictures that are placed."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         return EncodedGrids(self.head(self.backbone(batch.tensors)), batch.image_sizes, sizes, _frame(batch))
+
+    def card_paragraphs(self) -> tuple[str, str]:
+        """See :meth:`PretrainedModel.card_paragraphs`."""
+        kind = {"solo": "SOLO", "solov2": "SOLOv2"}[self.config.kind]
+        with_sodar = "" if self.aggregation is None else " with SODAR's aggregation of neighbouring masks"
+        return f"One-stage instance segmentation, model `{self.config.name}`: {kind}{with_sodar}.", ""
 
     @property
     def level_groups(self) -> tuple[tuple[int, ...], ...]:

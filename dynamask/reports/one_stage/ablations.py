@@ -9,9 +9,10 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from dynamask.models.solo.config import SoloConfig
+from dynamask.config import SoloConfig
+from dynamask.models.build import build_solo
 from dynamask.models.solo.costs import decoding_macs, trainable_parameters
-from dynamask.models.solo.factory import PRESETS, build_solo
+from dynamask.presets import model_config
 from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row
 from dynamask.reports.one_stage.kinds import (
     interpolation,
@@ -66,7 +67,7 @@ ABLATIONS = (
 
 def ablated(base: SoloConfig, row: Ablation) -> SoloConfig:
     """The configuration of a row on a base, without mask interpolation."""
-    usual = PRESETS[preset_for(base)].aggregation
+    usual = model_config(preset_for(base)).aggregation
     aggregation = None if row.changed is None else dataclasses.replace(usual, **row.changed)
     grids = base.mask_grids if interpolation(base) == "+cls" else base.grids
     return dataclasses.replace(base, aggregation=aggregation, mask_grids=(), grids=grids)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from dynamask.models.build import build_solo
 from dynamask.models.solo.costs import network_macs, trainable_parameters
-from dynamask.models.solo.factory import PRESETS, build_solo
+from dynamask.presets import model_config
 from dynamask.reports.comparing import paper_table
 from dynamask.reports.one_stage.paper import PAPER
 from dynamask.reports.writer import Heading, Paragraph, Report, Table, number
@@ -39,7 +40,7 @@ _STEPS = {
 def counted(row: str) -> dict[str, int]:
     """Trainable parameters and operations of a row by the rule of the table."""
     moving = row.endswith("_deformable")
-    config = PRESETS[f"{row.removesuffix('_deformable')}_resnet101_fpn"]
+    config = model_config(f"{row.removesuffix('_deformable')}_resnet101_fpn")
     if moving:
         config = dataclasses.replace(config, aggregation=dataclasses.replace(config.aggregation, deformable=True))
     names = ("__background__", *(f"class {i}" for i in range(1, CLASSES + 1)))

@@ -7,9 +7,8 @@ import re
 import shlex
 from typing import Any
 
-from dynamask.config import recipe
-from dynamask.models.solo.config import AggregationConfig, SoloConfig
-from dynamask.models.solo.factory import PRESETS
+from dynamask.config import AggregationConfig, SoloConfig
+from dynamask.presets import default_training, list_models, model_config
 
 PLAIN = {"solo": "SOLO", "solov2": "SOLOv2"}
 AGGREGATED = {"solo": "SODAR", "solov2": "SODAR*"}
@@ -100,8 +99,9 @@ def same_design(one: AggregationConfig | None, other: AggregationConfig | None) 
 def plain_preset(config: SoloConfig) -> SoloConfig:
     """The plain preset of a configuration's kind and backbone, the small one where there is none."""
     wanted = (config.kind, config.backbone, None)
-    fitting = [p for p in PRESETS.values() if (p.kind, p.backbone, p.aggregation) == wanted]
-    return fitting[0] if fitting else PRESETS["solov2_mobilenetv2_fpn_small"]
+    known = [model_config(name) for name in list_models(SoloConfig.FAMILY)]
+    fitting = [p for p in known if (p.kind, p.backbone, p.aggregation) == wanted]
+    return fitting[0] if fitting else model_config("solov2_mobilenetv2_fpn_small")
 
 
 def preset_for(config: SoloConfig, variant: str = "") -> str:
@@ -126,12 +126,12 @@ def train_command(model: str, like: tuple[SoloConfig, dict[str, Any]] | None, ch
     words += ["--data", str(training.get("data") or "DATA"), "--model", model]
     for field, value in changed.items():
         words += _flag(field, value)
-    usual = dataclasses.asdict(recipe(model)[0])
+    usual = dataclasses.asdict(default_training(model)[0])
     for field, value in training.get("train", {}).items():
         if field in usual and _listed(value) != _listed(usual[field]) and field not in ("stop_at", "workers"):
             words += _flag(field, value)
     if like:
-        preset = PRESETS[model]
+        preset = model_config(model)
         for field in ("min_sizes", "test_min_size", "max_size"):
             if getattr(like[0], field) != getattr(preset, field):
                 words += _flag(field, getattr(like[0], field))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from dynamask.models.solo.config import AggregationConfig
+from dynamask.config import AggregationConfig
 from dynamask.models.solo.costs import decoded_values
 from dynamask.reports.one_stage.comparing import Contrast, Line, Plan, Row, interval, line_of
 from dynamask.reports.one_stage.kinds import (

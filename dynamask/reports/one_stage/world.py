@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynamask.config import SoloConfig
 from dynamask.data.sources import Data
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.models.masks.policies import Policy
-from dynamask.models.solo.config import SoloConfig
 from dynamask.predict import OneStagePredictor, Predictor
 from dynamask.reports.facts import Source
 from dynamask.reports.one_stage.finding import Found, collect, found_once
