@@ -250,7 +250,7 @@ def test_sizes_and_policies_that_a_branch_lacks_are_refused(one_size, four_sizes
     for predictor, offered in ((one_size, "fixed:28"), (four_sizes, "fixed:14, fixed:28, fixed:56 or fixed:112")):
         with pytest.raises(DynaMaskError, match=f"'size' needs a switch, and these weights have none.*{offered}"):
             predictor(pixels(), policy="size")
-        with pytest.raises(DynaMaskError, match=f"a budget needs a switch.*ask for {offered}"):
+        with pytest.raises(DynaMaskError, match=f"a budget needs a switch.*the policy {offered}"):
             predictor(pixels(), budget=1.0)
         with pytest.raises(DynaMaskError, match="policy 'best' is unknown"):
             predictor(pixels(), policy="best")

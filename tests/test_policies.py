@@ -48,7 +48,7 @@ def test_policies_are_named_by_text():
     for unknown in ("best", "oracle", "fixed:", "fixed:20", "fixed", "", None, 28):
         with pytest.raises(DynaMaskError, match="is unknown; choose one of learned, size, fixed:14, "):
             policies.Policy.parse(unknown)
-    with pytest.raises(DynaMaskError, match="a budget and the policy 'fixed:28' exclude each other"):
+    with pytest.raises(DynaMaskError, match="a budget cannot be combined with the policy 'fixed:28'"):
         fixed.check_budget(0.1)
 
 
@@ -173,7 +173,7 @@ def test_random_is_a_permutation_of_the_learned_sizes():
 
 @pytest.mark.parametrize("budget", [math.nan, math.inf, -math.inf, -1.0, 0.0, gmacs(MACS[0] - 1)])
 def test_budgets_that_nothing_meets_are_refused(budget):
-    with pytest.raises(DynaMaskError, match="no finite number|below the cheapest size"):
+    with pytest.raises(DynaMaskError, match="not a finite number|below the cheapest size"):
         policies.budget_in_macs(budget, MACS)
 
 

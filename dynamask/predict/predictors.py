@@ -129,11 +129,11 @@ class _ModelPredictor:
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
         if labels is not None and boxes is None:
-            raise DynaMaskError("labels were given without boxes; give the boxes that they name, or neither")
+            raise DynaMaskError("labels were given without boxes; give the boxes as well, or neither")
         if boxes is not None and not self.takes_boxes:
-            raise DynaMaskError("a one-stage model takes no boxes; leave boxes and labels away")
+            raise DynaMaskError("a one-stage model takes no boxes; omit boxes and labels")
         if all_sizes and not self.mask_sizes:
-            raise DynaMaskError("a one-stage model has one mask size; leave all_sizes away")
+            raise DynaMaskError("a one-stage model has one mask size; omit all_sizes")
         prediction = self._predict(read_picture(image), score, boxes, labels)
         if all_sizes:
             start = time.perf_counter()
@@ -176,7 +176,7 @@ class TwoStagePredictor(_ModelPredictor):
         if not self.has_switch:
             raise DynaMaskError(
                 f"{feature} needs a switch, and these weights have none: their mask branch is "
-                f"{self.model.config.mask_branch}; give other weights, for example shapes, or ask for "
+                f"{self.model.config.mask_branch}; use other weights, for example shapes, or the policy "
                 f"{alternatives(map(Policy.fixed, self.mask_sizes))}"
             )
 
@@ -278,12 +278,12 @@ class OneStagePredictor(_ModelPredictor):
 
     def check_switch(self, feature: str) -> None:
         """See :meth:`Predictor.check_switch`."""
-        raise DynaMaskError(f"{feature} needs a switch, and one-stage models have none; give DynaMask's weights")
+        raise DynaMaskError(f"{feature} needs a switch, and one-stage models have none; use weights of DynaMask")
 
     def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
         """See :meth:`Predictor.check_choice`; every choice but the default is refused."""
         if str(policy) != str(LEARNED) or budget is not None:
-            raise DynaMaskError("a one-stage model has one mask size; give neither a policy nor a budget")
+            raise DynaMaskError("a one-stage model has one mask size; omit the policy and the budget")
         return LEARNED, None
 
     @torch.inference_mode()
@@ -336,7 +336,7 @@ def _whole_numbers(labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         values = torch.tensor([math.nan])
     if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
-        raise DynaMaskError("labels are no list of whole numbers; give one for each box")
+        raise DynaMaskError("labels are not a list of whole numbers; give one for each box")
     return values.to(torch.int64).reshape(-1)
 
 
@@ -351,7 +351,7 @@ def check_boxes(boxes: Boxes, image_size: tuple[int, int]) -> Tensor:
     except (TypeError, ValueError):
         given = None
     if given is None or (given.numel() and (given.ndim != 2 or given.shape[1] != 4)):
-        raise DynaMaskError("boxes are no list of [x0, y0, x1, y1]; give four numbers for each")
+        raise DynaMaskError("boxes are not a list of [x0, y0, x1, y1]; give four numbers for each")
     given = given.reshape(-1, 4)
     height, width = image_size
     clipped = torch.minimum(given.clamp_min(0), given.new_tensor([width, height, width, height]))

@@ -46,7 +46,7 @@ class Policy:
     def check_budget(self, budget: float | None) -> None:
         """Raise :class:`DynaMaskError` if there is a budget and this policy cannot follow one."""
         if budget is not None and self.name not in ("learned", "oracle"):
-            raise DynaMaskError(f"a budget and the policy {str(self)!r} exclude each other; give one of them")
+            raise DynaMaskError(f"a budget cannot be combined with the policy {str(self)!r}; give one of them")
 
     def choose(
         self,
@@ -122,7 +122,7 @@ def budget_in_macs(budget: float, macs: tuple[int, ...]) -> float:
         DynaMaskError: the budget is not a finite number, or is below the cost of the cheapest size.
     """
     if not math.isfinite(budget):
-        raise DynaMaskError(f"budget {budget} is no finite number; give mean GMACs per instance")
+        raise DynaMaskError(f"budget {budget} is not a finite number; give mean GMACs per instance")
     limit = round(budget * 1e9, 3)  # MACs are integers: undo the rounding of MACs / 1e9
     if limit < macs[0]:
         raise DynaMaskError(
