@@ -1,7 +1,4 @@
-"""Lesson 05: training that can be watched and stopped, in pieces small enough for a notebook.
-
-Every step is taken by :func:`dynamask.engine.train.train`; what stands here chooses what learns, and watches.
-"""
+"""Notebook 05: runs that train in a thread, the history of a run, and small models to train."""
 
 from __future__ import annotations
 
@@ -36,13 +33,13 @@ from dynamask.structures import MASK_SIZES
 
 
 class History:
-    """What a run said of itself: the values of every step, and what was measured now and then.
+    """The values of every step of a run, and measurements after some of its steps.
 
     Attributes:
-        steps: steps done, after each of them.
-        values: by name the value of every step: losses, "gradient_norm", "lr".
-        measured_at: the steps after which something was measured.
-        measured: the (4,) figures, one a mask size, that were measured then.
+        steps: numbers of the steps, from 1.
+        values: by name (losses, "gradient_norm", "lr") the value of every step.
+        measured_at: steps after which something was measured.
+        measured: the measurements, (4,) values by mask size each.
     """
 
     def __init__(self) -> None:
@@ -55,29 +52,29 @@ class History:
         return len(self.steps)
 
     def __call__(self, run: Run | SwitchTraining, values: dict[str, float]) -> None:
-        """Note the values of a step; an ``on_step`` of :func:`dynamask.engine.train.train`."""
+        """Add the values of a step; for ``on_step`` of :func:`dynamask.engine.train.train`."""
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
         self.steps.append(run.step)
 
     def note(self, step: int, figures: np.ndarray) -> None:
-        """Note what was measured after a step."""
+        """Add a measurement (4,) after a step."""
         self.measured_at.append(step)
         self.measured.append(np.asarray(figures, dtype=np.float64))
 
 
 class BackgroundTraining:
-    """A run that trains in a thread of its own, so that the notebook stays free and a button can stop it.
+    """Trains a run in a thread, so that other cells can be run and a button can stop it.
 
     Args:
-        run: to train, from wherever it stands.
-        measure: gives (4,) figures, one a mask size; asked before the first step, now and then, and at the end.
-        every: steps from one measurement to the next.
-        on_change: called in the thread of the training after every step.
+        run: the run, at any step.
+        measure: returns (4,) values by mask size; called before the first step, every ``every`` steps and at the end.
+        every: number of steps between two measurements.
+        on_change: called after every step, in the thread of the training.
 
     Attributes:
-        history: grows as the run trains.
-        seconds: of training so far, measurements included.
+        history: of the steps so far.
+        seconds: training time so far, with the measurements.
     """
 
     def __init__(
@@ -89,18 +86,18 @@ class BackgroundTraining:
     ) -> None:
         self.run, self.measure, self.every, self.on_change = run, measure, every, on_change
         self.history, self.seconds = History(), 0.0
-        self._asked, self._thread = threading.Event(), None
+        self._stop, self._thread = threading.Event(), None
         self._error: BaseException | None = None
 
     @property
     def running(self) -> bool:
-        """Whether the thread trains at this moment."""
+        """Whether the thread is at work."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to stop since it began."""
-        return self._asked.is_set()
+        """Whether :meth:`stop` was called since the last start."""
+        return self._stop.is_set()
 
     @property
     def finished(self) -> bool:
@@ -108,23 +105,23 @@ class BackgroundTraining:
         return self.run.step >= self.run.config.iterations
 
     def start(self) -> BackgroundTraining:
-        """Begin, or go on after a stop; nothing happens while it trains, or when the last step is done."""
+        """Start or resume; without effect while the run trains and after its last step."""
         if not self.running and not self.finished:
-            self._asked.clear()
+            self._stop.clear()
             self._error = None
             self._thread = threading.Thread(target=self._work, name="training", daemon=True)
             self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Ask the run to stop; it finishes its step and saves its state first."""
-        self._asked.set()
+        """Stop after the current step, when the state is saved."""
+        self._stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the end of the run, or of the time; whether the last step is done.
+        """Wait until the training stops, or for a time; returns whether the last step is done.
 
         Raises:
-            DynaMaskError: what ended the run, if it did not end well.
+            DynaMaskError: the error that ended the run.
         """
         if self._thread is not None:
             self._thread.join(seconds)
@@ -138,10 +135,10 @@ class BackgroundTraining:
             if not self.history.measured_at:
                 self._measure()
             steps = self.run.train if isinstance(self.run, SwitchTraining) else partial(train, self.run, progress=False)
-            steps(on_step=self._step, should_stop=self._asked.is_set)
+            steps(on_step=self._step, should_stop=self._stop.is_set)
             if self.history.measured_at and self.history.measured_at[-1] != self.run.step:
                 self._measure()
-        except BaseException as error:  # told to whoever waits
+        except BaseException as error:  # raised by wait()
             self._error = error
         self.seconds += time.monotonic() - begun
         self._changed()
@@ -162,12 +159,12 @@ class BackgroundTraining:
 
 
 def fresh_mask_branch(weights: str, loss_config: LossConfig, seed: int = 0, **overrides: object) -> DynaMask:
-    """Bundled weights whose mask branch, switch included, is thrown away and drawn anew.
+    """A model with the detector of bundled weights and a new mask branch with random weights.
 
     Args:
         weights: bundled name.
         loss_config: of the new branch.
-        seed: of its first weights; no other random draw is touched.
+        seed: of its weights; the global random state is left as it is.
         overrides: fields of :class:`dynamask.config.ModelConfig`, such as ``mask_rois``.
     """
     with torch.random.fork_rng(devices=[]):
@@ -179,7 +176,7 @@ def fresh_mask_branch(weights: str, loss_config: LossConfig, seed: int = 0, **ov
 
 
 def iou_by_size(model: DynaMask, dataset: ShapesDataset, indices: Sequence[int]) -> np.ndarray:
-    """(4,) mean mask IoU in true boxes, were all instances of these scenes given one size; the model's mode stays."""
+    """(4,) mean mask IoU in true boxes when every instance of these scenes has the same size."""
     training = model.training
     options = EvaluationOptions(boxes="gt")
     found = collect(TwoStagePredictor(model), dataset, indices, options, every_size=True)
@@ -190,10 +187,10 @@ def iou_by_size(model: DynaMask, dataset: ShapesDataset, indices: Sequence[int])
 def masks_by_size(
     model: DynaMask, dataset: ShapesDataset, index: int, row: int
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """One object of a scene in its true box, and what a model makes of it at every size; the model's mode stays.
+    """One object of a scene in its true box, and its predicted masks.
 
     Returns:
-        The picture (H, W, 3) uint8, the true mask (H, W) bool, and the four predicted ones, coarse to fine.
+        The scene (H, W, 3) uint8, the true mask (H, W) bool, and the masks of the four sizes, coarse to fine.
     """
     training, (image, target) = model.training, dataset[index]
     box, label = target["boxes"][row : row + 1], target["labels"][row : row + 1].tolist()
@@ -204,17 +201,17 @@ def masks_by_size(
 
 
 SMALL_SCENES = (144, 176)
-"""(height, width) of the scenes of :func:`small_run`, pixels."""
+"""(height, width) in pixels of the scenes of :func:`small_run`."""
 
 
 def small_run(out: Path, iterations: int, seed: int = 0, lr: float | None = None) -> Run:
-    """The whole small model from random weights, backbone included, on small scenes, by its own recipe.
+    """A run of the whole small model on small scenes, from random weights (also of the backbone), by its recipe.
 
     Args:
         out: folder of the run.
-        iterations: steps of two scenes, the schedule stretched over them; the switch learns from the start.
-        seed: of first weights, scenes, their order and the noise.
-        lr: instead of the recipe's.
+        iterations: number of steps of two scenes each, without a warm start of the switch.
+        seed: of the weights, the scenes, their order and the noise.
+        lr: learning rate; by default the recipe's.
     """
     name = "dynamask_mobilenetv2_fpn_small"
     schedule, loss_config = default_training(name)
