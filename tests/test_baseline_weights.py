@@ -362,7 +362,7 @@ def test_an_init_part_without_init_is_refused(tmp_path, capsys):
 def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, said):
     code, _, error = run(capsys, "train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small",
                          "--out", tmp_path / "run", *words)  # fmt: skip
-    assert code == 2 and said in error and "would have no effect; leave it away or" in error
+    assert code == 2 and said in error and "would have no effect; leave it out or" in error
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 

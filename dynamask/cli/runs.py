@@ -1,4 +1,4 @@
-"""``dynamask runs``: the curves of several training runs on one page."""
+"""``dynamask runs``: draw the curves of training runs on one page."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
         "runs",
-        help="the curves of training runs on one page",
-        description="Losses, learning rate, size shares, cost and average precision of every run in a folder, on one "
-        "interactive page that needs no network.",
+        help="draw the curves of training runs on one page",
+        description="Draw losses, learning rate, size shares, costs and average precision of all runs in a folder on "
+        "an interactive page that works offline.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a run, or a folder with runs in it")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: DIR/runs.html)")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of a run, or of several runs")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="HTML file (default: DIR/runs.html)")
     parser.add_argument(
-        "--half-life", type=float, default=5.0, metavar="ROWS", help="smoothing at first; 0 for none (default: 5)"
+        "--half-life",
+        type=float,
+        default=5.0,
+        metavar="ROWS",
+        help="initial smoothing: half-life in rows, or 0 for none (default: 5)",
     )
     parser.set_defaults(run=_runs)
 

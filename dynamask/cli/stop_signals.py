@@ -1,4 +1,4 @@
-"""The signals that ask a process to end, as a question that a training asks between its steps."""
+"""Signals that stop a training between two steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any
 
 
 class StopSignals:
-    """Turns the signals that ask a process to end into a question; a second one acts at once.
+    """Records SIGTERM, SIGINT and SIGHUP instead of ending the process; a second signal ends it.
 
-    A context manager; signals that are ignored already (nohup, a shell's background job) stay so.
+    A context manager, whose object returns whether a signal was received when called. Signals that are ignored already
+    (nohup, background jobs of a shell) remain ignored.
 
     Args:
-        echo: seconds after the first signal in which others count as its echo: torchrun passes on to its processes what
-            the terminal sent to all of them.
+        echo: seconds after the first signal in which further ones are ignored. torchrun forwards signals to its
+            processes, which have often received them from the terminal as well.
+
+    Attributes:
+        received: name of the first signal.
     """
 
     def __init__(self, echo: float = 0.0) -> None:
@@ -25,7 +29,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         return self.received is not None
 
     def __enter__(self) -> StopSignals:

@@ -1,4 +1,4 @@
-"""``dynamask train``: a model on data in COCO format, every hyper-parameter a flag."""
+"""``dynamask train``: train a model; every hyper-parameter is a flag."""
 
 from __future__ import annotations
 
@@ -22,41 +22,47 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model on COCO, LVIS, Cityscapes or own data",
-        description="Train on a data set. Values that are not given are the model's recipe. Several devices: "
-        "torchrun --nproc-per-node N -m dynamask train …; the batch stays the same.",
+        description="Train a model on a data set. Flags that are not given have the values of the model's recipe. "
+        "Several devices: torchrun --nproc-per-node N -m dynamask train …; they share each batch.",
     )
-    add_data(parser, "keep back, and evaluate on, pictures whose SHA-256 of the image id is divisible by M")
-    parser.add_argument("--recipe", metavar="NAME", help="values of all flags that are not given; `dynamask recipes`")
-    parser.add_argument("--model", help=f"one of {', '.join(list_models())}; a recipe names it")
+    add_data(
+        parser, "validate on the pictures whose SHA-256 of the image id is divisible by M, and train on the others"
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="recipe with the values of flags that are not given; see `dynamask recipes`"
+    )
+    parser.add_argument("--model", help=f"one of {', '.join(list_models())}; not needed with --recipe")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument("--val-data", metavar="DATA", help="data to evaluate on at the end, named as with --data")
-    parser.add_argument("--val-split", metavar="NAME", help="part of --val-data, where it has several (default: val)")
-    parser.add_argument("--val-images", type=Path, metavar="DIR", help="pictures to evaluate on at the end")
-    parser.add_argument("--val-annotations", type=Path, metavar="JSON")
+    parser.add_argument("--val-data", metavar="DATA", help="data to validate on, in the format of --data")
+    parser.add_argument("--val-split", metavar="NAME", help="split of --val-data, if it has several (default: val)")
     parser.add_argument(
-        "--backbone-weights", metavar="FILE|timm", help="ImageNet weights under timm's names; timm downloads"
+        "--val-images", type=Path, metavar="DIR", help="pictures to validate on, with --val-annotations"
     )
+    parser.add_argument("--val-annotations", type=Path, metavar="JSON", help="COCO annotations")
     parser.add_argument(
-        "--merge-classes", action="store_true", help="class-agnostic: train all classes as the one class 'object'"
+        "--backbone-weights", metavar="FILE|timm", help="ImageNet weights with timm's names; 'timm' downloads them"
     )
+    parser.add_argument("--merge-classes", action="store_true", help="train all classes as one class, 'object'")
     parser.add_argument(
         "--init",
         metavar="FILE|NAME|torchvision",
-        help="start from the weights of a trained model, a .safetensors file or bundled, or from the detector of "
-        "torchvision's COCO Mask R-CNN (torchvision downloads it; a .pth file has it)",
+        help="initial weights: a .safetensors file or the name of bundled weights, or the detector of torchvision's "
+        "COCO Mask R-CNN ('torchvision' downloads it, a .pth file contains it)",
     )
     parser.add_argument(
         "--init-part",
         choices=INIT_PARTS,
-        help="what of them: all, the detector without the mask branch (one-stage models: without the aggregation), or "
-        "backbone and FPN (default: the most that fits)",
+        help="part of --init to load: all, the detector without the mask branch (one-stage models: without the "
+        "aggregation), or backbone and FPN (default: the largest part that fits)",
     )
     parser.add_argument(
-        "--freeze", choices=["detector", "all-but-switch"], help="train the mask branch, or the switch, alone"
+        "--freeze", choices=["detector", "all-but-switch"], help="train only the mask branch, or only the switch"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the newest state in --out")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest state in --out")
     parser.add_argument(
-        "--scale-lr", action="store_true", help="the rate is the recipe batch's: multiply it by --batch-size over that"
+        "--scale-lr",
+        action="store_true",
+        help="multiply the learning rate by --batch-size over the recipe's batch size",
     )
     _add_fields(parser.add_argument_group("schedule"), TrainConfig)
     _add_fields(parser.add_argument_group("losses"), LossConfig)
@@ -70,7 +76,7 @@ def add(commands: Any) -> None:
 
 
 def _add_fields(group: Any, config: type, skip: Sequence[str] = (), prefix: str = "") -> None:
-    """One flag per field of a configuration, its name after the prefix; absent flags are None."""
+    """Add a flag for every field of a configuration, with the prefix; flags that are not given are None."""
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         if field.name in skip:

@@ -1,4 +1,4 @@
-"""The logs of several training runs, read for drawing."""
+"""Read the logs of training runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dynamask.viz.training_curves import RunCurves
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Folders with a ``log.csv``: the given one or any below it, by name.
+    """Folders with a ``log.csv`` in a folder and its subfolders, sorted by name.
 
     Raises:
-        DynaMaskError: the folder does not exist, or there is no run in it.
+        DynaMaskError: the folder does not exist, or holds no run.
     """
     if not folder.is_dir():
         raise DynaMaskError(f"{folder} is no folder; give one that holds runs, as --out of dynamask train made them")
@@ -26,26 +26,25 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read_table(path: Path) -> dict[str, list[float]]:
-    """Columns of a log by name; cells that are empty are NaN, and a torn last row is left out.
+    """Columns of a log by name; empty cells are NaN, and incomplete rows are skipped.
 
     Raises:
-        DynaMaskError: a column "step" is missing, or a cell is no number.
+        DynaMaskError: the first column is not "step", or a cell is not a number.
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]
-        if not header or header[0] != "step":
-            raise DynaMaskError(f"{path} is no log of a run: its first column is not step; remove it from the folder")
-        whole = [row for row in rows if len(row) == len(header)]
-        return {name: [float(row[at]) if row[at] else math.nan for row in whole] for at, name in enumerate(header)}
+        complete = [row for row in rows if len(row) == len(header)]
+        table = {name: [float(row[at]) if row[at] else math.nan for row in complete] for at, name in enumerate(header)}
     except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        if isinstance(error, DynaMaskError):
-            raise
         raise DynaMaskError(f"{path} cannot be read as a run's log ({error}); remove it from the folder") from error
+    if not header or header[0] != "step":
+        raise DynaMaskError(f"{path} is no log of a run: its first column is not step; remove it from the folder")
+    return table
 
 
 def read_runs(folder: Path) -> list[RunCurves]:
-    """All runs of a folder with their logs and what their evaluations found."""
+    """The logs and evaluations of all runs in a folder."""
     runs = []
     for path in find_runs(folder):
         validation = path / "validation.csv"
@@ -57,7 +56,7 @@ def read_runs(folder: Path) -> list[RunCurves]:
 
 
 def _final(path: Path) -> dict[str, float]:
-    """Average precisions of an ``evaluation.json``, named as the columns of ``validation.csv``; empty without one."""
+    """Average precisions of an ``evaluation.json``, under the column names of ``validation.csv``; empty without one."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Plotly curves of training runs: losses, learning rate, sizes, cost and average precision against the step."""
+"""Plotly curves of training runs: losses, learning rate, size shares, costs and average precision."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from plotly.subplots import make_subplots
 from dynamask.structures import MASK_SIZES
 
 COLOURS = ("#0E7490", "#B91C1C", "#7C3AED", "#15803D", "#C2410C", "#1D4ED8", "#A16207", "#BE185D", "#334155", "#0D9488")
-"""Of the runs, in their order, again from the start where there are more."""
+"""Colours of the runs, used cyclically."""
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Of the runs whose colour is taken, and of the columns of one panel."""
+"""Line styles of runs that share a colour."""
 HALF_LIVES = (0, 5, 20, 80)
-"""Strengths of smoothing that can be chosen, in rows of the log."""
+"""Choices of the smoothing, in rows of the log."""
 _AP = ("bbox_AP", "segm_AP", "boundary_AP")
 
 
 @dataclass(frozen=True)
 class RunCurves:
-    """What a run has told.
+    """The logged values of a run.
 
     Attributes:
         name: of the run.
-        log: columns of its ``log.csv`` by name, "step" among them.
-        validation: columns of its ``validation.csv``; empty where there is none.
-        final: average precisions at the end ("bbox_AP", …); empty where it was not evaluated.
+        log: columns of its ``log.csv`` by name, including "step".
+        validation: columns of its ``validation.csv``; empty without one.
+        final: average precisions at the end ("bbox_AP", …); empty without an evaluation.
     """
 
     name: str
@@ -38,9 +38,11 @@ class RunCurves:
 
 
 def smoothed(values: Sequence[float], half_life: float) -> list[float]:
-    """Exponential mean over the rows so far, a row's weight halving every ``half_life`` rows; 0 changes nothing.
+    """Exponential moving average, normalised so that its weights add up to one from the first value on.
 
-    NaN stays NaN and is left out of the mean. Without a bias towards the start: the weights always add up to one.
+    Args:
+        values: NaN values stay NaN and do not enter the average.
+        half_life: number of values after which a weight is halved; 0 does not smooth.
     """
     if half_life <= 0:
         return list(values)
@@ -53,7 +55,7 @@ def smoothed(values: Sequence[float], half_life: float) -> list[float]:
 
 
 def panels_of(runs: Sequence[RunCurves]) -> list[tuple[str, list[str]]]:
-    """(title, columns) of every panel: one per loss, then rate, sizes, cost and average precision, as far as known."""
+    """(title, columns) of every panel for which some run has values."""
     known = {column for run in runs for column in run.log}
     losses = [c for run in runs for c in run.log if c == "loss" or c.startswith("loss_")]
     titles: list[tuple[str, list[str]]] = [(name, [name]) for name in dict.fromkeys(losses)]
@@ -68,14 +70,14 @@ def panels_of(runs: Sequence[RunCurves]) -> list[tuple[str, list[str]]]:
 
 
 def training_curves(runs: Sequence[RunCurves], half_life: float = 5) -> go.Figure:
-    """One panel for every figure, three side by side, every run in its own colour throughout.
+    """Draw a panel for every quantity, three in a row; a run has the same colour in all panels.
 
-    A menu chooses how strongly curves are smoothed; a click on a run in the legend hides it everywhere. Average
-    precision and targets are never smoothed.
+    A menu sets the smoothing, and a click on a run in the legend hides it in all panels. Average precision and targets
+    are not smoothed.
 
     Args:
         runs: at least one.
-        half_life: of the smoothing at first, in rows of the log.
+        half_life: initial smoothing, in rows of the log.
     """
     panels = panels_of(runs)
     across = 3
@@ -117,7 +119,7 @@ def training_curves(runs: Sequence[RunCurves], half_life: float = 5) -> go.Figur
 
 
 def _traces(run: RunCurves, number: int, column: str) -> list[tuple[go.Scatter, bool]]:
-    """What a run has of a column, each with whether it may be smoothed."""
+    """The traces of a column of a run, each with whether it may be smoothed."""
     colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
     if column not in _AP:
         if column not in run.log:

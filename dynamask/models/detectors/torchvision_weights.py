@@ -154,6 +154,8 @@ def _is_published(source: str | Path) -> bool:
 def _check_settings(config: ModelConfig) -> None:
     """Refuse a model that would read the same weights otherwise: its input or its anchors are others."""
     paper = ModelConfig()
+    if config.FAMILY != paper.FAMILY:
+        raise DynaMaskError("torchvision's detector fits the two-stage models alone; give --backbone-weights instead")
     if (config.image_mean, config.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise DynaMaskError("torchvision's weights need the ImageNet mean and std; leave image_mean and image_std away")
     if config.anchor_sizes != paper.anchor_sizes:
