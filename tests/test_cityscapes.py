@@ -93,26 +93,59 @@ def result(category: int, score: float, *place: int) -> dict:
     return {"image_id": 1, "category_id": category, "score": score, **rectangle((60, 80), *place)}
 
 
-def judged(values: np.ndarray, results: list[dict]) -> dict:
+def average_precision(values: np.ndarray, results: list[dict]) -> dict:
     return evaluate_cityscapes(lambda _: values, [1], results, THINGS)
 
 
+SQUARE, OTHER = (4, 4, 20, 20), (40, 4, 20, 20)
+HIT = (CAR, 0.5, *SQUARE)
+ONE, TWO = ((26000, *SQUARE),), ((26000, *SQUARE), (26001, *OTHER))
+SMALL = ((26000, *SQUARE), (26001, 50, 40, 9, 11))  # 99 pixels
+STAIR = 0.5 + 0.5 * (0.5 + 2 / 3) / 2
+"""AP of a hit, a miss and a hit of two instances, in the order of their scores."""
+
+
+def beside(value: int) -> tuple:
+    """One car, and a block of 40 x 40 pixels with another id."""
+    return (26000, *SQUARE), (value, 40, 0, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "results", "ap", "ap50"),
+    [
+        (ONE, [HIT], 1.0, 1.0),
+        (ONE, [(CAR, 0.9, 4, 4, 20, 10)], 0.0, 0.0),  # an IoU of exactly .5
+        (ONE, [(CAR, 0.9, 4, 4, 20, 15)], 0.5, 1.0),  # exactly .75: a hit below
+        (ONE, [(PERSON, 0.9, *SQUARE)], 0.0, 0.0),
+        # a second prediction of an instance is a miss; the better score counts, whatever its overlap
+        (TWO, [(CAR, 0.9, *SQUARE), (CAR, 0.8, 4, 4, 20, 19), (CAR, 0.7, *OTHER)], None, STAIR),
+        (TWO, [(CAR, 0.8, *SQUARE), (CAR, 0.9, 4, 4, 20, 19), (CAR, 0.7, *OTHER)], None, STAIR),
+        # small instances need not be found, and predictions on them do not count
+        (SMALL, [HIT], 1.0, 1.0),
+        (SMALL, [HIT, (CAR, 0.9, 50, 40, 9, 11)], 1.0, 1.0),
+        (SMALL, [HIT, (CAR, 0.9, 50, 40, 18, 8)], None, 0.25),  # at most half on it
+        ((*ONE, (26001, 50, 40, 10, 10)), [HIT], 0.5, 0.5),  # 100 pixels count
+        # groups and void take false positives: all of it, exactly half, 70 %
+        *((beside(value), [HIT, (CAR, 0.9, 45, 5, 20, 20)], 1.0, 1.0) for value in (26, 0, 4, 29, 30)),
+        *((beside(value), [HIT, (CAR, 0.9, 35, 5, 10, 20)], None, 0.25) for value in (26, 0, 4, 29, 30)),
+        *((beside(value), [HIT, (CAR, 0.9, 34, 5, 20, 20)], 0.4 + 0.6 * 0.25, 1.0) for value in (26, 0, 4, 29, 30)),
+        # other classes and numbered caravans take none
+        *((beside(value), [HIT, (CAR, 0.9, 45, 5, 20, 20)], None, 0.25) for value in (7, 24, 29001, 24001)),
+    ],
+)
+def test_rules_of_the_benchmark(blocks, results, ap, ap50):
+    found = average_precision(labels(*blocks), [result(*values) for values in results])["classes"]["car"]
+    assert found["AP50"] == pytest.approx(ap50)
+    assert ap is None or found["AP"] == pytest.approx(ap)
+
+
 def test_no_prediction_is_zero_and_nothing_to_find_is_undefined():
-    values = labels((26000, 4, 4, 20, 20))
-    assert judged(values, [])["AP"] == 0.0 and judged(values, [])["classes"]["person"]["AP"] is None
-    found = judged(labels(), [result(CAR, 0.9, 4, 4, 20, 20)])
+    values = labels((26000, *SQUARE))
+    none = average_precision(values, [])
+    assert none["AP"] == 0.0 and none["classes"]["person"]["AP"] is None
+    found = average_precision(labels(), [result(*HIT)])
     assert found["AP"] is None and found["AP50"] is None
     assert evaluate_cityscapes(lambda _: values, [], [], THINGS)["AP"] is None
-
-
-def test_the_overlap_must_be_exceeded():
-    values = labels((26000, 4, 4, 20, 20))
-    assert judged(values, [result(CAR, 0.9, 4, 4, 20, 20)])["AP"] == 1.0
-    half = judged(values, [result(CAR, 0.9, 4, 4, 20, 10)])  # IoU exactly .5
-    assert half["AP50"] == 0.0 and half["AP"] == 0.0
-    more = judged(values, [result(CAR, 0.9, 4, 4, 20, 15)])  # IoU exactly .75: hits below .75
-    assert more["AP50"] == 1.0 and more["AP"] == pytest.approx(0.5)
-    assert judged(values, [result(PERSON, 0.9, 4, 4, 20, 20)])["classes"]["car"]["AP"] == 0.0
     assert len(OVERLAPS) == 10 and OVERLAPS[0] == 0.5 and OVERLAPS[-1] == 0.95
 
 
@@ -122,49 +155,13 @@ def test_the_curve_is_integrated_by_trapezoids():
     assert area_under_curve([0.8], [0.9], 0) == pytest.approx(0.25)  # from (0, 0) to (1, 1/2)
     assert area_under_curve([0.9], [0.8], 0) == pytest.approx(1.0)  # the miss comes after full recall
     assert area_under_curve([0.9], [0.9], 0) == pytest.approx(0.5)  # equal scores are one point
-    assert area_under_curve([0.9, 0.7], [0.8], 0) == pytest.approx(0.5 + 0.5 * (0.5 + 2 / 3) / 2)
+    assert area_under_curve([0.9, 0.7], [0.8], 0) == pytest.approx(STAIR)
     assert area_under_curve([], [], 3) == 0.0 and area_under_curve([], [0.4], 3) == 0.0
 
 
-def test_a_second_prediction_of_an_instance_is_a_false_positive():
-    values = labels((26000, 4, 4, 20, 20), (26001, 40, 4, 20, 20))
-    both = [result(CAR, 0.9, 4, 4, 20, 20), result(CAR, 0.8, 4, 4, 20, 19), result(CAR, 0.7, 40, 4, 20, 20)]
-    expected = 0.5 + 0.5 * (0.5 + 2 / 3) / 2
-    assert judged(values, both)["AP50"] == pytest.approx(expected)
-    assert judged(values, [{**both[0], "score": 0.8}, {**both[1], "score": 0.9}, both[2]])["AP50"] == pytest.approx(
-        expected
-    ), "the better score counts, whatever its overlap"
-
-
-def test_small_instances_are_neither_sought_nor_held_against_anyone():
-    small = labels((26000, 4, 4, 20, 20), (26001, 50, 40, 9, 11))  # 99 pixels
-    right = result(CAR, 0.5, 4, 4, 20, 20)
-    assert judged(small, [right])["AP"] == 1.0
-    assert judged(small, [right, result(CAR, 0.9, 50, 40, 9, 11)])["AP"] == 1.0
-    assert judged(small, [right, result(CAR, 0.9, 50, 40, 18, 8)])["AP50"] == pytest.approx(0.25), "half on it at most"
-    assert judged(labels((26000, 4, 4, 20, 20), (26001, 50, 40, 10, 10)), [right])["AP50"] == 0.5, "100 pixels count"
-
-
-@pytest.mark.parametrize("ignored", [26, 0, 4, 29, 30])
-def test_groups_and_void_swallow_false_positives(ignored):
-    values = labels((26000, 4, 4, 20, 20), (ignored, 40, 0, 40, 40))
-    right = result(CAR, 0.5, 4, 4, 20, 20)
-    assert judged(values, [right, result(CAR, 0.9, 45, 5, 20, 20)])["AP"] == 1.0
-    assert judged(values, [right, result(CAR, 0.9, 35, 5, 10, 20)])["AP50"] == pytest.approx(0.25), "exactly half"
-    partly = judged(values, [right, result(CAR, 0.9, 34, 5, 20, 20)])  # 70 % on what is ignored
-    assert partly["AP50"] == 1.0 and partly["AP"] == pytest.approx((4 * 1.0 + 6 * 0.25) / 10)
-
-
-@pytest.mark.parametrize("counted", [7, 24, 29001, 24001])
-def test_other_classes_and_numbered_caravans_swallow_none(counted):
-    values = labels((26000, 4, 4, 20, 20), (counted, 40, 0, 40, 40))
-    found = judged(values, [result(CAR, 0.5, 4, 4, 20, 20), result(CAR, 0.9, 45, 5, 20, 20)])
-    assert found["classes"]["car"]["AP50"] == pytest.approx(0.25)
-
-
 def test_classes_are_averaged_and_empty_masks_left_out():
-    values = labels((26000, 4, 4, 20, 20), (24000, 40, 4, 20, 20))
-    found = judged(values, [result(CAR, 0.5, 4, 4, 20, 20), result(PERSON, 0.9, 0, 0, 0, 0)])
+    values = labels((26000, *SQUARE), (24000, *OTHER))
+    found = average_precision(values, [result(*HIT), result(PERSON, 0.9, 0, 0, 0, 0)])
     assert found["AP"] == 0.5 and found["classes"]["person"] == {"AP": 0.0, "AP50": 0.0}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.runs import flags
 from helpers.small_models import TINY, pyramid, some_rois, tiny_model
 from PIL import Image
 
@@ -77,14 +78,10 @@ def test_a_file_with_a_class_called_object_is_not_merged(data):
 
 def test_training_and_evaluating_with_merged_classes(data, tmp_path, capsys):
     images, annotations = map(str, data)
-    flags = [
-        word
-        for name, value in TINY.items()
-        for word in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,)))
-    ]
     out = tmp_path / "run"
-    words = ["train", "--images", images, "--annotations", annotations, "--merge-classes", "--out", str(out),
-             "--model", "dynamask_mobilenetv2_fpn_small", "--iterations", "1", "--batch-size", "2", *flags]  # fmt: skip
+    words = ["train", "--images", images, "--annotations", annotations, "--merge-classes", "--out", str(out)]
+    settings = {**TINY, "model": "dynamask_mobilenetv2_fpn_small", "iterations": 1, "batch_size": 2}
+    words += flags(settings)
     assert cli.main(words) == 0
     weights = out / "last.safetensors"
     assert read_header(weights)["config"]["class_names"] == ["__background__", "object"]

@@ -239,7 +239,7 @@ def test_the_check_finds_each_fault_and_reading_refuses_the_errors(world, fault,
 
 
 def test_every_kind_of_finding_is_tested():
-    labels = {"labels_missing", "labels_unreadable", "unknown_label"}  # of Cityscapes: see test_layouts.py
+    labels = {"labels_missing", "labels_unreadable", "unknown_label"}  # of Cityscapes: see test_data_sources.py
     assert {kind for _, kind, _ in FAULTS} == {*ERRORS, *WARNINGS} - labels - {"bad_result"}
 
 

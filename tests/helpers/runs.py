@@ -116,14 +116,18 @@ def write_blocks(root: Path) -> Path:
     return root
 
 
+def flags(settings: dict) -> list[str]:
+    """Settings as flags of ``dynamask train``."""
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
 def arguments(data: Path, out: Path, *more: str, **changed) -> list[str]:
     """Command line of a small training on :func:`write_blocks`; ``changed`` are flags."""
-    flags = []
-    for name, value in {**FLAGS, **changed}.items():
-        values = value if isinstance(value, tuple) else (value,)
-        flags += ["--" + name.replace("_", "-"), *(str(v) for v in values)]
     paths = ["--images", str(data / "images"), "--annotations", str(data / "annotations.json"), "--out", str(out)]
-    return ["train", "--model", "dynamask_mobilenetv2_fpn_small", *paths, *flags, *more]
+    return ["train", "--model", "dynamask_mobilenetv2_fpn_small", *paths, *flags({**FLAGS, **changed}), *more]
 
 
 def assert_equal_runs(out: Path, straight: Path) -> None:
