@@ -67,7 +67,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _print_holdings(report: dict[str, Any], target: str | None) -> None:
     """Print counts and sizes."""
-    pictures = "" if report["pictures_read"] is None else f" ({report['pictures_read']} pictures read well)"
+    pictures = "" if report["pictures_read"] is None else f" ({report['pictures_read']} pictures decoded)"
     say(f"{report['images']} images{pictures}, {report['images_without_object']} without an object", target)
     say(
         f"{report['instances']} instances and {report['crowds']} crowd regions in {report['annotations']} annotations",
@@ -78,13 +78,13 @@ def _print_holdings(report: dict[str, Any], target: str | None) -> None:
         ("image height", report["image_sizes"]["height"]),
         ("box width", report["box_sizes"]["width"]),
         ("box height", report["box_sizes"]["height"]),
-        ("box side (root of its area)", report["box_sizes"]["side"]),
+        ("box side (root of area)", report["box_sizes"]["side"]),
     ):
         if values:
             low, first, median, third, high = (f"{value:.0f}" for value in values)
-            say(f"  {title:<28} {median} px in the middle, half in {first}–{third}, all in {low}–{high}", target)
+            say(f"  {title:<28} median {median} px, middle half {first}–{third}, range {low}–{high}", target)
     sizes = ", ".join(f"{count} {name}" for name, count in report["object_sizes"].items())
-    say(f"  objects: {sizes} (below 32², below 96², above; pixels)", target)
+    say(f"  objects: {sizes} (areas below 32², below 96² and from 96² pixels)", target)
     classes = sorted(report["classes"].items(), key=lambda item: (-item[1], item[0]))
     say(f"{report['categories']} classes: " + ", ".join(f"{name} {count}" for name, count in classes), target)
 
