@@ -1,4 +1,4 @@
-"""The command line: flags, files, JSON keys, and one line with exit code 2 for bad input."""
+"""The command line: flags, files, JSON keys, one line with exit code 2 for bad input, and help without torch."""
 
 import hashlib
 import json
@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import refusal, run
 from PIL import Image
 
-from dynamask import cli
 from dynamask.models.build import create_model
 from dynamask.models.weights import save_model
 
@@ -68,41 +68,35 @@ def world(tmp_path_factory):
     return root
 
 
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr of a command."""
-    try:
-        code = cli.main([str(a) for a in arguments])
-    except SystemExit as end:
-        code = end.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+TRAIN = (
+    f"train --images WORLD/images --annotations WORLD/annotations.json --model {MODEL} --out RUN --batch-size 2 "
+    "--min-sizes 96 --test-min-size 96 --max-size 128 --save-every 2 --iterations 3 --val-images WORLD/images "
+    "--val-annotations WORLD/annotations.json"
+)
 
 
-def refused(capsys, *arguments):
-    """The one line of a refusal."""
-    code, out, err = run(capsys, *arguments)
-    assert code == 2
-    lines = [line for line in err.splitlines() if not line.startswith("dynamask: warning:")]
-    assert len(lines) == 1 and lines[0].startswith("dynamask: error: "), err
-    return lines[0]
+def words(text, world, **places):
+    """The words of a command, with the places of the data set, its weights and other files filled in."""
+    for name, place in {"WEIGHTS": world / "random.safetensors", "WORLD": world, **places}.items():
+        text = text.replace(name, str(place))
+    return text.split()
 
 
-def evaluate(capsys, world, *more):
-    code, out, err = run(
-        capsys,
-        "evaluate",
-        "--weights",
-        world / "random.safetensors",
-        "--images",
-        world / "images",
-        "--annotations",
-        world / "annotations.json",
-        "--json",
-        "-",
-        *more,
-    )
+def evaluate(capsys, world, more=""):
+    command = "evaluate --weights WEIGHTS --images WORLD/images --annotations WORLD/annotations.json --json - "
+    code, out, err = run(capsys, *words(command + more, world))
     assert code == 0, err
     return json.loads(out)
+
+
+def results_of(world, kept=None):
+    """COCO results that equal the true instances of the data set, of all images or of some."""
+    truth = json.loads((world / "annotations.json").read_text())
+    return [
+        {"image_id": a["image_id"], "category_id": 7, "score": 0.9, "segmentation": a["segmentation"]}
+        for a in truth["annotations"]
+        if not a["iscrowd"] and (kept is None or a["image_id"] in kept)
+    ]
 
 
 def test_costs_json_is_alone_on_stdout(capsys):
@@ -113,100 +107,54 @@ def test_costs_json_is_alone_on_stdout(capsys):
 
 
 @pytest.mark.parametrize(
-    "more",
+    "choice",
     [
-        (),
-        ("--policy", "size"),
-        ("--policy", "fixed:56"),
-        ("--policy", "random"),
-        ("--policy", "oracle"),
-        ("--budget", "0.05"),
-        ("--budget", "0.05", "--budget-scope", "dataset"),
+        *("", "--policy size", "--policy fixed:56", "--policy random", "--policy oracle"),
+        *("--budget 0.05", "--budget 0.05 --budget-scope dataset"),
     ],
 )
-def test_evaluate_keys(capsys, world, more):
-    summary = evaluate(capsys, world, *more)
+def test_evaluate_keys(capsys, world, choice):
+    summary = evaluate(capsys, world, choice)
     assert summary["images"] == 5
     for kind in ("bbox", "segm", "boundary"):
         assert set(summary[kind]) == AP_KEYS
     assert set(summary["size_shares"]) == {"14", "28", "56", "112"}
     assert sum(summary["size_shares"].values()) == pytest.approx(1)
-    if "--budget" in more:
+    if "--budget" in choice:
         assert summary["mean_macs_per_instance"] <= 0.05e9
 
 
 def test_evaluate_on_true_boxes(capsys, world):
-    fixed = evaluate(capsys, world, "--boxes", "gt", "--policy", "fixed:28")
+    fixed = evaluate(capsys, world, "--boxes gt --policy fixed:28")
     assert fixed["detections"] == 4 and fixed["size_shares"]["28"] == 1
     assert fixed["bbox"]["AP"] == pytest.approx(1)
     assert 0 <= fixed["mean_boundary_iou"] <= 1
     learned, permuted, oracle = (
-        evaluate(capsys, world, "--boxes", "gt", "--policy", policy) for policy in ("learned", "random", "oracle")
+        evaluate(capsys, world, f"--boxes gt --policy {policy}") for policy in ("learned", "random", "oracle")
     )
     assert permuted["size_shares"] == learned["size_shares"]
     assert oracle["mean_macs_per_instance"] <= learned["mean_macs_per_instance"]
     assert oracle["mean_mask_iou"] >= max(learned["mean_mask_iou"], permuted["mean_mask_iou"])
 
 
-def test_evaluate_results_file(capsys, world, tmp_path):
-    truth = json.loads((world / "annotations.json").read_text())
-    results = [
-        {"image_id": a["image_id"], "category_id": 7, "score": 0.9, "segmentation": a["segmentation"]}
-        for a in truth["annotations"]
-        if not a["iscrowd"]
-    ]
+@pytest.mark.parametrize("modulus", [None, 2])
+def test_evaluate_results_file(capsys, world, tmp_path, modulus):
+    ids = [image["id"] for image in json.loads((world / "annotations.json").read_text())["images"]]
+    kept = {i for i in ids if modulus is None or int(hashlib.sha256(str(i).encode()).hexdigest(), 16) % modulus == 0}
+    results = results_of(world, kept)
     (tmp_path / "results.json").write_text(json.dumps(results))
-    code, out, _ = run(
-        capsys,
-        "evaluate",
-        "--predictions",
-        tmp_path / "results.json",
-        "--annotations",
-        world / "annotations.json",
-        "--json",
-        "-",
-    )
+    command = "evaluate --predictions RESULTS --annotations WORLD/annotations.json --json - "
+    command += "" if modulus is None else f"--holdout {modulus}"
+    code, out, _ = run(capsys, *words(command, world, RESULTS=tmp_path / "results.json"))
     summary = json.loads(out)
-    assert code == 0 and summary["segm"]["AP"] == pytest.approx(1) and "mean_macs_per_instance" not in summary
-
-
-def test_a_results_file_is_judged_on_the_held_out_pictures(capsys, world, tmp_path):
-    truth = json.loads((world / "annotations.json").read_text())
-    ids = [image["id"] for image in truth["images"]]
-    kept = {i for i in ids if int(hashlib.sha256(str(i).encode()).hexdigest(), 16) % 2 == 0}
-    results = [
-        {"image_id": a["image_id"], "category_id": 7, "score": 0.9, "segmentation": a["segmentation"]}
-        for a in truth["annotations"]
-        if not a["iscrowd"] and a["image_id"] in kept
-    ]
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    words = ("evaluate", "--predictions", tmp_path / "results.json", "--annotations", world / "annotations.json")
-    code, out, err = run(capsys, *words, "--holdout", "2", "--json", "-")
-    summary = json.loads(out)
-    assert code == 0 and 0 < len(kept) < len(ids) and summary["images"] == len(kept)
+    assert code == 0 and 0 < len(kept) <= len(ids) and summary["images"] == len(kept)
     assert summary["detections"] == len(results) and summary["segm"]["AP"] == pytest.approx(1)
-    code, _, err = run(capsys, *words, "--holdout", "1")
-    assert code == 2 and "--holdout is 1" in err
-    code, _, err = run(capsys, *words, "--json", tmp_path / "no" / "f.json")
-    assert code == 2 and "of --json does not exist" in err and err.count("\n") == 1
+    assert "mean_macs_per_instance" not in summary
 
 
 def test_predict_writes_overlay_and_results(capsys, world, tmp_path):
-    code, out, err = run(
-        capsys,
-        "predict",
-        "--weights",
-        world / "random.safetensors",
-        "--image",
-        world / "images/1.png",
-        world / "images/5.png",
-        "--score",
-        "0.05",
-        "--budget",
-        "0.03",
-        "--out",
-        tmp_path / "out",
-    )
+    command = "predict --weights WEIGHTS --image WORLD/images/1.png WORLD/images/5.png --score 0.05 --budget 0.03 "
+    code, _, err = run(capsys, *words(command + "--out OUT", world, OUT=tmp_path / "out"))
     assert code == 0, err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.json", "1.png", "5.json", "5.png"]
     results = json.loads((tmp_path / "out/1.json").read_text())
@@ -216,108 +164,70 @@ def test_predict_writes_overlay_and_results(capsys, world, tmp_path):
     assert results[0]["category_id"] == 7
 
 
-def test_refusals_of_predict(capsys, world, tmp_path):
-    weights, picture = world / "random.safetensors", world / "images/1.png"
-    (tmp_path / "foreign.safetensors").write_bytes(b"no weights")
-    (tmp_path / "empty.png").write_bytes(b"")
-    base = ("predict", "--out", tmp_path / "out", "--image", picture, "--weights", weights)
-    for more in (
-        ("--budget", "nan"),
-        ("--budget", "0.001"),
-        ("--policy", "best"),
-        ("--policy", "fixed:30"),
-        ("--score", "2"),
-        ("--image", tmp_path / "empty.png"),
-        ("--image", tmp_path),
-        ("--image", picture, picture),
-        ("--image", tmp_path / "none.png"),
-        ("--image", picture, tmp_path / "empty.png"),
-        ("--weights", tmp_path / "foreign.safetensors"),
-        ("--weights", "nobody"),
-        ("--device", "tpu:9"),
-    ):
-        refused(capsys, *base, *more)
+PREDICT = "predict --out OUT --weights WEIGHTS --image WORLD/images/1.png "
+EVALUATE = "evaluate --weights WEIGHTS --images WORLD/images "
+GOOD = "--annotations WORLD/annotations.json "
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        PREDICT + "--budget nan",
+        PREDICT + "--budget 0.001",
+        PREDICT + "--policy best",
+        PREDICT + "--policy fixed:30",
+        PREDICT + "--score 2",
+        PREDICT + "--image BAD/empty.png",
+        PREDICT + "--image BAD",
+        PREDICT + "--image WORLD/images/1.png WORLD/images/1.png",
+        PREDICT + "--image BAD/none.png",
+        PREDICT + "--image WORLD/images/1.png BAD/empty.png",
+        PREDICT + "--weights BAD/foreign.safetensors",
+        PREDICT + "--weights nobody",
+        PREDICT + "--device tpu:9",
+        EVALUATE + "--annotations BAD/bad.json",
+        EVALUATE + "--annotations BAD/list.json",
+        EVALUATE + "--annotations BAD/none.json",
+        EVALUATE + GOOD + "--images BAD",
+        EVALUATE + GOOD + "--policy x",
+        EVALUATE + GOOD + "--holdout 1",
+        EVALUATE + GOOD + "--json BAD/no/f.json",
+        "evaluate --weights WEIGHTS " + GOOD,
+        TRAIN.replace(MODEL, "x"),
+        TRAIN + " --optimizer lion",
+        TRAIN + " --resume",
+        TRAIN + " --budget-target 0",
+        TRAIN + " --backbone-weights WEIGHTS",
+        TRAIN + " --out BAD/bad.json",
+        TRAIN + " --init BAD/none.safetensors",
+        TRAIN.replace("--val-annotations WORLD/annotations.json", ""),
+    ],
+)
+def test_refusals(capsys, world, tmp_path, command):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for name, content in {"bad.json": "{]", "list.json": "[1]", "foreign.safetensors": "x", "empty.png": ""}.items():
+        (bad / name).write_text(content)
+    refusal(capsys, *words(command, world, BAD=bad, OUT=tmp_path / "out", RUN=tmp_path / "run"))
     assert not (tmp_path / "out").exists()
 
 
-def test_refusals_of_evaluate_and_train(capsys, world, tmp_path):
-    (tmp_path / "bad.json").write_text("{]")
-    (tmp_path / "list.json").write_text("[1]")
-    weights, images = world / "random.safetensors", world / "images"
-    for annotations in (tmp_path / "bad.json", tmp_path / "list.json", tmp_path / "none.json"):
-        refused(capsys, "evaluate", "--weights", weights, "--images", images, "--annotations", annotations)
-    good = world / "annotations.json"
-    refused(capsys, "evaluate", "--weights", weights, "--annotations", good)
-    refused(capsys, "evaluate", "--weights", weights, "--images", tmp_path, "--annotations", good)
-    refused(capsys, "evaluate", "--weights", weights, "--images", images, "--annotations", good, "--policy", "x")
-    base = ("train", "--images", images, "--annotations", good, "--out", tmp_path / "run")
-    for more in (
-        ("--model", "x"),
-        ("--model", MODEL, "--optimizer", "lion"),
-        ("--model", MODEL, "--resume"),
-        ("--model", MODEL, "--budget-target", "0"),
-        ("--model", MODEL, "--backbone-weights", weights),
-        ("--model", MODEL, "--out", tmp_path / "bad.json"),
-        ("--model", MODEL, "--init", tmp_path / "none.safetensors"),
-        ("--model", MODEL, "--val-images", images),
-    ):
-        refused(capsys, *base, *more)
-
-
 def test_train_evaluate_resume(capsys, world, tmp_path):
-    base = [
-        "train",
-        "--images",
-        world / "images",
-        "--annotations",
-        world / "annotations.json",
-        "--model",
-        MODEL,
-        "--out",
-        tmp_path / "run",
-        "--batch-size",
-        2,
-        "--min-sizes",
-        96,
-        "--test-min-size",
-        96,
-        "--max-size",
-        128,
-        "--save-every",
-        2,
-        "--iterations",
-        3,
-        "--val-images",
-        world / "images",
-        "--val-annotations",
-        world / "annotations.json",
-    ]
-    code, out, err = run(capsys, *base)
+    base = words(TRAIN, world, RUN=tmp_path / "run")
+    code, _, err = run(capsys, *base)
     assert code == 0, err
     assert set(json.loads((tmp_path / "run/evaluation.json").read_text())["segm"]) == AP_KEYS
     assert (tmp_path / "run/last.safetensors").is_file()
-    assert "holds a run already" in refused(capsys, *base)
-    assert "other settings" in refused(capsys, *base, "--resume", "--lr", "0.5")
+    assert "holds a run already" in refusal(capsys, *base)
+    assert "other settings" in refusal(capsys, *base, "--resume", "--lr", "0.5")
     code, _, err = run(capsys, *base, "--resume")
     assert code == 0, err
-    frozen = [tmp_path / "frozen" if part == tmp_path / "run" else part for part in base]
-    code, _, err = run(capsys, *frozen, "--init", tmp_path / "run/last.safetensors", "--freeze", "detector")
+    init = ("--init", tmp_path / "run/last.safetensors", "--freeze", "detector")
+    code, _, err = run(capsys, *words(TRAIN, world, RUN=tmp_path / "frozen"), *init)
     assert code == 0, err
 
 
 def test_module_runs_without_traceback(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "dynamask",
-            "predict",
-            "--image",
-            str(tmp_path / "no.png"),
-            "--out",
-            str(tmp_path / "o"),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "dynamask", "predict", "--image", "no.png", "--out", "o"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
