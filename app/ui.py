@@ -17,7 +17,7 @@ from app.context import PageContext
 from app.errors import refuse
 from app.handlers import ExploreHandlers
 from app.session import Session
-from app.tabs import budget_tab, classes_tab, train
+from app.tabs import budget_tab, classes_tab, train_tab
 from app.templates import module_loader, static_route, template
 from dynamask.structures import DynaMaskError
 
@@ -25,7 +25,7 @@ STYLES = ("explore.css", "details.css", "one_stage.css")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 MAX_UPLOAD = "100mb"
-OTHER_TABS = {"Budget curve": budget_tab, "Classes": classes_tab, "Train": train}
+OTHER_TABS = {"Budget curve": budget_tab, "Classes": classes_tab, "Train": train_tab}
 KEPT_SESSIONS = 60
 """Visitors whose pictures the server remembers at a time; the oldest is forgotten first."""
 SESSION_SECONDS = 3600

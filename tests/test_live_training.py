@@ -1,4 +1,4 @@
-"""The Train tab's run without Gradio: a switch on frozen features, bounded, seeded and its visitor's own."""
+"""Train tab: the run of a visitor, its view and its handlers, without a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.small_models import tiny_model
 from app import live_training
 from app.lesson_scenes import STUDY_SCENE, LessonScenes
 from app.live_training import LiveTraining, Registry
-from app.train_view import frame, losses_chart, shares_chart
+from app.train_view import losses_chart, run_view, shares_chart
 from dynamask.data.shapes.scene import make_scene
 from dynamask.predict import Predictor, TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -143,71 +143,70 @@ def test_only_so_many_train_at_a_time(scenes: LessonScenes, monkeypatch: pytest.
     registry.enter(5, limit=1)
 
 
-def test_a_frame_shows_the_chosen_sizes_and_draws_a_scene_once(scenes: LessonScenes):
-    training, kept = run(scenes), {}
-    first = frame(training, "Looking…", kept)
-    assert "data:image/jpeg" in first and len(kept) == 1
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", first)
+def test_the_view_shows_the_chosen_sizes_and_draws_a_scene_once(scenes: LessonScenes):
+    training, drawn = run(scenes), {}
+    first = run_view(training, "Training…", drawn)
+    assert "data:image/jpeg" in first and "<dd>" not in first and "nan" not in re.sub(r"base64,[^\"]*", "", first)
     training.work(2, math.inf)
-    url = next(iter(kept.values()))
-    text = frame(training, "Training…", kept)
-    chosen = [MASK_SIZES[k] for k in training.choose(scenes.study.features)]
-    assert f"chosen mask sizes: {', '.join(map(str, chosen))}" in text and "2 of 3000" in text
-    if training.choose(scenes.study.features).tobytes() == next(iter(kept)):
-        assert next(iter(kept.values())) in text
-    assert frame(training, "Training…", kept).count(url) <= 1
+    text = run_view(training, "Training…", drawn)
+    choice = training.choose(scenes.study.features)
+    assert f"chosen mask sizes: {', '.join(str(MASK_SIZES[k]) for k in choice)}" in text and "2 of 3000" in text
+    assert list(drawn) == [choice.tobytes()] and drawn[choice.tobytes()] in text
+    drawn[choice.tobytes()] = "data:kept"
+    assert "data:kept" in run_view(training, "Training…", drawn)
     for chart in (losses_chart(training.history), shares_chart(training.history)):
         numbers = re.findall(r"-?\d+\.?\d*", " ".join(re.findall(r'points="([^"]*)"', chart)))
         assert numbers and all(math.isfinite(float(value)) for value in numbers)
+    assert losses_chart([]) and shares_chart([])
 
 
-def test_the_loop_pauses_goes_on_and_closes(scenes: LessonScenes):
+@pytest.fixture
+def tab():
+    """The module of the tab."""
     pytest.importorskip("gradio")
-    from app.tabs.train import Visit, frames
+    from app.tabs import train_tab
 
-    visit = Visit(run(scenes))
+    return train_tab
+
+
+def test_the_loop_pauses_goes_on_and_closes(scenes: LessonScenes, tab):
+    visit = tab.VisitorRun(run(scenes))
     training = visit.training
-    loop = frames(visit, pace=0.0)
+    loop = tab.train_loop(visit, pace=0.0)
     assert "Training" in next(loop)
     training.active = False
     assert "Paused" in next(loop)
     assert next(loop, None) is None
     step, training.active = training.step, True
-    loop = frames(visit, pace=0.0)
+    loop = tab.train_loop(visit, pace=0.0)
     next(loop)
-    loop.close()  # what a closed tab does
+    loop.close()  # as for a closed browser tab
     assert training.step > step
     visit.leave()
     visit.leave()
     assert not training.active and training.registry.beats == {}
 
 
-def test_stop_has_the_last_word(scenes: LessonScenes):
-    """Before the first step, between two frames or after a pause: the invitation comes last, nothing trains."""
-    pytest.importorskip("gradio")
-    from app.tabs.train import Visit, frames
-
-    for pause, before in ((False, 0), (False, 1), (True, 2)):
-        visit = Visit(run(scenes))
-        training, loop = visit.training, frames(visit, pace=0.0)
-        for number in range(before):
-            training.active = not (pause and number)
-            next(loop)
-        visit.leave()
-        step = training.step
-        assert ["dt-invite" in text for text in loop] == [True]
-        assert training.step == step and training.registry.beats == {} and visit.training is None
+@pytest.mark.parametrize(("pause", "before"), [(False, 0), (False, 1), (True, 2)])
+def test_after_a_stop_the_introduction_comes_last(scenes: LessonScenes, tab, pause, before):
+    """Stopped in front of the first step, between two updates or after a pause."""
+    visit = tab.VisitorRun(run(scenes))
+    training, loop = visit.training, tab.train_loop(visit, pace=0.0)
+    for number in range(before):
+        training.active = not (pause and number)
+        next(loop)
+    visit.leave()
+    step = training.step
+    assert ["dt-invite" in text for text in loop] == [True]
+    assert training.step == step and training.registry.beats == {} and visit.training is None
 
 
-def test_a_second_start_takes_the_run_over(scenes: LessonScenes):
-    """Pause and Start at once: the first loop leaves without a word, the second goes on with the same run."""
-    pytest.importorskip("gradio")
-    from app.tabs.train import Visit, frames
-
-    visit = Visit(run(scenes))
-    first, second = frames(visit, pace=0.0), frames(visit, pace=0.0)
+def test_a_second_start_takes_the_run_over(scenes: LessonScenes, tab):
+    """Pause and Start in quick succession: the first loop ends, the second continues the same run."""
+    visit = tab.VisitorRun(run(scenes))
+    first, second = tab.train_loop(visit, pace=0.0), tab.train_loop(visit, pace=0.0)
     next(first)
-    visit.training.active = False
+    visit.pause()
     visit.training.active = True
     assert "Training" in next(second)
     step = visit.training.step
@@ -216,13 +215,36 @@ def test_a_second_start_takes_the_run_over(scenes: LessonScenes):
     second.close()
 
 
-def test_only_buttons_that_do_something_are_enabled(scenes: LessonScenes):
-    pytest.importorskip("gradio")
-    from app.tabs.train import Visit, buttons
+def test_only_buttons_with_an_effect_are_enabled(scenes: LessonScenes, tab):
+    def states(visit) -> list[object]:
+        start, pause, stop = tab.buttons(visit)
+        return [start["value"], start["interactive"], pause["interactive"], stop["interactive"]]
 
-    visit = Visit()
-    assert [button["interactive"] for button in buttons(visit)] == [True, False, False]
-    visit.take_up(run(scenes))
-    assert [button["interactive"] for button in buttons(visit)] == [False, True, True]
-    visit.training.active = False
-    assert [button["interactive"] for button in buttons(visit)] == [True, False, True]
+    visit = tab.VisitorRun()
+    assert states(visit) == ["Start", True, False, False]
+    visit.set_training(run(scenes))
+    assert states(visit)[1:] == [False, True, True]
+    visit.pause()
+    assert states(visit) == ["Resume", True, False, True]
+
+
+def test_starting_shows_the_preparation_first_and_refuses_a_wrong_target(predictor, tab, monkeypatch):
+    monkeypatch.setattr(tab, "REDRAW_SECONDS", 0.0)
+    handlers = tab.TrainHandlers(None)
+    handlers.scenes = LessonScenes(predictor, count=3, held_out=1)
+    refused = []
+    monkeypatch.setattr(tab, "refuse", refused.append)
+    visit = tab.VisitorRun()
+    updates = handlers.start(visit, 0.5, 0.4)
+    shown = next(updates)
+    assert shown[0] is visit and tab.PREPARING in shown[1]
+    visit.leave()
+    assert "dt-invite" in list(updates)[-1][1]
+    (
+        _,
+        html,
+        *_,
+    ) = list(handlers.start(visit, 5.0, 0.4))[-1]
+    assert "dt-invite" in html and "budget target 5.0 is out of range" in str(refused[0])
+    handlers.adjust(visit, 5.0, 0.4)
+    assert len(refused) == 1, "there is no run to adjust"
