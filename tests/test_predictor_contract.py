@@ -12,8 +12,10 @@ from PIL import Image
 
 import dynamask
 from dynamask import MASK_SIZES, DynaMaskError, Prediction, Predictor
-from dynamask.data.coco_format import read_results
+from dynamask.data.coco_format import read_coco, read_results
 from dynamask.data.shapes import make_scene
+from dynamask.models.dynamask import DynaMask
+from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import list_baselines, list_bundled
 from dynamask.predict import OneStagePredictor, TwoStagePredictor
 
@@ -157,7 +159,7 @@ def test_coco_results_are_read_back(name, tmp_path):
     categories = [{"id": i, "name": n} for i, n in zip(p.category_ids, p.class_names[1:])]
     image = {"id": 7, "file_name": "scene.png", "height": 72, "width": 96}
     annotations = {"images": [image], "annotations": [], "categories": categories}
-    assert len(read_results(tmp_path / "results.json", annotations)) == len(p)
+    assert len(read_results(tmp_path / "results.json", read_coco(annotations).listing)) == len(p)
 
 
 def test_detections_for_supervision(name):
@@ -170,6 +172,13 @@ def test_detections_for_supervision(name):
     assert [p.class_names[label] for label in detections.class_id] == detections.data["class_name"].tolist()
     assert np.array_equal(detections.data["macs"], p.macs.numpy())
     assert ("mask_size" in detections.data) == (p.mask_size is not None)
+
+
+def test_a_class_loads_its_own_weights_and_refuses_others(name):
+    own, other = (DynaMask, SoloNet) if loaded(name).family == "two-stage" else (SoloNet, DynaMask)
+    assert type(loaded(name).model) is own and type(own.from_pretrained(name)) is own
+    with pytest.raises(DynaMaskError, match=f"not a {other.__name__}"):
+        other.from_pretrained(name)
 
 
 def test_supervision_is_optional(monkeypatch):

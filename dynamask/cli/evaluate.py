@@ -60,7 +60,7 @@ def _evaluate_results(arguments: argparse.Namespace) -> dict[str, Any]:
     from dynamask.engine.scoring import average_precision
 
     if arguments.annotations is None:
-        raise DynaMaskError("judging a results file needs its annotations; give them with --annotations")
+        raise DynaMaskError("a results file is evaluated on its annotations; give them with --annotations")
     content = read_coco(arguments.annotations)
     annotations = content.coco
     results = read_results(arguments.predictions, content.listing)
