@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the `dynamask` command does."""
+    """An argument parser whose errors are one line, as those of the `dynamask` command."""
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; see python -m app -h")
@@ -25,12 +25,12 @@ def fail(message: str) -> NoReturn:
 def port_number(text: str) -> int:
     """A port between 1 and 65535."""
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a number from 1 to 65535")
     return int(text)
 
 
 def login(text: str) -> tuple[str, str]:
-    """USER:PASSWORD as a pair."""
+    """USER:PASSWORD as (user, password)."""
     user, colon, password = text.partition(":")
     if not (user and colon and password):
         raise argparse.ArgumentTypeError("give USER:PASSWORD, both not empty")
@@ -41,15 +41,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags of the app."""
     parser = OneLineParser(
         prog="python -m app",
-        description="DynaMask in the browser: drop a photograph, pull the "
-        "budget, see which mask resolution the switch chooses for every object.",
+        description="Serve the DynaMask web app: open a picture, move the budget, and see which mask resolution the "
+        "switch chooses for each object.",
     )
     parser.add_argument("--weights", default="people", metavar="W", help="bundled name or .safetensors file (people)")
     parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, … (cpu)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
     parser.add_argument("--port", type=port_number, help="port to listen on (the first free one from 7860)")
-    parser.add_argument("--share", action="store_true", help="open a public link through Gradio's tunnel")
-    parser.add_argument("--auth", type=login, metavar="USER:PASSWORD", help="ask visitors to log in")
+    parser.add_argument("--share", action="store_true", help="create a public link through Gradio's tunnel")
+    parser.add_argument("--auth", type=login, metavar="USER:PASSWORD", help="require a login")
     return parser.parse_args(arguments)
 
 
@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         from app.catalog import open_catalog
-        from app.handlers import ExploreHandlers, find_examples
+        from app.handlers import ExploreHandlers
+        from app.source_pictures import find_examples
         from dynamask.engine.memory import keep_freed_memory
 
         keep_freed_memory()

@@ -1,15 +1,13 @@
-"""The typed endpoints /predict, /select and /scene: plain JSON in, plain JSON out, nothing remembered in between.
+"""The endpoints /predict, /select and /scene: JSON in, JSON out; nothing is kept between calls.
 
-`/predict` answers with everything that `/select` needs to choose sizes anew, so that no picture has to stay on the
-server and no answer can reach another caller.
+`/predict` returns everything that `/select` needs to choose other sizes, so that no picture stays on the server and no
+answer can reach another caller.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +15,16 @@ import gradio as gr
 import numpy as np
 import torch
 from gradio.utils import get_upload_folder
-from PIL import Image
 
-from app import cells
+from app.arguments import number, whole_number
 from app.errors import refuse
+from app.images import png_url
+from app.source_pictures import read_upload
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
 from dynamask.models.masks.policies import Policy, budget_in_macs
+from dynamask.config import STRIDES
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -35,9 +35,77 @@ if TYPE_CHECKING:
 MAX_BOXES = 300
 """Boxes of one call."""
 MAX_TEXT = 140_000_000
-"""Letters of a picture sent as text: 100 MB and base64's third."""
+"""Characters of a picture sent as base64 text: 100 MB."""
 MAX_INSTANCES = 2000
-"""Instances of an answer that /select takes back."""
+"""Instances of an answer that /select takes."""
+MAX_SEED = 2**31 - 1
+
+
+def build(context: PageContext) -> None:
+    """Add the endpoints to the page that is being built."""
+
+    def predict(
+        image: dict | str,
+        weights: str = context.explorer.catalog.first,
+        policy: str = "learned",
+        budget: float | None = None,
+        score: float = 0.5,
+        boxes: list[list[float]] | None = None,
+        all_sizes: bool = False,
+    ) -> dict:
+        """Find the objects of a picture, or take given boxes, and make a mask of the chosen size for each."""
+        try:
+            predictor = context.predictor(weights)
+            options = checked_options(predictor, policy, budget, score, boxes, all_sizes)
+            picture = opened_picture(image, Path(get_upload_folder()))
+            return answer_of(predictor(picture, **options), predictor, weights, options["all_sizes"])
+        except DynaMaskError as error:
+            refuse(error)
+
+    def select(prediction: dict, policy: str = "learned", budget: float | None = None) -> dict:
+        """Choose the sizes of an answer of /predict anew: another policy or budget, no picture needed."""
+        try:
+            return reselected(prediction, policy, budget)
+        except DynaMaskError as error:
+            refuse(error)
+
+    def scene(seed: int = 0, index: int = 0, difficulty: float | None = None) -> dict:
+        """Make a scene of the shapes data set: its picture and the truth about its objects."""
+        try:
+            return scene_of(seed, index, difficulty)
+        except DynaMaskError as error:
+            refuse(error)
+
+    queue = {key: value for key, value in context.model_queue.items() if key != "trigger_mode"}
+    gr.api(predict, api_name="predict", **queue)
+    gr.api(select, api_name="select", concurrency_limit=2)
+    gr.api(scene, api_name="scene", concurrency_limit=2)
+
+
+# ---- /predict ----
+
+
+def checked_options(
+    predictor: Predictor, policy: Any, budget: Any, score: Any, boxes: Any, all_sizes: Any
+) -> dict[str, Any]:
+    """The predictor's arguments, checked before the picture is decoded; the values of boxes are left to the predictor.
+
+    Raises:
+        DynaMaskError: an argument that cannot be used, or a choice that these weights cannot follow.
+    """
+    _check_choice_types(policy, budget)
+    predictor.check_choice(policy, budget)
+    if boxes is not None and (not isinstance(boxes, list) or len(boxes) > MAX_BOXES):
+        raise DynaMaskError(f"boxes are not a list of at most {MAX_BOXES}; give [[x0, y0, x1, y1], …]")
+    score = number(score, "score", 0, 1)
+    return {"policy": policy, "budget": budget, "score": score, "boxes": boxes, "all_sizes": bool(all_sizes)}
+
+
+def _check_choice_types(policy: Any, budget: Any) -> None:
+    if not isinstance(policy, str):
+        raise DynaMaskError("policy is not a text; choose learned, size or fixed:S")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float))):
+        raise DynaMaskError(f"budget {str(budget)[:40]!r} is not a number; give mean GMACs per instance")
 
 
 def opened_picture(image: Any, folder: Path) -> np.ndarray:
@@ -49,75 +117,60 @@ def opened_picture(image: Any, folder: Path) -> np.ndarray:
         folder: where uploads are stored; a path outside it is refused.
 
     Raises:
-        DynaMaskError: neither of the two, or a picture that is refused.
+        DynaMaskError: neither of the two, or a picture that cannot be used.
     """
     if isinstance(image, dict) and isinstance(image.get("path"), str):
-        path = Path(image["path"]).resolve()
-        if not path.is_relative_to(folder.resolve()) or not path.is_file():
-            raise DynaMaskError("this file was not uploaded here; send it with gradio_client.handle_file")
-        return read_picture(path.read_bytes())  # bytes: a refusal must not tell where files are kept
+        return read_picture(read_upload(image["path"], folder))
     if isinstance(image, str) and len(image) <= MAX_TEXT:
         text = image.partition(",")[2] if image.startswith("data:") else image
         try:
             return read_picture(base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError):
-            raise DynaMaskError("the picture's text is no base64; send base64 of a picture file") from None
-    raise DynaMaskError("image is no picture; send a file with gradio_client.handle_file or base64 text")
+            raise DynaMaskError("the picture's text is not base64; send base64 of a picture file") from None
+    raise DynaMaskError("image is not a picture; send a file with gradio_client.handle_file or base64 text")
 
 
-def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in a range, or DynaMaskError with its name."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        span = "" if math.isinf(low) or math.isinf(high) else f" from {low:g} to {high:g}"
-        raise DynaMaskError(f"{name} {str(value)[:40]!r} is no number{span}; give a finite one")
-    return value
+def answer_of(prediction: Prediction, predictor: Predictor, weights: str, all_sizes: bool) -> dict[str, Any]:
+    """A prediction as the JSON object of /predict.
 
-
-def whole(value: Any, name: str, low: int, high: int) -> int:
-    """A whole number in a range, or DynaMaskError with its name."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value % 1:
-        raise DynaMaskError(f"{name} {str(value)[:40]!r} is no whole number from {low} to {high}; give one")
-    return int(value)
-
-
-def checked_policy(policy: Any, budget: Any, macs: tuple[int, ...]) -> tuple[Policy, float | None]:
-    """The policy, and the budget in mean MACs per instance; DynaMaskError for what cannot be followed."""
-    if not isinstance(policy, str):
-        raise DynaMaskError("policy is no text; choose learned, size or fixed:S")
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float))):
-        raise DynaMaskError(f"budget {str(budget)[:40]!r} is no number; give mean GMACs per instance")
-    parsed = Policy.parse(policy)
-    parsed.check_budget(budget)
-    return parsed, None if budget is None else budget_in_macs(budget, macs)
-
-
-def answer_of(prediction: Prediction, weights: str, macs: tuple[int, ...], all_sizes: bool) -> dict[str, Any]:
-    """A prediction as the JSON object of /predict."""
-    instances = []
-    columns = (
-        prediction.labels.tolist(),
-        prediction.scores.tolist(),
-        prediction.boxes.tolist(),
-        prediction.switch_probs.double().tolist(),
-        prediction.mask_size.tolist(),
-        prediction.macs.tolist(),
-    )
-    for i, (label, score, box, probs, size, spent) in enumerate(zip(*columns)):  # fmt: skip
-        instance = {"label": prediction.class_names[label], "category_id": prediction.category_ids[label - 1],
-                    "score": score, "box": box, "mask_size": size, "macs": spent, "switch_probs": probs,
-                    "segmentation": encode_rle(prediction.mask(i))}  # fmt: skip
-        if all_sizes:
-            instance["masks"] = {str(each): encode_rle(prediction.mask_at(i, each)) for each in MASK_SIZES}
-        instances.append(instance)
+    Two-stage instances have a `mask_size`, their `switch_probs` and, with all sizes, `masks` by size; one-stage
+    instances have the `level` (from 1), `stride` and `cell` (row, column) that they come from.
+    """
+    instances = [_instance(prediction, i, coco, all_sizes) for i, coco in enumerate(prediction.to_coco(0))]
+    if prediction.cells is None:
+        macs = [int(value) for value in predictor.costs.macs_per_instance]
+        own = {"mask_sizes": list(MASK_SIZES), "macs_per_instance": macs}
+    else:
+        own = {"family": "one-stage", "grids": list(prediction.cells.model.config.grids)}
     return {
         "weights": weights,
         "image_size": list(prediction.image_size),
-        "mask_sizes": list(MASK_SIZES),
-        "macs_per_instance": list(macs),
+        **own,
         "image_macs": prediction.image_macs,
         "mean_macs": mean_macs(instances),
         "instances": instances,
     }
+
+
+def _instance(prediction: Prediction, i: int, coco: dict[str, Any], all_sizes: bool) -> dict[str, Any]:
+    """An instance of an answer, from its COCO result."""
+    instance = {
+        "label": prediction.class_names[int(prediction.labels[i])],
+        "category_id": coco["category_id"],
+        "score": coco["score"],
+        "box": prediction.boxes[i].tolist(),
+        "macs": coco["macs"],
+        "segmentation": coco["segmentation"],
+    }
+    cells = prediction.cells
+    if cells is not None:
+        level = int(cells.level[i])
+        cell = divmod(int(cells.cell[i]), cells.model.config.grids[level])
+        return {**instance, "level": level + 1, "stride": STRIDES[level], "cell": list(cell)}
+    instance |= {"mask_size": coco["mask_size"], "switch_probs": prediction.switch_probs[i].double().tolist()}
+    if all_sizes:
+        instance["masks"] = {str(size): encode_rle(prediction.mask_at(i, size)) for size in prediction.mask_sizes}
+    return instance
 
 
 def mean_macs(instances: list[dict[str, Any]]) -> float | None:
@@ -125,7 +178,10 @@ def mean_macs(instances: list[dict[str, Any]]) -> float | None:
     return sum(one["macs"] for one in instances) / len(instances) if instances else None
 
 
-def rechosen(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
+# ---- /select ----
+
+
+def reselected(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
     """The answer of /predict under another policy or budget; nothing is computed but the choice.
 
     Args:
@@ -134,22 +190,25 @@ def rechosen(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
         budget: mean GMACs per instance, or None.
 
     Returns:
-        The same object with new sizes and MACs; `segmentation` follows where the answer holds `masks` (asked for with
-        `all_sizes`), and is None for an instance whose mask at the new size is not in it.
+        The same object with new sizes and MACs. `segmentation` follows where the answer holds `masks` (asked for with
+        `all_sizes`); it is None for an instance whose mask at the new size is missing.
 
     Raises:
-        DynaMaskError: no answer of /predict, or a policy or budget that cannot be used.
+        DynaMaskError: `prediction` is not an answer of /predict, or the policy or budget cannot be used.
     """
     probs, boxes, size, macs = _parts(prediction)
-    parsed, limit = checked_policy(policy, budget, macs)
+    _check_choice_types(policy, budget)
+    chosen = Policy.parse(policy)
+    chosen.check_budget(budget)
+    limit = None if budget is None else budget_in_macs(budget, macs)
     logits = torch.from_numpy(np.log(np.maximum(probs, 1e-30)))
-    choice = parsed.choose(torch.from_numpy(boxes), size, logits, macs, limit)
+    choice = chosen.choose(torch.from_numpy(boxes), size, logits, macs, limit)
     instances = []
     for old, k in zip(prediction["instances"], choice.tolist()):
-        masks, side = old.get("masks") if isinstance(old.get("masks"), dict) else {}, MASK_SIZES[k]
-        same = old.get("segmentation") if old.get("mask_size") == side else None
-        changed = {"mask_size": side, "macs": macs[k], "segmentation": masks.get(str(side), same)}
-        instances.append({**old, **changed})
+        masks = old["masks"] if isinstance(old.get("masks"), dict) else {}
+        same = old.get("segmentation") if old.get("mask_size") == MASK_SIZES[k] else None
+        segmentation = masks.get(str(MASK_SIZES[k]), same)
+        instances.append({**old, "mask_size": MASK_SIZES[k], "macs": macs[k], "segmentation": segmentation})
     return {**prediction, "instances": instances, "mean_macs": mean_macs(instances)}
 
 
@@ -172,109 +231,35 @@ def _parts(prediction: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], tu
         if min(height, width) < 1:
             raise ValueError
     except (TypeError, ValueError, KeyError, OverflowError):
-        raise DynaMaskError("prediction is no answer of /predict; give the object that it returned") from None
+        raise DynaMaskError("prediction is not an answer of /predict; give the object that it returned") from None
     return probs, boxes, (height, width), macs
 
 
+# ---- /scene ----
+
+
 def scene_of(seed: Any, index: Any, difficulty: Any) -> dict[str, Any]:
-    """A scene of the shapes world as JSON: `image`, a PNG as `data:` text, and its `instances`.
+    """A scene of the shapes data set as JSON: `image`, a PNG as `data:` text, and its `instances`.
 
     Args:
-        seed: of the world, from 0.
-        index: of the scene, from 0; every tenth is empty.
+        seed: from 0.
+        index: of the scene, from 0; every tenth scene is empty.
         difficulty: 0–1, how intricate all outlines are; None draws it for each object.
 
     Raises:
         DynaMaskError: a number out of range.
     """
-    seed, index = (whole(v, n, 0, 2**31 - 1) for v, n in ((seed, "seed"), (index, "index")))
-    detail = None if difficulty is None else float(number(difficulty, "difficulty", 0, 1))
-    scene = make_scene(seed, index, detail=detail)
-    buffer = io.BytesIO()
-    Image.fromarray(scene.image).save(buffer, "PNG")
+    seed, index = whole_number(seed, "seed", 0, MAX_SEED), whole_number(index, "index", 0, MAX_SEED)
+    scene = make_scene(seed, index, detail=None if difficulty is None else number(difficulty, "difficulty", 0, 1))
     names = list(CLASSES)
     instances = [
-        {"label": names[label - 1], "box": box, "complexity": complexity,
-         "segmentation": encode_rle(torch.from_numpy(mask))}
-        for label, box, complexity, mask in zip(
-            scene.labels.tolist(), scene.boxes.tolist(), scene.complexity.tolist(), scene.masks)
-    ]  # fmt: skip
-    text = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"seed": seed, "index": index, "image_size": list(scene.image.shape[:2]), "image": text,
-            "instances": instances}  # fmt: skip
-
-
-def checked_boxes(boxes: Any) -> list[list[float]] | None:
-    """The boxes of a call, few enough; their values are the predictor's to check."""
-    if boxes is None:
-        return None
-    if not isinstance(boxes, list) or len(boxes) > MAX_BOXES:
-        raise DynaMaskError(f"boxes are no list of at most {MAX_BOXES}; give [[x0, y0, x1, y1], …]")
-    return boxes
-
-
-def cell_answer(
-    predictor: Predictor,
-    weights: str,
-    image: Any,
-    policy: Any,
-    budget: Any,
-    score: Any,
-    boxes: Any,
-    all_sizes: Any,
-) -> dict[str, Any]:
-    """The answer of one-stage weights: masks, scores, levels and cells, and no mask size.
-
-    Raises:
-        DynaMaskError: a policy, a budget, boxes or all sizes are asked for, or the picture is refused.
-    """
-    least = number(score, "score", 0, 1)
-    predictor.check_choice(policy, budget)
-    picture = opened_picture(image, Path(get_upload_folder()))
-    return cells.answer_of(predictor(picture, score=least, boxes=boxes, all_sizes=all_sizes), weights)
-
-
-def build(context: PageContext) -> None:
-    """Add the endpoints to the page that is being built."""
-
-    def predict(
-        image: dict | str,
-        weights: str = context.explorer.catalog.first,
-        policy: str = "learned",
-        budget: float | None = None,
-        score: float = 0.5,
-        boxes: list[list[float]] | None = None,
-        all_sizes: bool = False,
-    ) -> dict:
-        """Find the objects of a picture, or take given boxes, and make a mask of the chosen size for each."""
-        try:
-            predictor = context.predictor(weights)
-            if predictor.family == "one-stage":
-                return cell_answer(predictor, weights, image, policy, budget, score, boxes, all_sizes)
-            macs = tuple(int(value) for value in predictor.costs.macs_per_instance)
-            checked_policy(policy, budget, macs)
-            options = {"policy": policy, "budget": budget, "score": number(score, "score", 0, 1)}
-            options |= {"boxes": checked_boxes(boxes), "all_sizes": bool(all_sizes)}
-            picture = opened_picture(image, Path(get_upload_folder()))
-            return answer_of(predictor(picture, **options), weights, macs, bool(all_sizes))
-        except DynaMaskError as error:
-            refuse(error)
-
-    def select(prediction: dict, policy: str = "learned", budget: float | None = None) -> dict:
-        """Choose the sizes of an answer of /predict anew: another policy or budget, no picture needed."""
-        try:
-            return rechosen(prediction, policy, budget)
-        except DynaMaskError as error:
-            refuse(error)
-
-    def scene(seed: int = 0, index: int = 0, difficulty: float | None = None) -> dict:
-        """Make a scene of the shapes world: its picture and the truth about its objects."""
-        try:
-            return scene_of(seed, index, difficulty)
-        except DynaMaskError as error:
-            refuse(error)
-
-    queue = {key: value for key, value in context.model_queue.items() if key != "trigger_mode"}
-    gr.api(predict, api_name="predict", **queue)
-    gr.api(select, api_name="select", concurrency_limit=2)
-    gr.api(scene, api_name="scene", concurrency_limit=2)
+        {
+            "label": names[int(scene.labels[i]) - 1],
+            "box": scene.boxes[i].tolist(),
+            "complexity": float(scene.complexity[i]),
+            "segmentation": encode_rle(scene.masks[i]),
+        }
+        for i in range(len(scene))
+    ]
+    size = list(scene.image.shape[:2])
+    return {"seed": seed, "index": index, "image_size": size, "image": png_url(scene.image), "instances": instances}

@@ -1,4 +1,4 @@
-"""The weights a visitor can choose from, each loaded once, when it is first asked for."""
+"""The weights that visitors can choose from; each is loaded once, when it is first used."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ if TYPE_CHECKING:
     from dynamask.predict import Predictor
 
 ABOUT = {
-    "people": "in photographs",
-    "shapes": "in drawn scenes",
-    "objects": "anything, unnamed",
-    "shapes-solov2": "drawn scenes, one-stage",
-    "shapes-sodar": "drawn scenes, one-stage, neighbours aggregated",
-    "shapes-sodar-mask": "drawn scenes, one-stage, coarser mask grid",
+    "people": "photographs",
+    "shapes": "shapes scenes",
+    "objects": "photographs, without class names",
+    "shapes-solov2": "shapes scenes, one-stage",
+    "shapes-sodar": "shapes scenes, one-stage with aggregation",
+    "shapes-sodar-mask": "shapes scenes, one-stage with aggregation and a coarser mask grid",
 }
-"""A few words on each bundled set of weights."""
-
-AT_HOME = {"scene": "shapes", "photo": "people"}
-"""The weights made for a kind of picture."""
+"""A few words on each set of bundled weights."""
+TRAINED_FOR = {"scene": "shapes", "photo": "people"}
+"""The weights for each kind of picture."""
 
 
 class WeightsCatalog:
     """Named weights and their predictors.
 
     Args:
-        load: weights (a bundled name or the path of a .safetensors file) → predictor.
+        load: returns the predictor of weights, given a bundled name or the path of a .safetensors file.
         first: the weights that the page opens with.
-        bundled: the bundled names that are offered beside it.
+        bundled: names of other weights on offer.
 
     Attributes:
-        names: what the page offers; the opening weights first.
+        names: of all weights, the opening ones first.
         first: name of the opening weights.
     """
 
@@ -49,7 +48,7 @@ class WeightsCatalog:
         self._loaded: dict[str, Predictor] = {}
 
     def get(self, name: str) -> Predictor:
-        """The predictor of weights on the shelf.
+        """The predictor of weights by their name.
 
         Raises:
             DynaMaskError: no weights have this name, or they cannot be loaded.
@@ -61,32 +60,31 @@ class WeightsCatalog:
                 self._loaded[name] = self._load(self._sources[name])
             return self._loaded[name]
 
-    def suited(self, kind: str, present: str) -> str:
-        """The weights for a picture: the present ones, unless they were made for the other kind alone.
+    def suitable(self, kind: str, present: str) -> str:
+        """The weights for a picture: the present ones, unless they are those for the other kind.
 
         Args:
             kind: "scene" or "photo".
             present: the weights in use.
         """
-        other = AT_HOME["photo" if kind == "scene" else "scene"]
-        return AT_HOME[kind] if present == other and AT_HOME[kind] in self.names else present
+        other = TRAINED_FOR["photo" if kind == "scene" else "scene"]
+        return TRAINED_FOR[kind] if present == other and TRAINED_FOR[kind] in self.names else present
 
-    def described(self) -> list[dict[str, str]]:
-        """Name and a few words of each, for the page."""
+    def choices(self) -> list[dict[str, str]]:
+        """`name` and `about`, a few words, of all weights."""
         return [{"name": name, "about": ABOUT.get(name, "")} for name in self.names]
 
 
 def open_catalog(first: str, device: str) -> WeightsCatalog:
-    """The bundled weights and the ones the page opens with, on one device; the latter are loaded now.
+    """The bundled weights and the ones that the page opens with; the latter are loaded at once.
 
     Raises:
-        DynaMaskError: the first weights or the device cannot be used, or the weights are two-stage and have no switch
-            to explore.
+        DynaMaskError: the first weights or the device cannot be used, or the weights are two-stage and have no switch.
     """
     from dynamask.predict import load
 
-    shelf = WeightsCatalog(lambda source: load(source, device=device), first, list(list_bundled()))
-    opening = shelf.get(shelf.first)
-    if opening.family != "one-stage":
+    catalog = WeightsCatalog(lambda source: load(source, device=device), first, list(list_bundled()))
+    opening = catalog.get(catalog.first)
+    if opening.mask_sizes:
         opening.check_switch("the page")
-    return shelf
+    return catalog

@@ -1,18 +1,18 @@
-"""Which sizes each class gets, and which it needs: tables for the Classes tab, without Gradio.
+"""Tables of the Classes tab: which mask sizes each class gets, and which it needs.
 
 A table is a JSON object. For bundled weights it travels beside them as `checkpoints/NAME.classes.json` (written by
 `tools/class_shares.py`):
 
     format              "dynamask-classes-1"
-    weights, data       what was measured on what, in words
-    pictures, instances how many
+    weights, data       names of the weights and of the data
+    pictures, instances number of each
     boxes               "gt" (true boxes), "detected", or null where no weights took part
     macs                mean MACs per instance, or null
     classes             [{name, instances, mean_size, shares, quality, needs}, …]
 
 `shares` are shares of the four sizes (0–1, coarse to fine) and `quality` the mean boundary IoU of the predicted masks
 at each size; `needs` holds `instances`, `mask_iou` and `boundary_iou` of ideal masks by size, and the smallest size
-that keeps 95 %: `needed_size_mask`, `needed_size_boundary` (null: none does). What is not known is null.
+that reaches 0.95: `needed_size_mask`, `needed_size_boundary` (null: none does). Unknown values are null.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.downloads import spreadsheet_text
 from dynamask.data.coco_format import read_coco
 from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
@@ -38,13 +39,11 @@ from dynamask.structures import MASK_SIZES, DynaMaskError
 
 FORMAT = "dynamask-classes-1"
 SCORE = 0.5
-"""Detections below it do not count where no true boxes are known."""
-
-Progress = Callable[[int, int], None]
+"""Minimum score of detections where no true boxes are known."""
 
 
 def table_path(name: str) -> Path:
-    """Where the table of bundled weights lies."""
+    """Path of the table of bundled weights."""
     return checkpoint_dir() / f"{name}.classes.json"
 
 
@@ -85,11 +84,11 @@ def detected(predictor: Predictor, pictures: Sequence[Path]) -> Iterator[tuple[i
 
 
 def ideal(coco: dict[str, Any], min_area: float = 0.0) -> Iterator[tuple[int, IdealQuality]]:
-    """What ideal masks keep, picture by picture; yields (pictures done, the quality of all instances so far).
+    """Quality of ideal masks, picture by picture; yields (pictures done, quality of the picture, at the end of all).
 
     Args:
         coco: a checked COCO dict.
-        min_area: pixels² below which instances do not count.
+        min_area: of counted instances, in pixels².
     """
     content = read_coco(coco)
     by_image: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {image["id"]: [] for image in coco["images"]}
@@ -131,14 +130,14 @@ def make_table(
     boxes: str | None,
     macs: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """The table of a data set (see the module).
+    """The table of a data set, see the module's docstring.
 
     Args:
-        rows: from `own_rows` or `detected_rows`; empty where no weights took part.
-        needs: ideal masks, None where there are no annotations.
+        rows: from `own_rows` or `detected_rows`; empty without weights.
+        needs: quality of ideal masks; None without annotations.
         weights: their name.
-        data: in words.
-        pictures: how many.
+        data: name of the data.
+        pictures: their number.
         boxes: "gt", "detected" or None.
         macs: (4,) MACs of an instance at each size.
 
@@ -149,7 +148,7 @@ def make_table(
     by_name = {row["class"]: row for row in rows}
     names = [*by_name, *(name for name in summary if name not in by_name)]
     if not names:
-        raise DynaMaskError("no object was found in these pictures; give others")
+        raise DynaMaskError("no object was found in these pictures; upload others")
     classes = [_entry(name, by_name.get(name), summary.get(name)) for name in names]
     counted = [entry for entry in classes if entry["shares"] is not None]
     total = sum(entry["instances"] for entry in counted)
@@ -191,20 +190,15 @@ def _entry(name: str, row: dict[str, Any] | None, needs: dict[str, Any] | None) 
 
 
 def csv_text(table: dict[str, Any]) -> str:
-    """A table as CSV: one row a class, empty cells for what is not known.
-
-    A name that a spreadsheet would take for a formula gets an apostrophe before it.
-    """
+    """A table as CSV: one row per class, empty cells for unknown values."""
     text = io.StringIO()
-    sized = [f"{what}_{size}" for what in ("share", "boundary_iou", *(f"ideal_{m}" for m in METRICS))
-             for size in MASK_SIZES]  # fmt: skip
+    kinds = ("share", "boundary_iou", *(f"ideal_{metric}" for metric in METRICS))
+    sized = [f"{kind}_{size}" for kind in kinds for size in MASK_SIZES]
     writer = csv.DictWriter(text, ["class", "instances", "mean_size", *sized, *NEEDS.values()], lineterminator="\n")
     writer.writeheader()
     for entry in table["classes"]:
         needs = entry["needs"] or {}
-        name = entry["name"]
-        row = {"class": f"'{name}" if name[:1] in "=+-@\t\r" else name, "instances": entry["instances"]}
-        row["mean_size"] = entry["mean_size"]
+        row = {"class": spreadsheet_text(entry["name"]), **{key: entry[key] for key in ("instances", "mean_size")}}
         columns = {"share": entry["shares"], "boundary_iou": entry["quality"]}
         columns |= {f"ideal_{metric}": needs.get(metric) for metric in METRICS}
         for what, values in columns.items():

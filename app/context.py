@@ -1,4 +1,4 @@
-"""What the tabs of the page share."""
+"""What every tab of the page gets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class PageContext:
-    """What every tab gets.
+    """What the tabs share.
 
     Attributes:
-        explorer: opens pictures; knows the weights (`explorer.catalog.names`, `explorer.catalog.get(name)`).
+        explorer: opens pictures; its `catalog` holds the weights.
         session: the visitor's `app.session.Session`, or None while the opening picture is on the page; read it
             through `current`.
         model_queue: keyword arguments of every Gradio event that calls a model.
@@ -31,9 +31,9 @@ class PageContext:
     )
 
     def current(self, session: Session | None) -> Session | None:
-        """The session that the page shows; None where there is no picture at all."""
+        """The session of the picture on the page; None if there is no picture."""
         return session if session is not None else self.explorer.first_session()
 
     def predictor(self, weights: str) -> Predictor:
-        """The predictor of weights by name, loaded once; DynaMaskError for a name that is not on the shelf."""
+        """The predictor of weights by name; DynaMaskError for an unknown name."""
         return self.explorer.catalog.get(weights)

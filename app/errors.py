@@ -1,4 +1,4 @@
-"""What a visitor can mend becomes a sentence on the page."""
+"""Errors that a visitor can correct, as messages on the page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from dynamask.structures import DynaMaskError
 
 
 def refuse(error: DynaMaskError) -> NoReturn:
-    """Raise Gradio's error with the sentence of ours."""
+    """Raise the error as Gradio's, which the page shows as a notification."""
     message = str(error)
     raise gr.Error(message[:1].upper() + message[1:], duration=None, title="Not done", print_exception=False) from error

@@ -1,44 +1,44 @@
-"""What the canvas is sent: one JSON string with the picture, the masks and what the switch thinks.
+"""Messages to the canvas as JSON text: the picture, its instances with their masks, and what the switch prefers.
 
-The browser gets everything it needs to answer every control by itself: the picture, the switch's probabilities and the
-four masks of each instance (M×M bytes, compressed), and what each size costs.
+The browser gets everything that it needs to answer every control by itself: the picture, the switch probabilities, the
+masks of each instance at every size, and the cost of each size.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 import zlib
 from dataclasses import asdict
 from typing import Any
 
+import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from app import cells
-from app.session import Instances, Session
+from app.images import UInt8Array, jpeg_url, shrunk
+from app.session import Session, SessionInstances
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.style import SIZE_COLOURS, SIZE_OUTLINES, contrast_colour
+from dynamask.viz.style import LEVEL_COLOURS, SIZE_COLOURS, SIZE_OUTLINES, Outline, contrast_colour
 
 LOWEST_SCORE = 0.05
 """Detections below this score are not sent to the browser."""
-
-FIRST_SCORE = 0.5
-"""Score threshold that the page starts with."""
-
+FIRST_SCORES = {"two-stage": 0.5, "one-stage": 0.3}
+"""Score threshold that the page starts with: scores after matrix NMS are lower than those of a detector."""
 VIEW_SIDE = 1600
 """Longest side, in pixels, of the picture that is sent to the browser."""
-
-THUMBNAIL_SIDE = 144
-"""Longest side of an example's thumbnail in pixels."""
-
+MASK_SIDE = 320
+"""Longest side, in cells, of a one-stage mask that is sent to the browser."""
 PAPER_COLOURS: dict[int, str] = {14: "#FFFF00", 28: "#00B050", 56: "#0000FF", 112: "#FF0000"}
-"""The paper's four colours, hard to tell apart for colour-blind eyes: offered, not the default."""
-
-UInt8Array = npt.NDArray[np.uint8]
+"""The paper's colours of the sizes, which are hard to tell apart with colour blindness: an option, not the default."""
+LEVEL_OUTLINES = (
+    Outline(width=5, core=True),
+    Outline(width=3),
+    Outline(width=3, dash=22, gap=6),
+    Outline(width=3, dash=11, gap=6),
+    Outline(width=3, dash=4, gap=5),
+)
+"""Outline of each level, fine to coarse."""
 
 
 def as_json(value: Any) -> str:
@@ -46,132 +46,107 @@ def as_json(value: Any) -> str:
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
-def jpeg_url(image: UInt8Array, longest_side: int, quality: int = 88) -> tuple[str, tuple[int, int]]:
-    """The picture as a `data:` URL, shrunk to a longest side, and its (width, height) in pixels.
-
-    Args:
-        image: (H, W, 3) RGB.
-        longest_side: in pixels; smaller pictures keep their size.
-        quality: of the JPEG, 1-95.
-    """
-    picture = Image.fromarray(image)
-    scale = min(1.0, longest_side / max(picture.size))
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), picture.size
-
-
-def encode_masks(instances: Instances) -> str:
-    """All masks of all instances, as base64 of deflated bytes.
-
-    Per instance the M×M masks from coarse to fine, row by row; a byte is the probability × 255, rounded.
-    """
-    grids = [grid.tobytes() for masks in instances.masks for grid in masks]
-    return base64.b64encode(zlib.compress(b"".join(grids), 6)).decode("ascii")
-
-
 def size_styles(colours: dict[int, str] = SIZE_COLOURS) -> list[dict[str, Any]]:
     """Colour, text colour and outline of each mask size, coarse to fine, as `dynamask.viz.overlay` draws them."""
-    styles = []
-    for size in MASK_SIZES:
-        red, green, blue = contrast_colour(colours[size])
-        text = f"#{red:02x}{green:02x}{blue:02x}"
-        styles.append({"size": size, "colour": colours[size], "text": text, **asdict(SIZE_OUTLINES[size])})
-    return styles
+    return [_style(size, colours[size], SIZE_OUTLINES[size]) for size in MASK_SIZES]
 
 
-def encode_instances(instances: Instances, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Class, score, box (xyxy, pixels of the picture), switch probabilities and, where known, true quality of each."""
-    rows = []
-    for i, label in enumerate(instances.labels.tolist()):
-        row = {
-            "label": class_names[label] if label < len(class_names) else f"class {label}",
-            "score": float(instances.scores[i]),
-            "box": instances.boxes[i].tolist(),
-            "probs": instances.switch_probs[i].tolist(),
-            "drawn": bool(instances.drawn[i]),
-        }
-        if not math.isnan(instances.mask_iou[i, 0]):
-            row["iou"] = instances.mask_iou[i].tolist()
-            row["boundary"] = instances.boundary_iou[i].tolist()
-        rows.append(row)
-    return rows
+def level_styles() -> list[dict[str, Any]]:
+    """Name, colour, text colour and outline of each level, fine to coarse."""
+    looks = zip(LEVEL_COLOURS, LEVEL_OUTLINES, strict=True)
+    return [_style(f"L{level}", colour, outline) for level, (colour, outline) in enumerate(looks, start=1)]
 
 
-def _shared(session: Session, image: UInt8Array) -> dict[str, Any]:
-    """What a view says of either family: the picture, where it comes from, and the weights."""
-    url, (width, height) = jpeg_url(image, VIEW_SIDE)
-    return {
+def _style(name: int | str, colour: str, outline: Outline) -> dict[str, Any]:
+    text = "#{:02x}{:02x}{:02x}".format(*contrast_colour(colour))
+    return {"size": name, "colour": colour, "text": text, **asdict(outline)}
+
+
+def view_message(session: Session, image: UInt8Array) -> str:
+    """A picture with everything that the canvas shows of it.
+
+    Args:
+        session: the picture and its instances.
+        image: (H, W, 3) RGB, the decoded picture.
+    """
+    shown = shrunk(image, VIEW_SIDE)
+    picture = session.picture
+    view = {
         "type": "view",
         "token": session.token,
         "weights": session.weights,
-        "kind": session.kind,
-        "key": session.key,
-        "title": session.title,
-        "credit": session.credit,
-        "picture": url,
-        "view": [width, height],
-        "size": [int(image.shape[1]), int(image.shape[0])],
+        "kind": picture.kind,
+        "key": picture.key,
+        "title": picture.title,
+        "credit": picture.credit,
+        "picture": jpeg_url(shown),
+        "view": [shown.shape[1], shown.shape[0]],
+        "size": [image.shape[1], image.shape[0]],
         "macs": list(session.macs),
-        "truths": None if session.truth is None else len(session.truth),
+        "image_macs": session.image_macs,
+        "truths": None if picture.truth is None else len(picture.truth),
         "timings": session.timings,
         "lowest_score": LOWEST_SCORE,
+        **_instances(session, session.instances),
     }
+    if session.levels is None:
+        own = {"styles": size_styles(), "paper_styles": size_styles(PAPER_COLOURS), "switch_macs": session.switch_macs}
+        return as_json({**view, **own, "score": FIRST_SCORES["two-stage"]})
+    own = {"family": "one-stage", "styles": level_styles(), "levels": session.levels}
+    return as_json({**view, **own, "score": FIRST_SCORES["one-stage"]})
 
 
-def encode_view(session: Session, image: UInt8Array, switch_macs: int, image_macs: int) -> str:
-    """Everything the canvas shows of a session, as one JSON string.
+def more_message(session: Session, added: SessionInstances) -> str:
+    """Instances for boxes that the visitor drew."""
+    return as_json({"type": "more", "token": session.token, **_instances(session, added)})
 
-    Args:
-        session: the picture and its instances.
-        image: (H, W, 3) RGB, the decoded picture.
-        switch_macs: of the switch, per instance.
-        image_macs: of the whole picture, the switch left out.
+
+def _instances(session: Session, found: SessionInstances) -> dict[str, Any]:
+    """`instances`, a list of objects, and `masks`, all their masks as base64 of deflated bytes."""
+    rows = [_instance(session, found, i) for i in range(len(found))]
+    if found.rles is None:
+        masks = [grid for grids in found.grids for grid in grids]
+    else:
+        masks = _cropped_masks(found, session.image_size)
+        for row, mask in zip(rows, masks):
+            row["shape"] = list(mask.shape)
+    packed = zlib.compress(b"".join(mask.tobytes() for mask in masks), 6)
+    return {"instances": rows, "masks": base64.b64encode(packed).decode("ascii")}
+
+
+def _cropped_masks(found: SessionInstances, image_size: tuple[int, int]) -> list[UInt8Array]:
+    """Each one-stage mask inside its box (0 or 255), averaged to at most `MASK_SIDE` cells where it is large."""
+    masks = []
+    for row, box in enumerate(found.boxes):
+        x0, y0, x1, y1 = np.rint(box).astype(int)
+        mask = found.pasted(row, 0, image_size)[y0:y1, x0:x1].astype(np.uint8) * 255
+        scale = MASK_SIDE / max(mask.shape)
+        if scale < 1:
+            size = [max(1, round(side * scale)) for side in mask.shape[::-1]]
+            mask = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
+        masks.append(mask)
+    return masks
+
+
+def _instance(session: Session, found: SessionInstances, i: int) -> dict[str, Any]:
+    """Class, score, box (xyxy in pixels of the picture) and origin of an instance, and its quality where it is known.
+
+    With a switch: `probs`, its probabilities. For one-stage weights: `level`, `cell` (row, column) and `spot`, the
+    cell's centre (x, y) in pixels of the picture.
     """
-    view = {
-        **_shared(session, image),
-        "styles": size_styles(),
-        "paper_styles": size_styles(PAPER_COLOURS),
-        "switch_macs": switch_macs,
-        "image_macs": image_macs,
-        "instances": encode_instances(session.instances, session.class_names),
-        "masks": encode_masks(session.instances),
-        "score": FIRST_SCORE,
+    row: dict[str, Any] = {
+        "label": found.names[i],
+        "score": float(found.scores[i]),
+        "box": found.boxes[i].tolist(),
+        "drawn": bool(found.drawn[i]),
     }
-    return as_json(view)
-
-
-def encode_cell_view(session: Session, image: UInt8Array, image_macs: dict[str, int]) -> str:
-    """Everything the canvas shows of a session of one-stage weights, as one JSON string.
-
-    Args:
-        session: the picture and its instances.
-        image: (H, W, 3) RGB, the decoded picture.
-        image_macs: of the network by part, once a picture.
-    """
-    shapes, masks = cells.encode_masks(session.instances, session.image_size)
-    levels = session.levels or {}
-    view = {
-        **_shared(session, image),
-        "family": "one-stage",
-        "styles": cells.level_styles(),
-        "levels": levels,
-        "image_macs": sum(image_macs.values()),
-        "instances": cells.encode_instances(session.instances, session.class_names, levels, shapes),
-        "masks": base64.b64encode(zlib.compress(masks, 6)).decode("ascii"),
-        "score": cells.FIRST_SCORE,
-    }
-    return as_json(view)
-
-
-def encode_more(session: Session, added: Instances) -> str:
-    """Instances that a visitor's box brought, as one JSON string."""
-    return as_json({
-        "type": "more",
-        "token": session.token,
-        "instances": encode_instances(added, session.class_names),
-        "masks": encode_masks(added),
-    })  # fmt: skip
+    if session.levels is None:
+        row["probs"] = found.switch_probs[i].tolist()
+    else:
+        level, down, across = session.cell_of(i)
+        (height, width), grid = session.levels["frame"], session.levels["grids"][level]
+        spot = [(across + 0.5) * width / grid, (down + 0.5) * height / grid]
+        row |= {"level": level, "cell": [down, across], "spot": spot}
+    if not math.isnan(found.mask_iou[i, 0]):
+        row |= {"iou": found.mask_iou[i].tolist(), "boundary": found.boundary_iou[i].tolist()}
+    return row

@@ -1,4 +1,4 @@
-"""Quality against MACs for the picture at hand, without Gradio: every budget answered by the exact knapsack."""
+"""Quality against MACs for one picture: the best choice of mask sizes within every budget, by the exact knapsack."""
 
 from __future__ import annotations
 
@@ -19,48 +19,47 @@ POINTS = 41
 """Budgets of the sweep, evenly spaced from the cheapest size to the full branch."""
 
 LEAST_PROBABILITY = 1e-12
-"""Probabilities below it count as it, so that their logarithm is finite."""
+"""Lower bound of the probabilities, so that their logarithm is finite."""
 
 MEASURES = {
-    "boundary_iou": ("boundary IoU", "mean boundary IoU with the truth"),
-    "mask_iou": ("mask IoU", "mean mask IoU with the truth"),
-    "probability": ("switch probability", "mean probability that the switch gives the chosen sizes"),
+    "boundary_iou": ("boundary IoU", "mean boundary IoU with ground truth"),
+    "mask_iou": ("mask IoU", "mean mask IoU with ground truth"),
+    "probability": ("switch probability", "mean switch probability of the chosen sizes"),
 }
-"""Short name and what the axis says, by key; the true ones come first where there is a truth."""
+"""Short name and title of the axis of each measure."""
 
 
 def budget_curve(session: Session, shown: Sequence[int] | None = None, points: int = POINTS) -> dict[str, Any]:
-    """Everything that the curve of one picture shows, as JSON values.
+    """The curve of one picture as JSON values.
 
     Args:
         session: the picture and its instances.
-        shown: indices of the instances that count; all by default.
+        shown: indices of the instances that are counted; all by default.
         points: budgets of the sweep.
 
     Returns:
-        `title`, `sizes`, `colours`, `macs`, `instances` (how many are shown) and `measures`, the best one first. See
-        `measure_curve` for what a measure holds; `measures` is empty without an instance.
+        `title`, `sizes`, `colours`, `macs`, `instances` (how many are counted), `truth` (whether ground truth is
+        known) and `measures`, those with ground truth first; see `measure_curve`. Without an instance `measures` is
+        empty.
 
     Raises:
         DynaMaskError: an index that no instance has.
     """
-    rows = checked_rows(shown, len(session.instances))
-    probs = np.maximum(np.asarray(session.instances.switch_probs, dtype=np.float64)[rows], LEAST_PROBABILITY)
-    tables = {"probability": np.asarray(session.instances.switch_probs, dtype=np.float64)[rows]}
-    if session.truth is not None:
-        tables = {
-            "boundary_iou": session.instances.boundary_iou[rows],
-            "mask_iou": session.instances.mask_iou[rows],
-            **tables,
-        }
-    measures = [measure_curve(key, table, np.log(probs), rows, session.macs, points) for key, table in tables.items()]
+    found = session.instances
+    rows = checked_rows(shown, len(found))
+    probs = found.switch_probs[rows]
+    tables = {"probability": probs}
+    if session.picture.truth is not None:
+        tables = {"boundary_iou": found.boundary_iou[rows], "mask_iou": found.mask_iou[rows], **tables}
+    log_probs = np.log(np.maximum(probs, LEAST_PROBABILITY))
+    measures = [measure_curve(key, table, log_probs, rows, session.macs, points) for key, table in tables.items()]
     return {
-        "title": session.title,
+        "title": session.picture.title,
         "sizes": list(MASK_SIZES),
         "colours": [SIZE_COLOURS[size] for size in MASK_SIZES],
-        "macs": [int(value) for value in session.macs],
+        "macs": list(session.macs),
         "instances": len(rows),
-        "truth": session.truth is not None,
+        "truth": session.picture.truth is not None,
         "measures": [measure for measure in measures if measure is not None],
     }
 
@@ -71,14 +70,14 @@ def checked_rows(shown: Any, count: int) -> np.ndarray:
         return np.arange(count)
     whole = isinstance(shown, (list, tuple)) and all(isinstance(i, int) and not isinstance(i, bool) for i in shown)
     if not whole or not all(0 <= i < count for i in shown):
-        raise DynaMaskError("the page and the server speak of different pictures; choose the picture again")
+        raise DynaMaskError("the page shows another picture than the server keeps; choose the picture again")
     return np.array(sorted(set(shown)), dtype=np.int64)
 
 
 def measure_curve(
     key: str, table: np.ndarray, log_probs: np.ndarray, rows: np.ndarray, macs: Sequence[int], points: int
 ) -> dict[str, Any] | None:
-    """The curve of one measure over the instances for which it is known; None where there is none.
+    """The curve of one measure over the instances for which it is known; None if there are none.
 
     Args:
         key: of `MEASURES`.
@@ -91,8 +90,8 @@ def measure_curve(
     Returns:
         `key`, `name`, `axis`, `known`; `values` {instance index: [4 values]}; `curve`, the sweep, a list of points with
         `budget` and `macs` (mean MACs per instance), `value` and `shares`; `fixed`, a point with its `size` for each
-        size; `learned`, the switch's own choice; and with a true measure `random` (the curve's sizes dealt out at
-        random, in expectation) and `oracle` (the best choice there is).
+        size; `learned`, the learned policy; and with ground truth `random` (the curve's sizes assigned at random, in
+        expectation) and `oracle` (the best choice by ground truth).
     """
     known = ~np.isnan(table).any(axis=1)
     if not known.any():
@@ -125,7 +124,7 @@ def measure_curve(
 
 
 def _sweep(quality: np.ndarray, macs: Sequence[int], budgets: np.ndarray) -> list[tuple[float, np.ndarray]]:
-    """The best choice within each budget, by its first budget; budgets that change nothing are left out."""
+    """The best choice within each budget; budgets that do not change the choice are left out."""
     steps: list[tuple[float, np.ndarray]] = []
     for budget in budgets.tolist():
         choice = best_under_budget(quality, macs, budget)
@@ -135,7 +134,7 @@ def _sweep(quality: np.ndarray, macs: Sequence[int], budgets: np.ndarray) -> lis
 
 
 def _point(table: np.ndarray, choice: np.ndarray, cost: np.ndarray, budget: float | None = None) -> dict[str, Any]:
-    """Mean MACs, mean value and shares of a choice; without a budget, its own cost is the budget."""
+    """Mean MACs, mean value and shares of a choice; without a budget, its cost is the budget."""
     macs = float(cost[choice].mean())
     return {
         "budget": macs if budget is None else float(budget),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from app import api
 from app.context import PageContext
 from app.errors import refuse
 from app.handlers import ExploreHandlers
+from app.messages import as_json
 from app.session import Session
 from app.tabs import budget_tab, classes_tab, train_tab
 from app.templates import module_loader, static_route, template
@@ -27,7 +27,7 @@ MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 MAX_UPLOAD = "100mb"
 OTHER_TABS = {"Budget curve": budget_tab, "Classes": classes_tab, "Train": train_tab}
 KEPT_SESSIONS = 60
-"""Visitors whose pictures the server remembers at a time; the oldest is forgotten first."""
+"""Visitors whose pictures are kept at a time; the oldest is dropped first."""
 SESSION_SECONDS = 3600
 
 # Gradio's own margins, which leave a phone too little width.
@@ -37,7 +37,7 @@ PAGE_HEAD = """<style>
 @media (max-width: 600px) { .gradio-container .main.app { padding: 8px 14px !important; } }
 </style>"""
 
-# Runs when the server has refused; answers reach the canvas as its value.
+# Runs when the server refuses a request; answers reach the canvas as its value.
 REFUSED = "() => { document.dispatchEvent(new CustomEvent('dynamask-refused')); }"
 
 
@@ -52,7 +52,7 @@ def explore(context: PageContext) -> None:
         apply_default_css=False,
         elem_id="dynamask-canvas",
         examples=explorer.shown_examples(),
-        weights=json.dumps(explorer.catalog.described()).replace("<", "\\u003c"),
+        weights=as_json(explorer.catalog.choices()),
     )
 
     def answer(session: Session | None, event: gr.EventData) -> tuple[str, Session | None]:
@@ -62,10 +62,14 @@ def explore(context: PageContext) -> None:
             refuse(error)
 
     answered = canvas.select(
-        answer, context.session, [canvas, context.session], show_progress="hidden", api_visibility="private",
+        answer,
+        context.session,
+        [canvas, context.session],
+        show_progress="hidden",
+        api_visibility="private",
         **context.model_queue,
-    )  # fmt: skip
-    answered.failure(None, js=REFUSED, api_visibility="private")  # `then` is not told of a refusal
+    )
+    answered.failure(None, js=REFUSED, api_visibility="private")
 
 
 def build(explorer: ExploreHandlers) -> gr.Blocks:

@@ -1,4 +1,4 @@
-"""Data that a visitor sends to the Classes tab: pictures, a COCO JSON, a zip of both; bounded, and gone afterwards."""
+"""Files uploaded on the Classes tab (pictures, a COCO JSON, or a zip of both): limited in size, deleted afterwards."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ MAX_INSTANCES = 3000
 MAX_BYTES = 200 * 2**20
 """Bytes of all files, unpacked."""
 MAX_FILES = 2000
-"""Entries of a zip that are looked at."""
+"""Entries of a zip that are read."""
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the files hold.
+class UploadedData:
+    """The pictures and annotations of an upload.
 
     Attributes:
-        folder: where the pictures lie, by their own names.
-        pictures: in the order of their names.
-        coco: the checked annotations of these pictures (of all, where no picture came with them), None without any.
-        left_out: pictures over the limit.
+        folder: that holds the pictures in `images/`.
+        pictures: sorted by name.
+        coco: the checked annotations of these pictures, or all annotations if there is no picture; None without any.
+        left_out: number of pictures over the limit.
     """
 
     folder: Path
@@ -47,14 +47,14 @@ class Found:
 
 
 @contextmanager
-def opened(files: Sequence[str | Path]) -> Iterator[Found]:
-    """Unpack what a visitor sent into a folder of its own, which is removed at the end.
+def unpacked(files: Sequence[str | Path]) -> Iterator[UploadedData]:
+    """Unpack uploaded files into a temporary folder.
 
     Raises:
         DynaMaskError: nothing usable, more than one annotation file, or more than the limits.
     """
     if not files:
-        raise DynaMaskError("nothing was sent; choose pictures, a COCO JSON, or a zip of them")
+        raise DynaMaskError("no file was uploaded; choose pictures, a COCO JSON, or a zip of them")
     with tempfile.TemporaryDirectory(prefix="dynamask-") as name:
         folder = Path(name)
         (folder / "images").mkdir()
@@ -63,14 +63,14 @@ def opened(files: Sequence[str | Path]) -> Iterator[Found]:
             for file in files:
                 path = Path(file)
                 room -= _unpack(path, folder, room) if path.suffix.lower() == ".zip" else _copy(path, folder, room)
-            yield _sorted_out(folder)
-        except DynaMaskError as error:  # a refusal must not tell where files are kept
+            yield _read(folder)
+        except DynaMaskError as error:  # error messages must not name the folder
             words = str(error).replace(f"{folder / 'images'}{os.sep}", "").replace(f"{folder}{os.sep}", "")
             raise DynaMaskError(words) from None
 
 
 def _copy(path: Path, folder: Path, room: int) -> int:
-    """Put one file into the folder if it may be needed; returns its bytes."""
+    """Copy a picture or JSON into the folder; returns its size in bytes."""
     size = path.stat().st_size if path.is_file() else 0
     if size > room:
         raise DynaMaskError(f"the files hold more than {MAX_BYTES // 2**20} MB; send fewer or smaller ones")
@@ -81,7 +81,7 @@ def _copy(path: Path, folder: Path, room: int) -> int:
 
 
 def _target(name: str, folder: Path) -> Path | None:
-    """Where a file goes, by its bare name: pictures to images/, JSON beside it; None for anything else."""
+    """The path for a file, from its name without folders: pictures in images/, JSON beside it; None for others."""
     bare = PurePosixPath(name.replace("\\", "/")).name
     if bare.startswith((".", "_")) or not bare:
         return None
@@ -91,7 +91,7 @@ def _target(name: str, folder: Path) -> Path | None:
 
 
 def _unpack(path: Path, folder: Path, room: int) -> int:
-    """Unpack the pictures and the JSON of a zip by their bare names; returns their bytes as they really are."""
+    """Unpack the pictures and the JSON of a zip; returns their unpacked size in bytes."""
     used = 0
     try:
         with zipfile.ZipFile(path) as archive:
@@ -100,27 +100,27 @@ def _unpack(path: Path, folder: Path, room: int) -> int:
                 if target is None:
                     continue
                 with archive.open(entry) as source, target.open("wb") as out:
-                    while chunk := source.read(2**20):  # a header may lie about the size
+                    while chunk := source.read(2**20):  # the size in the header may be wrong
                         used += len(chunk)
                         if used > room:
                             limit = MAX_BYTES // 2**20
                             raise DynaMaskError(f"the zip holds more than {limit} MB unpacked; send a smaller one")
                         out.write(chunk)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
-        raise DynaMaskError("the zip cannot be read; make it again without a password") from error
+        raise DynaMaskError("the zip cannot be read; pack it again without a password") from error
     return used
 
 
-def _sorted_out(folder: Path) -> Found:
+def _read(folder: Path) -> UploadedData:
     """Read the annotations, if any, and keep at most as many pictures as are allowed."""
     pictures = sorted(path for path in (folder / "images").iterdir() if path.is_file())
     found = sorted(folder.glob("*.json"))
     if len(found) > 1:
         raise DynaMaskError("there is more than one JSON file; send the one with the annotations")
     if not found and not pictures:
-        raise DynaMaskError("there is no picture and no COCO JSON in what was sent; choose other files")
+        raise DynaMaskError("there is no picture and no COCO JSON among the uploaded files; choose others")
     if not found:
-        return Found(folder, pictures[:MAX_PICTURES], None, max(0, len(pictures) - MAX_PICTURES))
+        return UploadedData(folder, pictures[:MAX_PICTURES], None, max(0, len(pictures) - MAX_PICTURES))
     coco, left_out = load_coco(found[0]), 0
     names = {path.name: path for path in pictures}
     if pictures:
@@ -128,32 +128,32 @@ def _sorted_out(folder: Path) -> Found:
         pictures = [names[image["file_name"]] for image in coco["images"]]
     if len(coco["annotations"]) > MAX_INSTANCES:
         raise DynaMaskError(f"the annotations hold more than {MAX_INSTANCES} instances; send fewer pictures")
-    return Found(folder, pictures, read_coco(coco).coco, left_out)
+    return UploadedData(folder, pictures, read_coco(coco).coco, left_out)
 
 
 def _with_pictures(coco: dict[str, Any], names: set[str]) -> tuple[dict[str, Any], int]:
-    """The annotations of the pictures that are there, by their bare names, and how many of these are left out."""
+    """The annotations of the uploaded pictures, and how many pictures are left out."""
     images = []
     for image in read_listing(coco, raise_fatal).images.values():
         bare = PurePosixPath(image["file_name"].replace("\\", "/")).name
         if bare in names:
             images.append({**image, "file_name": bare})
     if not images:
-        raise DynaMaskError("the annotations name none of the pictures that were sent; send those that belong to them")
+        raise DynaMaskError("the annotations name none of the uploaded pictures; upload those that belong to them")
     kept = images[:MAX_PICTURES]
     ids = {image["id"] for image in kept}
     return {**restricted(coco, ids), "images": kept}, len(images) - len(kept)
 
 
-def table_of(found: Found, predictor: Predictor, weights: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Work through what was sent; yields (what is being done, None), at the end (a sentence, the table).
+def analyse(found: UploadedData, predictor: Predictor, weights: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Make the table of classes; yields (progress text, None), at the end (summary, table).
 
     Raises:
         DynaMaskError: the pictures cannot be read, or weights and annotations have no class in common.
     """
     if found.pictures:
         predictor.check_switch("the table of classes")
-    needs, rows, boxes, data = None, [], None, "pictures of a visitor"
+    needs, rows, boxes, data = None, [], None, "uploaded pictures"
     if found.coco is not None:
         for done, quality in ideal(found.coco):
             needs = quality

@@ -22,3 +22,47 @@ def browser():
             pytest.skip(f"no Chromium that Playwright can start: {error.message.splitlines()[0]}")
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def app_address(tmp_path_factory):
+    """The app's page with invented predictors and small models, served for all browser tests."""
+    pytest.importorskip("gradio", reason="the browser test needs gradio")
+    from helpers.app_pages import served
+
+    with pytest.MonkeyPatch.context() as patch, served(tmp_path_factory.mktemp("examples"), patch) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def app_context(browser):
+    """A browser context for all pages of a module, which share what they have loaded."""
+    from helpers.app_pages import SIZE
+
+    context = browser.new_context(viewport=SIZE)
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def opened_pages(app_context, app_address):
+    """The page that the tests of a module take over from each other; empty while none is open."""
+    return []
+
+
+@pytest.fixture
+def page(app_context, app_address, opened_pages):
+    """The app's page as it opens; nothing may go wrong on it, and nothing but the server may be asked."""
+    from helpers.app_pages import open_page, reset
+    from playwright.sync_api import Error
+
+    page = opened_pages.pop() if opened_pages else open_page(app_context, app_address)
+    try:
+        reset(page)
+    except Error:  # the test before left it in a state that cannot be undone
+        page.close()
+        page = open_page(app_context, app_address)
+    yield page
+    assert page.problems == []
+    assert [url for url in page.requests if not url.startswith((app_address, "data:", "blob:"))] == []
+    opened_pages.append(page)

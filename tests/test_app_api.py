@@ -26,7 +26,7 @@ from app.catalog import WeightsCatalog  # noqa: E402
 from app.context import PageContext  # noqa: E402
 from app.handlers import ExploreHandlers  # noqa: E402
 from dynamask.data.shapes.scene import make_scene  # noqa: E402
-from dynamask.predict import Predictor, TwoStagePredictor  # noqa: E402
+from dynamask.predict import Predictor, predictor_of  # noqa: E402
 from dynamask.structures import MASK_SIZES, DynaMaskError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return TwoStagePredictor(tiny_model())
+    return predictor_of(tiny_model())
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,8 @@ def text_of(path: Path) -> str:
 
 
 def answer(predictor: Predictor, picture: Path, all_sizes: bool = True, **options) -> dict:
-    macs = predictor.costs.macs_per_instance
     prediction = predictor(picture, score=0.0, all_sizes=all_sizes, **options)
-    return api.answer_of(prediction, "people", macs, all_sizes)
+    return api.answer_of(prediction, predictor, "people", all_sizes)
 
 
 def test_answers_are_json_and_say_what_the_predictor_says(predictor, picture):
@@ -86,7 +85,7 @@ def test_select_chooses_as_the_predictor_does(predictor, picture, options):
     if "budget" in options:
         options = {"budget": (macs[0] + macs[2]) / 2e9}
     first, prediction = answer(predictor, picture), predictor(picture, score=0.0)
-    again = api.rechosen(json.loads(json.dumps(first)), options.get("policy", "learned"), options.get("budget"))
+    again = api.reselected(json.loads(json.dumps(first)), options.get("policy", "learned"), options.get("budget"))
     expected = predictor.select(prediction, **options)
     assert [one["mask_size"] for one in again["instances"]] == expected.mask_size.tolist()
     assert [one["macs"] for one in again["instances"]] == expected.macs.tolist()
@@ -98,8 +97,8 @@ def test_select_chooses_as_the_predictor_does(predictor, picture, options):
 
 def test_select_without_all_masks_gives_no_wrong_mask(predictor, picture):
     first = answer(predictor, picture, all_sizes=False, policy="fixed:28")
-    assert all(one["segmentation"] for one in api.rechosen(first, "fixed:28", None)["instances"])
-    assert all(one["segmentation"] is None for one in api.rechosen(first, "fixed:56", None)["instances"])
+    assert all(one["segmentation"] for one in api.reselected(first, "fixed:28", None)["instances"])
+    assert all(one["segmentation"] is None for one in api.reselected(first, "fixed:56", None)["instances"])
 
 
 def spoilt(first: dict, **changes) -> dict:
@@ -109,20 +108,31 @@ def spoilt(first: dict, **changes) -> dict:
 def test_select_refuses_what_is_no_answer(predictor, picture):
     first = answer(predictor, picture)
     bad = [
-        None, [], "text", {}, {"instances": []}, {**first, "macs_per_instance": [1, 2]},
-        {**first, "macs_per_instance": [4, 3, 2, 1]}, {**first, "image_size": [0, 5]}, {**first, "image_size": "ab"},
-        spoilt(first, switch_probs=[0.5, 0.5]), spoilt(first, switch_probs=[math.nan] * 4),
-        spoilt(first, switch_probs=[-1, 1, 1, 0]), spoilt(first, box=[1, 2]), spoilt(first, box=[math.inf] * 4),
-        {**first, "instances": [1, 2]}, {**first, "instances": first["instances"] * 1000},
-    ]  # fmt: skip
+        None,
+        [],
+        "text",
+        {},
+        {"instances": []},
+        {**first, "macs_per_instance": [1, 2]},
+        {**first, "macs_per_instance": [4, 3, 2, 1]},
+        {**first, "image_size": [0, 5]},
+        {**first, "image_size": "ab"},
+        spoilt(first, switch_probs=[0.5, 0.5]),
+        spoilt(first, switch_probs=[math.nan] * 4),
+        spoilt(first, switch_probs=[-1, 1, 1, 0]),
+        spoilt(first, box=[1, 2]),
+        spoilt(first, box=[math.inf] * 4),
+        {**first, "instances": [1, 2]},
+        {**first, "instances": first["instances"] * 1000},
+    ]
     for value in bad:
-        with pytest.raises(DynaMaskError, match="no answer of /predict"):
-            api.rechosen(value, "learned", None)
-    for policy, budget in (("oracle", None), (7, None), ("learned", math.nan), ("learned", "much"), ("learned", 1e-9),
-                           ("size", 0.1), ("learned", True)):  # fmt: skip
+        with pytest.raises(DynaMaskError, match="not an answer of /predict"):
+            api.reselected(value, "learned", None)
+    bad_budgets = [("learned", value) for value in (math.nan, "much", 1e-9, True)]
+    for policy, budget in [("oracle", None), (7, None), ("size", 0.1), *bad_budgets]:
         with pytest.raises(DynaMaskError):
-            api.rechosen(first, policy, budget)
-    assert api.rechosen({**first, "instances": []}, "learned", None)["mean_macs"] is None
+            api.reselected(first, policy, budget)
+    assert api.reselected({**first, "instances": []}, "learned", None)["mean_macs"] is None
 
 
 def test_pictures_come_as_files_or_text_and_from_nowhere_else(picture, tmp_path):
@@ -131,8 +141,8 @@ def test_pictures_come_as_files_or_text_and_from_nowhere_else(picture, tmp_path)
         assert (api.opened_picture(image, picture.parent) == expected).all()
     outside = tmp_path / "secret.png"
     outside.write_bytes(picture.read_bytes())
-    for image in ({"path": str(outside)}, {"path": str(picture.parent / ".." / tmp_path.name / "secret.png")},
-                  {"path": 3}, {"url": "http://127.0.0.1/x.png"}, None, 5, "%%%", "", "aGVsbG8=", [1]):  # fmt: skip
+    paths = [{"path": str(outside)}, {"path": str(picture.parent / ".." / tmp_path.name / "secret.png")}, {"path": 3}]
+    for image in [*paths, {"url": "http://127.0.0.1/x.png"}, None, 5, "%%%", "", "aGVsbG8=", [1]]:
         with pytest.raises(DynaMaskError) as refused:
             api.opened_picture(image, picture.parent)
         assert str(tmp_path) not in str(refused.value)
@@ -149,8 +159,11 @@ def test_a_scene_is_what_make_scene_makes():
     assert api.scene_of(5, 9, None)["instances"] == []
 
 
-@pytest.mark.parametrize("values", [(-1, 0, None), (0, 2**40, None), (0.5, 0, None), (0, 0, 2), (0, 0, math.nan),
-                                    ("1", 0, None), (0, True, None), (None, 0, None), (math.inf, 0, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [(-1, 0, None), (0, 2**40, None), (0.5, 0, None), (0, 0, 2), (0, 0, math.nan)]
+    + [("1", 0, None), (0, True, None), (None, 0, None), (math.inf, 0, None)],
+)
 def test_a_scene_that_cannot_be_is_one_sentence(values):
     with pytest.raises(DynaMaskError):
         api.scene_of(*values)
@@ -173,14 +186,14 @@ def test_predict_select_and_scene_through_the_client(client, picture, predictor)
     [
         ("/predict", {"weights": "dogs"}, "dogs"),
         ("/predict", {"budget": 1e-9}, "below the cheapest size"),
-        ("/predict", {"budget": "nan"}, "no number"),
+        ("/predict", {"budget": "nan"}, "not a number"),
         ("/predict", {"policy": "best"}, "unknown"),
-        ("/predict", {"score": 3}, "no number from 0 to 1"),
+        ("/predict", {"score": 3}, "a number from 0 to 1"),
         ("/predict", {"boxes": [[9, 9, 3, 3]]}, "no area"),
         ("/predict", {"boxes": [[1, 2]]}, "boxes"),
         ("/predict", {"image": "no picture"}, "base64"),
-        ("/select", {"prediction": {"instances": 3}}, "no answer of /predict"),
-        ("/scene", {"seed": 1.5}, "no whole number"),
+        ("/select", {"prediction": {"instances": 3}}, "not an answer of /predict"),
+        ("/scene", {"seed": 1.5}, "whole number"),
         ("/scene", {"seed": -1}, "seed"),
     ],
 )

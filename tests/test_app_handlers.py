@@ -1,4 +1,4 @@
-"""The app's handlers and its command line, without Gradio and without a model."""
+"""The app's handlers and its command line, without Gradio."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 from helpers.app_fakes import MACS, FakePredictor, fake_catalog
+from helpers.small_models import tiny_model
 from PIL import Image
 
 from app.__main__ import main
+from app.arguments import number
 from app.catalog import WeightsCatalog
-from app.downloads import safe_name
-from app.handlers import EXAMPLES_DIR, SCENES, ExploreHandlers, checked_picks, find_examples, finite, scene_picture
-from app.messages import LOWEST_SCORE, encode_masks, jpeg_url
-from app.session import Instances
+from app.downloads import file_name
+from app.handlers import ExploreHandlers, checked_picks
+from app.images import jpeg_url, shrunk
+from app.messages import LOWEST_SCORE
+from app.source_pictures import EXAMPLES_DIR, SCENES, SourcePicture, find_examples, scene_picture
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.predict import predictor_of
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.style import SIZE_COLOURS
 
@@ -66,24 +71,24 @@ def test_view_holds_every_size_of_every_instance(picture):
         assert one["label"] == "person" and one["box"] == box and one["probs"] == probs and "iou" not in one
 
 
-def test_masks_survive_the_way_to_the_browser():
-    prediction = FakePredictor(count=2)(np.zeros((60, 80, 3), np.uint8))
-    data = np.frombuffer(zlib.decompress(base64.b64decode(encode_masks(Instances.of(prediction)))), np.uint8)
-    assert len(data) == 2 * sum(size * size for size in MASK_SIZES)
-    offset = 0
+def test_the_browser_gets_every_mask(picture):
+    _, view, _ = opened(picture, FakePredictor(count=2))
+    data = np.frombuffer(zlib.decompress(base64.b64decode(view["masks"])), np.uint8)
+    prediction, offset = FakePredictor(count=2)(np.zeros((120, 200, 3), np.uint8)), 0
     for index in range(2):
         for size in MASK_SIZES:
             grid = data[offset : offset + size * size].reshape(size, size) / 255
             offset += size * size
             assert np.abs(grid - prediction.mask_probs_at(index, size).numpy()).max() <= 0.5 / 255 + 1e-6
+    assert offset == len(data)
 
 
 def test_a_picture_without_objects_gives_an_empty_view(picture):
     explorer, view, session = opened(picture, FakePredictor(count=0))
     assert view["instances"] == [] and zlib.decompress(base64.b64decode(view["masks"])) == b""
     for what in ("overlay", "ids", "coco", "csv"):
-        wish = {"ask": "export", "what": what, "token": session.token, "picks": []}
-        assert json.loads(explorer.answer(wish, session, picture.parent)[0])["data"]
+        request = {"ask": "export", "what": what, "token": session.token, "picks": []}
+        assert json.loads(explorer.answer(request, session, picture.parent)[0])["data"]
 
 
 def test_text_from_outside_is_inert(picture):
@@ -97,10 +102,9 @@ def test_text_from_outside_is_inert(picture):
 
 
 def test_large_pictures_are_shrunk_for_the_browser_only():
-    url, size = jpeg_url(np.zeros((1000, 3200, 3), np.uint8), 1600)
-    assert size == (1600, 500) and url.startswith("data:image/jpeg;base64,")
-    assert jpeg_url(np.zeros((1, 1, 3), np.uint8), 1600)[1] == (1, 1)
-    assert jpeg_url(np.zeros((1, 4000, 3), np.uint8), 1600)[1] == (1600, 1)
+    for before, after in (((1000, 3200), (500, 1600)), ((1, 1), (1, 1)), ((1, 4000), (1, 1600))):
+        small = shrunk(np.zeros((*before, 3), np.uint8), 1600)
+        assert small.shape[:2] == after and jpeg_url(small).startswith("data:image/jpeg;base64,")
 
 
 def test_examples_are_analysed_once_and_only_if_they_exist(picture):
@@ -109,14 +113,14 @@ def test_examples_are_analysed_once_and_only_if_they_exist(picture):
     assert explorer.examples == [] and explorer.first_view() == "" and explorer.first_session() is None
     Image.open(picture).save(picture.with_suffix(".jpg"))
     explorer = ExploreHandlers(fake_catalog(people=predictor), find_examples(picture.parent))
-    wish = {"ask": "open", "kind": "example", "key": "photo.jpg", "weights": "people"}
-    answers = [explorer.answer(wish, None, picture.parent) for _ in range(2)]
+    request = {"ask": "open", "kind": "example", "key": "photo.jpg", "weights": "people"}
+    answers = [explorer.answer(request, None, picture.parent) for _ in range(2)]
     assert len(predictor.calls) == 1 and answers[0][1] is answers[1][1] is explorer.first_session()
     texts = [json.loads(text) for text, _ in answers]
     assert texts[0].pop("turn") != texts[1].pop("turn") and texts[0] == texts[1]
     for key in ("../photo.jpg", "photo.png", None, 0, ["photo.jpg"]):
         with pytest.raises(DynaMaskError, match="no such example"):
-            explorer.answer({**wish, "key": key}, None, picture.parent)
+            explorer.answer({**request, "key": key}, None, picture.parent)
 
 
 def test_an_upload_is_read_from_the_upload_folder_only(picture, tmp_path):
@@ -144,7 +148,7 @@ def test_an_upload_that_is_no_picture_is_refused(picture):
     assert predictor.calls == []
 
 
-@pytest.mark.parametrize("wish", [
+@pytest.mark.parametrize("request_data", [
     None, "open", [], {}, {"ask": "delete"}, {"ask": "open"}, {"ask": "open", "kind": "same"},
     {"ask": "open", "kind": "scene", "seed": math.nan, "index": 1},
     {"ask": "open", "kind": "scene", "seed": -1, "index": 1},
@@ -157,9 +161,9 @@ def test_an_upload_that_is_no_picture_is_refused(picture):
     {"ask": "open", "kind": "scene", "seed": 1, "index": 1, "weights": ["people"]},
     {"ask": "draw", "token": "1", "boxes": [[0, 0, 9, 9]]},
 ])  # fmt: skip
-def test_a_wish_that_makes_no_sense_is_a_sentence(wish, tmp_path):
+def test_a_request_that_makes_no_sense_is_a_sentence(request_data, tmp_path):
     with pytest.raises(DynaMaskError) as refusal:
-        ExploreHandlers(fake_catalog(), []).answer(wish, None, tmp_path)
+        ExploreHandlers(fake_catalog(), []).answer(request_data, None, tmp_path)
     assert len(str(refusal.value)) > 20 and "\n" not in str(refusal.value)
 
 
@@ -167,8 +171,8 @@ def test_scenes_come_with_their_truth():
     scene = make_scene(7, 18)
     predictor = FakePredictor(given=scene.boxes.tolist())
     explorer = ExploreHandlers(fake_catalog(shapes=predictor, others=("shapes",)), [])
-    wish = {"ask": "open", "kind": "scene", "seed": 7, "index": 18, "difficulty": None, "weights": "people"}
-    text, session = explorer.answer(wish, None, Path())
+    request = {"ask": "open", "kind": "scene", "seed": 7, "index": 18, "difficulty": None, "weights": "people"}
+    text, session = explorer.answer(request, None, Path())
     view = json.loads(text)
     assert view["weights"] == "shapes"  # scenes are their home, photographs not
     assert view["key"] == "7:18:mixed" and view["truths"] == len(scene.masks) > 2
@@ -184,29 +188,29 @@ def test_an_instance_far_from_every_true_shape_has_no_quality():
     _, session = ExploreHandlers(fake_catalog(people=predictor), []).analyse(scene_picture(7, 18, None), "people")
     assert np.isnan(session.instances.mask_iou).all()
     _, empty = ExploreHandlers(fake_catalog(), []).analyse(scene_picture(7, 9, None), "people")
-    assert len(empty.truth) == 0 and np.isnan(empty.instances.mask_iou).all()
+    assert len(empty.picture.truth) == 0 and np.isnan(empty.instances.mask_iou).all()
 
 
 def test_weights_follow_the_kind_of_picture():
-    shelf = fake_catalog("people", ("shapes", "objects"))
-    assert shelf.suited("scene", "people") == "shapes" and shelf.suited("photo", "shapes") == "people"
-    assert shelf.suited("scene", "objects") == shelf.suited("photo", "objects") == "objects"
-    assert fake_catalog("people").suited("scene", "people") == "people"
+    catalog = fake_catalog("people", ("shapes", "objects"))
+    assert catalog.suitable("scene", "people") == "shapes" and catalog.suitable("photo", "shapes") == "people"
+    assert catalog.suitable("scene", "objects") == catalog.suitable("photo", "objects") == "objects"
+    assert fake_catalog("people").suitable("scene", "people") == "people"
     with pytest.raises(DynaMaskError, match="choose one of people"):
-        shelf.get("absent")
+        catalog.get("absent")
 
 
 def test_weights_are_loaded_once_and_a_file_goes_by_its_stem():
     asked = []
-    shelf = WeightsCatalog(lambda source: asked.append(source) or FakePredictor(), "runs/mine.safetensors", ["people"])
-    assert shelf.names == ["mine", "people"] and shelf.get("mine") is shelf.get("mine")
+    catalog = WeightsCatalog(lambda source: asked.append(source) or FakePredictor(), "runs/mine.safetensors", ["people"])
+    assert catalog.names == ["mine", "people"] and catalog.get("mine") is catalog.get("mine")
     assert asked == ["runs/mine.safetensors"]
 
 
 def test_a_drawn_box_brings_an_instance(picture):
     explorer, view, session = opened(picture)
-    wish = {"ask": "draw", "token": session.token, "boxes": [[10, 20, 90, 100.5]]}
-    text, grown = explorer.answer(wish, session, picture.parent)
+    request = {"ask": "draw", "token": session.token, "boxes": [[10, 20, 90, 100.5]]}
+    text, grown = explorer.answer(request, session, picture.parent)
     more = json.loads(text)
     assert (
         more["type"] == "more" and more["instances"][0]["box"] == [10, 20, 90, 100.5] and more["instances"][0]["drawn"]
@@ -214,22 +218,22 @@ def test_a_drawn_box_brings_an_instance(picture):
     assert len(grown.instances) == len(view["instances"]) + 1 and len(session.instances) == len(view["instances"])
     for boxes in ([], None, [[0, 0, 0, 9]], [[math.nan, 0, 5, 5]], [["a", 0, 5, 5]], [[1, 2, 3]], [[0, 0, 9, 9]] * 41):
         with pytest.raises(DynaMaskError):
-            explorer.answer({**wish, "boxes": boxes}, session, picture.parent)
-    with pytest.raises(DynaMaskError, match="forgotten"):
-        explorer.answer({**wish, "token": "another"}, session, picture.parent)
+            explorer.answer({**request, "boxes": boxes}, session, picture.parent)
+    with pytest.raises(DynaMaskError, match="no longer kept"):
+        explorer.answer({**request, "token": "another"}, session, picture.parent)
 
 
 def test_a_link_may_bring_boxes(picture):
     explorer = ExploreHandlers(fake_catalog(), [])
-    wish = {"ask": "open", "kind": "scene", "seed": 1, "index": 2, "difficulty": 0.5, "boxes": [[5, 5, 60, 60]]}
-    answer = json.loads(explorer.answer(wish, None, picture.parent)[0])
+    request = {"ask": "open", "kind": "scene", "seed": 1, "index": 2, "difficulty": 0.5, "boxes": [[5, 5, 60, 60]]}
+    answer = json.loads(explorer.answer(request, None, picture.parent)[0])
     assert answer["type"] == "both" and answer["view"]["type"] == "view"
     assert answer["more"]["instances"][0]["box"] == [5, 5, 60, 60]
 
 
 def exported(explorer, session, what: str, picks, **more) -> tuple[dict, bytes]:
-    wish = {"ask": "export", "what": what, "token": session.token, "picks": picks, **more}
-    answer = json.loads(explorer.answer(wish, session, Path())[0])
+    request = {"ask": "export", "what": what, "token": session.token, "picks": picks, **more}
+    answer = json.loads(explorer.answer(request, session, Path())[0])
     return answer, base64.b64decode(answer["data"])
 
 
@@ -240,8 +244,6 @@ def test_exports_hold_what_is_shown(picture):
     assert answer["name"] == "dynamask-b-x-results.json"
     results = json.loads(data)
     assert [(one["mask_size"], one["macs"]) for one in results] == [(112, MACS[3]), (14, MACS[0])]
-    from faster_coco_eval.core import mask as coco_mask
-
     decoded = [coco_mask.decode(one["segmentation"]).astype(bool) for one in results]
     for mask, (row, k) in zip(decoded, picks):
         assert np.array_equal(mask, session.instances.pasted(row, k, session.image_size))
@@ -265,15 +267,16 @@ def test_a_spreadsheet_runs_nothing(picture):
 
 @pytest.mark.parametrize("title", ["../../etc/passwd", "con\0\n.png", "", "…", "<img src=x>.jpg", "x" * 400])
 def test_file_names_are_plain(title):
-    name = safe_name(title, "overlay.png")
+    name = file_name(title, "overlay.png")
     assert name.startswith("dynamask-") and name.endswith("-overlay.png") and len(name) < 90
     assert all(letter.isascii() and (letter.isalnum() or letter in "-.") for letter in name) and ".." not in name
 
 
 @pytest.mark.parametrize("picks", [None, "x", [[0]], [[9, 0]], [[0, 4]], [[0.5, 0]], [[-1, 0]], [[0, 0]] * 4, [None]])
-def test_picks_that_do_not_fit_are_refused(picks):
+def test_picks_that_do_not_fit_are_refused(picks, picture):
+    _, _, session = opened(picture, FakePredictor(count=3))
     with pytest.raises(DynaMaskError):
-        checked_picks(picks, 3)
+        checked_picks(picks, session)
 
 
 def test_an_unknown_export_is_refused(picture):
@@ -284,45 +287,36 @@ def test_an_unknown_export_is_refused(picture):
         exported(explorer, session, "overlay", [[0, 0]], opacity=math.nan)
     for value in (True, "1", None, math.nan):
         with pytest.raises(DynaMaskError, match="give a number"):
-            finite(value, "score", 0, 1)
+            number(value, "score", 0, 1)
 
 
-def test_the_mask_branch_is_measured_as_it_runs(small_predictor):
+def test_the_mask_branch_is_measured_as_it_runs():
     """Only the chosen size of each instance is computed, with the model's own dispatch."""
+    small_predictor = predictor_of(tiny_model())
     image = np.random.default_rng(1).integers(0, 255, (96, 128, 3), dtype=np.uint8)
     explorer = ExploreHandlers(fake_catalog(people=small_predictor), [])
-    from app.handlers import SourcePicture
-
     _, session = explorer.analyse(SourcePicture("own", "", "x", "", image), "people")
-    _, session = explorer._masked(session, [[5, 5, 60, 60], [30, 20, 100, 90]])
+    draw = {"ask": "draw", "token": session.token, "boxes": [[5, 5, 60, 60], [30, 20, 100, 90]]}
+    _, session = explorer.answer(draw, session, Path())
     first = len(session.instances) - 2
-    wish = {"ask": "measure", "token": session.token, "picks": [[first, 0], [first + 1, 2]]}
+    request = {"ask": "measure", "token": session.token, "picks": [[first, 0], [first + 1, 2]]}
     stages = []
     stage = small_predictor.model.mask_branch.region_fpn.stage
     small_predictor.model.mask_branch.region_fpn.stage = lambda k, *rest: (
         stages.append((k, len(rest[0]))) or stage(k, *rest)
     )
-    answer = json.loads(explorer.answer(wish, session, Path())[0])
+    answer = json.loads(explorer.answer(request, session, Path())[0])
     assert stages == [(1, 1), (2, 1)]  # one instance goes on to 28 and 56, none to 112
     assert answer["milliseconds"] > 0 and answer["count"] == 2
     assert answer["mean"] == (session.macs[0] + session.macs[2]) / 2
-
-
-@pytest.fixture
-def small_predictor():
-    from helpers.small_models import tiny_model
-
-    from dynamask.predict import TwoStagePredictor
-
-    return TwoStagePredictor(tiny_model())
 
 
 def test_a_session_keeps_little_of_a_large_file(tmp_path):
     path = tmp_path / "large.bmp"
     Image.fromarray(np.random.default_rng(0).integers(0, 9, (1700, 1700, 3), dtype=np.uint8)).save(path)
     _, view, session = opened(path, FakePredictor(count=1))
-    assert path.stat().st_size > 8_000_000 > len(session.source) and view["size"] == [1700, 1700]
-    assert Image.open(io.BytesIO(session.source)).size == (1700, 1700)
+    assert path.stat().st_size > 8_000_000 > len(session.picture.source) and view["size"] == [1700, 1700]
+    assert Image.open(io.BytesIO(session.picture.source)).size == (1700, 1700)
 
 
 def test_examples_follow_the_attribution_table(tmp_path):
@@ -333,14 +327,14 @@ def test_examples_follow_the_attribution_table(tmp_path):
         "b.jpg,Bee,Ann,CC BY 2.0,https://example.org\nmissing.jpg,,,,\na.jpg,,,,\n"
     )
     examples = find_examples(tmp_path)
-    assert [example.path.name for example in examples] == ["b.jpg", "a.jpg", "c_d.jpg"]
+    assert [example.key for example in examples] == ["b.jpg", "a.jpg", "c_d.jpg"]
     assert examples[0].title == "Bee" and examples[0].credit == "Ann · CC BY 2.0 · https://example.org"
     assert examples[2].title == "c d" and examples[2].credit == ""
 
 
 def test_every_bundled_example_says_where_it_comes_from():
     examples = find_examples()
-    assert examples and {example.path for example in examples} == set(EXAMPLES_DIR.glob("*.jpg"))
+    assert examples and {example.source for example in examples} == set(EXAMPLES_DIR.glob("*.jpg"))
     assert all(example.credit for example in examples)
     shown = json.loads(ExploreHandlers(fake_catalog(), examples).shown_examples())
     assert len(shown) == len(examples) + len(SCENES)

@@ -7,45 +7,49 @@ import io
 import itertools
 import json
 import math
-import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.app_fakes import FakePredictor, fake_catalog
+from helpers.app_fakes import MACS, FakePredictor
+from helpers.app_pages import fits, go, open_page
 from helpers.small_models import tiny_model
 from PIL import Image
 
 from app import class_table, uploads
 from app.class_table import bundled_tables, csv_text, detected_rows, ideal, make_table, own_rows, predicted
-from app.handlers import ExploreHandlers, find_examples
 from app.quality_curve import budget_curve, checked_rows
-from app.session import Instances, Session
-from app.uploads import opened, table_of
+from app.session import Session, SessionInstances
+from app.source_pictures import SourcePicture
+from app.uploads import analyse, unpacked
 from dynamask.data.shapes import ShapesDataset, make_scene
 from dynamask.data.shapes.dataset import export
-from dynamask.predict import Predictor, TwoStagePredictor
+from dynamask.predict import Predictor, predictor_of
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
-MACS = (10, 17, 25, 32)
-SLOW = 60_000
 
-
-def session_of(probs: np.ndarray, truth: bool = False, quality: np.ndarray | None = None) -> Session:
-    """A session of instances with given probabilities (R, 4) and qualities (R, 4)."""
+def session_of(probs: np.ndarray, quality: np.ndarray | None = None) -> Session:
+    """A session of instances with given probabilities (R, 4) and, as with ground truth, qualities (R, 4)."""
     count = len(probs)
     table = np.full((count, 4), math.nan) if quality is None else quality
-    instances = Instances(
-        np.tile([0.0, 0.0, 8.0, 8.0], (count, 1)), np.ones(count, np.int64), np.ones(count), np.zeros(count, bool),
-        probs, [], table, table**2,
-    )  # fmt: skip
-    wanted = {"title": "<i>x", "image_size": (8, 8), "macs": MACS, "instances": instances}
-    wanted["truth"] = np.zeros((1, 8, 8), bool) if truth else None
-    return Session(**{**dict.fromkeys(Session.__dataclass_fields__), **wanted})
+    instances = SessionInstances(
+        boxes=np.tile([0.0, 0.0, 8.0, 8.0], (count, 1)),
+        labels=np.ones(count, np.int64),
+        names=["person"] * count,
+        scores=np.ones(count),
+        drawn=np.zeros(count, bool),
+        mask_iou=table,
+        boundary_iou=table**2,
+        grids=[],
+        switch_probs=probs,
+    )
+    picture = SourcePicture("scene", "", "<i>x", "", b"", None if quality is None else np.zeros((1, 8, 8), bool))
+    return Session("1", "people", picture, (8, 8), (1,), MACS, 0, 0, {}, instances)
 
 
 def some(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (R, 4) and qualities (R, 4)."""
     rng = np.random.default_rng(seed)
     return rng.dirichlet(np.ones(4), count), np.sort(rng.random((count, 4)), axis=1)
 
@@ -55,7 +59,7 @@ def some(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_every_point_is_the_exact_optimum_of_its_budget():
     probs, quality = some(4)
-    data = budget_curve(session_of(probs, True, quality), points=9)
+    data = budget_curve(session_of(probs, quality), points=9)
     assert [measure["key"] for measure in data["measures"]] == ["boundary_iou", "mask_iou", "probability"]
     every = list(itertools.product(range(4), repeat=4))
     mask = data["measures"][1]
@@ -87,10 +91,10 @@ def test_without_truth_the_measure_is_named_a_probability():
 def test_instances_without_truth_and_hidden_ones_do_not_count():
     probs, quality = some(5, 1)
     quality[3] = math.nan
-    data = budget_curve(session_of(probs, True, quality), [4, 3, 0])
+    data = budget_curve(session_of(probs, quality), [4, 3, 0])
     assert data["instances"] == 3 and data["measures"][0]["known"] == 2
     assert set(data["measures"][0]["values"]) == {"0", "4"} and set(data["measures"][2]["values"]) == {"0", "3", "4"}
-    assert budget_curve(session_of(probs, True, quality), [3])["measures"][0]["key"] == "probability"
+    assert budget_curve(session_of(probs, quality), [3])["measures"][0]["key"] == "probability"
     assert budget_curve(session_of(probs), [])["measures"] == []
     assert budget_curve(session_of(np.zeros((0, 4))))["measures"] == []
 
@@ -106,7 +110,7 @@ def test_instances_of_another_picture_are_refused(shown):
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return TwoStagePredictor(tiny_model(class_names=ShapesDataset(1).class_names))
+    return predictor_of(tiny_model(class_names=ShapesDataset(1).class_names))
 
 
 def last(steps):
@@ -140,7 +144,7 @@ def test_csv_has_a_row_for_each_class_and_no_formulas():
     read = {row["class"]: row for row in csv.DictReader(io.StringIO(csv_text(table)))}
     assert set(read) == {"'=HYPERLINK(1)", "cat"} and read["cat"]["instances"] == "2"
     assert read["cat"]["share_28"] == "0.5" and read["cat"]["ideal_mask_iou_14"] == ""
-    assert table["macs"] == pytest.approx((10 + 32 + 17) / 3)
+    assert table["macs"] == pytest.approx((10e6 + 32e6 + 17e6) / 3)
     with pytest.raises(DynaMaskError, match="no object"):
         make_table([], None, "w", "d", 1, "detected")
 
@@ -169,8 +173,8 @@ def zipped(folder: Path, path: Path, prefix: str = "") -> Path:
 
 
 def work(files, predictor) -> tuple[list[str], dict]:
-    with opened(files) as found:
-        steps = list(table_of(found, predictor, "tiny"))
+    with unpacked(files) as found:
+        steps = list(analyse(found, predictor, "tiny"))
         assert found.folder.is_dir()
     assert not found.folder.exists()
     return [words for words, _ in steps], steps[-1][1]
@@ -189,7 +193,7 @@ def test_annotations_alone_and_pictures_alone(exported, predictor):
     _, both = work([exported / "annotations.json", exported / "images" / "000000.png"], predictor)
     assert both["pictures"] == 1 and both["boxes"] == "gt"
     low = FakePredictor(count=3, class_names=("__background__", "cat"))
-    with opened(sorted((exported / "images").iterdir())) as found:
+    with unpacked(sorted((exported / "images").iterdir())) as found:
         assert found.coco is None and [path.name for path in found.pictures][0] == "000000.png"
         assert low.class_names[1] == "cat" and len(found.pictures) == 3
 
@@ -203,13 +207,13 @@ def test_what_cannot_be_used_is_one_sentence(exported, predictor, tmp_path, monk
              "categories": [{"id": 1, "name": "cat"}]}  # fmt: skip
     (tmp_path / "other.json").write_text(json.dumps(other))
     cases = [
-        ([], "nothing was sent"),
+        ([], "no file was uploaded"),
         ([tmp_path / "bad.zip"], "zip cannot be read"),
         ([tmp_path / "note.txt"], "no picture and no COCO JSON"),
         ([tmp_path / "no.json"], "not usable COCO JSON"),
         ([tmp_path / "photo.png"], "cannot be read as a picture"),
         ([tmp_path / "no.json", tmp_path / "other.json"], "more than one JSON"),
-        ([tmp_path / "other.json", exported / "images" / "000000.png"], "name none of the pictures"),
+        ([tmp_path / "other.json", exported / "images" / "000000.png"], "name none of the uploaded pictures"),
     ]
     for files, words in cases:
         with pytest.raises(DynaMaskError, match=words) as refused:
@@ -234,7 +238,7 @@ def test_nothing_leaves_the_folder_and_too_many_pictures_are_left_out(tmp_path, 
         ):
             archive.writestr(name, b"x")
     monkeypatch.setattr(uploads, "MAX_PICTURES", 3)
-    with opened([tmp_path / "evil.zip"]) as found:
+    with unpacked([tmp_path / "evil.zip"]) as found:
         names = sorted(path.name for path in (found.folder / "images").iterdir())
         assert names == ["abs.png", "b.png", "evil.png", "win.png"] and found.left_out == 1
         assert all(path.parent == found.folder / "images" for path in found.pictures)
@@ -242,46 +246,6 @@ def test_nothing_leaves_the_folder_and_too_many_pictures_are_left_out(tmp_path, 
 
 
 # ---- in the browser ----
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory, predictor):
-    """The whole page; its `shapes` are a small real model, so that a switch can learn on top of it."""
-    pytest.importorskip("gradio", reason="the browser test needs gradio")
-    from app import ui
-    from app.tabs import classes_tab
-
-    folder = tmp_path_factory.mktemp("examples")
-    shutil.copy(find_examples()[0].path, folder / "first.jpg")
-    rows = detected_rows([("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1)])
-    own = {"people": make_table(rows, None, "people", "a test", 1, "detected", MACS)}
-    patch = pytest.MonkeyPatch()
-    patch.setattr(classes_tab, "bundled_tables", lambda: own)
-    explorer = ExploreHandlers(fake_catalog("people", ("shapes",), shapes=predictor), find_examples(folder))
-    page = ui.build(explorer)
-    patch.undo()
-    _, url, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
-    yield url
-    page.close(verbose=False)
-
-
-@pytest.fixture
-def page(browser, served):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(SLOW)
-    page.requests, page.problems = [], []
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(served)
-    page.wait_for_selector(".dm[data-empty=false]")
-    yield page
-    assert page.problems == []
-    assert [url for url in page.requests if not url.startswith((served, "data:", "blob:"))] == []
-    page.close()
-
-
-def go(page, tab: str) -> None:
-    page.get_by_role("tab", name=tab).click()
 
 
 def test_touching_the_curve_moves_the_slider_on_explore(page):
@@ -308,7 +272,7 @@ def test_touching_the_curve_moves_the_slider_on_explore(page):
     page.wait_for_function("document.querySelector('.dt-plot').textContent.includes('No instance is shown')")
 
 
-def test_classes_are_sorted_filtered_and_taken_home(page):
+def test_classes_are_sorted_filtered_and_downloaded(page):
     go(page, "Classes")
     names = page.locator(".dt-classes td.dt-name")
     page.wait_for_function("document.querySelectorAll('.dt-classes td.dt-name').length === 3")
@@ -384,18 +348,15 @@ def test_a_run_is_started_steered_paused_and_stopped(page):
     page.wait_for_selector("#dynamask-train .dt-invite")
 
 
-def test_a_closed_tab_trains_no_longer(browser, served):
+def test_a_closed_tab_trains_no_longer(app_context, app_address):
     from app.live_training import RUNS
 
-    page = browser.new_page()
-    page.set_default_timeout(SLOW)
-    page.goto(served)
-    page.wait_for_selector(".dm[data-empty=false]")
+    page = open_page(app_context, app_address)
     go(page, "Train")
     page.click("#dynamask-train-start")
     wait_for_steps(page, 1)
     page.close()
-    other = browser.new_page()  # time passes in the browser, the server's threads run on
+    other = app_context.new_page()  # time passes in the browser, the server's threads run on
     for _ in range(40):
         beats = dict(RUNS.beats)
         other.wait_for_timeout(3000)
@@ -405,17 +366,14 @@ def test_a_closed_tab_trains_no_longer(browser, served):
     other.close()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_every_tab_fits_a_phone(browser, served, dark):
-    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark" if dark else "light")
-    page.set_default_timeout(SLOW)
-    page.goto(served)
-    page.wait_for_selector(".dm[data-empty=false]")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab_fits_a_phone(page, scheme):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.emulate_media(color_scheme=scheme)
     for tab, selector in (("Budget curve", ".dt-dot"), ("Classes", ".dt-classes td"), ("Train", ".dt-invite")):
         go(page, tab)
         page.wait_for_selector(selector, state="attached")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.close()
+        assert fits(page)
 
 
 def test_scenes_of_the_lesson_are_nobody_elses():
@@ -428,9 +386,9 @@ def test_scenes_of_the_lesson_are_nobody_elses():
 
 def test_an_analysis_is_cancelled_between_two_pictures():
     pytest.importorskip("gradio")
-    from app.tabs.classes_tab import Errand
+    from app.tabs.classes_tab import OwnAnalysis
 
-    done, errand = [], Errand()
+    done, own = [], OwnAnalysis()
 
     def analysis():
         for number in range(5):
@@ -438,19 +396,19 @@ def test_an_analysis_is_cancelled_between_two_pictures():
             yield f"picture {number}", None
         yield "Done", {"rows": []}
 
-    assert [words for words, _ in errand.steps(analysis())][-1] == "Done" and errand.table == {"rows": []}
+    assert [words for words, _ in own.steps(analysis())][-1] == "Done" and own.table == {"rows": []}
     done.clear()
-    steps = errand.steps(analysis())
+    steps = own.steps(analysis())
     assert next(steps) == ("picture 0", False)
-    errand.cancel()
-    assert list(steps) == [("Cancelled.", False)] and done == [0, 1] and errand.table == {"rows": []}
+    own.cancel()
+    assert list(steps) == [("Cancelled.", False)] and done == [0, 1] and own.table == {"rows": []}
 
 
 def test_pictures_alone_are_detected(predictor, tmp_path):
     Image.fromarray(make_scene(1, 1).image).save(tmp_path / "a.png")
-    with opened([tmp_path / "a.png"]) as found:
+    with unpacked([tmp_path / "a.png"]) as found:
         try:
-            (words, _), *_, (done, table) = table_of(found, predictor, "tiny")
+            (words, _), *_, (done, table) = analyse(found, predictor, "tiny")
         except DynaMaskError as error:
             assert "no object was found" in str(error)  # a model with random weights may be sure of nothing
         else:

@@ -20,9 +20,9 @@ export function follow(hash) {
     return;
   }
   pending = link;
-  const wish = { ask: "open", keep: Boolean(link.weights), weights: link.weights || view?.weights, ...(link.picture || { kind: "same" }) };
-  if (link.drawn.length) wish.boxes = link.drawn;
-  ask(wish, "Opening the link…");
+  const request = { ask: "open", keep: Boolean(link.weights), weights: link.weights || view?.weights, ...(link.picture || { kind: "same" }) };
+  if (link.drawn.length) request.boxes = link.drawn;
+  ask(request, "Opening the link…");
 }
 
 function isShown(picture) {

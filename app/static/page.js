@@ -5,7 +5,7 @@ export const page = {
   root: null, // .dm
   canvas: null,
   props: null, // `value`, `examples` and `weights` from Python
-  request: null, // request(wish) asks the server; the answer becomes `props.value`
+  request: null, // request(data) asks the server; the answer becomes `props.value`
   upload: null, // upload(file) resolves to { path } on the server
   signal: null, // aborted when the tab is built again: ends the listeners on document and window
 };

@@ -25,19 +25,19 @@ export function busy(on, text = "Analysing the picture…", quiet = false) {
 }
 
 // Sends a request unless one is running; behind an explanation it waits.
-export function ask(wish, text, quiet = false) {
+export function ask(request, text, quiet = false) {
   if (explaining) {
-    queued = [wish, text, quiet];
+    queued = [request, text, quiet];
     return;
   }
   if (state.busy) return;
   busy(true, text, quiet);
-  page.request(wish);
+  page.request(request);
 }
 
 // Opens a picture with the chosen weights.
-export function open(wish, text) {
-  ask({ ask: "open", weights: $(".dm-weights").value, ...wish }, text);
+export function open(request, text) {
+  ask({ ask: "open", weights: $(".dm-weights").value, ...request }, text);
 }
 
 // Uploads a file and opens it.

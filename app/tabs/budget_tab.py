@@ -1,13 +1,13 @@
-"""Budget curve: quality against MACs for the picture on Explore; a point that is touched sets Explore's slider."""
+"""Budget curve: quality against MACs for the picture on Explore; a chosen point moves Explore's budget slider."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from app.errors import refuse
+from app.messages import as_json
 from app.quality_curve import budget_curve
 from app.session import Session
 from app.templates import module_loader, template
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def curve_text(session: Session | None, shown: object = None) -> str:
-    """The curve of a session as JSON text, `<` escaped; "{}" where there is no picture.
+    """The curve of a session as JSON text; "{}" if there is no picture.
 
     Raises:
         DynaMaskError: instances that the session does not have.
@@ -26,13 +26,13 @@ def curve_text(session: Session | None, shown: object = None) -> str:
     if session is None:
         return "{}"
     if session.levels is not None:
-        sentence = f"The weights {session.weights} are one-stage: they have one mask size, so no budget is to be spent."
-        return json.dumps({"title": session.title, "sentence": sentence}).replace("<", "\\u003c")
-    return json.dumps(budget_curve(session, shown), allow_nan=False).replace("<", "\\u003c")
+        sentence = f"The weights {session.weights} are one-stage: they have one mask size, so there is no budget curve."
+        return as_json({"title": session.picture.title, "sentence": sentence})
+    return as_json(budget_curve(session, shown))
 
 
 def build(context: PageContext) -> None:
-    """Put the curve on the page; it is asked for when the tab is looked at and when the picture changes."""
+    """Put the curve on the page; the browser asks for it when the tab is open and the picture changes."""
 
     def answer(session: Session | None, event: gr.EventData) -> str:
         try:
@@ -43,12 +43,18 @@ def build(context: PageContext) -> None:
     curve = gr.HTML(
         value="",
         html_template=template("budget.html"),
-        css_template=template("tabs.css") + template("budget.css"),
+        css_template=template("tabs.css", "budget.css"),
         js_on_load=module_loader("budget_curve"),
         apply_default_css=False,
         elem_id="dynamask-curve",
     )
     curve.select(
-        answer, context.session, curve, show_progress="hidden", concurrency_id="curve", concurrency_limit=2,
-        trigger_mode="always_last", api_visibility="private",
-    )  # fmt: skip
+        answer,
+        context.session,
+        curve,
+        show_progress="hidden",
+        concurrency_id="curve",
+        concurrency_limit=2,
+        trigger_mode="always_last",
+        api_visibility="private",
+    )

@@ -1,4 +1,4 @@
-"""A predictor that invents its answers: the app's tests need its interface, not a model."""
+"""A predictor with invented answers: the app's tests need its interface, not a model."""
 
 from __future__ import annotations
 
@@ -8,35 +8,10 @@ import numpy as np
 import torch
 
 from app.catalog import WeightsCatalog
-from dynamask.predict import check_boxes
+from dynamask.predict import Prediction, check_boxes
 from dynamask.structures import MASK_SIZES
 
 MACS = (10_000_000, 17_000_000, 25_000_000, 32_000_000)
-
-
-class FakePrediction:
-    """What `Predictor` gives back, as far as the app reads it."""
-
-    def __init__(
-        self,
-        boxes: torch.Tensor,
-        scores: torch.Tensor,
-        probs: torch.Tensor,
-        grids: list[list[torch.Tensor]],
-        class_names: tuple[str, ...],
-    ) -> None:
-        self.boxes, self.scores, self.switch_probs, self.grids = boxes, scores, probs, grids
-        self.labels = torch.ones(len(boxes), dtype=torch.int64)
-        self.class_names = class_names
-        self.image_macs = {"projection_stride16": 1000, "projection_stride8": 2000, "switch": 500 * len(boxes)}
-        self.timings = {"detect": 210.5, "regions": 12.5, "all_sizes": 30.71, "masks": 0.0}
-        self.regions = SimpleNamespace(branch=None, state=None)
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def mask_probs_at(self, index: int, size: int) -> torch.Tensor:
-        return self.grids[index][MASK_SIZES.index(size)]
 
 
 def blob(size: int, petals: int, phase: float) -> torch.Tensor:
@@ -46,24 +21,34 @@ def blob(size: int, petals: int, phase: float) -> torch.Tensor:
     return torch.sigmoid((radius - torch.hypot(xs, ys)) * 14)
 
 
+class FakeRegions:
+    """The masks of `count` flowers, as a prediction reads them."""
+
+    branch = SimpleNamespace(mask_sizes=MASK_SIZES)
+
+    def __init__(self, count: int) -> None:
+        self.grids = [[blob(size, 3 + i % 5, i) for size in MASK_SIZES] for i in range(count)]
+
+    def probs(self, row: int, size_index: int) -> torch.Tensor:
+        return self.grids[row][size_index]
+
+
 class FakePredictor:
-    """Finds `count` flowers in every picture, or one in each `given` box; remembers how it was called."""
+    """Finds `count` flowers in every picture, or one in each `given` box; records how it was called."""
+
+    family, mask_sizes, has_switch = "two-stage", MASK_SIZES, True
+    costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
 
     def __init__(
         self, count: int = 6, class_names: tuple[str, ...] = ("__background__", "person"), given: list | None = None
     ) -> None:
-        self.count = count
-        self.given = given
-        self.class_names = class_names
-        self.category_ids = tuple(range(1, len(class_names)))
-        self.family = "two-stage"
-        self.costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
+        self.count, self.given, self.class_names = count, given, class_names
         self.calls: list[dict] = []
 
-    def check_switch(self, what: str) -> None:
+    def check_switch(self, feature: str) -> None:
         """It has one."""
 
-    def __call__(self, image: np.ndarray, **options) -> FakePrediction:
+    def __call__(self, image: np.ndarray, **options) -> Prediction:
         self.calls.append({"shape": image.shape, **options})
         height, width = image.shape[:2]
         limits = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -79,11 +64,24 @@ class FakePredictor:
             halves = (0.08 + 0.22 * torch.rand((self.count, 2), generator=generator)) * limits[:2]
             boxes = torch.cat([centres - halves, centres + halves], dim=1).clamp(min=0).minimum(limits)
             scores = torch.linspace(0.97, 0.2, self.count)
-        probs = torch.softmax(2 * torch.randn((len(boxes), 4), generator=generator), dim=1)
-        grids = [[blob(size, 3 + i % 5, i) for size in MASK_SIZES] for i in range(len(boxes))]
-        return FakePrediction(boxes, scores, probs, grids, self.class_names)
+        count = len(boxes)
+        return Prediction(
+            boxes=boxes,
+            labels=torch.ones(count, dtype=torch.int64),
+            scores=scores,
+            macs=torch.full((count,), MACS[0]),
+            image_macs={"projection_stride16": 1000, "projection_stride8": 2000, "switch": 500 * count},
+            image_size=(height, width),
+            picture=image,
+            timings={"detect": 210.5, "regions": 12.5, "all_sizes": 30.71, "masks": 0.0},
+            class_names=self.class_names,
+            category_ids=tuple(range(1, len(self.class_names))),
+            mask_size=torch.full((count,), MASK_SIZES[0]),
+            switch_logits=2 * torch.randn((count, 4), generator=generator),
+            regions=FakeRegions(count),
+        )
 
 
 def fake_catalog(first: str = "people", others: tuple[str, ...] = (), **predictors) -> WeightsCatalog:
-    """A shelf of fakes; `predictors` by name, where a particular one is wanted."""
+    """Fakes by name; `predictors` where a particular one is wanted."""
     return WeightsCatalog(lambda name: predictors.get(name) or FakePredictor(), first, [first, *others])
