@@ -20,11 +20,11 @@ from app.arguments import number, whole_number
 from app.errors import refuse
 from app.images import png_url
 from app.source_pictures import read_upload
+from dynamask.config import STRIDES
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
 from dynamask.models.masks.policies import Policy, budget_in_macs
-from dynamask.config import STRIDES
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 

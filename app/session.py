@@ -12,9 +12,9 @@ import torch
 from torchvision.ops import box_iou, masks_to_boxes
 
 from app.source_pictures import SourcePicture
+from dynamask.config import STRIDES
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.evaluation.matching import match_greedily
-from dynamask.config import STRIDES
 from dynamask.ops.masks import paste_mask
 from dynamask.ops.rle import decode_masks, decode_rle, encode_rle
 from dynamask.predict import Prediction, Predictor

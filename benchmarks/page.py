@@ -53,7 +53,8 @@ SLIDE = """async (moves) => {
 
 def flowers(count: int, size: tuple[int, int]) -> Any:
     """A session of `count` made-up instances on a noisy picture of (H, W)."""
-    from app.session import Instances, Session
+    from app.session import Session, SessionInstances
+    from app.source_pictures import SourcePicture
     from dynamask.structures import MASK_SIZES
 
     draw, (height, width) = np.random.default_rng(count), size
@@ -68,16 +69,21 @@ def flowers(count: int, size: tuple[int, int]) -> Any:
             grids.append((255 / (1 + np.exp(-(radius - np.hypot(xs, ys)) * 14))).round().astype(np.uint8))
         masks.append(grids)
     unknown = np.full((count, len(MASK_SIZES)), np.nan)
-    found = Instances(
-        np.concatenate([corners, corners + sides], 1), np.ones(count, np.int64), np.linspace(0.99, 0.51, count),
-        np.zeros(count, bool), draw.dirichlet(np.ones(4), count), masks, unknown, unknown,
-    )  # fmt: skip
+    found = SessionInstances(
+        boxes=np.concatenate([corners, corners + sides], 1),
+        labels=np.ones(count, np.int64),
+        names=["flower"] * count,
+        scores=np.linspace(0.99, 0.51, count),
+        drawn=np.zeros(count, bool),
+        mask_iou=unknown,
+        boundary_iou=unknown,
+        grids=masks,
+        switch_probs=draw.dirichlet(np.ones(4), count),
+    )
     image = draw.integers(0, 255, (height, width, 3), dtype=np.uint8)
     macs = (14_500_000, 38_400_000, 71_300_000, 122_000_000)
-    return Session(
-        "1", "none", "own", "", f"{count} instances", "", image, size, ("__background__", "flower"), (1,), macs,
-        found, None, {"detect": 0.0, "mask_branch": 0.0},
-    )  # fmt: skip
+    picture = SourcePicture("own", "", f"{count} instances", "", image)
+    return Session("1", "none", picture, size, (1,), macs, 0, 0, {"detect": 0.0, "mask_branch": 0.0}, found)
 
 
 class MadeUp:
@@ -90,9 +96,9 @@ class MadeUp:
 
     def first_view(self) -> str:
         """The made-up view."""
-        from app.messages import encode_view
+        from app.messages import view_message
 
-        return encode_view(self.session, self.session.source, 0, 0)
+        return view_message(self.session, self.session.picture.source)
 
     def first_session(self) -> Any:
         """The made-up session."""

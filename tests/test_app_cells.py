@@ -26,8 +26,8 @@ from app.session import Session, SessionInstances
 from app.source_pictures import SourcePicture
 from app.tabs.budget_tab import curve_text
 from app.uploads import analyse, unpacked
-from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.config import STRIDES, AggregationConfig
+from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.predict import Predictor, predictor_of
 from dynamask.structures import DynaMaskError
 
@@ -219,7 +219,7 @@ def test_the_endpoints_serve_levels_and_cells(predictor, prediction):
     with pytest.raises(DynaMaskError, match="nothing to choose anew"):
         api.reselected(got, "size", None)
     for choice in (("size", None), ("learned", 0.1)):
-        with pytest.raises(DynaMaskError, match="neither a policy nor a budget"):
+        with pytest.raises(DynaMaskError, match="omit the policy and the budget"):
             api.checked_options(predictor, *choice, 0.3, None, False)
 
 

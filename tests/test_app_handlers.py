@@ -202,7 +202,8 @@ def test_weights_follow_the_kind_of_picture():
 
 def test_weights_are_loaded_once_and_a_file_goes_by_its_stem():
     asked = []
-    catalog = WeightsCatalog(lambda source: asked.append(source) or FakePredictor(), "runs/mine.safetensors", ["people"])
+    load = lambda source: asked.append(source) or FakePredictor()  # noqa: E731
+    catalog = WeightsCatalog(load, "runs/mine.safetensors", ["people"])
     assert catalog.names == ["mine", "people"] and catalog.get("mine") is catalog.get("mine")
     assert asked == ["runs/mine.safetensors"]
 

@@ -304,6 +304,8 @@ def test_own_data_are_analysed_and_refused_with_a_sentence(page, exported, tmp_p
     page.wait_for_function("document.querySelector('.dt-classes thead').textContent.includes('an ideal mask')")
     (tmp_path / "broken.zip").write_bytes(b"no zip")
     page.locator("#dynamask-classes-files button[aria-label*='lear']").first.click()
+    page.wait_for_selector("text=annotations.json", state="detached")
+    page.wait_for_timeout(500)  # Gradio makes another input, and the first analysis ends
     page.set_input_files("#dynamask-classes-files input[type=file]", tmp_path / "broken.zip")
     page.wait_for_selector("text=broken.zip")
     page.click("#dynamask-classes-start")

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from dynamask.data.shapes import ShapesDataset, make_scene
 from dynamask.config import AggregationConfig
+from dynamask.data.shapes import ShapesDataset, make_scene
 from dynamask.predict import predictor_of
 from helpers.app_fakes import MACS, FakePredictor, fake_catalog
 from helpers.small_models import finding_solo, tiny_model
