@@ -210,13 +210,13 @@ cell_masks.suppression_figure(case, config.update_threshold)
 # Here is an object with its cell and the four neighbours (weights `shapes-sodar`, as long trained as those above):
 
 # %%
-from lessons import comparison
+from lessons import two_models
 
 from dynamask.viz.cells import cell_figure, representations_figure
 
 sodar = dynamask.load("shapes-sodar")
 seen = sodar(scene.image)
-row, shown = comparison.matched(seen, scene)[0]
+row, shown = two_models.matched(seen, scene)[0]
 view = seen.cells.explain(shown)
 cell_figure(scene.image, view)
 
@@ -245,12 +245,12 @@ cell_masks.mosaic_figure(seen, scene.image, soft=False)
 # %%
 from dynamask.evaluation.bootstrap import paired_bootstrap
 
-parts = comparison.neighbour_losses(sodar, [scenes.scene(i) for i in range(fast(4, 30))])
-gain = paired_bootstrap(parts[comparison.FOUR])
+parts = two_models.neighbour_losses(sodar, [scenes.scene(i) for i in range(fast(4, 30))])
+gain = paired_bootstrap(parts[two_models.FOUR])
 print(f"{len(parts['centre'])} objects; IoU that all four neighbours add to the centre alone: {gain.mean:+.3f}",
       f"(95 % interval over objects {gain.low:+.3f} to {gain.high:+.3f})")  # fmt: skip
 print("These weights gain", "by" if gain.sign > 0 else "nothing by", "looking at their neighbours.")
-comparison.losses_figure(parts)
+two_models.losses_figure(parts)
 
 # %% [markdown]
 # If it is nothing, then whatever SODAR is worth here does not come from the neighbours. The paper shows representations
@@ -288,7 +288,7 @@ assert theta.shape[1] == by_count == aggregation.parameters
 # Who decides *which* object is drawn: the representations, or θ? Give every object the θ of every other:
 
 # %%
-trio = sorted(index for _, index in comparison.matched(seen, scene))[:3]
+trio = sorted(index for _, index in two_models.matched(seen, scene))[:3]
 other_theta, other_maps = cell_masks.swapped_ious(seen, trio)
 print(f"IoU with the own mask: another's θ {other_theta:.2f}, another's neighbours {other_maps:.2f}")
 cell_masks.swap_figure(seen, scene.image, trio)
@@ -353,7 +353,7 @@ rows = torch.arange(6) * 20
 print("rows 0 … 5 of 20 lie at", base_positions(rows, 20, 15, "between")[:, 0].numpy().round(2))
 print("and take the representations", base_positions(rows, 20, 15)[:, 0].int().tolist())
 less = coarser(scene.image)
-cell_figure(scene.image, less.cells.explain(comparison.matched(less, scene)[0][1]))
+cell_figure(scene.image, less.cells.explain(two_models.matched(less, scene)[0][1]))
 
 # %% [markdown]
 # ## Does it help?
@@ -372,9 +372,9 @@ for name, each in (("shapes-solov2", solo), ("shapes-sodar", sodar)):
     parts = f"{entry['images_seen']:,} scenes in {len(entry['commands'])} trainings, the last of seed {entry['seed']}"
     print(f"{name}: {parts}; {size:,} parameters")
 titles = ("SOLOv2", "SODAR")
-plain, aggregated = (comparison.judged(each, scenes) for each in (solo, sodar))
-outcome = comparison.compare(titles, plain, aggregated, samples=fast(100, 1000))
-comparison.comparison_figure(outcome)
+plain, aggregated = (two_models.judged(each, scenes) for each in (solo, sodar))
+outcome = two_models.compare(titles, plain, aggregated, samples=fast(100, 1000))
+two_models.comparison_figure(outcome)
 
 # %%
 from lessons.table import MarkdownTable
@@ -395,8 +395,8 @@ for measure in ("AP", "AP50", "AP90", "boundary AP"):
 # that both have found (mask IoU of .5 or more).
 
 # %%
-both = comparison.pairs(plain, aggregated, scenes)
-edge = comparison.outline_difference(both, scenes.image_ids)
+both = two_models.pairs(plain, aggregated, scenes)
+edge = two_models.outline_difference(both, scenes.image_ids)
 print(f"{len(both)} objects; boundary IoU {edge.mean:+.3f} with SODAR, 95 % interval {edge.low:+.3f} to",
       f"{edge.high:+.3f}")  # fmt: skip
 told = "better" if edge.sign > 0 else "worse" if edge.sign < 0 else "not to be told apart"
@@ -407,7 +407,7 @@ print(f"On these scenes SODAR's outlines are {told}.")
 # both.
 
 # %%
-comparison.pairs_figure(both, scenes, titles)
+two_models.pairs_figure(both, scenes, titles)
 
 # %% [markdown]
 # ## Two ways to spend computation
@@ -418,8 +418,8 @@ comparison.pairs_figure(both, scenes, titles)
 # %%
 dynamic = dynamask.load("shapes")
 models = {"SOLOv2": solo, "SODAR": sodar, "SODAR, fewer maps": coarser, "DynaMask": dynamic}
-spent = {name: comparison.spent(model, scene.image) for name, model in models.items()}
-comparison.spent_figure(spent)
+spent = {name: two_models.spent(model, scene.image) for name, model in models.items()}
+two_models.spent_figure(spent)
 
 # %% [markdown]
 # And with the paper's widths? One-stage masks cover the whole picture, so they grow with it. DynaMask's cover a box: a
@@ -433,7 +433,7 @@ from dynamask.models.masks.costs import mask_branch_costs
 configs = {"SOLOv2": model_config("solov2_resnet50_fpn"), "SODAR": model_config("sodar_v2_resnet50_fpn")}
 branch = branch_of_preset("dynamask_resnet50_fpn")
 costs = mask_branch_costs(branch.head, branch.switch)
-comparison.growth_figure(configs, costs, sides=range(160, 1281, 160))
+two_models.growth_figure(configs, costs, sides=range(160, 1281, 160))
 
 # %% [markdown]
 # The ideas do not exclude each other. One spends on *information* (what do the cells next to me see?), the other on

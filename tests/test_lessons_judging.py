@@ -5,7 +5,6 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
 from lessons import judging
-from lessons.picture_grids import with_slider
 
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import Instances
@@ -169,15 +168,6 @@ def test_figures_hold_their_data(scenes):
     assert [bar.name for bar in bars] == [f"{s}×{s}" for s in MASK_SIZES] and set(bars[3].x) == {1.0}
     histogram = judging.bootstrap_figure(np.arange(10.0), Interval(4.5, 1.0, 9.0), "title")
     assert len(histogram.data[0].x) == 10 and [shape.x0 for shape in histogram.layout.shapes] == [1.0, 4.5, 9.0, 0]
-
-
-def test_a_slider_keeps_clear_of_the_axis():
-    curves = {t: judging.precision_recall([0.9, 0.5], [True, t == "a"], 2) for t in ("a", "b")}
-    plain = judging.precision_recall_figure(curves["a"])
-    drawn = with_slider({t: judging.precision_recall_figure(c) for t, c in curves.items()}, "x ", 1, axis_title=True)
-    assert len(drawn.data) == 2 * len(plain.data)
-    assert drawn.layout.sliders[0].active == 1 and drawn.layout.sliders[0].pad.t > 40
-    assert drawn.layout.height > plain.layout.height + 36
 
 
 def test_the_papers_tables_are_in_order():

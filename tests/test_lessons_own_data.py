@@ -1,4 +1,4 @@
-"""Lesson 07's pieces: the command line from a notebook, a server that is started, asked and ended, and a run's log."""
+"""Notebook 07: the command line in a notebook, a server that is started and ended, and the log of a run."""
 
 import urllib.error
 import urllib.request
@@ -64,25 +64,17 @@ def test_mistakes_are_answers_with_a_code(terminal, tmp_path):
     assert terminal("costs", "--model", "dynamask_resnet18_fpn_small").code == 0  # and it still answers
 
 
-def test_a_closed_terminal_says_so(tmp_path):
+def test_a_closed_terminal_is_refused(tmp_path):
+    assert str(CommandResult("dynamask x", 0, "")) == "$ dynamask x\n"
     one = Terminal(tmp_path)
     one.close()
     with pytest.raises(DynaMaskError, match="make a new Terminal"):
         one("costs")
 
 
-def test_an_answer_without_words():
-    assert str(CommandResult("dynamask x", 0, "")) == "$ dynamask x\n"
-
-
-def test_a_server_is_there_while_it_is_needed_and_gone_afterwards(server):
-    with served(server) as address:
-        assert reached(address)
-    assert not reached(address)
-
-
-def test_it_ends_when_the_lesson_fails(server):
+def test_a_server_runs_inside_the_context_and_ends_with_it(server):
     with pytest.raises(ZeroDivisionError), served(server) as address:
+        assert reached(address)
         1 / 0  # noqa: B018
     assert not reached(address)
 

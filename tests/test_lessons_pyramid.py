@@ -1,4 +1,4 @@
-"""Lesson 02: traces, sampling places, and parts taken away."""
+"""Notebook 02: traces, sampling positions, and ablated parts."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,9 @@ def traced(predictor, scene):
     return pyramid.trace(predictor, scene.image, scene.boxes[0].tolist(), int(scene.labels[0]))
 
 
-def test_trace_equals_the_predictor(predictor, scene, traced):
+def test_trace_equals_the_predictor_and_leaves_no_hook(predictor, scene, traced):
+    modules = predictor.model.mask_branch.region_fpn.modules()
+    assert not [m for m in modules if m._forward_hooks or m._forward_pre_hooks]
     prediction = predictor(scene.image, boxes=scene.boxes[:1], labels=scene.labels[:1].tolist(), all_sizes=True)
     for k, size in enumerate(MASK_SIZES):
         assert torch.allclose(traced.mask_probs[k], prediction.mask_probs_at(0, size), atol=1e-5)
@@ -51,30 +53,19 @@ def test_trace_keeps_what_each_stage_was_given(traced):
     assert traced.crop().shape == (y1 - y0, x1 - x0, 3)
 
 
-def test_no_hook_is_left(predictor, traced):
-    modules = predictor.model.mask_branch.region_fpn.modules()
-    assert not [m for m in modules if m._forward_hooks or m._forward_pre_hooks]
-
-
-def test_zero_offsets_read_the_plain_grid():
-    places = pyramid.sampling_places(torch.zeros(18, 5, 5))
-    assert places.shape == (9, 2, 5, 5)
-    assert places[:, :, 2, 3].tolist() == [[2 + dy, 3 + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+def test_offsets_move_samples_in_their_direction():
+    plain = pyramid.sampling_places(torch.zeros(18, 5, 5))
+    assert plain.shape == (9, 2, 5, 5)
+    assert plain[:, :, 2, 3].tolist() == [[2 + dy, 3 + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     assert pyramid.attention_map(torch.zeros(36, 6, 6)) == pytest.approx(np.ones((6, 6)))
-
-
-def test_offsets_move_places_in_their_direction():
     offsets = torch.zeros(18, 5, 5)
     offsets[1::2] = 2.0  # (Δy, Δx) pairs
-    moved = pyramid.sampling_places(offsets) - pyramid.sampling_places(torch.zeros(18, 5, 5))
+    moved = pyramid.sampling_places(offsets) - plain
     assert (moved[:, 0] == 0).all() and (moved[:, 1] == 2).all()
     assert pyramid.mean_offset(offsets).tolist() == [torch.zeros(5, 5).tolist(), torch.full((5, 5), 2.0).tolist()]
     assert pyramid.neighbour_agreement(offsets) == pytest.approx(1)
     attention = pyramid.attention_map(offsets)
-    assert (attention[:, 0] == 0).all() and attention[2, 2] > 0, "the first column is read by nobody"
-
-
-def test_noise_does_not_agree():
+    assert (attention[:, 0] == 0).all() and attention[2, 2] > 0, "the first column is not sampled"
     noise = torch.randn(18, 40, 40, generator=torch.Generator().manual_seed(0))
     assert abs(pyramid.neighbour_agreement(noise)) < 0.1
 

@@ -1,4 +1,4 @@
-"""Every notebook is built alike, holds no outputs and is what its source says; nbmake runs them (`notebooks/`)."""
+"""Every notebook has the common structure, no outputs, and equals its source; nbmake runs them (`notebooks/`)."""
 
 import ast
 import re
@@ -28,25 +28,13 @@ def code(notebook) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def prose(notebook) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-
-
-def test_notebooks_are_what_their_sources_say():
-    paired.check()
-
-
-def test_head_names_goal_prerequisites_and_time(notebook, request):
+def test_the_first_cell_names_goal_prerequisites_and_time_and_the_last_is_a_recap(notebook, request):
     first = notebook.cells[0]
     number = request.node.callspec.params["notebook"].stem[:2]
     assert first.cell_type == "markdown" and first.source.startswith(f"# {number} · ")
     for line in ("**Goal**", "**You need**", "**Running time**"):
         assert line in first.source
 
-
-def test_it_ends_with_exercises_and_a_recap(notebook):
-    headings = [line for text in prose(notebook) for line in text.splitlines() if line.startswith("## ")]
-    assert headings[-2:] == ["## Exercises", "## Recap"] or headings[-1] == "## Recap" and "## Exercises" in headings
     assert notebook.cells[-1].cell_type == "markdown" and notebook.cells[-1].source.startswith("## Recap")
 
 
@@ -64,34 +52,23 @@ def test_every_exercise_has_a_hidden_solution_that_asserts(notebook):
     assert not [cell for cell in cells[:start] if "solution" in cell.metadata.get("tags", [])]
 
 
-def test_cells_are_short_and_define_nothing(notebook):
+def test_cells_are_short_define_nothing_and_need_no_network_or_local_path(notebook):
+    imported = set()
     for source in code(notebook):
-        nodes = list(ast.walk(ast.parse(source)))
-        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-        assert not [node for node in nodes if isinstance(node, kinds)], source
         assert len(source.splitlines()) <= 25, source
-
-
-def test_no_path_of_a_machine_and_no_network(notebook):
+        assert not re.search(r"https?://|^\s*[!%]", source, flags=re.MULTILINE), source
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef), source
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported |= {name.split(".")[0] for name in names}
+    assert "dynamask" in imported and not imported & {"app", "tests", "benchmarks"}
     for cell in notebook.cells:
         assert not re.search(r"(?<![\w.])/(?:home|root|Users|work|tmp|opt|mnt)/|[A-Z]:\\", cell.source), cell.source
-    for source in code(notebook):
-        assert not re.search(r"https?://|^\s*[!%]", source, flags=re.MULTILINE), source
 
 
-def test_helpers_come_from_the_library(notebook):
-    names = [
-        name
-        for source in code(notebook)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-    ]
-    assert any(name.split(".")[0] == "dynamask" for name in names)
-    assert not [name for name in names if name.split(".")[0] in ("app", "tests", "benchmarks")]
-
-
-def test_syllabus_lists_every_notebook_with_its_picture():
+def test_sources_notebooks_and_the_syllabus_agree():
+    paired.check()
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
         assert f"({path.name})" in text
