@@ -33,7 +33,7 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
     from app.class_table import detected_rows, make_table
     from app.handlers import ExploreHandlers
     from app.source_pictures import find_examples
-    from app.tabs import classes_tab, train
+    from app.tabs import classes_tab, train_tab
 
     shutil.copy(find_examples()[0].source, folder / "first.jpg")
     Image.new("RGB", (90, 60), "teal").save(folder / "second.jpg")
@@ -47,7 +47,7 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
     rows = detected_rows([("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1)])
     tables = {"people": make_table(rows, None, "people", "a test", 1, "detected", MACS)}
     patch.setattr(classes_tab, "bundled_tables", lambda: tables)
-    patch.setattr(train, "PREFERRED", ("tiny",))
+    patch.setattr(train_tab, "PREFERRED", ("tiny",))
     catalog = fake_catalog("people", ("objects", *predictors), **predictors)
     page = ui.build(ExploreHandlers(catalog, find_examples(folder)))
     _, address, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
