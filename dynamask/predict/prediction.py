@@ -35,38 +35,34 @@ class CachedRegions:
     def __init__(self, branch: MaskBranch, state: RegionState) -> None:
         self.branch = branch
         self.state = state.to("cpu")
-        self._probs: list[list[Tensor | None]] = [[None] * len(MASK_SIZES) for _ in range(len(state))]
+        self._probs: dict[tuple[int, int], Tensor] = {}  # (S, S) by region and size index
 
     @torch.inference_mode()
     def ensure(self, size_index: Tensor) -> None:
-        """Compute the mask of each instance at its index (R,) into ``MASK_SIZES``, unless it is known."""
-        wanted = [
-            [row for row in torch.nonzero(size_index == k)[:, 0].tolist() if self._probs[row][k] is None]
-            for k in range(len(MASK_SIZES))
-        ]
-        if not any(wanted):
+        """Compute the mask of each region at its index (R,) into ``MASK_SIZES``, unless it is known or the index −1."""
+        pairs = enumerate(size_index.tolist())
+        missing = [(row, k) for row, k in pairs if k >= 0 and (row, k) not in self._probs]
+        if not missing:
             return
         state = self.state.to(next(self.branch.parameters()).device)
-        for k in range(len(MASK_SIZES) - 1, -1, -1):
-            if wanted[k]:
-                rows = torch.tensor(wanted[k], device=state.rois.device)
-                probs = self.branch.head.mask_logits(state, k, rows).sigmoid().cpu()
-                for row, values in zip(wanted[k], probs):
-                    self._probs[row][k] = values
+        for size in sorted({k for _, k in missing}, reverse=True):  # finer sizes compute the features of coarser ones
+            rows = [row for row, k in missing if k == size]
+            logits = self.branch.head.mask_logits(state, size, torch.tensor(rows, device=state.rois.device))
+            self._probs |= {(row, size): probs for row, probs in zip(rows, logits.sigmoid().cpu())}
         self.state = state.to("cpu")
 
     def ensure_all(self) -> None:
-        """Compute the masks of all instances at every size that the branch gives."""
+        """Compute the masks of all regions at every size that the branch gives."""
         for size in self.branch.mask_sizes:
             self.ensure(torch.full((len(self.state),), MASK_SIZES.index(size)))
 
     def probs(self, row: int, size_index: int) -> Tensor:
-        """(S, S) probabilities of one instance, computed now unless they are known."""
-        if self._probs[row][size_index] is None:
+        """(S, S) probabilities of one region, computed now unless they are known."""
+        if (row, size_index) not in self._probs:
             chosen = torch.full((len(self.state),), -1)
             chosen[row] = size_index
             self.ensure(chosen)
-        return self._probs[row][size_index]
+        return self._probs[row, size_index]
 
 
 @dataclass(frozen=True)
