@@ -14,7 +14,8 @@ from dynamask.engine.log import RunLog, Table
 from dynamask.engine.train import Periodic, train
 from dynamask.reports.runs import find_runs, read_runs, read_table
 from dynamask.structures import DynaMaskError
-from dynamask.viz.training_curves import COLOURS, panels_of, smoothed, training_curves
+from dynamask.viz.style import SERIES_COLOURS
+from dynamask.viz.training_curves import panels_of, smoothed, training_curves
 
 
 def test_a_log_of_an_older_version_gets_the_new_columns_and_keeps_its_rows(tmp_path):
@@ -87,7 +88,7 @@ def test_panels_are_those_that_some_run_knows(tmp_path):
         "loss_mask",
         "learning rate",
         "share of regions at 14",
-        "mean MACs per region, dotted: the target",
+        "mean MACs per region (target dotted)",
         "box AP on validation pictures",
         "mask AP on validation pictures",
     ]
@@ -99,7 +100,7 @@ def test_every_run_has_one_colour_and_one_entry_in_the_legend(tmp_path):
     by_name: dict[str, set] = {}
     for trace in figure.data:
         by_name.setdefault(trace.name, set()).add(trace.line.color)
-    assert by_name == {"a": {COLOURS[0]}, "c": {COLOURS[1]}, "deep/b": {COLOURS[2]}}
+    assert by_name == {name: {colour} for name, colour in zip(("a", "c", "deep/b"), SERIES_COLOURS)}
     assert sorted(t.name for t in figure.data if t.showlegend) == ["a", "c", "deep/b"]
     curve = next(t for t in figure.data if t.name == "a")
     assert list(curve.x) == [10, 20] and list(curve.y) == [2, 1]

@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
 
 def _runs(arguments: argparse.Namespace) -> None:
     from dynamask.reports.runs import read_runs
+    from dynamask.viz.charts import page_html
     from dynamask.viz.training_curves import training_curves
 
     if not 0 <= arguments.half_life < float("inf"):
@@ -41,10 +42,8 @@ def _runs(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.folder / "runs.html"
     if out.is_dir():
         raise DynaMaskError(f"--out {out} is a folder; give a file")
-    page = training_curves(runs, arguments.half_life).to_html(
-        include_plotlyjs=True, div_id="runs", config={"responsive": True, "displaylogo": False}
-    )
-    write_text(out, page.replace("<head>", "<head><title>Training runs</title>", 1))
+    figure = training_curves(runs, arguments.half_life)
+    write_text(out, page_html(figure, plotlyjs=True, div_id="runs", page_title="Training runs"))
     for run in runs:
         steps = run.log["step"]
         final = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in run.final.items())

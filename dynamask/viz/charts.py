@@ -60,18 +60,19 @@ def panel_figure(titles: Sequence[str], height: int = 360, columns: int = 0, **s
     return drawn.update_layout(template=TEMPLATE, height=height)
 
 
-def page_html(drawn: go.Figure, plotlyjs: bool, div_id: str | None = None, full_page: bool = False) -> str:
+def page_html(drawn: go.Figure, plotlyjs: bool, div_id: str | None = None, page_title: str | None = None) -> str:
     """Return a figure as HTML for a white page, with dark text.
 
     Args:
         drawn: left unchanged.
         plotlyjs: include plotly.js, so that the page works without a network; needed once per page.
         div_id: of the element that holds the figure.
-        full_page: return a whole page instead of one element.
+        page_title: return a whole page with this title instead of one element.
     """
     dark = go.Figure(drawn).update_layout(font_color=PAGE_INK)
-    config = {"responsive": True, "displaylogo": False}
-    return dark.to_html(config=config, include_plotlyjs=plotlyjs, div_id=div_id, full_html=full_page)
+    config, whole = {"responsive": True, "displaylogo": False}, page_title is not None
+    html = dark.to_html(config=config, include_plotlyjs=plotlyjs, div_id=div_id, full_html=whole)
+    return html.replace("<head>", f"<head><title>{page_title}</title>", 1) if whole else html
 
 
 def error_bars(intervals: Sequence[Interval], **style: Any) -> dict[str, Any]:

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from dynamask.structures import MASK_SIZES
+from dynamask.viz.charts import panel_figure
+from dynamask.viz.style import EDGE, SERIES_COLOURS, SERIES_DASHES, series_colour
 
-COLOURS = ("#0E7490", "#B91C1C", "#7C3AED", "#15803D", "#C2410C", "#1D4ED8", "#A16207", "#BE185D", "#334155", "#0D9488")
-"""Colours of the runs, used cyclically."""
-DASHES = ("solid", "dash", "dot", "dashdot")
-"""Line styles of runs that share a colour."""
 HALF_LIVES = (0, 5, 20, 80)
 """Choices of the smoothing, in rows of the log."""
-_AP = ("bbox_AP", "segm_AP", "boundary_AP")
+_AP = {"bbox_AP": "box AP", "segm_AP": "mask AP", "boundary_AP": "boundary AP"}
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,17 @@ def panels_of(runs: Sequence[RunCurves]) -> list[tuple[str, list[str]]]:
     """(title, columns) of every panel for which some run has values."""
     known = {column for run in runs for column in run.log}
     losses = [c for run in runs for c in run.log if c == "loss" or c.startswith("loss_")]
-    titles: list[tuple[str, list[str]]] = [(name, [name]) for name in dict.fromkeys(losses)]
-    titles += [("learning rate", ["lr"]), ("gradient norm", ["gradient_norm"])]
-    titles += [(f"share of regions at {size}", [f"share_{size}"]) for size in MASK_SIZES]
-    titles += [("mean MACs per region, dotted: the target", ["mean_macs", "target_macs"])]
-    titles += [("expected MACs per region, dotted: the target", ["expected_macs", "target_macs"])]
+    titles: list[tuple[str, list[str]]] = [
+        *((name, [name]) for name in dict.fromkeys(losses)),
+        ("learning rate", ["lr"]),
+        ("gradient norm", ["gradient_norm"]),
+        *((f"share of regions at {size}", [f"share_{size}"]) for size in MASK_SIZES),
+        ("mean MACs per region (target dotted)", ["mean_macs", "target_macs"]),
+        ("expected MACs per region (target dotted)", ["expected_macs", "target_macs"]),
+    ]
     panels = [(title, columns) for title, columns in titles if columns[0] in known]
     judged = {column for run in runs for column in (*run.validation, *run.final)}
-    names = {"bbox_AP": "box AP", "segm_AP": "mask AP", "boundary_AP": "boundary AP"}
-    return panels + [(f"{names[column]} on validation pictures", [column]) for column in _AP if column in judged]
+    return panels + [(f"{name} on validation pictures", [column]) for column, name in _AP.items() if column in judged]
 
 
 def training_curves(runs: Sequence[RunCurves], half_life: float = 5) -> go.Figure:
@@ -83,7 +82,7 @@ def training_curves(runs: Sequence[RunCurves], half_life: float = 5) -> go.Figur
     across = 3
     rows = math.ceil(len(panels) / across)
     space = {"horizontal_spacing": 0.06, "vertical_spacing": min(0.4 / rows, 0.12)}
-    figure = make_subplots(rows=rows, cols=across, subplot_titles=[title for title, _ in panels], **space)
+    figure = panel_figure([title for title, _ in panels], 110 + 300 * rows, across, **space)
     raw: list[tuple[list[float], bool]] = []
     for number, run in enumerate(runs):
         named = False
@@ -106,21 +105,17 @@ def training_curves(runs: Sequence[RunCurves], half_life: float = 5) -> go.Figur
     ]
     menu = {"buttons": buttons, "active": half_lives.index(half_life), "x": 1, "xanchor": "right", "y": 1 + 0.3 / rows}
     figure.update_xaxes(title="step")
-    figure.update_layout(
-        template="plotly_white",
+    return figure.update_layout(
         title=f"{len(runs)} training run{'' if len(runs) == 1 else 's'}",
-        height=110 + 300 * rows,
-        margin={"l": 8, "r": 8, "t": 110, "b": 8},
+        margin={"t": 110},
         updatemenus=[{**menu, "yanchor": "bottom"}],
         legend={"orientation": "h", "y": 1 + 0.3 / rows, "yanchor": "bottom"},
-        hoverlabel={"namelength": -1},
     )
-    return figure
 
 
 def _traces(run: RunCurves, number: int, column: str) -> list[tuple[go.Scatter, bool]]:
     """The traces of a column of a run, each with whether it may be smoothed."""
-    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+    colour, dash = series_colour(number), SERIES_DASHES[number // len(SERIES_COLOURS) % len(SERIES_DASHES)]
     if column not in _AP:
         if column not in run.log:
             return []
@@ -132,7 +127,7 @@ def _traces(run: RunCurves, number: int, column: str) -> list[tuple[go.Scatter, 
         found.append((_scatter(run.validation["step"], run.validation[column], "lines+markers", line), False))
     if column in run.final:
         last = run.log["step"][-1:] or [0.0]
-        marker = {"symbol": "star", "size": 13, "color": colour, "line": {"color": "#333333", "width": 1}}
+        marker = {"symbol": "star", "size": 13, "color": colour, "line": EDGE}
         found.append((_scatter(last, [run.final[column]], "markers", line).update(marker=marker), False))
     return found
 
