@@ -11,6 +11,7 @@ import torch
 from helpers.command_line import refusal, run
 from PIL import Image
 
+import dynamask
 from dynamask.models.build import create_model
 from dynamask.models.weights import save_model
 
@@ -231,3 +232,46 @@ def test_module_runs_without_traceback(tmp_path):
     command = [sys.executable, "-m", "dynamask", "predict", "--image", "no.png", "--out", "o"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def imported(code, cwd):
+    """Top-level modules in ``sys.modules`` after some code, in a process of its own."""
+    code += "\nimport sys\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=cwd)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_and_argument_errors_import_no_torch(tmp_path):
+    commands = [
+        "",
+        *["analyze", "costs", "data", "evaluate", "predict", "recipes", "report", "runs", "shapes", "train", "weights"],
+    ]
+    commands += [
+        "data check",
+        "report table1",
+        "report budget-curve",
+        "report all",
+        "report sodar-all",
+        "weights export",
+    ]
+    lines = [*(f"{command} -h" for command in commands), "predict", "nothing", "weights list --what"]
+    code = f"""
+from dynamask.cli import main
+for line in {lines}:
+    try:
+        main(line.split())
+    except SystemExit as end:
+        assert end.code in (0, 2)
+"""
+    assert not {"torch", "torchvision", "numpy", "PIL", "plotly", "timm", "tqdm"} & imported(code, tmp_path)
+
+
+def test_importing_the_package_is_lazy(tmp_path):
+    names = "import dynamask; dynamask.list_models(); dynamask.DynaMaskError, dynamask.MASK_SIZES, dir(dynamask)"
+    assert not {"torch", "numpy"} & imported(names, tmp_path)
+    heavy = imported(
+        "import dynamask; dynamask.load, dynamask.create_model, dynamask.Predictor, dynamask.viz", tmp_path
+    )
+    assert "torch" in heavy and not {"timm", "plotly", "gradio", "ipywidgets", "tensorboard"} & heavy
+    with pytest.raises(AttributeError, match="module 'dynamask' has no attribute 'lode'"):
+        dynamask.lode  # noqa: B018

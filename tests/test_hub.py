@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -11,7 +12,6 @@ from huggingface_hub import ModelCard as HubCard
 
 import dynamask
 from dynamask.config import AggregationConfig
-from dynamask.models import hub
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import ModelCard, find_weights, parse_hub_name
 from dynamask.models.solo.model import SoloNet
@@ -125,7 +125,7 @@ def test_fetching_asks_the_hub_once_and_for_three_files(model, tmp_path, monkeyp
         assert sorted(options["allow_patterns"]) == ["README.md", "config.json", "model.safetensors"]
         return str(folder)
 
-    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert equal(model, DynaMask.from_pretrained("owner/name@main"))
     assert equal(model, DynaMask.from_pretrained("hf://owner/name", local_files_only=True))
     assert equal(model, dynamask.load("hf://owner/name").model)
@@ -139,10 +139,10 @@ def test_without_a_network_one_sentence(monkeypatch, model):
     def fail(*_, **__):
         raise ConnectionError("Name or service\nnot known. More words")
 
-    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(DynaMaskError, match=r"cannot be downloaded from the hub \(Name or service not known\)"):
         dynamask.load("hf://owner/name")
-    monkeypatch.setattr(hub.HfApi, "create_repo", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
     with pytest.raises(DynaMaskError, match="owner/name cannot be pushed"):
         model.push_to_hub("owner/name")
 
@@ -162,7 +162,7 @@ def test_pushing_makes_the_repository_and_uploads_the_folder(model, tmp_path, mo
             calls.append(("upload", repo_id, commit_message))
             shutil.copytree(folder_path, tmp_path / "uploaded")
 
-    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert model.push_to_hub("hf://owner/mine", private=True, token="secret") == "https://hub.example/owner/mine"
     assert calls == [("create", "secret", "owner/mine", True, True), ("upload", "owner/mine", "DynaMask weights")]
     assert equal(model, DynaMask.from_pretrained(tmp_path / "uploaded"))

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -16,7 +17,6 @@ from torchvision.models.detection.image_list import ImageList
 
 from dynamask import MASK_SIZES, create_model, list_models
 from dynamask.config import BaseModelConfig, LossConfig, ModelConfig
-from dynamask.models import backbone
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import EncodedImages
 from dynamask.models.dynamask import DynaMask
@@ -383,8 +383,8 @@ def test_timms_weights_without_a_network_are_one_sentence(monkeypatch):
     def fail(*_, **__):
         raise ConnectionError("Name or service\nnot known. And more")
 
-    monkeypatch.setattr(backbone, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(backbone.HfApi, "model_info", fail)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(DynaMaskError, match=r"resnet18 cannot be had \(Name or service not known\); fetch .* its path"):
         create_model("dynamask_resnet18_fpn_small", backbone_weights="timm")
 

@@ -1,4 +1,7 @@
-"""Image-level FPN (i-FPN) over any timm backbone."""
+"""Image-level FPN (i-FPN) over any timm backbone.
+
+timm is imported where a backbone is built: it takes as long to import as the rest of the library.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,9 @@ import re
 from collections import OrderedDict
 from pathlib import Path
 
-import timm
-from huggingface_hub import HfApi, try_to_load_from_cache
+import huggingface_hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import get_pretrained_cfg
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -34,6 +34,8 @@ class BackboneWithFPN(nn.Module):
     """
 
     def __init__(self, name: str, out_channels: int, weights: str | Path | None = None, frozen_stride: int = 4) -> None:
+        from timm.utils.model import freeze_batch_norm_2d
+
         super().__init__()
         body = _build_body(name, weights)
         reductions = body.feature_info.reduction()
@@ -56,6 +58,8 @@ class BackboneWithFPN(nn.Module):
 
 
 def _build_body(name: str, weights: str | Path | None) -> nn.Module:
+    import timm
+
     if weights == "timm":
         return _pretrained_body(name)
     try:
@@ -68,16 +72,16 @@ def _build_body(name: str, weights: str | Path | None) -> nn.Module:
 
 
 def _pretrained_body(name: str) -> nn.Module:
-    """The body with timm's weights, from the cache or the hub; what a network can do wrong is one sentence."""
+    """The body with timm's weights, from the cache or the hub; network errors become :class:`DynaMaskError`."""
+    import timm
+
     try:
-        settings = get_pretrained_cfg(name)
+        settings = timm.models.get_pretrained_cfg(name)
         hub = settings.hf_hub_id if settings else None
-        if hub and not isinstance(try_to_load_from_cache(hub, "model.safetensors"), str):
-            HfApi().model_info(hub, timeout=10)  # fails at once where the download would try for a minute
+        if hub and not isinstance(huggingface_hub.try_to_load_from_cache(hub, "model.safetensors"), str):
+            huggingface_hub.HfApi().model_info(hub, timeout=10)  # fails at once; the download retries for a minute
         return timm.create_model(name, pretrained=True, features_only=True)
-    except (
-        Exception
-    ) as error:  # the network's errors are of many kinds, and change with the version of the hub's client
+    except Exception as error:  # the hub's client raises many kinds of network errors
         raise DynaMaskError(
             f"timm's weights of backbone {name} cannot be had ({first_sentence(error)}); fetch the "
             "model's .safetensors file where there is internet and give its path"

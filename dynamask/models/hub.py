@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import huggingface_hub
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from torch import nn
 
 from dynamask.config import BaseModelConfig
@@ -144,7 +144,7 @@ class PretrainedModel(nn.Module):
         with tempfile.TemporaryDirectory() as work:
             folder = self.save_pretrained(Path(work) / name.split("/")[1], card, name)
             try:
-                api = HfApi(token=token)
+                api = huggingface_hub.HfApi(token=token)
                 address = api.create_repo(repo_id=name, private=private, exist_ok=True)
                 api.upload_folder(repo_id=name, folder_path=folder, commit_message="DynaMask weights")
             except Exception as error:  # its types change with the version of the hub's client
@@ -193,7 +193,7 @@ def parse_hub_name(name: str) -> tuple[str, str | None]:
 def _fetch(name: str, local_files_only: bool) -> Path:
     repo, revision = parse_hub_name(name)
     try:
-        folder = snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD], local_files_only=local_files_only
         )
     except Exception as error:  # its types change with the version of the hub's client
@@ -243,7 +243,7 @@ def card_text(model: PretrainedModel, card: ModelCard, title: str, hub_name: str
     names = model.config.class_names
     predicts, costs = model.card_paragraphs()
     results = [
-        EvalResult(
+        huggingface_hub.EvalResult(
             task_type="image-segmentation",
             dataset_type="custom",
             dataset_name=card.measured_on or "not given",
@@ -255,7 +255,7 @@ def card_text(model: PretrainedModel, card: ModelCard, title: str, hub_name: str
         for kind, word in (("bbox", "box"), ("segm", "mask"), ("boundary", "boundary"))
         if scores.get(kind, {}).get("AP") is not None
     ]
-    fields = ModelCardData(
+    fields = huggingface_hub.ModelCardData(
         license=card.licence,
         library_name="dynamask",
         pipeline_tag="image-segmentation",

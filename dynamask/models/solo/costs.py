@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 
 import torch
-from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -20,8 +20,19 @@ from dynamask.config import STRIDES, AggregationConfig, SoloConfig
 from dynamask.models.solo.aggregation import instances_at_once
 from dynamask.models.solo.model import CHUNK, SoloNet
 
-_FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
-_PER_ELEMENT = {nn.GroupNorm: 4, nn.ReLU: 1, FrozenBatchNorm2d: 2, FrozenBatchNormAct2d: 2, nn.BatchNorm2d: 2}
+
+@cache
+def frozen_norms() -> tuple[type[nn.Module], ...]:
+    """Frozen batch norms of torchvision and timm; timm is imported here because it takes long."""
+    from timm.layers import FrozenBatchNormAct2d
+
+    return FrozenBatchNorm2d, FrozenBatchNormAct2d
+
+
+@cache
+def operations_per_element() -> dict[type[nn.Module], int]:
+    """Operations per output element that SODAR's Table VII counts besides convolutions."""
+    return {nn.GroupNorm: 4, nn.ReLU: 1, nn.BatchNorm2d: 2, **dict.fromkeys(frozen_norms(), 2)}
 
 
 def trainable_parameters(model: SoloNet) -> int:
@@ -34,7 +45,7 @@ def trainable_parameters(model: SoloNet) -> int:
     for module in model.backbone.body.modules():  # a norm is registered after its convolution
         if isinstance(module, nn.Conv2d):
             trains = module.weight.requires_grad
-        elif isinstance(module, _FROZEN_NORMS) and trains:
+        elif isinstance(module, frozen_norms()) and trains:
             count += module.weight.numel() + module.bias.numel()
     return count
 
@@ -67,7 +78,7 @@ def _counter(counts: Counter, part: str, rule: str) -> Callable:
             fan_in = module.weight[0].numel()
             counts[part] += output.numel() * (fan_in + (rule == "table7" and module.bias is not None))
         elif rule == "table7":
-            counts[part] += _PER_ELEMENT.get(type(module), 0) * getattr(output, "numel", int)()
+            counts[part] += operations_per_element().get(type(module), 0) * getattr(output, "numel", int)()
 
     return hook
 
