@@ -33,7 +33,8 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.efficiency import Case, interleave
 from dynamask.models.build import create_model
 from dynamask.models.solo.aggregation import decode, dynamic_network
-from dynamask.models.solo.model import Candidates, EncodedGrids, SoloNet
+from dynamask.models.solo.inference import Candidates, EncodedGrids, detect, suppress
+from dynamask.models.solo.model import SoloNet
 from dynamask.predict import load
 from dynamask.structures import DynaMaskError
 
@@ -109,7 +110,7 @@ def measure_memory(arguments: argparse.Namespace) -> Result:
 
 def decode_lazily(model: SoloNet, encoded: EncodedGrids, found: Candidates) -> object:
     """Masks as the model itself decodes them."""
-    return model.suppress(encoded, 0, found)
+    return suppress(model, encoded, 0, found)
 
 
 def picture_case(model: SoloNet, pictures: Sequence[np.ndarray], count: int | None) -> Case:
@@ -120,9 +121,9 @@ def picture_case(model: SoloNet, pictures: Sequence[np.ndarray], count: int | No
         pixels = torch.from_numpy(pictures[number % len(pictures)])
         encoded, _ = model.encode([pixels.permute(2, 0, 1).float() / 255.0])
         if count is None:
-            model.predict_one(encoded, 0)
+            detect(model, encoded, 0)
         else:
-            model.suppress(encoded, 0, some_candidates(model, count))
+            suppress(model, encoded, 0, some_candidates(model, count))
 
     return once
 

@@ -92,6 +92,7 @@ print(f"{lost} of {total} objects have no cell on any level")
 # grids and a picture of 800×1280: how many maps, how many bytes?
 
 # %%
+from dynamask.models.solo.inference import find_candidates
 from dynamask.presets import model_config
 
 paper = model_config("solo_resnet50_fpn")
@@ -107,7 +108,7 @@ cell_masks.memory_figure(paper, [(320, 512), (480, 768), (640, 1024), (800, 1280
 # Nearly all of it is levels 1 and 2. How many of all these maps does a picture need? For our scene:
 
 # %%
-candidates = solo.model.candidates(found.cells.encoded, 0)
+candidates = find_candidates(found.cells.encoded, 0, config.score_threshold)
 cells = sum(grid**2 for grid in config.grids)
 print(f"{cells} cells, {len(candidates)} with a class score above {config.score_threshold}, {len(found)} instances")
 
@@ -180,7 +181,7 @@ cell_masks.candidate_pictures(case, scene.image)
 # %%
 import math
 
-from dynamask.models.solo.suppression import matrix_nms
+from dynamask.models.solo.inference import matrix_nms
 
 ious = torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.6], [0.1, 0.6, 1.0]])
 scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.ones(3, dtype=torch.int64)

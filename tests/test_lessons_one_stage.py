@@ -15,7 +15,7 @@ from dynamask.data.shapes import Scene, ShapesDataset, make_scene
 from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.masks.costs import MaskBranchCosts
-from dynamask.models.solo.suppression import matrix_nms
+from dynamask.models.solo.inference import matrix_nms
 from dynamask.predict import OneStagePredictor, TwoStagePredictor
 from dynamask.presets import model_config
 

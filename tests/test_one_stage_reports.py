@@ -23,7 +23,7 @@ from dynamask.evaluation.coco_ap import evaluate_coco, threshold_rows
 from dynamask.evaluation.resampled_ap import THRESHOLDS
 from dynamask.models.build import build_solo
 from dynamask.models.solo.costs import decoded_values, decoding_macs, network_macs
-from dynamask.models.solo.model import CHUNK
+from dynamask.models.solo.inference import CHUNK, detect
 from dynamask.models.weights import save_model
 from dynamask.ops.rle import encode_rle
 from dynamask.predict import load
@@ -209,7 +209,7 @@ def test_macs_of_a_picture_are_those_of_what_is_decoded(three, weights, pictures
         for index in range(SCENES):
             picture = dataset[index][0].float() / 255.0
             encoded, _ = model.encode([picture])
-            model.predict_one(encoded, 0)
+            detect(model, encoded, 0)
             frames.append(encoded.frame)
         height, width = frames[0]
         assert set(frames) == {(height, width)}

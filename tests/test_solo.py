@@ -23,8 +23,8 @@ from dynamask.models.solo.aggregation import (
     starting_theta,
 )
 from dynamask.models.solo.costs import network_macs, trainable_parameters
+from dynamask.models.solo.inference import mask_ious, matrix_nms, points_nms, voting_weights
 from dynamask.models.solo.losses import category_loss, dice_loss
-from dynamask.models.solo.suppression import mask_ious, matrix_nms, points_nms, voting_weights
 from dynamask.models.solo.targets import assign, centre_cells, centres_of_mass
 from dynamask.models.weights import initialise, save_model
 from dynamask.presets import model_config

@@ -12,10 +12,15 @@ the gradient of the loss of the joint mean, and no gradient is exchanged for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+
+
+def connected_zero(parameters: Iterable[Tensor]) -> Tensor:
+    """A scalar zero whose backward gives each of the parameters a gradient of zeros, whatever their values."""
+    return torch.stack([parameter.flatten()[:0].sum() for parameter in parameters]).sum()
 
 
 class Means:

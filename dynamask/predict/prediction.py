@@ -17,7 +17,8 @@ from dynamask.models.masks.heads.base import RegionState
 from dynamask.models.masks.policies import check_size
 from dynamask.models.solo.costs import decoding_macs
 from dynamask.models.solo.explain import CellView, explain
-from dynamask.models.solo.model import EncodedGrids, SoloNet
+from dynamask.models.solo.inference import EncodedGrids
+from dynamask.models.solo.model import SoloNet
 from dynamask.ops.masks import paste_mask, paste_masks
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError

@@ -19,6 +19,7 @@ from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
 from dynamask.models.solo.costs import network_macs
+from dynamask.models.solo.inference import detect
 from dynamask.models.solo.model import SoloNet
 from dynamask.predict.prediction import CachedRegions, Cells, Prediction, alternatives
 from dynamask.structures import DynaMaskError
@@ -295,7 +296,7 @@ class OneStagePredictor(_ModelPredictor):
         encoded, _ = self.model.encode(self._to_input(pixels))
         encode_time = _milliseconds(start)
         start = time.perf_counter()
-        found = self.model.predict_one(encoded, 0)
+        found = detect(self.model, encoded, 0)
         found = {key: value[found["scores"] >= score].cpu() for key, value in found.items()}
         cells = Cells(found["level"], found["cell"], found["masks"], encoded, self.model)
         return Prediction(

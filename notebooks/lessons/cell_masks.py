@@ -15,8 +15,8 @@ from dynamask.config import NEIGHBOURS, STRIDES, SoloConfig
 from dynamask.data.shapes import Scene, ShapesDataset
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.solo.aggregation import decode, dynamic_network, sample_vectors
+from dynamask.models.solo.inference import find_candidates, mask_ious, matrix_nms
 from dynamask.models.solo.model import SoloNet
-from dynamask.models.solo.suppression import mask_ious, matrix_nms
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass
 from dynamask.predict import Prediction
 from dynamask.viz import charts, style
@@ -306,7 +306,7 @@ class CandidateMasks:
 def candidates_of(prediction: Prediction, most: int = 12) -> CandidateMasks:
     """Return the candidates with the best scores, at most ``most``, as they enter matrix NMS."""
     model, encoded = prediction.cells.model, prediction.cells.encoded
-    found = model.candidates(encoded, 0)
+    found = find_candidates(encoded, 0, model.config.score_threshold)
     logits = [
         model.mask_logits(encoded, level, torch.zeros(1, dtype=torch.int64), torch.tensor([cell]))[0]
         for level, cell in zip(found.level.tolist(), found.cell.tolist())

@@ -16,7 +16,7 @@ from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, grid_boundary_iou
-from dynamask.ops.means import LOCAL_MEANS, Means
+from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 from dynamask.structures import MASK_SIZES
 
 
@@ -187,7 +187,7 @@ class MaskBranch(nn.Module):
             named = self._of_every_size(state, target_masks)
         if len(state):
             return named
-        zero = losses.connected_zero(self.parameters())  # every process has a gradient for every parameter
+        zero = connected_zero(self.parameters())  # every process has a gradient for every parameter
         return {name: loss + zero for name, loss in named.items()}
 
     def size_figures(self, tally: Tensor) -> dict[str, float]:

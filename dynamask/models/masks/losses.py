@@ -1,15 +1,14 @@
-"""The mask branch's losses (Eq. 3–6): pure functions; weights are applied by the trainer alone (Eq. 7).
+"""Losses of the mask branch (Eq. 3–6): pure functions; the trainer applies their weights (Eq. 7).
 
-Reductions: means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch. Whose
-RoIs those are is handed in as ``means``: by default those of the arguments, in a step that is spread over processes or
-micro-batches those of all of them, so that E(C), f_k and every normaliser are the joint batch's.
-Without a positive RoI every loss is a zero that is connected to its inputs; that of the whole branch reaches every
-parameter (:func:`connected_zero`), so that processes that train together agree on which gradients there are.
+They are means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch size. The
+argument ``means`` takes the mean over the RoIs: those of the arguments by default, those of the whole batch where a
+step is spread over processes or micro-batches, so that E(C) and f_k are those of the whole batch. Without a positive
+RoI every loss is a zero that is connected to its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +22,6 @@ from dynamask.ops.means import LOCAL_MEANS, Means
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
     """The same values (exactly); their gradient is multiplied by a factor."""
     return values.detach() + (values - values.detach()) * factor
-
-
-def connected_zero(parameters: Iterable[Tensor]) -> Tensor:
-    """A scalar zero, whatever the values, whose backward gives each of the parameters a gradient of zeros."""
-    return torch.stack([parameter.flatten()[:0].sum() for parameter in parameters]).sum()
 
 
 def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

@@ -20,15 +20,15 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from dynamask.config import AggregationConfig
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.solo.aggregation import (
-    MultiLevelContext,
     NeighbourAggregation,
     neighbour_positions,
     sample_vectors,
     split_theta,
 )
-from dynamask.models.solo.heads import AggregationHead, conv_norm, tower
+from dynamask.models.solo.heads import AggregationHead, build_context, conv_norm, resized, tower
 from dynamask.models.solo.losses import dice_loss
-from dynamask.ops.means import LOCAL_MEANS, Means
+from dynamask.models.solo.targets import shrunk_masks
+from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 
 LEVELS = ("1", "2", "3", "pool")
 STRIDES = (8, 16, 32, 64)
@@ -102,13 +102,11 @@ class CondInst(nn.Module):
         self.refine = nn.ModuleList(conv_norm(width, channels // 2, groups) for _ in LEVELS[:3])
         mask_tower = tower(channels // 2, channels // 2, 2, groups)
         self.mask_feature = nn.Sequential(mask_tower, nn.Conv2d(channels // 2, _WIDTHS[0] - 2, 1))
-        self.aggregation = self.aggregation_head = self.context = None
+        self.aggregation = self.aggregation_head = None
         if aggregation is not None:
             self.aggregation = NeighbourAggregation(aggregation)
             self.aggregation_head = AggregationHead(channels, aggregation, squash=False)
-            if aggregation.context != "without":
-                fusion = (aggregation.context_channels, aggregation.context_fusion)
-                self.context = MultiLevelContext(width, *fusion, levels=len(LEVELS), groups=groups)
+        self.context = build_context(aggregation, width, groups, len(LEVELS))
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -118,18 +116,19 @@ class CondInst(nn.Module):
         Images and targets are those of :class:`dynamask.models.solo.model.SoloNet`; detections have ``boxes``,
         ``labels``, ``scores`` and ``masks`` (R, H, W) bool.
         """
-        batch, resized = self.transform(images, None if targets is None else [_plain(t) for t in targets])
+        plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
+        batch, placed = self.transform(images, plain)
         found = self.locate(batch.tensors)
         if not self.training:
             sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
             return [self._detect(found, i, batch.image_sizes[i], sizes[i]) for i in range(len(images))]
-        matched = [match_locations(found.anchors, target["boxes"]) for target in resized]
+        matched = [match_locations(found.anchors, target["boxes"]) for target in placed]
         positives = [(match >= 0).sum() for match in matched]
         if self.means.counting:
             self.means.add(sum(positives), "locations")
             self.means.add(sum(count.clamp_max(self.mask_cells) for count in positives))
             return {}
-        labels = [{**target, "labels": target["labels"] - 1} for target in resized]  # torchvision's FCOS counts from 0
+        labels = [{**target, "labels": target["labels"] - 1} for target in placed]  # torchvision's FCOS counts from 0
         anchors = [found.anchors] * len(images)
         named = self.head.compute_loss(labels, found.outputs, anchors, matched)
         here = sum(positives)
@@ -156,16 +155,14 @@ class CondInst(nn.Module):
         cells = [self.controller_tower(level) for level in levels]
         extras = [(None, None) if self.aggregation_head is None else self.aggregation_head(x) for x in cells]
         size = levels[0].shape[-2:]
-        sized = (
-            F.interpolate(c(x), size=size, mode="bilinear", align_corners=False) for c, x in zip(self.refine, levels)
-        )
+        refined = [resized(conv(level), size) for conv, level in zip(self.refine, levels)]
         return Locations(
             self.head(levels),
             torch.cat([anchors_of(level, stride) for level, stride in zip(levels, STRIDES)]),
             [self.controller(x) for x in cells],
             [theta for theta, _ in extras],
             [offsets for _, offsets in extras],
-            self.mask_feature(sum(sized)),
+            self.mask_feature(sum(refined)),
             None if self.context is None else self.context(levels),
             (int(batch.shape[-2]), int(batch.shape[-1])),
         )
@@ -198,7 +195,7 @@ class CondInst(nn.Module):
         network_sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
         """Mean dice loss of sampled positive locations; a connected zero without any."""
-        total, count = [sum(p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad)], 0
+        total, count = [connected_zero(self.parameters())], 0
         counts = [c.shape[-2] * c.shape[-1] for c in found.controllers]
         for image, (match, target) in enumerate(zip(matched, targets)):
             positive = torch.nonzero(match >= 0)[:, 0]
@@ -206,7 +203,8 @@ class CondInst(nn.Module):
                 positive = positive[torch.randperm(len(positive))[: self.mask_cells]]
             if len(positive) == 0:
                 continue
-            truth = self._shrunk(target["masks"], network_sizes[image], found)
+            size = tuple(found.feature.shape[-2:])
+            truth = shrunk_masks(target["masks"], network_sizes[image], found.frame, size)
             first = 0
             for level, size in enumerate(counts):
                 own = positive[(positive >= first) & (positive < first + size)]
@@ -217,13 +215,6 @@ class CondInst(nn.Module):
                 first += size
             count += len(positive)
         return self.means.per_positive(torch.stack(total).sum(), count)
-
-    def _shrunk(self, masks: Tensor, network: tuple[int, int], found: Locations) -> Tensor:
-        """(G, h, w) of 0 and 1 at the masks' stride, at the top left of the padded frame."""
-        size, frame = found.feature.shape[-2:], found.frame
-        inner = [max(1, round(n * s / f)) for n, s, f in zip(network, size, frame)]
-        small = F.interpolate(masks[:, None].float(), size=inner, mode="bilinear", antialias=True)[:, 0]
-        return (F.pad(small, (0, size[1] - inner[1], 0, size[0] - inner[0])) >= 0.5).float()
 
     def _detect(
         self, found: Locations, index: int, network: tuple[int, int], size: tuple[int, int]
@@ -255,9 +246,8 @@ class CondInst(nn.Module):
             own = torch.nonzero((row >= first) & (row < first + count))[:, 0]
             if len(own):
                 probs = self.mask_logits(found, level, torch.full_like(own, index), row[own] - first).sigmoid()
-                large = F.interpolate(probs[:, None], size=found.frame, mode="bilinear", align_corners=False)
-                large = large[..., : network[0], : network[1]]
-                masks[own] = F.interpolate(large, size=size, mode="bilinear", align_corners=False)[:, 0] > 0.5
+                large = resized(probs[:, None], found.frame)[..., : network[0], : network[1]]
+                masks[own] = resized(large, size)[:, 0] > 0.5
             first += count
         return masks
 
@@ -323,7 +313,3 @@ def match_locations(anchors: Tensor, boxes: Tensor) -> Tensor:
     best = torch.where(fits, area[None], torch.inf)
     value, index = best.min(dim=1)
     return torch.where(value.isinf(), -1, index)
-
-
-def _plain(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"boxes": target["boxes"], "labels": target["labels"]}

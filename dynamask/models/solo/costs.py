@@ -18,7 +18,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from dynamask.config import STRIDES, AggregationConfig, SoloConfig
 from dynamask.models.solo.aggregation import instances_at_once
-from dynamask.models.solo.model import CHUNK, SoloNet
+from dynamask.models.solo.inference import CHUNK
+from dynamask.models.solo.model import SoloNet
 
 
 @cache

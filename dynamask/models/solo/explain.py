@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dynamask.config import STRIDES
 from dynamask.models.solo.aggregation import decode, sample_vectors
-from dynamask.models.solo.model import EncodedGrids, SoloNet
+from dynamask.models.solo.inference import EncodedGrids
+from dynamask.models.solo.model import SoloNet
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Heads of SOLO and SOLOv2: what every grid cell shows (category) and the vector that draws its mask."""
+"""Heads of SOLO and SOLOv2: for every grid cell the category logits and the vector that its mask is decoded from."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from dynamask.config import AggregationConfig
 from dynamask.models.solo.aggregation import MultiLevelContext, starting_theta
 
 PRIOR = math.log(0.01 / 0.99)
-"""Bias of the last category and mask layers: every cell starts as background with probability .99."""
+"""Initial bias of the category and mask layers: a foreground probability of 0.01."""
 THETA_PACE = 0.1
-"""By which the feature that θ is predicted from is scaled. θ multiplies from layer to layer, and an optimiser that
-steps all weights alike (AdamW) would throw it about; so it moves slower. What can be learned stays the same."""
+"""Scale of the feature that θ is predicted from. The effect of θ multiplies from layer to layer, so that the equal step
+sizes of AdamW would be too large for it; the scale slows it down and does not limit what can be learned."""
 
 
 @dataclass
 class CellGrid:
-    """What a head says of one level.
+    """The output of a head for one level.
 
     Attributes:
         category: (B, C, G, G) logits.
-        vectors: (B, V, G′, G′) of the mask representations, or (1, V, G′, G′) that all images share.
-        features: (B, V or V − 1, h, w) that the vectors are decoded on.
-        theta: (B, D, G, G) parameters of the aggregation, None without dynamic weights.
-        offsets: (B, 2·S, G, G), (Δrow, Δcolumn) of each neighbour, None without.
-        context: (B, K, h, w), None without.
+        vectors: (B, V, G′, G′) of the mask representations, or (1, V, G′, G′) shared by all images.
+        features: (B, V or V − 1, h, w) that the vectors are convolved with.
+        theta: (B, D, G, G) parameters of the aggregation, if they are dynamic.
+        offsets: (B, 2·S, G, G), (Δrow, Δcolumn) of each neighbour, if they are learned.
+        context: (B, K, h, w), if the aggregation has one.
     """
 
     category: Tensor
@@ -42,7 +42,7 @@ class CellGrid:
 
 
 def coordinates(like: Tensor) -> Tensor:
-    """(B, 2, H, W): x, then y, each from −1 to 1 over the padded map."""
+    """(B, 2, H, W) coordinates x and y, each from −1 to 1 over the padded map."""
     rows = torch.linspace(-1, 1, like.shape[-2], device=like.device, dtype=like.dtype)
     columns = torch.linspace(-1, 1, like.shape[-1], device=like.device, dtype=like.dtype)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -55,7 +55,7 @@ def with_coordinates(x: Tensor) -> Tensor:
 
 
 def resized(x: Tensor, size: int | tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Bilinear to a side or (H, W)."""
+    """Resize bilinearly to a side or (H, W)."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
@@ -70,14 +70,14 @@ def tower(fan_in: int, channels: int, depth: int, groups: int) -> nn.Sequential:
 
 
 def head_levels(features: dict[str, Tensor]) -> list[Tensor]:
-    """The five levels the heads see: P2 halved, P3, P4, P5, P6 at P5's size."""
+    """The five levels of a head: P2 halved, P3, P4, P5, and P6 at the size of P5."""
     p2, p3, p4, p5, p6 = (features[key] for key in ("0", "1", "2", "3", "pool"))
     half = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
     return [half, p3, p4, p5, resized(p6, p5.shape[-2:])]
 
 
 def initialise(module: nn.Module) -> None:
-    """Every convolution from N(0, 0.01), biases zero."""
+    """Initialise every convolution with weights from N(0, 0.01²) and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.normal_(part.weight, std=0.01)
@@ -86,14 +86,14 @@ def initialise(module: nn.Module) -> None:
 
 
 class AggregationHead(nn.Module):
-    """Per cell, the aggregation's parameters θ and the neighbours' offsets, from a tower's last feature.
+    """Predicts the parameters θ of the aggregation and the offsets of the neighbours for every cell.
 
-    At the start θ is all but :func:`starting_theta` everywhere, and the offsets are zero.
+    Initially θ is close to :func:`starting_theta` in all cells, and the offsets are zero.
 
     Args:
-        in_channels: of that feature.
+        in_channels: of the input feature.
         config: of the aggregation.
-        squash: tanh on θ (SODAR on SOLO; on SOLOv2 there is none).
+        squash: apply tanh to θ (SODAR on SOLO; not on SOLOv2).
     """
 
     def __init__(self, in_channels: int, config: AggregationConfig, squash: bool) -> None:
@@ -111,22 +111,52 @@ class AggregationHead(nn.Module):
             self.theta.bias.data.copy_(start.clamp(-0.9, 0.9).atanh() if squash else start)
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """(B, C, G, G) → θ (B, D, G, G) and offsets (B, 2·S, G, G), each None where there is none."""
+        """(B, C, G, G) → θ (B, D, G, G) and offsets (B, 2·S, G, G), each None if it is not predicted."""
         theta = None if self.theta is None else self.theta(x * THETA_PACE)
         theta = theta.tanh() if theta is not None and self.squash else theta
         return theta, None if self.offsets is None else self.offsets(x)
 
 
-class SoloHead(nn.Module):
-    """SOLO: one mask channel of a 1×1 convolution for every cell of a level's grid.
+class CellHead(nn.Module):
+    """Base class of the heads, with the category branch.
 
     Args:
         in_channels: of the pyramid.
-        channels, depth, groups: of the two towers and their GroupNorms.
+        channels, depth: of the towers.
+        groups: of every GroupNorm.
         num_classes: foreground classes.
         grids: G of the five levels.
         mask_grids: G′ of the five levels.
-        aggregation: None for plain SOLO.
+    """
+
+    context: MultiLevelContext | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        depth: int,
+        groups: int,
+        num_classes: int,
+        grids: Sequence[int],
+        mask_grids: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.grids, self.mask_grids = tuple(grids), tuple(mask_grids)
+        self.category_tower = tower(in_channels, channels, depth, groups)
+        self.category = nn.Conv2d(channels, num_classes, 3, padding=1)
+
+    def context_map(self, features: dict[str, Tensor]) -> Tensor | None:
+        """The context (B, K, H/4, W/4) of the aggregation from {"0": P2, …, "pool": P6}; None without context."""
+        levels = [features[key] for key in ("0", "1", "2", "3", "pool")]
+        return None if self.context is None else self.context(levels)
+
+
+class SoloHead(CellHead):
+    """SOLO: per level a 1×1 convolution with one mask channel for every cell of the grid.
+
+    Args:
+        aggregation: None for plain SOLO. The other arguments are those of :class:`CellHead`.
     """
 
     def __init__(
@@ -140,13 +170,10 @@ class SoloHead(nn.Module):
         mask_grids: Sequence[int],
         aggregation: AggregationConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.grids = tuple(grids)
-        self.category_tower = tower(in_channels, channels, depth, groups)
-        self.category = nn.Conv2d(channels, num_classes, 3, padding=1)
+        super().__init__(in_channels, channels, depth, groups, num_classes, grids, mask_grids)
         self.mask_tower = tower(in_channels + 2, channels, depth, groups)
         self.masks = nn.ModuleList(nn.Conv2d(channels, side * side, 1) for side in mask_grids)
-        self.context = context_of(aggregation, in_channels, groups)
+        self.context = build_context(aggregation, in_channels, groups)
         self.aggregation = None if aggregation is None else AggregationHead(channels, aggregation, squash=True)
         for part in (self.category_tower, self.category, self.mask_tower, self.masks):
             initialise(part)
@@ -154,8 +181,8 @@ class SoloHead(nn.Module):
             nn.init.constant_(last.bias, PRIOR)
 
     def forward(self, features: dict[str, Tensor]) -> list[CellGrid]:
-        """{"0": P2, …, "pool": P6} → five grids; masks at twice the level's size."""
-        context = None if self.context is None else self.context(pyramid(features))
+        """{"0": P2, …, "pool": P6} → five grids, with masks at twice the size of their level."""
+        context = self.context_map(features)
         return [self._level(i, level, context) for i, level in enumerate(head_levels(features))]
 
     def _level(self, index: int, level: Tensor, context: Tensor | None) -> CellGrid:
@@ -174,7 +201,7 @@ class SoloHead(nn.Module):
 
 
 class MaskFeature(nn.Module):
-    """SOLOv2's mask feature: P2 … P5 brought to P2's size by convolutions and ×2 steps, summed.
+    """SOLOv2's mask feature: the sum of P2 … P5, upsampled to the size of P2 by convolutions and ×2 steps.
 
     Args:
         in_channels: of the pyramid.
@@ -207,17 +234,13 @@ class MaskFeature(nn.Module):
         return self.out(total)
 
 
-class SoloV2Head(nn.Module):
-    """SOLOv2: a kernel predicted for every cell, decoded on one mask feature.
+class SoloV2Head(CellHead):
+    """SOLOv2: a kernel predicted for every cell, convolved with one mask feature.
 
     Args:
-        in_channels: of the pyramid.
-        channels, depth, groups: of the towers and every GroupNorm.
-        num_classes: foreground classes.
-        grids: G of the five levels.
-        mask_grids: G′ of the five levels.
-        feature_channels, kernel_channels: of the mask feature's branches, and of the feature and kernels.
-        aggregation: None for plain SOLOv2.
+        feature_channels: of the branches of the mask feature.
+        kernel_channels: of the mask feature and the kernels.
+        aggregation: None for plain SOLOv2. The other arguments are those of :class:`CellHead`.
     """
 
     def __init__(
@@ -233,17 +256,14 @@ class SoloV2Head(nn.Module):
         kernel_channels: int,
         aggregation: AggregationConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.grids, self.mask_grids = tuple(grids), tuple(mask_grids)
-        self.category_tower = tower(in_channels, channels, depth, groups)
-        self.category = nn.Conv2d(channels, num_classes, 3, padding=1)
+        super().__init__(in_channels, channels, depth, groups, num_classes, grids, mask_grids)
         self.kernel_tower = tower(in_channels + 2, channels, depth, groups)
         self.kernel = nn.Conv2d(channels, kernel_channels, 3, padding=1)
         for part in (self.category_tower, self.category, self.kernel_tower, self.kernel):
             initialise(part)
         nn.init.constant_(self.category.bias, PRIOR)
         self.mask_feature = MaskFeature(in_channels, feature_channels, kernel_channels, groups)
-        self.context = context_of(aggregation, in_channels, groups)
+        self.context = build_context(aggregation, in_channels, groups)
         self.aggregation = self.aggregation_tower = None
         if aggregation is not None:
             width = aggregation.tower_channels or channels
@@ -252,10 +272,10 @@ class SoloV2Head(nn.Module):
             self.aggregation = AggregationHead(width, aggregation, squash=False)
 
     def forward(self, features: dict[str, Tensor]) -> list[CellGrid]:
-        """{"0": P2, …, "pool": P6} → five grids that share one mask feature at P2's size."""
+        """{"0": P2, …, "pool": P6} → five grids that share one mask feature at the size of P2."""
         maps = self.mask_feature([features[key] for key in "0123"])
         maps = maps.contiguous(memory_format=torch.channels_last)  # decoded pixel by pixel
-        context = None if self.context is None else self.context(pyramid(features))
+        context = self.context_map(features)
         grids = []
         for index, level in enumerate(head_levels(features)):
             placed = with_coordinates(level)
@@ -269,13 +289,11 @@ class SoloV2Head(nn.Module):
         return grids
 
 
-def pyramid(features: dict[str, Tensor]) -> list[Tensor]:
-    """P2 … P6 of the image-level pyramid."""
-    return [features[key] for key in ("0", "1", "2", "3", "pool")]
-
-
-def context_of(aggregation: AggregationConfig | None, in_channels: int, groups: int) -> MultiLevelContext | None:
-    """The context that an aggregation wants, None where it wants none."""
+def build_context(
+    aggregation: AggregationConfig | None, in_channels: int, groups: int, levels: int = 5
+) -> MultiLevelContext | None:
+    """The context module of an aggregation; None without context."""
     if aggregation is None or aggregation.context == "without":
         return None
-    return MultiLevelContext(in_channels, aggregation.context_channels, aggregation.context_fusion, groups=groups)
+    width, fusion = aggregation.context_channels, aggregation.context_fusion
+    return MultiLevelContext(in_channels, width, fusion, levels, groups)

@@ -1,4 +1,4 @@
-"""Which grid cells learn which object (§ 3 of SOLO): centre region on the levels whose scale range fits."""
+"""Targets of one-stage models (SOLO, § 3): the cells that learn each object, and its mask at the mask stride."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The cells of one level that learn an object, one entry a cell.
+    """The cells of one level that learn an object, one entry per cell.
 
     Attributes:
         image: (P,) int64, index in the batch.
@@ -31,7 +32,7 @@ class Assignment:
 
 
 def joined(levels: Sequence[Assignment]) -> tuple[Assignment, Tensor]:
-    """The cells of several levels, image by image, and which of these levels (P,) each is of."""
+    """The cells of several levels sorted by image, and the index (P,) of the level of each."""
     level = torch.repeat_interleave(torch.tensor([len(own) for own in levels]))
     fields = [torch.cat([getattr(own, name) for own in levels]) for name in ("image", "cell", "instance", "label")]
     order = fields[0].argsort(stable=True)
@@ -54,10 +55,10 @@ def centre_cells(
     """Cells (row · G + column) of a G×G grid over the frame that learn an object: at most 3×3.
 
     Args:
-        centre: (x, y) of its mask's centre of mass, pixels of the frame.
+        centre: (x, y) of the centre of mass of its mask, pixels of the frame.
         sides: (width, height) of its box.
         frame: (H, W) of the padded batch.
-        share: σ; cells covered by centre ± σ/2 · sides, at most one cell from the centre's.
+        share: σ; the cells cover centre ± σ/2 · sides, at most one cell from that of the centre.
     """
     spans = []
     for middle, side, extent in ((centre[1], sides[1], frame[0]), (centre[0], sides[0], frame[1])):
@@ -75,14 +76,14 @@ def assign(
     ranges: Sequence[tuple[int, int]],
     share: float,
 ) -> list[Assignment]:
-    """Cells of every level that learn an object; a cell has one object, the later one.
+    """The cells of every level that learn an object; of several objects a cell learns the last one.
 
     Args:
         targets: per image ``centres`` (N, 2) (x, y) and ``boxes`` (N, 4) in network-input pixels, ``labels`` (N,). An
-            object whose centre is NaN (an empty mask) is left out.
+            object whose centre is NaN (an empty mask) is ignored.
         frame: (H, W) of the padded batch.
         grids: G of every level.
-        ranges: √(w·h) of every level's objects, both ends included.
+        ranges: √(w·h) of the objects of every level, inclusive.
         share: σ of :func:`centre_cells`.
     """
     levels = []
@@ -101,3 +102,37 @@ def assign(
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
         levels.append(Assignment(*table.unbind(1)))
     return levels
+
+
+def shrunk_masks(masks: Tensor, network_size: tuple[int, int], frame: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Masks of one picture at the mask stride, at the top left of the padded frame.
+
+    Args:
+        masks: (N, H, W) of 0 and 1 in the pixels of the picture.
+        network_size: (H, W) of the picture inside the padded batch.
+        frame: (H, W) of the padded batch.
+        size: (h, w) of the frame at the mask stride.
+
+    Returns:
+        (N, h, w) float of 0 and 1.
+    """
+    inner = [max(1, round(n * s / f)) for n, s, f in zip(network_size, size, frame)]
+    shrunk = F.interpolate(masks[:, None].float(), size=inner, mode="bilinear", align_corners=False, antialias=True)
+    return (F.pad(shrunk, (0, size[1] - inner[1], 0, size[0] - inner[0]))[:, 0] >= 0.5).float()
+
+
+def level_masks(
+    targets: Sequence[dict[str, Tensor]],
+    assigned: Assignment,
+    network_sizes: Sequence[tuple[int, int]],
+    frame: tuple[int, int],
+    size: tuple[int, int],
+) -> Tensor:
+    """Target masks (P, h, w) of the cells of a level, see :func:`shrunk_masks`."""
+    out = []
+    for image, target in enumerate(targets):
+        rows = assigned.instance[assigned.image == image].to(target["masks"].device)
+        if len(rows):
+            used, inverse = rows.unique(return_inverse=True)
+            out.append(shrunk_masks(target["masks"][used], network_sizes[image], frame, size)[inverse])
+    return torch.cat(out)

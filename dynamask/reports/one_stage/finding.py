@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import category_map
 from dynamask.files import replacing
+from dynamask.models.solo.inference import find_candidates
 from dynamask.ops.rle import encode_rle
 from dynamask.predict import Prediction, Predictor
 from dynamask.reports.cache import cache_file
@@ -119,11 +120,11 @@ def one_stage_macs(prediction: Prediction) -> dict[str, int]:
     cells = prediction.cells
     model, encoded = cells.model, cells.encoded
     config = model.config
-    candidates = model.candidates(encoded, 0)
+    candidates = find_candidates(encoded, 0, config.score_threshold)
     decoded = _cells(candidates.level, candidates.cell)
     if config.voting != "none":
         decoded += decoded
-    elif not model.holds(encoded, candidates):
+    elif not candidates.fit_in_memory(encoded):
         decoded += _cells(cells.level, cells.cell)
     each = cells.level_macs
     kept = min(len(candidates), config.candidates)
