@@ -241,16 +241,14 @@ def test_a_branch_without_a_switch_takes_its_finest_size(one_size, four_sizes):
 def test_sizes_and_policies_that_a_branch_lacks_are_refused(one_size, four_sizes):
     p = one_size(pixels(), score=0.0)
     assert p.mask_at(0, 28).shape == (64, 80)
-    with pytest.raises(DynaMaskError, match="these weights give no masks of 112; choose 28"):
+    with pytest.raises(DynaMaskError, match="these weights give no masks of 112; choose one of 28"):
         p.mask_at(0, 112)
-    with pytest.raises(DynaMaskError, match="mask size 20 does not exist"):
-        p.mask_at(0, 20)
-    with pytest.raises(DynaMaskError, match="cannot follow the policy 'fixed:56'; choose fixed:28"):
+    with pytest.raises(DynaMaskError, match="cannot follow the policy 'fixed:56'; choose one of fixed:28"):
         one_size(pixels(), policy="fixed:56")
-    for predictor, offered in ((one_size, "fixed:28"), (four_sizes, "fixed:14, fixed:28, fixed:56 or fixed:112")):
+    for predictor, offered in ((one_size, "fixed:28"), (four_sizes, "fixed:14, fixed:28, fixed:56, fixed:112")):
         with pytest.raises(DynaMaskError, match=f"'size' needs a switch, and these weights have none.*{offered}"):
             predictor(pixels(), policy="size")
-        with pytest.raises(DynaMaskError, match=f"a budget needs a switch.*the policy {offered}"):
+        with pytest.raises(DynaMaskError, match=f"a budget needs a switch.*one of {offered}"):
             predictor(pixels(), budget=1.0)
         with pytest.raises(DynaMaskError, match="policy 'best' is unknown"):
             predictor(pixels(), policy="best")

@@ -94,7 +94,7 @@ def test_masks_one_by_one_and_at_every_size(explored):
             probs = explored.mask_probs_at(i, size)
             assert probs.shape == (size, size) and 0 <= float(probs.min()) <= float(probs.max()) <= 1
             assert torch.equal(explored.mask_at(i, size), paste_mask(probs, explored.boxes[i], (64, 96)))
-    with pytest.raises(DynaMaskError, match="mask size 20 does not exist"):
+    with pytest.raises(DynaMaskError, match="no masks of 20; choose one of 14, 28, 56, 112"):
         explored.mask_at(0, 20)
 
 

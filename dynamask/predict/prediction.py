@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
-from dynamask.models.masks.policies import check_size
 from dynamask.models.solo.costs import decoding_macs
 from dynamask.models.solo.explain import CellView, explain
 from dynamask.models.solo.inference import EncodedGrids
@@ -165,13 +163,14 @@ class Prediction:
         """(size, size) float32 in [0, 1] of one instance.
 
         Raises:
-            DynaMaskError: the size does not exist, or these weights give no masks of it.
+            DynaMaskError: these weights give no masks of this size.
         """
         if self.regions is None:
             raise DynaMaskError("the masks of a one-stage model have no sizes; use masks or mask(index)")
-        check_size(size)
         if size not in self.mask_sizes:
-            raise DynaMaskError(f"these weights give no masks of {size}; choose {alternatives(self.mask_sizes)}")
+            raise DynaMaskError(
+                f"these weights give no masks of {size}; choose one of {', '.join(map(str, self.mask_sizes))}"
+            )
         return self.regions.probs(index, MASK_SIZES.index(size))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -224,9 +223,3 @@ class Prediction:
         """
         sizes = torch.tensor(MASK_SIZES)[size_index]
         return dataclasses.replace(self, mask_size=sizes, macs=torch.tensor(macs)[size_index])
-
-
-def alternatives(values: Iterable[object]) -> str:
-    """Values as a sentence lists alternatives: "1", "1 or 2", "1, 2 or 3"."""
-    *some, last = map(str, values)
-    return f"{', '.join(some)} or {last}" if some else last

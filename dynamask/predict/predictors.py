@@ -21,7 +21,7 @@ from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.solo.inference import detect
 from dynamask.models.solo.model import SoloNet
-from dynamask.predict.prediction import CachedRegions, Cells, Prediction, alternatives
+from dynamask.predict.prediction import CachedRegions, Cells, Prediction
 from dynamask.structures import DynaMaskError
 
 Boxes = Sequence[Sequence[float]] | np.ndarray | Tensor
@@ -177,8 +177,7 @@ class TwoStagePredictor(_ModelPredictor):
         if not self.has_switch:
             raise DynaMaskError(
                 f"{feature} needs a switch, and these weights have none: their mask branch is "
-                f"{self.model.config.mask_branch}; use other weights, for example shapes, or the policy "
-                f"{alternatives(map(Policy.fixed, self.mask_sizes))}"
+                f"{self.model.config.mask_branch}; use other weights, for example shapes, or one of {self._fixed()}"
             )
 
     def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
@@ -188,11 +187,16 @@ class TwoStagePredictor(_ModelPredictor):
         if budget is not None or policy.name == "size":
             self.check_switch("a budget" if budget is not None else "the policy 'size'")
         if policy.size is not None and policy.size not in self.mask_sizes:
-            known = alternatives(map(Policy.fixed, self.mask_sizes))
-            raise DynaMaskError(f"these weights cannot follow the policy {str(policy)!r}; choose {known}")
+            raise DynaMaskError(
+                f"these weights cannot follow the policy {str(policy)!r}; choose one of {self._fixed()}"
+            )
         if policy == LEARNED and not self.has_switch:
             policy = Policy.fixed(self.mask_sizes[-1])
         return policy, None if budget is None else budget_in_macs(budget, self.costs.macs_per_instance)
+
+    def _fixed(self) -> str:
+        """The policies of one size that these weights can follow."""
+        return ", ".join(str(Policy.fixed(size)) for size in self.mask_sizes)
 
     def _select(self, prediction: Prediction, policy: Policy, limit: float | None) -> Prediction:
         """Choose the sizes and run the stages that they need."""

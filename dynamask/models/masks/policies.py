@@ -87,14 +87,9 @@ def learned(switch_logits: Tensor) -> Tensor:
 
 def fixed(count: int, size: int) -> Tensor:
     """The same size for ``count`` instances; a size outside ``MASK_SIZES`` raises :class:`DynaMaskError`."""
-    check_size(size)
-    return torch.full((count,), MASK_SIZES.index(size), dtype=torch.int64)
-
-
-def check_size(size: int) -> None:
-    """Raise :class:`DynaMaskError` for a size outside ``MASK_SIZES``."""
     if size not in MASK_SIZES:
         raise DynaMaskError(f"mask size {size} does not exist; choose one of {', '.join(map(str, MASK_SIZES))}")
+    return torch.full((count,), MASK_SIZES.index(size), dtype=torch.int64)
 
 
 def size_based(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
