@@ -70,6 +70,14 @@ def test_the_premise_ranks_what_was_built_in():
     assert found["boundary error"]["low"] <= found["boundary error"]["mean"] <= found["boundary error"]["high"]
 
 
+def test_quality_in_other_views_is_a_mean_by_instance():
+    cache = synthetic_cache(6, views=3)
+    mean = switch_training.other_views(cache, "boundary_iou")
+    rows = (cache.instance == 4) & (cache.view > 0)
+    np.testing.assert_allclose(mean[4], cache.boundary_iou[rows].double().mean(0), rtol=1e-6)
+    assert switch_training.other_views(cache.true_boxes(), "boundary_iou") is None
+
+
 # Settings and tables
 
 

@@ -8,7 +8,6 @@ import torch
 from helpers.small_models import tiny_model
 from lessons import gumbel, tour
 
-from dynamask.config import LossConfig
 from dynamask.data.shapes import CLASS_NAMES
 from dynamask.models.masks.switch import straight_through_gumbel
 from dynamask.predict import Predictor, TwoStagePredictor
@@ -146,8 +145,3 @@ def test_tour_overlaps_are_ious(prediction):
     rings = [sum(size == 16 for size in trace.marker.size) for trace in drawn.data[1:]]
     assert rings == [int((prediction.mask_size == size).sum()) for size in MASK_SIZES]
     assert len(tour.grids(prediction, 0).data) == 8
-
-
-def test_lesson_losses_are_the_papers_terms_with_the_common_grid():
-    assert gumbel.LOSS_CONFIG.switch_selection == LossConfig().switch_selection == "drawn"
-    assert gumbel.LOSS_CONFIG.entropy_on == "probs" and gumbel.LOSS_CONFIG.switch_signal == "boundary"

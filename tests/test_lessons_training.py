@@ -1,4 +1,4 @@
-"""Lesson 05's pieces: a run in a thread, fresh branches, a switch on cached regions, and the figures of a run."""
+"""Helpers of notebook 05: runs in a thread, models to train, and the figures of a run."""
 
 import dataclasses
 import threading
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.feature_caches import synthetic_cache
+from helpers.runs import toy_run
 from lessons import live
 from lessons.table import MarkdownTable
 from lessons.training_runs import (
@@ -20,15 +21,12 @@ from lessons.training_runs import (
     small_run,
     spent,
 )
-from torch import nn
 
-from dynamask.config import LossConfig, TrainConfig
-from dynamask.data.loaders import TrainingLoader
+from dynamask.config import LossConfig
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining
 from dynamask.engine.optimizer import lr_factor
-from dynamask.engine.run import Run
 from dynamask.engine.train import train
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.weights import bundled_path, load_model
@@ -37,35 +35,14 @@ from dynamask.structures import DynaMaskError
 from dynamask.viz.training_curves import smoothed
 
 
-class Slope(nn.Module):
-    """A model of one number that wants to be zero; it may break at a step."""
-
-    def __init__(self, breaks_at: int = 0) -> None:
-        super().__init__()
-        self.number, self.calls, self.breaks_at = nn.Parameter(torch.tensor(4.0)), 0, breaks_at
-
-    def forward(self, images, targets):
-        self.calls += 1
-        return {"loss_mask": self.number**2 * (float("nan") if self.calls == self.breaks_at else 1.0)}
-
-
-class Blanks(torch.utils.data.Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return torch.zeros(3, 2, 2), {"image_id": index}
-
-
-def slope_run(out, steps=8, **kwargs):
-    config = TrainConfig(batch_size=2, iterations=steps, optimizer="adamw", lr=0.1, warmup=0, workers=0, save_every=100)
-    return Run(Slope(**kwargs), TrainingLoader(Blanks(), 2), config, out, {"loss_mask": 1.0})
+def long_run(out, iterations=8):
+    return toy_run(out, iterations=iterations, save_every=5000)
 
 
 def test_a_run_in_a_thread_notes_what_a_run_notes(tmp_path):
     alone = History()
-    train(slope_run(tmp_path / "a"), on_step=alone, progress=False)
-    training = BackgroundTraining(slope_run(tmp_path / "b"), measure=lambda: np.arange(4), every=3)
+    train(long_run(tmp_path / "a"), on_step=alone, progress=False)
+    training = BackgroundTraining(long_run(tmp_path / "b"), measure=lambda: np.arange(4), every=3)
     assert training.start().wait() and training.finished and not training.running
     assert training.history.steps == alone.steps == list(range(1, 9))
     assert training.history.values["loss"] == alone.values["loss"]
@@ -74,7 +51,7 @@ def test_a_run_in_a_thread_notes_what_a_run_notes(tmp_path):
 
 
 def test_stop_saves_the_state_and_start_goes_on(tmp_path):
-    run = slope_run(tmp_path)
+    run = long_run(tmp_path)
     training = BackgroundTraining(run)
     training.on_change = lambda: training.stop() if run.step == 3 else None
     assert training.start().wait() is False
@@ -82,13 +59,13 @@ def test_stop_saves_the_state_and_start_goes_on(tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == ["run-000003.pt"]
     assert training.start().wait() and run.step == 8
     straight = History()
-    train(slope_run(tmp_path / "straight"), on_step=straight, progress=False)
+    train(long_run(tmp_path / "straight"), on_step=straight, progress=False)
     assert training.history.values["loss"] == straight.values["loss"]
 
 
 def test_it_trains_beside_whoever_started_it(tmp_path):
     gate, training = threading.Event(), None
-    training = BackgroundTraining(slope_run(tmp_path), on_change=lambda: gate.wait(20))
+    training = BackgroundTraining(long_run(tmp_path), on_change=lambda: gate.wait(20))
     training.start()
     assert training.wait(0.05) is False and training.running
     training.start()  # a second press changes nothing
@@ -97,9 +74,10 @@ def test_it_trains_beside_whoever_started_it(tmp_path):
 
 
 def test_what_ends_a_run_is_told_to_whoever_waits(tmp_path):
-    training = BackgroundTraining(slope_run(tmp_path, breaks_at=3)).start()
+    training = BackgroundTraining(long_run(tmp_path))
+    training.on_change = lambda: setattr(training.run.model, "broken", "loss_mask" if training.run.step == 2 else None)
     with pytest.raises(DynaMaskError, match="loss_mask is not finite at step 2"):
-        training.wait()
+        training.start().wait()
     assert not training.finished
 
 
@@ -165,10 +143,9 @@ def test_the_figure_shows_losses_and_what_was_measured(stacked):
     assert [trace.name for trace in sizes] == ["14×14", "28×28", "56×56", "112×112"]
     assert [list(trace.y) for trace in sizes] == [[0.1, 0.4], [0.2, 0.3], [0.3, 0.2], [0.4, 0.1]]
     assert all((trace.stackgroup is not None) == stacked for trace in sizes)
-
-
-def test_a_run_without_steps_has_a_figure():
-    assert len(live.training_figure(History(), ("loss",), "measured").data) == 5
+    assert len(live.training_figure(History(), ("loss",), "measured", stacked).data) == 5, "a run without steps"
+    drawn = live.losses_figure(finished_history(), ("loss", "loss_mask"), "title")
+    assert [list(trace.y) for trace in drawn.data] == [[5.0, 4.0], [3.0, 1.0]]
 
 
 def test_schedules_are_those_of_the_engine():
@@ -177,11 +154,6 @@ def test_schedules_are_those_of_the_engine():
     for trace, config in zip(figure.data, (paper, small)):
         assert list(trace.y)[-1] == pytest.approx(lr_factor(config.iterations - 1, config))
         assert max(trace.y) == pytest.approx(1, abs=0.01)
-
-
-def test_losses_are_drawn_as_they_are():
-    drawn = live.losses_figure(finished_history(), ("loss", "loss_mask"), "title")
-    assert [list(trace.y) for trace in drawn.data] == [[5.0, 4.0], [3.0, 1.0]]
 
 
 def test_the_panel_moves_with_the_run_and_its_controls_reach_it():
@@ -204,7 +176,7 @@ def test_the_panel_moves_with_the_run_and_its_controls_reach_it():
 
 
 def test_the_pause_button_pauses(tmp_path):
-    training = BackgroundTraining(slope_run(tmp_path, steps=2000))
+    training = BackgroundTraining(long_run(tmp_path, 2000))
     panel = live.LivePanel(training, ("loss_mask",), "nothing")
     panel.start()
     panel.pause_button.click()

@@ -1,7 +1,6 @@
 """Runs that survive: killed, asked to stop, without disk space, without a picture, or with numbers that blow up."""
 
 import csv
-import dataclasses
 import errno
 import os
 import random
@@ -79,6 +78,7 @@ def killed(command: list[str], log: Path, step: int) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 def test_a_killed_run_goes_on_bit_for_bit(data, straight, tmp_path):
     out, step = tmp_path / "run", random.randrange(3, STEPS - 2)
@@ -155,8 +155,6 @@ def test_a_stop_before_the_first_step_leaves_a_state_to_resume(tmp_path):
 def test_the_last_states_are_kept(tmp_path):
     train(toy_run(tmp_path, iterations=7, save_every=1, keep=3), progress=False)
     assert [path.name for path in checkpoints(tmp_path)] == ["run-000005.pt", "run-000006.pt", "run-000007.pt"]
-    with pytest.raises(DynaMaskError, match="keep is 0"):
-        dataclasses.replace(SHORT, keep=0)
 
 
 def flipped(content: bytes) -> bytes:
@@ -182,6 +180,8 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, damage):
 
 
 def test_no_readable_state_is_one_sentence(tmp_path):
+    with pytest.raises(DynaMaskError, match="no run to resume"):
+        load_newest_run(tmp_path)
     train(toy_run(tmp_path), progress=False)
     for path in checkpoints(tmp_path):
         torch.save({"step": 1}, path)
@@ -218,11 +218,7 @@ def test_other_settings_are_named_with_both_values_and_harmless_ones_pass(tmp_pa
     with pytest.raises(DynaMaskError, match="model.names") as caught:
         other.resume()
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
-    other.settings = {**settings, "losses": {"edge_weight": 0.7}}
-    with pytest.raises(DynaMaskError, match=r"\(losses\.edge_weight 0\.1, now 0\.7\)"):
-        other.resume()  # what the run did not state had its default
-    defaults = {"losses": {"edge_weight": 0.1}, "new": "setting"}
-    other.settings = {**settings, "train": {"lr": 0.1, "workers": 3, "save_every": 1}, **defaults}
+    other.settings = {**settings, "train": {"lr": 0.1, "workers": 3, "save_every": 1}, "new": "setting"}
     other.resume()
     assert other.step == 4
 
@@ -274,24 +270,6 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch, owner, name, s
     resumed = toy_run(tmp_path, iterations=6)
     resumed.resume()
     assert resumed.step == 3 and train(resumed, progress=False)
-
-
-def test_a_full_disk_stops_the_command_with_one_line(data, straight, tmp_path, capsys, monkeypatch):
-    usual, saved = torch.save, []
-
-    def second_fails(state, stream):
-        saved.append(state["step"])
-        usual(state, stream) if len(saved) == 1 else half_a_state(state, stream)
-
-    monkeypatch.setattr(torch, "save", second_fails)
-    assert cli.main(arguments(data, tmp_path)) == 2
-    line = last_line(capsys)
-    assert line.startswith("dynamask: error: ") and "No space left on device" in line and "run-000002.pt is in" in line
-    assert [path.name for path in checkpoints(tmp_path)] == ["run-000002.pt"] and not list(tmp_path.glob("*.partial"))
-    assert load_file(tmp_path / "last.safetensors")
-    monkeypatch.undo()
-    assert cli.main(arguments(data, tmp_path, "--resume")) == 0
-    assert_equal_runs(tmp_path, straight)
 
 
 FULL = """

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from dynamask.config import LossConfig
-from dynamask.engine.train import freeze
 from dynamask.evaluation.mask_quality import boundary_iou, boundary_width
 from dynamask.models.build import create_model
 from dynamask.models.masks import losses
@@ -80,10 +79,3 @@ def test_the_signal_trains_the_switch_alone(branch):
     found = model.mask_branch.losses(begin(), targets, boundary_width=torch.tensor([3.0, 3.0]))
     found["loss_edge"].backward()
     assert not any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.mask_branch.switch.parameters())
-
-
-def test_freezing_all_but_the_switch(branch):
-    model, _ = branch
-    freeze(model, "all-but-switch")
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert trained and all(name.startswith("mask_branch.switch.") for name in trained)

@@ -38,7 +38,7 @@ from dynamask.files import replacing
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from tools import decision_tables
-from tools.switch_training import MEASURES, Judge, run_setting
+from tools.switch_training import MEASURES, Judge, box_side, run_setting
 
 PAPER = LossConfig()
 """Eq. 7 as printed: the edge loss guides, y is drawn."""
@@ -166,7 +166,7 @@ def premise(cache: FeatureCache, samples: int = 1000) -> dict[str, dict[str, flo
         "edge loss": cache.edge_loss[:, 0] - cache.edge_loss[:, -1],
         "mask loss": cache.mask_loss[:, 0] - cache.mask_loss[:, -1],
         "mask IoU": cache.mask_iou[:, -1] - cache.mask_iou[:, 0],
-        "box size": cache.side,
+        "box size": box_side(cache),
         "complexity": cache.complexity,
     }
     known = {name: columns[name].double().numpy() for name in SIGNALS if not bool(columns[name].isnan().any())}

@@ -62,6 +62,25 @@ class Frontier:
         return float(np.interp(limit, self.cost, self.value))
 
 
+def box_side(cache: FeatureCache) -> Tensor:
+    """(N,) square root of the box area in pixels."""
+    return (cache.box[:, 2:] - cache.box[:, :2]).prod(1).sqrt()
+
+
+def other_views(cache: FeatureCache, measure: str) -> np.ndarray | None:
+    """(M, 4) mean quality of each instance over its views but view 0, in the order of ``cache.true_boxes()``.
+
+    None where there are no other views.
+    """
+    views = int(cache.view.max()) if len(cache) else 0
+    if not views:
+        return None
+    quality, rows = getattr(cache, measure).double(), cache.view > 0
+    mean = quality.new_zeros(int(cache.instance.max()) + 1, quality.shape[1])
+    mean.index_add_(0, cache.instance[rows], quality[rows] / views)
+    return mean[cache.instance[cache.view == 0]].numpy()
+
+
 class Judge:
     """Choices of sizes for the true boxes of a cache, against chance, the blind mixture and the oracles.
 
@@ -73,10 +92,10 @@ class Judge:
     def __init__(self, cache: FeatureCache, budgets: Sequence[float] = BUDGETS) -> None:
         self.cache, self.budgets, self.macs = cache.true_boxes(), tuple(budgets), cache.macs
         self.quality = {m: getattr(self.cache, m).double().numpy() for m in MEASURES}
-        views = {m: cache.other_views(m) for m in MEASURES}
+        views = {m: other_views(cache, m) for m in MEASURES}
         self.oracle = {m: Frontier(q, q, self.macs) for m, q in self.quality.items()}
         self.aware = {m: Frontier(views[m], q, self.macs) for m, q in self.quality.items() if views[m] is not None}
-        self.complexity, self.side = self.cache.complexity.double().numpy(), self.cache.side.double().numpy()
+        self.complexity, self.side = self.cache.complexity.double().numpy(), box_side(self.cache).double().numpy()
 
     def judge(self, logits: Tensor) -> dict[str, Any]:
         """Figures of a switch's own choice and of its choices at every budget; and their means over the budgets."""

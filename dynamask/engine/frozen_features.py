@@ -30,7 +30,7 @@ from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, mask_edges
-from dynamask.predict import Predictor
+from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 FORMAT = "dynamask-switch-cache-1"
@@ -233,11 +233,6 @@ class FeatureCache:
         """(4,) float64 MACs of an instance at each size."""
         return np.array(self.about["macs_per_instance"], dtype=np.float64)
 
-    @property
-    def side(self) -> Tensor:
-        """(N,) square root of the box area in pixels."""
-        return (self.box[:, 2:] - self.box[:, :2]).prod(1).sqrt()
-
     def take(self, rows: Tensor) -> FeatureCache:
         """The same cache with some of its rows."""
         return FeatureCache(**{name: tensor[rows] for name, tensor in self.tensors().items()}, about=self.about)
@@ -245,20 +240,6 @@ class FeatureCache:
     def true_boxes(self) -> FeatureCache:
         """The rows of view 0."""
         return self.take(torch.nonzero(self.view == 0)[:, 0])
-
-    def other_views(self, measure: str) -> np.ndarray | None:
-        """(M, 4) mean quality of each instance over its views but view 0, in the order of :meth:`true_boxes`.
-
-        None where there are no other views.
-        """
-        views = int(self.view.max()) if len(self) else 0
-        if not views:
-            return None
-        quality = getattr(self, measure).double()
-        mean = quality.new_zeros(int(self.instance.max()) + 1, len(MASK_SIZES))
-        rows = self.view > 0
-        mean.index_add_(0, self.instance[rows], quality[rows] / views)
-        return mean[self.instance[self.view == 0]].numpy()
 
     def new_switch(self, seed: int) -> MaskSwitchModule:
         """An untrained switch of the model's configuration; the global random state is left as it is."""
@@ -273,7 +254,7 @@ class FeatureCache:
 
 
 def build_cache(
-    predictor: Predictor, dataset: Data, indices: Iterable[int], views: int, seed: int, about: dict[str, Any]
+    predictor: TwoStagePredictor, dataset: Data, indices: Iterable[int], views: int, seed: int, about: dict[str, Any]
 ) -> FeatureCache:
     """Run the frozen model on images; every instance in its annotated box and in ``views`` other views.
 
@@ -327,7 +308,7 @@ def _complexities(dataset: Data) -> dict[int, list[float]]:
 
 @torch.no_grad()
 def image_cache(
-    predictor: Predictor,
+    predictor: TwoStagePredictor,
     image: Tensor,
     boxes: Tensor,
     masks: Tensor,
@@ -370,7 +351,7 @@ def image_cache(
     return FeatureCache(**{name: values[order] for name, values in joined.items()}, about=about)
 
 
-def _columns(predictor: Predictor, views: Views, labels: Sequence[int] | None) -> dict[str, Tensor]:
+def _columns(predictor: TwoStagePredictor, views: Views, labels: Sequence[int] | None) -> dict[str, Tensor]:
     """The columns of a group of views that need the model."""
     height, width = views.image.shape[1:]
     prediction = predictor(views.image, boxes=views.boxes, labels=labels, all_sizes=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dynamask.config import LossConfig, ModelConfig, TrainConfig
+from dynamask.config import TrainConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.engine.checkpoint import (
     checkpoints,
@@ -262,9 +261,8 @@ class Run:
             self._seed_rank()
 
     def _check_settings(self, stored: dict[str, Any]) -> None:
-        """Raise if settings differ from the stored ones; a setting that one side lacks has its default there."""
-        defaults = default_settings()
-        theirs, ours = defaults | flattened(stored), defaults | flattened(self.settings)
+        """Raise if settings that are known on both sides differ."""
+        theirs, ours = flattened(stored), flattened(self.settings)
         changed = [
             f"{key} {_shortened(theirs[key])}, now {_shortened(ours[key])}"
             for key in theirs
@@ -283,13 +281,6 @@ def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def default_settings() -> dict[str, Any]:
-    """The defaults of every configuration by dotted names, as JSON values."""
-    configs = {"train": TrainConfig(), "losses": LossConfig(), "model": ModelConfig()}
-    values = {name: dataclasses.asdict(config) for name, config in configs.items()}
-    return flattened(json.loads(json.dumps(values)))
 
 
 def _shortened(value: object) -> str:
