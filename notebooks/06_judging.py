@@ -19,14 +19,16 @@ from lessons import fast
 
 from dynamask import load
 from dynamask.data.shapes import ShapesDataset
-from dynamask.reports.collecting import collect_all
+from dynamask.reports.collect import collect
+from dynamask.reports.options import CollectOptions
 
 predictor = load("shapes")
 scenes = ShapesDataset(fast(10, 60), seed=1002)
 everything = list(range(len(scenes)))
-kept = collect_all(predictor, scenes, everything, views=fast(1, 3))
+kept = collect(predictor, scenes, everything, CollectOptions(views=fast(1, 3)))
 macs = predictor.costs.macs_per_instance
-print(f"{len(scenes)} scenes, {len(kept.given.results)} objects in true boxes, {len(kept.found.results)} detections")
+objects, detections = len(kept.true_boxes.results), len(kept.detections.results)
+print(f"{len(scenes)} scenes, {objects} objects in true boxes, {detections} detections")
 
 # %% [markdown]
 # From then on no model is needed: a policy only picks one of four masks that are there. So a whole curve takes
@@ -64,10 +66,10 @@ from lessons.judging import detections_of_class
 
 from dynamask.structures import MASK_SIZES
 
-at_28 = np.full(len(kept.found.results), MASK_SIZES.index(28))
-names = Counter(scenes.class_names[r["category_id"]] for r in kept.given.results)
+at_28 = np.full(len(kept.detections.results), MASK_SIZES.index(28))
+names = Counter(scenes.class_names[r["category_id"]] for r in kept.true_boxes.results)
 name = names.most_common(1)[0][0]
-detections = detections_of_class(kept.found, at_28, scenes, name)
+detections = detections_of_class(kept.detections, at_28, scenes, name)
 print(f"{name}: {sum(map(len, detections.scores))} detections of {detections.positives} objects")
 
 # %% [markdown]
@@ -93,7 +95,7 @@ from lessons.judging import coco_of_class
 from dynamask.evaluation.coco_ap import evaluate_coco
 
 by_hand = [curve.ap for curve in curves.values()]
-coco, results = coco_of_class(kept.found, at_28, scenes, name)
+coco, results = coco_of_class(kept.detections, at_28, scenes, name)
 theirs = evaluate_coco(coco, results, ("segm",))["segm"]
 print(f"AP50 by hand {by_hand[0]:.6f}, evaluator {theirs['AP50']:.6f}")
 print(f"AP   by hand {np.mean(by_hand):.6f}, evaluator {theirs['AP']:.6f}")
@@ -110,9 +112,9 @@ from lessons.judging import rim
 from lessons.picture_grids import error_picture, mask_window, picture_grid
 from lessons.training_runs import masks_by_size
 
-quality = {m: kept.given.quality(m) for m in ("mask_iou", "boundary_iou")}
+quality = {m: kept.true_boxes.quality(m) for m in ("mask_iou", "boundary_iou")}
 neediest = int((quality["boundary_iou"][:, -1] - quality["boundary_iou"][:, 0]).argmax())
-index, row = scenes.image_ids.index(kept.given.results[neediest]["image_id"]), kept.given.truth[neediest]
+index, row = scenes.image_ids.index(kept.true_boxes.results[neediest]["image_id"]), kept.true_boxes.truth[neediest]
 _, truth, masks = masks_by_size(predictor.model, scenes, index, row)
 window = mask_window(truth)
 titles = [
@@ -144,8 +146,8 @@ from lessons.table import MarkdownTable
 
 from dynamask.evaluation.resampled_ap import ResampledAP
 
-judge = ResampledAP(scenes.coco, kept.found.results, kept.found.rles, scenes.image_ids)
-found = baselines(kept.found, macs, scenes, judge)
+judge = ResampledAP(scenes.coco, kept.detections.results, kept.detections.rles, scenes.image_ids)
+found = baselines(kept.detections, macs, scenes, judge)
 measures = ("segm", "boundary", "gmacs")
 fixed = [[size, *(found[policy][m] for m in measures)] for size, policy in zip(MASK_SIZES, FIXED)]
 MarkdownTable(["all at", "mask AP", "boundary AP", "GMACs"], fixed)
@@ -179,7 +181,7 @@ MarkdownTable(
 # - **oracle**: knows the IoU of every mask and spends the same MACs in the best way. Nobody can beat it in mean IoU.
 
 # %%
-from lessons.judging import PAPER_TABLE_8
+from lessons.judging import PAPER_SHARES
 
 rows = []
 for policy in ("size", "random", "learned", "oracle"):
@@ -188,14 +190,14 @@ for policy in ("size", "random", "learned", "oracle"):
 MarkdownTable(["policy", "14", "28", "56", "112", "GMACs", "mask AP", "boundary AP"], rows)
 
 # %% [markdown]
-# And the paper's Tab. 8, again of COCO and apart:
+# And the paper's Tab. S1, again of COCO and apart:
 
 # %%
 rows = [
     [policy, *(f"{s:.0%}" for s in sizes), f"{cost:.2f}", f"{ap:.1f}"]
-    for policy, (sizes, cost, ap) in PAPER_TABLE_8.items()
+    for policy, (sizes, cost, ap) in PAPER_SHARES.items()
 ]
-MarkdownTable(["policy (paper, Tab. 8)", "14", "28", "56", "112", "GMACs", "mask AP, COCO, %"], rows)
+MarkdownTable(["policy (paper, Tab. S1)", "14", "28", "56", "112", "GMACs", "mask AP, COCO, %"], rows)
 
 # %% [markdown]
 # Careful: `size` spends less than `learned` in our table, and in the paper's as well. A fair comparison gives the
@@ -204,7 +206,7 @@ MarkdownTable(["policy (paper, Tab. 8)", "14", "28", "56", "112", "GMACs", "mask
 # %%
 from dynamask.reports.size_choices import at_budget, mean_macs
 
-logits = kept.found.logits()
+logits = kept.detections.logits()
 fair = []
 for rival in ("size", *FIXED[1:3]):
     ours = at_budget(logits, macs, mean_macs(found[rival]["choice"], macs))
@@ -236,8 +238,8 @@ from dynamask.evaluation.bootstrap import PictureBootstrap
 from dynamask.evaluation.choices import at, permuted
 
 bootstrap = PictureBootstrap(scenes.image_ids, samples=fast(200, 2000))
-pictures = bootstrap.rows(np.array([r["image_id"] for r in kept.given.results]))
-learned = np.array(kept.given.choice)
+pictures = bootstrap.rows(np.array([r["image_id"] for r in kept.true_boxes.results]))
+learned = np.array(kept.true_boxes.choice)
 difference = at(quality["mask_iou"], learned) - permuted(quality["mask_iou"], learned)
 estimate = bootstrap.interval(difference, pictures)
 bootstrap_figure(
@@ -268,7 +270,7 @@ from lessons.judging import budget_figure
 
 steps = np.linspace(0.2, 0.55, fast(3, 8))
 with_slider(
-    {f"{s:.0%}": budget_figure(kept.given, macs, bootstrap, s) for s in steps},
+    {f"{s:.0%}": budget_figure(kept.true_boxes, macs, bootstrap, s) for s in steps},
     prefix="budget, share of the full MACs: ",
     axis_title=True,
 )
@@ -300,7 +302,7 @@ curves_figure(result.points, "detected", ("segm_ap", "boundary_ap"), "On detecti
 # The paper's Tab. 5 names two operating points: one that loses no AP, and one at about half the cost. Ours:
 
 # %%
-from dynamask.reports.writer import with_interval
+from dynamask.reports.render import with_interval
 
 points = result.operating_points
 named = {"cheapest within 0.001 mask AP of all at 112": points["within_drop"], "half of the cost": points["half"]}
@@ -323,9 +325,9 @@ MarkdownTable(["operating point", "MACs saved", "mask AP minus full"], rows)
 # %%
 from lessons.judging import classes_figure
 
-given_logits = kept.given.logits()
+given_logits = kept.true_boxes.logits()
 by_budget = {
-    f"{share:.0%}": classes_figure(kept.given, scenes, at_budget(given_logits, macs, share * macs[-1]))
+    f"{share:.0%}": classes_figure(kept.true_boxes, scenes, at_budget(given_logits, macs, share * macs[-1]))
     for share in np.linspace(0.2, 0.55, fast(3, 8))
 }
 with_slider(by_budget, "budget, share of the full MACs: ", active=len(by_budget) - 1, axis_title=True)

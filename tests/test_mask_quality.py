@@ -1,4 +1,4 @@
-"""Mask and boundary IoU against their definitions, the bootstrap, and the oracle against brute force."""
+"""Mask and boundary IoU against their definitions, and the oracle against brute force."""
 
 import itertools
 import time
@@ -6,11 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from dynamask.evaluation.bootstrap import paired_bootstrap
-from dynamask.evaluation.choices import share_of_oracle_gain
 from dynamask.evaluation.mask_quality import boundary_iou, boundary_width, mask_iou, quality_by_size
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.structures import DynaMaskError, Interval
+from dynamask.structures import DynaMaskError
 
 
 def random_mask(rng, shape):
@@ -92,32 +90,6 @@ def test_masks_are_compared_fast_enough_for_thousands():
     for _ in range(100):
         boundary_iou(a, b)
     assert time.process_time() - start < 1.0  # measured: 0.05 s
-
-
-def test_paired_bootstrap():
-    rng = np.random.default_rng(4)
-    differences = rng.normal(0.3, 1.0, 400)
-    found = paired_bootstrap(differences)
-    assert found.mean == pytest.approx(differences.mean()) and found.sign == 1
-    half = 1.96 * differences.std() / 20
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.02)
-    assert paired_bootstrap(differences) == found != paired_bootstrap(differences, seed=1)
-    assert paired_bootstrap(-differences).sign == -1 and paired_bootstrap(differences - found.mean).sign == 0
-    assert paired_bootstrap(np.full(5, 0.25)) == Interval(0.25, 0.25, 0.25)
-    assert Interval(0.5).to_dict() == {"mean": 0.5, "low": None, "high": None} and Interval(0.5).sign == 0
-    with pytest.raises(DynaMaskError):
-        paired_bootstrap(np.zeros(0))
-    with pytest.raises(ValueError):
-        paired_bootstrap(np.array([1.0, np.nan]))
-
-
-def test_bootstrap_interval_covers():
-    """Of 200 data sets with a true mean of zero, about 95 % of the intervals contain it."""
-    rng = np.random.default_rng(5)
-    covered = 0
-    for _ in range(200):
-        covered += paired_bootstrap(rng.normal(size=60), samples=400).sign == 0
-    assert 178 <= covered <= 199
 
 
 def brute_force(quality, macs, budget):
@@ -215,9 +187,3 @@ def test_oracle_accepts_the_mean_cost_of_an_assignment():
         assigned = rng.integers(0, 4, n)
         quality = np.eye(4)[assigned]
         assert best_under_budget(quality, macs, float(macs[assigned].mean())).tolist() == assigned.tolist()
-
-
-def test_share_of_oracle_gain():
-    assert share_of_oracle_gain(0.75, 0.5, 1.0) == pytest.approx(0.5)
-    assert share_of_oracle_gain(0.4, 0.5, 1.0) < 0
-    assert share_of_oracle_gain(0.5, 0.5, 0.5) is None

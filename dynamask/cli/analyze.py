@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 def _analyze(arguments: argparse.Namespace) -> None:
     from dynamask.data.coco_format import read_coco
     from dynamask.evaluation.ideal_masks import ideal_quality, summarise
-    from dynamask.reports.writer import csv_text
+    from dynamask.reports.render import csv_text
     from dynamask.viz.required_size import required_size_page
 
     if arguments.out is not None:
@@ -96,7 +96,7 @@ def markdown_table(summary: dict[str, Any]) -> str:
     """A summary as Markdown: how to read it, then all instances, the object sizes, and the classes by their loss."""
     from dynamask.evaluation.ideal_masks import METRICS
     from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
-    from dynamask.reports.writer import Paragraph, Table, blocks_markdown
+    from dynamask.reports.render import Paragraph, Table, blocks_markdown
 
     columns = [f"{title} {size}" for title in ("mask", "boundary") for size in MASK_SIZES]
     header = ["group", "instances", *columns, "needs (mask)", "needs (boundary)"]

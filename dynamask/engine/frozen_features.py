@@ -87,6 +87,11 @@ class Views:
     masks: Tensor
 
 
+def view_generator(seed: int, image_id: int) -> torch.Generator:
+    """The random numbers for :func:`views_of` an image, the same for equal seeds and image ids."""
+    return torch.Generator().manual_seed((1_000_003 * seed + image_id) % 2**31)
+
+
 def views_of(
     image: Tensor, boxes: Tensor, masks: Tensor, numbers: Sequence[int], generator: torch.Generator
 ) -> Iterator[Views]:
@@ -332,8 +337,7 @@ def image_cache(
         complexity: (N,) in 0–1, where known.
     """
     count, parts = len(boxes), []
-    generator = torch.Generator().manual_seed((1_000_003 * seed + image_id) % 2**31)
-    for group in views_of(image, boxes, masks, range(views + 1), generator):
+    for group in views_of(image, boxes, masks, range(views + 1), view_generator(seed, image_id)):
         repeats = len(group.numbers)
         columns = _columns(predictor, group, None if labels is None else list(labels) * repeats)
         columns["view"] = torch.tensor(group.numbers).repeat_interleave(count)

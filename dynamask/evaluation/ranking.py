@@ -74,7 +74,7 @@ class SizeRanking:
             signal[:, -1] - signal[:, 0], self.quality[:, -1] - self.quality[:, 0], self.rows
         )
 
-    def row(self, signal: np.ndarray) -> dict[str, Interval]:
+    def figures(self, signal: np.ndarray) -> dict[str, Interval]:
         """All three of one signal."""
         return {
             "pairs": interval_of(self.accuracy(signal)),

@@ -1,20 +1,18 @@
-"""``report budget-curve``: quality against mean MACs, for the switch and for what it has to beat."""
+"""``report budget-curve``: quality against mean MACs, of the switch and of its rivals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynamask.data.sources import Data
 from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
-from dynamask.reports.collecting import Collected, annotations_of
+from dynamask.reports.collect import Collected, annotations_of
+from dynamask.reports.comparison import Comparison
 from dynamask.reports.curve_points import FIXED, CurvePoint, DetectionCurve, TrueBoxCurve
-from dynamask.reports.facts import fact_lines
 from dynamask.reports.options import CurveOptions
-from dynamask.reports.world import World
-from dynamask.reports.writer import (
+from dynamask.reports.render import (
     Block,
     Figure,
     Heading,
@@ -87,62 +85,39 @@ def compute_curve(
     Raises:
         DynaMaskError: there is no instance, or nothing was detected.
     """
-    true_boxes = TrueBoxCurve(collected.given, macs, dataset, options.budgets, collected.views, bootstrap)
-    points = true_boxes.points()
-    complexity = true_boxes.known_complexity(annotations_of(collected.given, dataset))
-    if collected.found is None or precision is None:
+    given, found = collected.true_boxes, collected.detections
+    true_boxes = TrueBoxCurve(given, macs, dataset, options.budgets, collected.views, bootstrap)
+    points, complexity = true_boxes.points(), true_boxes.known_complexity(annotations_of(given, dataset))
+    if found is None or precision is None:
         return CurveResult(points, complexity, None)
-    detections = DetectionCurve(collected.found, macs, dataset, options.budgets, precision, options.permutations, seed)
+    detections = DetectionCurve(found, macs, dataset, options.budgets, precision, options.permutations, seed)
     return CurveResult(points + detections.points(), complexity, detections.operating_points())
 
 
-def make_report(world: World, options: CurveOptions) -> Report:
-    """The budget curve of the first weights with a switch, as a report."""
-    evidence = world.main
-    kept, macs, checkpoint = evidence.kept, evidence.macs, evidence.checkpoint
-    precision = None if kept.found is None else evidence.drawn
-    result = compute_curve(kept, macs, world.dataset, world.bootstrap, precision, options, world.options.seed)
-    source = replace(world.source, weights=evidence.name)
-    counts = {"pictures": len(world.indices), "true_instances": len(kept.given.results)}
-    if kept.found is not None:
-        counts["detections"] = len(kept.found.results)
-    facts = fact_lines(source, checkpoint, **counts, seed=world.options.seed)
-    points, full = result.points, macs[-1]
-    blocks: list[Block] = [
-        Paragraph(
-            "MACs are multiply-accumulates of the mask branch for an instance (1 MAC = 2 FLOPs), the switch itself and "
-            f"the picture's projections not counted; the full branch costs {full / 1e9:.4f} GMACs. Brackets and bands "
-            "are bootstrap 95 % intervals over pictures; differences are paired. A budget is kept by one price over "
-            "the data set; beyond what the switch chooses freely it changes nothing, so the curve ends there."
-        ),
-        Heading("In true boxes"),
-        Paragraph(
-            "Random is the exact mean over all permutations of the same sizes among the instances. The oracle knows "
-            "the quality of every size. Part of its gain is noise that nobody can predict: the noise-aware oracle "
-            f"chooses by the mean quality in {options.views} other views of the picture (flipped, boxes shifted and "
-            "stretched) and is judged on the view that it did not see."
-        ),
-        *_section(points, "gt", ("mask_iou", "boundary_iou"), full),
-    ]
-    if kept.found is not None:
-        text = (
-            f"AP over all classes and areas, scores above 0.05. Random is the mean over {options.permutations} drawn "
-            f"permutations; intervals are from {world.options.ap_samples} resampled sets of pictures."
-        )
-        blocks += [Heading("On detections"), Paragraph(text)]
-        blocks += _section(points, "detected", ("segm_ap", "boundary_ap"), full)
-        blocks += _operating(result.operating_points)
-    blocks += _complexity(result.known_complexity, full)
-    rows = [point.to_dict() for point in points]
+def make_budget_curve(comparison: Comparison, options: CurveOptions) -> Report:
+    """The budget curve of the first weights with a switch, as a report.
+
+    Args:
+        comparison: collected with ``options.views`` other views.
+    """
+    evidence, seed = comparison.main, comparison.options.seed
+    collected, macs, dataset = evidence.collected, evidence.macs, comparison.dataset
+    precision = None if collected.detections is None else evidence.precision
+    result = compute_curve(collected, macs, dataset, comparison.bootstrap, precision, options, seed)
+    counts = {"pictures": len(comparison.indices), "true_instances": len(collected.true_boxes.results)}
+    if collected.detections is not None:
+        counts["detections"] = len(collected.detections.results)
+    facts = comparison.facts_of(evidence, **counts, seed=seed)
+    rows = [point.to_dict() for point in result.points]
     data = {
         "facts": dict(facts),
-        "checkpoint": checkpoint,
+        "checkpoint": evidence.checkpoint.to_dict(),
         "options": {
             **asdict(options),
-            "samples": world.options.samples,
-            "ap_samples": world.options.ap_samples,
-            "seed": world.options.seed,
-            "detections": kept.found is not None,
+            "samples": comparison.options.samples,
+            "ap_samples": comparison.options.ap_samples,
+            "seed": seed,
+            "detections": collected.detections is not None,
         },
         "mask_sizes": list(MASK_SIZES),
         "macs_per_instance": list(macs),
@@ -151,7 +126,37 @@ def make_report(world: World, options: CurveOptions) -> Report:
         "known_complexity": jsonable(result.known_complexity),
         "operating_points": jsonable(result.operating_points),
     }
-    return Report("budget-curve", f"Budget curve of {Path(source.weights).stem}", facts, blocks, rows, data)
+    blocks = _blocks(result, macs[-1], options, comparison.options.ap_samples)
+    return Report("budget-curve", f"Budget curve of {evidence.label}", facts, blocks, rows, data)
+
+
+def _blocks(result: CurveResult, full: int, options: CurveOptions, ap_samples: int) -> list[Block]:
+    """The document; ``full`` is the cost of the finest size in MACs."""
+    blocks: list[Block] = [
+        Paragraph(
+            "MACs are multiply-accumulates of the mask branch for an instance (1 MAC = 2 FLOPs), without the switch "
+            f"itself and the picture's projections; the full branch costs {full / 1e9:.4f} GMACs. Brackets and bands "
+            "are bootstrap 95 % intervals over pictures; differences are paired. A budget is met by one price over the "
+            "data set; above the cost of the switch's own choice it changes nothing, so the curve ends there."
+        ),
+        Heading("In true boxes"),
+        Paragraph(
+            "Random is the exact mean over all permutations of the same sizes among the instances. The oracle knows "
+            "the quality of every size. Part of its gain is noise that cannot be predicted: the noise-aware oracle "
+            f"chooses by the mean quality in {options.views} other views of the picture (flipped, boxes shifted and "
+            "stretched) and is evaluated on the view that it did not see."
+        ),
+        *_section(result.points, "gt", ("mask_iou", "boundary_iou"), full),
+    ]
+    if result.operating_points is not None:
+        text = (
+            f"AP over all classes and areas, scores above 0.05. Random is the mean over {options.permutations} drawn "
+            f"permutations; intervals are from {ap_samples} resampled sets of pictures."
+        )
+        blocks += [Heading("On detections"), Paragraph(text)]
+        blocks += _section(result.points, "detected", ("segm_ap", "boundary_ap"), full)
+        blocks += _operating_points(result.operating_points)
+    return blocks + _complexity(result.known_complexity, full)
 
 
 def chosen(points: Sequence[CurvePoint], boxes: str, measure: str, policy: str, against: str = "") -> list[CurvePoint]:
@@ -269,7 +274,7 @@ def _budget_table(points: Sequence[CurvePoint], boxes: str, measure: str, lines:
     return Table(["budget, GMACs", "mean GMACs", *names], body)
 
 
-def _operating(points: dict[str, Any]) -> list[Block]:
+def _operating_points(points: dict[str, Any]) -> list[Block]:
     """Tab. 5's two points."""
     body = []
     within = f"cheapest budget within {points['drop']:.3f} mask AP of all at {MASK_SIZES[-1]}"

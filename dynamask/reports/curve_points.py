@@ -14,7 +14,7 @@ from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap, 
 from dynamask.evaluation.choices import Draws, at, at_equal_cost, best_mix_quality, blind_mix, shares
 from dynamask.evaluation.resampled_ap import MASK_TYPES
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.reports.collecting import MEASURES
+from dynamask.reports.collect import IOU_MEASURES
 from dynamask.reports.size_choices import at_budget, budget_limits, choice_of, mean_macs
 from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
 
@@ -128,13 +128,13 @@ class TrueBoxCurve(BudgetCurve):
         super().__init__(instances, macs, dataset, budgets, "gt")
         image_ids = np.array([result["image_id"] for result in instances.results], dtype=np.int64)
         self.bootstrap, self.rows = bootstrap, bootstrap.rows(image_ids)
-        self.quality = {measure: instances.quality(measure) for measure in MEASURES}
+        self.quality = {measure: instances.quality(measure) for measure in IOU_MEASURES}
         self.expected = {measure: quality.mean(axis=0) for measure, quality in views.items() if len(quality)}
         self.size_means = {m: np.stack([self._mean(column) for column in q.T]) for m, q in self.quality.items()}
 
     def points(self) -> list[CurvePoint]:
         """All points of both measures."""
-        return [point for m in MEASURES for point in (*self._policies(m), *self._differences(m))]
+        return [point for m in IOU_MEASURES for point in (*self._policies(m), *self._differences(m))]
 
     def _mean(self, values: np.ndarray) -> np.ndarray:
         """Draws (1 + B,) of the mean of values (N,)."""

@@ -1,4 +1,4 @@
-"""Options of the reports, apart from the code that makes them: the command line needs them for its help."""
+"""Options of the reports, in a module of their own because the help of the command line needs them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 
 from dynamask.structures import DynaMaskError
 
-DEFAULT_WEIGHTS = ("shapes-solov2", "shapes-sodar", "shapes-sodar-mask")
-"""Bundled weights that the reports judge where none are given, as far as they are bundled."""
-DEFAULT_RIVAL = "shapes"
-"""DynaMask's beside them, where both families are compared."""
+DEFAULT_ONE_STAGE_WEIGHTS = ("shapes-solov2", "shapes-sodar", "shapes-sodar-mask")
+"""Bundled weights for the reports of the SODAR paper, used where none are given."""
+DEFAULT_TWO_STAGE_WEIGHTS = "shapes"
+"""Bundled weights that are added to these in reports that compare both families."""
 VOTING_IOUS = (0.7,)
 
 
 @dataclass(frozen=True)
-class TableOptions:
-    """How to judge.
+class ReportOptions:
+    """How weights are compared.
 
     Attributes:
         samples: resampled sets of pictures for means over instances, at least 2.
         ap_samples: the same for AP; at least 2.
-        seed: of the resampling and of the other views.
-        cache: folder for what was predicted; None keeps nothing.
+        seed: of the resampling, the permutations and the other views.
+        cache: folder for predictions; None keeps none.
         progress: show a bar for every pass over the pictures.
     """
 
@@ -39,32 +39,32 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is predicted of every picture.
+class CollectOptions:
+    """What is predicted for every picture.
 
     Attributes:
-        given: masks in the true boxes.
-        detected: detections.
-        score: those below it are left out.
-        views: how many other views of each picture the first weights with a switch see, for the noise-aware oracle.
-        signals: keep the losses of every size of the first weights with a switch, for Fig. 5.
+        true_boxes: masks in the true boxes.
+        detections: detections with their masks.
+        score: detections below it are left out.
+        views: number of other views of each picture, for the noise-aware oracle.
+        size_losses: the losses of every mask size, for Fig. 5.
     """
 
-    given: bool = True
-    detected: bool = True
+    true_boxes: bool = True
+    detections: bool = True
     score: float = 0.05
     views: int = 0
-    signals: bool = False
+    size_losses: bool = False
 
 
 @dataclass(frozen=True)
 class CurveOptions:
-    """What the curve has beside what every report is judged by (:class:`dynamask.reports.world.TableOptions`).
+    """Options of the budget curve.
 
     Attributes:
-        budgets: how many budgets, at least 2.
-        views: other views of each picture for the noise-aware oracle, at least 0.
-        permutations: how many permutations the random choice on detections is the mean over.
+        budgets: number of budgets, at least 2.
+        views: number of other views of each picture for the noise-aware oracle, at least 0.
+        permutations: number of permutations that a random choice on detections is averaged over, at least 1.
     """
 
     budgets: int = 12
@@ -79,12 +79,12 @@ class CurveOptions:
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """How to time.
+    """How models are timed.
 
     Attributes:
         rounds: timed runs of each case, at least 1.
-        pictures: that the rounds go through in turn, at least 1.
-        detections: that every model keeps, the best whatever their scores, at least 1.
+        pictures: number of pictures; the rounds take them in turn; at least 1.
+        detections: number of detections that every model keeps, whatever their scores, at least 1.
     """
 
     rounds: int = 15

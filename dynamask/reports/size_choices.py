@@ -13,15 +13,16 @@ import torch
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
 from dynamask.models.masks import policies
+from dynamask.models.masks.policies import LEARNED, Policy
 
 
-def choice_of(policy: str, instances: Instances, dataset: Data) -> np.ndarray:
+def choice_of(policy: str | Policy, instances: Instances, dataset: Data) -> np.ndarray:
     """(N,) size indices under "learned", "size" (Eq. 8) or "fixed:S"; the instances' masks are known at every size."""
-    if policy == "learned":
+    policy = Policy.parse(policy)
+    if policy == LEARNED:
         return np.array(instances.choice, dtype=np.int64)
-    size = policies.Policy.parse(policy).size
-    if size is not None:
-        return policies.fixed(len(instances.results), size).numpy()
+    if policy.size is not None:
+        return policies.fixed(len(instances.results), policy.size).numpy()
     return size_based_choice(instances, image_sizes(dataset))
 
 

@@ -1,323 +1,269 @@
-"""The paper's tables as reports: for each, which rows it has, what is compared, and how it is written."""
+"""The tables of both papers as reports: what a table is, and how it is measured and written."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from dynamask.models.masks.policies import Policy
-from dynamask.reports.comparing import (
-    Contrast,
-    Line,
-    Plan,
-    Row,
-    difference,
-    difference_table,
-    measured,
-    paper_table,
-    provenance_table,
-    rows_table,
+from dynamask.reports.comparison import Comparison, Evidence
+from dynamask.reports.paper import AP_COLUMNS, PAPER, PaperTable, row_name
+from dynamask.reports.render import (
+    Block,
+    Figure,
+    Heading,
+    Paragraph,
+    Report,
+    Table,
+    number,
+    scaled,
+    significance,
+    with_interval,
 )
-from dynamask.reports.paper import PAPER, PaperTable
-from dynamask.reports.rare import rare_plan
-from dynamask.reports.size_choices import mean_macs
+from dynamask.reports.rows import Contrast, Row, RowPlan, TablePlan, measure_difference, measure_row
 from dynamask.reports.titles import TITLES
-from dynamask.reports.verdicts import budgets_said, pyramids_said, sizes_said
-from dynamask.reports.world import Evidence, World, coarsest_first, finest, size_label, world_facts
-from dynamask.reports.writer import Block, Figure, Heading, Paragraph, Report
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.charts import cost_quality, stacked_shares
 
-FULL = f"fixed:{MASK_SIZES[-1]}"
-FCN_HEADS = tuple(f"fcn:{size}" for size in MASK_SIZES)
-PYRAMIDS = {"panet": "PANet", "bifpn": "BiFPN", "nasfpn": "NAS-FPN"}
-SHORT_BUDGET, LONG_BUDGET = 0.64 / 1.40, 1.13 / 1.40
-"""What the paper's two bounded models spend, as shares of its full branch."""
+MEASURES = {
+    "segm_ap": "mask AP",
+    **{f"segm_ap{iou}": f"AP{iou}" for iou in (50, 60, 70, 75, 80, 90)},
+    "boundary_ap": "boundary AP",
+    "mask_iou": "mask IoU, true boxes",
+    "boundary_iou": "boundary IoU, true boxes",
+}
+"""Titles of the measures."""
 
 
 @dataclass(frozen=True)
-class TableKind:
+class TableStyle:
+    """What the tables of one paper have in common.
+
+    Attributes:
+        paper: name of the paper after "Tab. N"; empty for DynaMask's own.
+        measures: keys of ``MEASURES``, for rows and differences.
+        row_values: columns of a row beside its measures.
+        difference_values: columns of a difference beside its measures.
+        seeds: whether a row is of several seeds, so that their range is shown.
+        details: of a difference, for the JSON.
+        missing: sentences on rows without weights.
+        differences: the sentence above the differences.
+        how: the paragraph on how the figures were measured.
+        units: the sentence on the paper's own figures.
+        kinds: by SHA-256, the names of models in the table of checkpoints; by default that is the mask branch.
+        data: further values of the JSON.
+    """
+
+    paper: str
+    measures: tuple[str, ...]
+    row_values: Callable[[RowPlan, Comparison, PaperTable], dict[str, Any]]
+    difference_values: Callable[[Contrast, Comparison], dict[str, Any]]
+    seeds: bool
+    details: Callable[[Contrast], dict[str, Any]]
+    missing: Callable[[list[str], Comparison], list[str]]
+    differences: str
+    how: str
+    units: Callable[[PaperTable], str]
+    kinds: Callable[[Comparison], dict[str, str]] = lambda _comparison: {}
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableSpec:
     """A table.
 
     Attributes:
-        columns: see :func:`dynamask.reports.comparing.rows_table`.
-        plan: its rows and comparisons in a world; raises :class:`DynaMaskError` where there is nothing to show.
+        style: of its paper.
+        columns: keys of ``MEASURES`` and of ``_COLUMNS`` in the order to show; the paper's own follow.
+        plan: its rows and differences; raises :class:`DynaMaskError` where no weights fit.
         text: what it shows.
-        compare: what is missing to hold it against the paper's figures.
+        needs: what it takes to compare our figures with the paper's.
     """
 
+    style: TableStyle
     columns: tuple[str, ...]
-    plan: Callable[[World], Plan]
+    plan: Callable[[Comparison], TablePlan]
     text: str
-    compare: str
+    needs: str
 
 
-def _table1(world: World) -> Plan:
-    ours = world.plain
-    heads = [(name, world.branch(name)) for name in FCN_HEADS]
-    fcn = [Line(f"FCN head, {n.removeprefix('fcn:')}", e, finest(e), paper=n) for n, e in heads if e is not None]
-    own = [Line(f"r-FPN, {Policy.parse(p).size}", ours, p, paper=p) for p in coarsest_first(ours.mask_sizes)]
-    steps = [Contrast(f"{b.label} − {a.label.split(', ')[1]}", b, a) for g in (fcn, own) for a, b in zip(g, g[1:])]
-    at_size = {line.paper.split(":")[1]: line for line in own}
-    steps += [Contrast(f"r-FPN − FCN head, {s}", at_size[s], f) for f in fcn if (s := f.paper.split(":")[1]) in at_size]
-    lacking = [name for name, evidence in heads if evidence is None]
-    return Plan([*fcn, *own], steps, lacking, verdict=sizes_said, figure=cost_quality)
+def make_table(name: str, spec: TableSpec, comparison: Comparison) -> Report:
+    """Measure a table and lay it out.
 
-
-def _against_fcn(world: World, names: tuple[str, str]) -> Plan:
-    ours, fcn = world.plain, world.branch("fcn:28")
-    lines = [Line("DynaMask, all at 112", ours, FULL, paper=names[1])]
-    if fcn is not None:
-        lines.insert(0, Line("Mask R-CNN (FCN head, 28)", fcn, finest(fcn), paper=names[0]))
-    contrasts = [Contrast("DynaMask − Mask R-CNN", lines[1], lines[0])] if fcn is not None else []
-    return Plan(lines, contrasts, [] if fcn is not None else ["fcn:28"])
-
-
-def _table2(world: World) -> Plan:
-    return _against_fcn(world, ("Mask R-CNN R50 1×", "DynaMask R50 1×"))
-
-
-def _table3(world: World) -> Plan:
-    lines = []
-    for evidence in world.evidences:
-        lines.append(Line(f"{evidence.label}, all at {max(evidence.mask_sizes)}", evidence, finest(evidence)))
-        if evidence.has_switch:
-            lines.append(Line(f"{evidence.label}, {size_label('learned')}", evidence))
-    return Plan(lines, figure=cost_quality)
-
-
-def _table4(world: World) -> Plan:
-    plan, pointrend = _against_fcn(world, ("Mask R-CNN", "DynaMask")), world.branch("pointrend")
-    if pointrend is None:
-        plan.lacking.append("pointrend")
-        return plan
-    line = Line("PointRend", pointrend, finest(pointrend), paper="PointRend")
-    plan.contrasts.append(Contrast("DynaMask − PointRend", plan.lines[-1], line))
-    plan.lines.insert(-1, line)
-    return plan
-
-
-def _table5(world: World) -> Plan:
-    main, full = world.main, Line("all at 112", world.main, FULL)
-    lines, contrasts = [full], []
-    for evidence in sorted(world.switched, key=_spent, reverse=True):
-        own = Line(f"{evidence.label}, {size_label('learned')}", evidence, more={"C_t": _target(evidence)})
-        lines.append(own)
-        if evidence.macs == main.macs:
-            contrasts.append(Contrast(f"{own.label} − all at 112", own, full))
-        if evidence is not main and evidence.macs == main.macs and _spent(evidence) <= _spent(main):
-            slider = Line(f"{main.label}, held to that cost", main, like=own, more={"C_t": "slider"})
-            lines.append(slider)
-            contrasts.append(Contrast(f"{main.label} held to its cost − {evidence.label}", slider, own))
-    for share in (0.8, 0.6, 0.4, 0.2):
-        limit = share * main.macs[-1]
-        if main.macs[0] < limit < _spent(main):
-            lines.append(Line(f"{main.label}, held to {share:.0%}", main, limit=limit, more={"C_t": "slider"}))
-    return Plan(lines, contrasts, verdict=budgets_said, figure=cost_quality)
-
-
-def _spent(evidence: Evidence) -> float:
-    """Mean MACs of the switch's own sizes on the detections."""
-    return mean_macs(evidence.choice("learned"), evidence.macs)
-
-
-def _target(evidence: Evidence) -> str:
-    """The budget that a switch was trained for, as its checkpoint has it."""
-    target = evidence.checkpoint["budget_target"]
-    if target is None:
-        return "unknown"
-    return "none" if target >= 1 else f"{target:g} of the full MACs"
-
-
-def _table7(world: World) -> Plan:
-    main = world.switched[0] if world.switched else world.plain
-    lines = [Line(size_label(p), main, p, paper=p) for p in coarsest_first(main.mask_sizes)]
-    steps = [Contrast(f"{b.label} − {a.label.removeprefix('all at ')}", b, a) for a, b in zip(lines, lines[1:])]
-    return Plan(lines, steps, figure=cost_quality)
-
-
-def _table8(world: World) -> Plan:
-    main = world.main
-    fixed = Line("all at 28", main, "fixed:28", paper="fixed:28")
-    size = Line(size_label("size"), main, "size", paper="size")
-    short = Line(f"switch held to {SHORT_BUDGET:.0%}", main, limit=SHORT_BUDGET * main.macs[-1],
-                 paper="DynaMask (C_t = 0.4)")  # fmt: skip
-    own, full = Line(size_label("learned"), main), Line("all at 112", main, FULL, paper="fixed:112")
-    contrasts = []
-    for rival in (fixed, size):
-        contrasts.append(Contrast(f"switch − {rival.label}, equal MACs", Line("", main, like=rival), rival))
-    contrasts += [Contrast(f"{short.label} − {rival.label}", short, rival) for rival in (fixed, size)]
-    return Plan([fixed, size, short, own, full], contrasts, figure=stacked_shares)
-
-
-def _table_s1(world: World) -> Plan:
-    main, lines = world.main, []
-    lines += [Line(size_label("size"), main, "size", paper="size"), Line("all at 112", main, FULL, paper="fixed:112")]
-    for name, share in (("DynaMask (19 % ↓)", LONG_BUDGET), ("DynaMask (54 % ↓)", SHORT_BUDGET)):
-        if share * main.macs[-1] <= _spent(main):
-            label = f"{main.label}, held to {share:.0%}"
-            lines.append(Line(label, main, limit=share * main.macs[-1], paper=name))
-    lines += [Line(f"{e.label}, {size_label('learned')}", e) for e in sorted(world.switched, key=_spent, reverse=True)]
-    return Plan(lines, measures=("segm_ap", "boundary_ap"), figure=stacked_shares)
-
-
-def _table_s3(world: World) -> Plan:
-    ours = Line("r-FPN (DynaMask)", world.plain, finest(world.plain), paper="DynaMask")
-    lines, contrasts, lacking = [], [], []
-    for name, title in PYRAMIDS.items():
-        evidence = world.branch(name)
-        if evidence is None:
-            lacking.append(name)
-            continue
-        more = evidence.macs[-1] / world.plain.macs[-1] - 1
-        cells = {"MACs against the r-FPN": f"{more:+.1%}"}
-        lines.append(Line(title, evidence, finest(evidence), paper=name, more=cells))
-        contrasts.append(Contrast(f"r-FPN − {title}", ours, lines[-1]))
-    return Plan([*lines, ours], contrasts, lacking, verdict=pyramids_said, figure=cost_quality)
-
-
-_SCALE = "R50 weights (`dynamask_resnet50_fpn`) trained on COCO train2017 by the default recipe, and its val2017"
-_WHOLE = ("macs", "segm_ap", "six", "boundary_ap", "mask_iou", "boundary_iou")
-_SHORT = ("macs", "segm_ap", "boundary_ap", "mask_iou", "boundary_iou")
-
-TABLES: dict[str, TableKind] = {
-    "table1": TableKind(
-        _SHORT, _table1,
-        "Each FCN head is a model of its own with one mask size; the r-FPN is one model asked for one size at a time. "
-        "The paper's point: larger masks make an FCN head worse and the r-FPN better.",
-        f"{_SCALE}, for the r-FPN and each FCN head.",
-    ),
-    "table2": TableKind(
-        _WHOLE, _table2,
-        "Mask R-CNN is the same detector with an FCN head at 28; DynaMask gives every instance 112, as the paper's row "
-        "does.",
-        f"{_SCALE}, for both; the paper's other rows need R101 and longer schedules.",
-    ),
-    "table3": TableKind(
-        _WHOLE, _table3,
-        "All weights side by side, at their finest size and with the sizes of their switch.",
-        "R101 or X101 weights trained on COCO train2017 for 3×, and the answers of the test-dev2017 server.",
-    ),
-    "table4": TableKind(
-        _WHOLE, _table4,
-        "The three mask branches on one detector.",
-        "R50 weights of the three branches trained on Cityscapes' fine annotations in COCO format, and its val set.",
-    ),
-    "table5": TableKind(
-        ("macs", "saved", "segm_ap", "boundary_ap", "mask_iou", "boundary_iou"), _table5,
-        "The paper trains a model for every budget. Beside such models stands one model whose switch is held to their "
-        "cost by a price on MACs, without training. C_t is the budget that a switch was trained for.",
-        f"{_SCALE}, with a switch trained for each C_t.",
-    ),
-    "table7": TableKind(
-        _WHOLE, _table7,
-        "The same weights with every instance at one size.", f"{_SCALE}.",
-    ),
-    "table8": TableKind(
-        ("macs", "segm_ap", "boundary_ap", "mask_iou", "boundary_iou", "shares"), _table8,
-        "Shares are of the detections. In the differences at equal MACs the switch is held to the other row's cost; "
-        "the paper compares 0.64 with 0.56 and 0.62 G.",
-        f"{_SCALE}.",
-    ),
-    "tableS1": TableKind(
-        ("macs", "saved", "segm_ap", "boundary_ap", "shares"), _table_s1,
-        "Which share of the detections gets each size. A switch cannot be held to more than it spends by itself; such "
-        "rows are left out.",
-        f"{_SCALE}, with a switch trained for each budget.",
-    ),
-    "tableS2": TableKind(
-        ("macs", "segm_ap", "boundary_ap"), rare_plan,
-        "APr, APc and APf are the mask AP of the classes whose `frequency` is r, c and f. On LVIS, these and LVIS AP "
-        "are its own, by the federated rule; the other columns are COCO's AP, at most 100 detections a picture and "
-        "every picture searched for every class.",
-        "R50 weights trained on LVIS, and its val set.",
-    ),
-    "tableS3": TableKind(
-        _WHOLE, _table_s3,
-        "Other pyramids for the mask branch, as wide as makes them cost what the r-FPN costs, all at 112.",
-        f"{_SCALE}, for each pyramid.",
-    ),
-}  # fmt: skip
-"""Every table by the name of its report."""
-
-
-def make_table(name: str, world: World) -> Report:
-    """Measure and write one of ``TABLES``.
+    Args:
+        name: of the report, a key of ``PAPER`` and ``TITLES``.
 
     Raises:
         DynaMaskError: no given weights fit, or nothing was detected.
     """
-    kind, paper = TABLES[name], PAPER[name]
-    plan = kind.plan(world)
-    rows = [measured(line, plan.measures, paper) for line in plan.lines]
-    differences = [difference(contrast, plan.measures) for contrast in plan.contrasts]
-    blocks = _blocks(kind, plan, rows, differences, paper, world)
-    used = list(dict.fromkeys(line.evidence for line in plan.lines))
-    facts = world_facts(world, used)
-    keys = list(dict.fromkeys(key for row in (*rows, *differences) for key in row))
-    flat = [{"table": name, **{key: row.get(key) for key in keys}} for row in (*rows, *differences)]
+    style, paper, plan = spec.style, PAPER[name], spec.plan(comparison)
+    measures = plan.measures or style.measures
+    rows = [measure_row(row, measures, style.row_values(row, comparison, paper), style.seeds) for row in plan.rows]
+    differences = [
+        measure_difference(c, measures, style.difference_values(c, comparison), style.seeds, style.details(c))
+        for c in plan.contrasts
+    ]
+    used = list({(e.name, e.checkpoint.sha256): e for row in plan.rows for e in row.evidences}.values())
+    facts = comparison.facts(used)
     data = {
         "facts": dict(facts),
-        "rows": rows,
-        "differences": differences,
-        "lacking": plan.lacking,
+        "rows": [row.to_dict() for row in rows],
+        "differences": [row.to_dict() for row in differences],
+        "lacking": plan.missing,
         "paper": asdict(paper),
-        "mask_sizes": list(MASK_SIZES),
-        "seed": world.options.seed,
+        **style.data,
+        "seed": comparison.options.seed,
     }
-    return Report(name, f"{paper.number.split(' (')[0]}: {TITLES[name].rsplit(' (', 1)[0]}", facts, blocks, flat, data)
+    columns = [row.columns() for row in (*rows, *differences)]
+    keys = list(dict.fromkeys(key for row in columns for key in row))
+    title = TITLES[name].rsplit(" (", 1)[0]
+    return Report(
+        name,
+        f"{paper.number.split(' (')[0]}{style.paper and f' of {style.paper}'}: {title}",
+        facts,
+        _blocks(spec, plan, rows, differences, comparison, paper, used),
+        [{"table": name, **{key: row.get(key) for key in keys}} for row in columns],
+        data,
+    )
 
 
 def _blocks(
-    kind: TableKind, plan: Plan, rows: list[Row], differences: list[Row], paper: PaperTable, world: World
+    spec: TableSpec,
+    plan: TablePlan,
+    rows: Sequence[Row],
+    differences: list[Row],
+    comparison: Comparison,
+    paper: PaperTable,
+    used: Sequence[Evidence],
 ) -> list[Block]:
     """The document of a table."""
-    blocks: list[Block] = [Paragraph(kind.text)]
-    if plan.figure is not None:
-        blocks.append(Figure(plan.figure(rows)))
-    columns = [c for c in kind.columns if c in plan.measures or c in _UNJUDGED]
-    blocks.append(rows_table(rows, plan.lines, columns, paper))
+    style = spec.style
+    measures = plan.measures or style.measures
+    blocks: list[Block] = [Paragraph(spec.text)]
+    if plan.figures is not None:
+        figures = plan.figures([row.to_dict() for row in rows], [row.to_dict() for row in differences])
+        blocks += [Figure(figure) for figure in figures]
+    columns = [column for column in spec.columns if column in measures or column in _COLUMNS]
+    beside = [name for name, printed in _PAPER_COLUMNS.items() if printed in paper.columns]
+    columns += [name for name in beside if name in rows[0].values and any(row.paper for row in plan.rows)]
+    columns += [] if style.seeds else ["checkpoint"]
+    blocks.append(rows_table(rows, plan.rows, columns, paper))
     if differences:
-        blocks += [Paragraph("Paired differences, on the same draws of pictures:")]
-        blocks.append(difference_table(differences, plan.measures))
-    if plan.verdict is not None:
-        blocks += [Paragraph(text) for text in plan.verdict(rows, differences)]
-    if plan.lacking:
-        blocks.append(Paragraph(_lacking(plan.lacking, world)))
-    blocks.append(Paragraph(HOW))
-    used = list(dict.fromkeys(line.evidence for line in plan.lines))
-    if len({evidence.checkpoint["images_seen"] for evidence in used}) > 1:
-        blocks.append(Paragraph(UNEQUAL))
-    blocks += [Heading("Checkpoints"), provenance_table(world, used)]
-    blocks += [Heading(f"The paper's {paper.number}"), Paragraph(_about(paper, kind)), paper_table(paper)]
-    return blocks
-
-
-_UNJUDGED = ("macs", "saved", "six", "shares")
-UNEQUAL = (
-    "These weights have not seen the same number of pictures in training (see the checkpoints), so what stands between "
-    "them is training, too."
-)
-HOW = (
-    "AP over all classes and areas, scores above 0.05, in 0–1. MACs are multiply–accumulates of the mask branch for "
-    "an instance, counted from its layers (1 MAC = 2 FLOPs). Brackets are 95 % bootstrap intervals over pictures, "
-    "those of AP centred on it."
-)
-
-
-def _about(paper: PaperTable, kind: TableKind) -> str:
-    about = f"{paper.about[0].upper()}{paper.about[1:]}; AP in per cent, G in giga multiply–accumulates, as printed. "
-    return f"{about}These are other data and other models. To hold ours against it takes {kind.compare}"
-
-
-def _lacking(branches: list[str], world: World) -> str:
-    """Sentences on rows that no given weights have."""
-    start, model = world.evidences[0], world.evidences[0].checkpoint["model"]
-    words = ["dynamask", "train", "--data", "DATA", "--model", model, "--mask-branch", branches[0]]
-    words += ["--init", start.name, "--freeze", "detector", "--out", f"runs/{branches[0].replace(':', '-')}"]
-    others = "" if len(branches) == 1 else "; the others need their own name in its place"
-    return (
-        f"Rows are missing: no weights with the mask branch {', '.join(branches)} were given. "
-        f"`{shlex.join(words)}` trains {branches[0]} on the same detector{others}."
+        blocks += [Paragraph(style.differences), difference_table(differences, measures)]
+    conclusions = plan.conclude(differences) if plan.conclude is not None else []
+    blocks += [Paragraph(text) for text in (*conclusions, *style.missing(plan.missing, comparison))]
+    blocks += [*plan.blocks, Paragraph(style.how)]
+    if len({evidence.checkpoint.images_seen for evidence in used}) > 1:
+        blocks.append(Paragraph(UNEQUAL_TRAINING))
+    about = (
+        f"{paper.about[0].upper()}{paper.about[1:]}; {style.units(paper)} To compare ours with it takes {spec.needs}"
     )
+    blocks += [Heading("Checkpoints"), checkpoint_table(used, style.kinds(comparison))]
+    return [*blocks, Heading(f"The paper's {paper.number}"), Paragraph(about), paper_table(paper)]
+
+
+UNEQUAL_TRAINING = (
+    "These weights have not seen the same number of pictures in training (see the checkpoints), so differences between "
+    "them are due to the training as well."
+)
+
+
+def rows_table(rows: Sequence[Row], plans: Sequence[RowPlan], columns: Sequence[str], paper: PaperTable) -> Table:
+    """Measured rows as a table.
+
+    Args:
+        columns: keys of ``MEASURES`` and ``_COLUMNS``.
+        paper: for the head of the column with its AP.
+    """
+    extra = list(dict.fromkeys(name for plan in plans for name in plan.cells))
+    header, body = ["", *extra], [[plan.label, *(plan.cells.get(name, "–") for name in extra)] for plan in plans]
+    for column in columns:
+        if column in MEASURES:
+            header.append(MEASURES[column])
+        else:
+            header += [name.format(beside=paper.beside) for name in _COLUMNS[column][0]]
+        for cells, row in zip(body, rows):
+            if column in MEASURES:
+                cells.append(with_interval(row.figures[column], 3))
+            else:
+                cells += _COLUMNS[column][1](row)
+    return Table(header, body)
+
+
+_IOUS = tuple(measure for measure in MEASURES if measure[-2:].isdigit())
+_AREAS = ("APS", "APM", "APL")
+_PICTURE_MACS = ("backbone_macs", "head_macs", "masks_macs", "total_macs")
+_COLUMNS: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
+    "macs": (["GMACs"], lambda row: [scaled(row.values["mean_macs"], 1e9, 4)]),
+    "saved": (["saved"], lambda row: [f"{1 - row.values['mean_macs'] / row.values['full_macs']:.0%}"]),
+    "other ap": (list(AP_COLUMNS[1:]), lambda row: [number(row.values[name], 3) for name in AP_COLUMNS[1:]]),
+    "areas": (list(_AREAS), lambda row: [number(row.values[name], 3) for name in _AREAS]),
+    "ious": ([MEASURES[m] for m in _IOUS], lambda row: [number(row.figures[m].mean, 3) for m in _IOUS]),
+    "shares": ([f"at {s}" for s in MASK_SIZES], lambda row: [f"{row.values[f'share_{s}']:.0%}" for s in MASK_SIZES]),
+    "range": (["range over seeds", "seeds"], lambda row: [seed_range(row), str(row.values["seeds"])]),
+    "parameters": (["M parameters"], lambda row: [scaled(row.values["parameters"], 1e6)]),
+    "picture macs": (
+        ["GMACs: backbone, FPN", "head", "masks", "a picture"],
+        lambda row: [scaled(row.values[part], 1e9) for part in _PICTURE_MACS],
+    ),
+    "paper_AP": (["paper's AP ({beside})"], lambda row: [number(row.values["paper_AP"], 3)]),
+    "paper_AP*": (["paper's AP*"], lambda row: [number(row.values["paper_AP*"], 3)]),
+    "paper_GMACs": (["paper's GMACs"], lambda row: [_as_printed(row.values["paper_GMACs"])]),
+    "checkpoint": (["checkpoint"], lambda row: [row.values["checkpoint"]]),
+}
+"""Columns beside the measures: their headers, and their cells for a row."""
+_PAPER_COLUMNS = {"paper_AP": "AP", "paper_AP*": "AP*", "paper_GMACs": "G"}
+"""The paper's own columns that are shown beside ours."""
+
+
+def _as_printed(figure: object) -> str:
+    return "–" if figure is None else f"{figure:g}" if isinstance(figure, float) else str(figure)
+
+
+def seed_range(row: Row, measure: str = "segm_ap", digits: int = 3, signed: bool = False) -> str:
+    """The range of a measure over seeds as text, a dash for less than two."""
+    least, most = row.ranges[measure]
+    return (
+        "–"
+        if row.values["seeds"] < 2 or least is None
+        else f"{number(least, digits, signed)} to {number(most, digits, signed)}"
+    )
+
+
+def difference_table(rows: Sequence[Row], measures: Sequence[str]) -> Table:
+    """Measured differences as a table; those over seeds with the number of pairs and the range over them."""
+    header, seeds = ["first − second", *(MEASURES[m] for m in measures)], bool(rows[0].ranges)
+    body = [[row.label, *(with_interval(row.figures[m], 4, signed=True) for m in measures)] for row in rows]
+    if seeds:
+        header = [header[0], "pairs of seeds", *header[1:], "mask AP, range over pairs"]
+        for cells, row in zip(body, rows):
+            cells.insert(1, str(row.values["seeds"]) if row.values["seeds"] else "means compared")
+            cells.append(seed_range(row, digits=4, signed=True))
+    return Table(header, body)
+
+
+def paper_table(paper: PaperTable) -> Table:
+    """The paper's own table, as printed."""
+    body = [[row_name(name), *("–" if v is None else f"{v}" for v in values)] for name, values in paper.rows]
+    return Table([paper.setting, *paper.columns], body)
+
+
+def checkpoint_table(used: Sequence[Evidence], kinds: dict[str, str] | None = None) -> Table:
+    """The checkpoints behind the rows; ``kinds`` as in :class:`TableStyle`."""
+    body = []
+    for evidence in used:
+        checkpoint = evidence.checkpoint
+        seen = "unknown" if checkpoint.images_seen is None else f"{checkpoint.images_seen:,}"
+        seed = "unknown" if checkpoint.seed is None else str(checkpoint.seed)
+        kind = (kinds or {}).get(checkpoint.sha256) or str(evidence.mask_branch)
+        body.append([checkpoint.sha256[:8], evidence.label, kind, checkpoint.model, seen, seed, checkpoint.trained_on])
+    return Table(["checkpoint", "weights", "kind", "model", "images seen", "training seed", "trained on"], body)
+
+
+def conclusion(row: Row, measures: Sequence[str] = ("segm_ap", "boundary_ap"), interval: bool = True) -> str:
+    """A difference in words, for example "A − B: mask AP +0.0100 [+0.0050, +0.0150], higher."."""
+    parts = []
+    for measure in measures:
+        value = row.figures[measure]
+        figure = with_interval(value, 4, True) if interval else number(value.mean, 4, True)
+        parts.append(f"{MEASURES[measure]} {figure}, {significance(value)}")
+    return f"{row.label}: {'; '.join(parts)}."

@@ -23,15 +23,16 @@ from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_LEVELS, STAGE_
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.deform import sampled_deform_conv2d
 from dynamask.presets import model_config
+from dynamask.reports.paper import PAPER, SHARE_COLUMNS
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import charts
 from dynamask.viz.style import SIZE_NAMES, size_bar
 from lessons import milliseconds
 from lessons.table import MarkdownTable
 
-PAPER_GMACS = (0.23, 0.62, 1.01, 1.40)
+PAPER_GMACS = tuple(PAPER["table7"].figure(f"fixed:{size}", "G") for size in MASK_SIZES)
 """Cost of an instance at each size in GMACs: Table 7 of the paper."""
-PAPER_SHARES = (0.35, 0.34, 0.21, 0.10)
+PAPER_SHARES = tuple(PAPER["table8"].fraction("DynaMask (C_t = 0.4)", column) for column in SHARE_COLUMNS)
 """Shares of the four sizes at C_t = 0.4: Table 8 of the paper."""
 PARTS = ("crop", "reduce", "upsample", "offsets", "deform")
 """Parts of a stage that are timed."""

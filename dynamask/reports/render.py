@@ -1,4 +1,4 @@
-"""One report in four files: Markdown and an interactive page from the same blocks, rows as CSV, everything as JSON."""
+"""Write a report: Markdown and an interactive page from the same blocks, rows as CSV, everything as JSON."""
 
 from __future__ import annotations
 
@@ -43,17 +43,34 @@ class Heading:
 
     text: str
 
+    def to_markdown(self, level: int) -> str:
+        """The heading at a level."""
+        return f"{'#' * level} {self.text}"
+
+    def to_html(self, plotlyjs: bool) -> str:
+        """The heading."""
+        return f"<h2>{html.escape(self.text)}</h2>"
+
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text."""
+    """Text; what is in backticks is code."""
 
     text: str
+
+    def to_markdown(self, level: int) -> str:
+        """The text."""
+        return self.text
+
+    def to_html(self, plotlyjs: bool) -> str:
+        """The text as a paragraph."""
+        text = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(self.text))
+        return f"<p>{text}</p>"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, its first column to the left.
+    """A table; its first column is aligned left, the others right.
 
     Attributes:
         header: names of the columns.
@@ -63,12 +80,34 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    def to_markdown(self, level: int) -> str:
+        """The table with its rule."""
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        lines = [f"| {' | '.join(row)} |" for row in (self.header, *cells)]
+        rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(self.header))) + "|"
+        return "\n".join([lines[0], rule, *lines[1:]])
+
+    def to_html(self, plotlyjs: bool) -> str:
+        """The table in a box that scrolls sideways."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
 
 @dataclass(frozen=True)
 class Figure:
     """A plotly figure, on the page only."""
 
     figure: go.Figure
+
+    def to_markdown(self, level: int) -> str:
+        """Nothing."""
+        return ""
+
+    def to_html(self, plotlyjs: bool) -> str:
+        """The figure, with plotly.js before it if asked for."""
+        return f'<div class="scroll"><div class="figure">{page_html(self.figure, plotlyjs=plotlyjs)}</div></div>'
 
 
 @dataclass(frozen=True)
@@ -77,11 +116,21 @@ class Picture:
 
     Attributes:
         jpeg: its bytes.
-        caption: below it, and for those who do not see it.
+        caption: shown below it, and its alternative text.
     """
 
     jpeg: bytes
     caption: str
+
+    def to_markdown(self, level: int) -> str:
+        """Nothing."""
+        return ""
+
+    def to_html(self, plotlyjs: bool) -> str:
+        """The picture with its caption."""
+        encoded, caption = base64.b64encode(self.jpeg).decode("ascii"), html.escape(self.caption)
+        image = f'<img alt="{caption}" src="data:image/jpeg;base64,{encoded}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 Block = Heading | Paragraph | Table | Figure | Picture
@@ -94,10 +143,10 @@ class Report:
     Attributes:
         name: of the files, without ending.
         title: of the document.
-        facts: (name, value) of what was measured with what.
+        facts: (name, value) pairs at its head: weights, data, command.
         blocks: the document.
-        rows: dicts with equal keys, for the CSV.
-        data: for the JSON; no NaN.
+        rows: of the CSV; dicts with equal keys.
+        data: of the JSON; without NaN.
     """
 
     name: str
@@ -132,24 +181,19 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown; figures and pictures are left to the page."""
-    facts = "\n".join(f"- {name}: {_code(name, value)}" for name, value in report.facts)
-    return "\n\n".join([f"# {report.title}", facts, blocks_markdown(report.blocks)]) + "\n"
+    """The report as Markdown, without figures and pictures."""
+    return "\n\n".join([f"# {report.title}", _facts(report.facts), blocks_markdown(report.blocks)]) + "\n"
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    code = ("command", "checkpoint")
+    return "\n".join(f"- {name}: {f'`{value}`' if name in code else value}" for name, value in facts)
 
 
 def blocks_markdown(blocks: Sequence[Block], level: int = 2) -> str:
     """Blocks as Markdown, headings at a level; figures and pictures are left out."""
-    parts = []
-    for block in blocks:
-        if isinstance(block, Heading):
-            parts.append(f"{'#' * level} {block.text}")
-        elif isinstance(block, Paragraph):
-            parts.append(block.text)
-        elif isinstance(block, Table):
-            rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(block.header))) + "|"
-            cells = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
-            parts.append("\n".join([_row(block.header), rule, *map(_row, cells)]))
-    return "\n\n".join(parts)
+    texts = (block.to_markdown(level) for block in blocks)
+    return "\n\n".join(text for text in texts if text)
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -172,29 +216,48 @@ def page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1><dl>{facts}</dl>",
     ]
-    library: bool = True  # plotly.js goes in once, with the first figure
+    plotlyjs = True  # once, with the first figure
     for block in report.blocks:
-        if isinstance(block, Heading):
-            parts.append(f"<h2>{html.escape(block.text)}</h2>")
-        elif isinstance(block, Paragraph):
-            parts.append(f"<p>{_with_code(html.escape(block.text))}</p>")
-        elif isinstance(block, Table):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
-            body = "".join(
-                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows
-            )
-            parts.append(f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
-        elif isinstance(block, Picture):
-            encoded, caption = base64.b64encode(block.jpeg).decode("ascii"), html.escape(block.caption)
-            parts.append(
-                f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{encoded}">'
-                f"<figcaption>{caption}</figcaption></figure>"
-            )
-        else:
-            drawn = page_html(block.figure, plotlyjs=library)
-            parts.append(f'<div class="scroll"><div class="figure">{drawn}</div></div>')
-            library = False
+        parts.append(block.to_html(plotlyjs))
+        plotlyjs = plotlyjs and not isinstance(block, Figure)
     return "\n".join([*parts, "</body></html>\n"])
+
+
+def summary(
+    facts: Sequence[tuple[str, str]], how: str, reports: Sequence[Report], missing: dict[str, str], checkpoints: Table
+) -> str:
+    """The tables of several reports as one Markdown document.
+
+    Args:
+        facts: (name, value) pairs at its head.
+        how: the paragraph on how the figures were measured; reports have it each, the summary once.
+        reports: in the order to show.
+        missing: by name, why a report was not made.
+        checkpoints: of all weights.
+    """
+    anchors = {
+        r.name: "".join(c for c in r.title.lower().replace(" ", "-") if c.isalnum() or c == "-") for r in reports
+    }
+    parts = [
+        "# Results",
+        "The paper's tables and figures, made again on the data and with the weights named here. The paper's own "
+        "figures are in columns and tables of their own; they are of COCO, Cityscapes or LVIS, so figures of other "
+        "data cannot be compared with them. The command below writes pages with pictures, CSV and JSON beside this "
+        "summary.",
+        _facts(facts),
+        checkpoints.to_markdown(2),
+        how,
+        f"Here: {', '.join(f'[{name}](#{anchor})' for name, anchor in anchors.items())}.",
+    ]
+    for report in reports:
+        shown, section = [], ""
+        for block in report.blocks:
+            section = block.text if isinstance(block, Heading) else section
+            if section not in ("Checkpoints", "Checkpoint") and block != Paragraph(how):
+                shown.append(block)
+        parts += [f"## {report.title}", blocks_markdown(shown, 3)]
+    parts += [f"{name} was not made: {reason}." for name, reason in missing.items()]
+    return "\n\n".join(parts) + "\n"
 
 
 def jsonable(value: Any) -> Any:
@@ -207,8 +270,13 @@ def jsonable(value: Any) -> Any:
 
 
 def number(value: float | None, digits: int = 4, signed: bool = False) -> str:
-    """A figure as text, a dash where it is undefined."""
+    """A number as text, a dash where it is undefined."""
     return "–" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def scaled(value: float | None, unit: float, digits: int = 3) -> str:
+    """A number in multiples of a unit as text, for example MACs in units of 1e9."""
+    return number(None if value is None else value / unit, digits)
 
 
 def with_interval(values: Interval, digits: int = 4, signed: bool = False) -> str:
@@ -219,14 +287,6 @@ def with_interval(values: Interval, digits: int = 4, signed: bool = False) -> st
     return f"{mean} [{low}, {high}]"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _with_code(text: str) -> str:
-    """Escaped text with what stands in backticks as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
-
-
-def _code(name: str, value: str) -> str:
-    return f"`{value}`" if name in ("command", "checkpoint") else value
+def significance(value: Interval) -> str:
+    """A paired difference in words: "higher", "lower", or "not significant" if its interval contains zero."""
+    return {1: "higher", -1: "lower", 0: "not significant"}[value.sign]

@@ -1,0 +1,325 @@
+"""Several weights on the same pictures: the predictions of each, and their quality under any choice of mask sizes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynamask.data.sources import Data
+from dynamask.engine.evaluate import Instances
+from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
+from dynamask.evaluation.choices import Draws, at
+from dynamask.evaluation.coco_ap import evaluate_coco, threshold_rows
+from dynamask.evaluation.resampled_ap import ResampledAP
+from dynamask.models.masks.policies import LEARNED, Policy
+from dynamask.predict import Predictor, predictor_of
+from dynamask.reports.cache import collected_once, data_digest
+from dynamask.reports.collect import IOU_MEASURES, Collected, collect
+from dynamask.reports.options import CollectOptions, ReportOptions
+from dynamask.reports.provenance import Checkpoint, Source
+from dynamask.reports.size_choices import at_budget, at_cost, budget_limits, choice_of
+from dynamask.structures import DynaMaskError
+
+REGION_FPN = "region_fpn"
+AP_AT_IOU = {f"segm_{name.lower()}": row for name, row in threshold_rows((0.5, 0.6, 0.7, 0.75, 0.8, 0.9)).items()}
+"""The measures that are mask AP at one IoU threshold, "segm_ap50", …, with its row among ``THRESHOLDS``."""
+
+
+class Evidence:
+    """One weights file on the data.
+
+    Args:
+        name: bundled name or path, as given.
+        predictor: of these weights.
+        checkpoint: of the weights.
+        comparison: that it is part of.
+
+    Attributes:
+        one_stage: whether the masks have no sizes to choose from.
+        macs: MACs of an instance at each mask size; empty for one-stage models.
+        has_switch: whether a trained switch chooses the sizes; the switches of bundled baselines do not count.
+    """
+
+    def __init__(self, name: str, predictor: Predictor, checkpoint: Checkpoint, comparison: Comparison) -> None:
+        self.name, self.predictor, self.checkpoint, self.comparison = name, predictor, checkpoint, comparison
+        self.one_stage = predictor.family == "one-stage"
+        self.macs = () if predictor.costs is None else tuple(predictor.costs.macs_per_instance)
+        self.has_switch = predictor.has_switch and checkpoint.switch_trained and not checkpoint.baseline
+        self._ap: dict[bytes, dict[str, float | None]] = {}
+        self._curves: dict[str, list[Draws]] = {}
+
+    @property
+    def label(self) -> str:
+        """The name without ending, with its folder where the name alone says little ("last")."""
+        path = Path(self.name)
+        if path.suffix != ".safetensors":
+            return self.name
+        return f"{path.parent.name}/{path.stem}" if path.stem in ("last", "model") else path.stem
+
+    @property
+    def mask_branch(self) -> str | None:
+        """The mask branch of a two-stage model, for example "region_fpn" or "fcn:28"."""
+        return None if self.one_stage else self.predictor.model.config.mask_branch
+
+    @property
+    def mask_sizes(self) -> tuple[int, ...]:
+        """The mask sizes that the weights can make, coarse to fine."""
+        return self.predictor.mask_sizes
+
+    def provenance(self) -> dict[str, Any]:
+        """Columns that say where the figures of a row come from."""
+        checkpoint, comparison = self.checkpoint, self.comparison
+        return {
+            "weights": self.label,
+            "mask_branch": self.mask_branch,
+            "model": checkpoint.model,
+            "checkpoint": checkpoint.sha256[:8],
+            "images_seen": checkpoint.images_seen,
+            "training_seed": checkpoint.seed,
+            "data": comparison.source.data,
+            "split": comparison.source.split,
+            "pictures": len(comparison.indices),
+        }
+
+    @cached_property
+    def collected(self) -> Collected:
+        """All predictions."""
+        return self.comparison.collect(self)
+
+    @property
+    def detections(self) -> Instances:
+        """The detections, possibly none."""
+        return self.collected.detections or Instances()
+
+    def require_detections(self) -> None:
+        """Raise :class:`DynaMaskError` if nothing was detected."""
+        if not self.detections.results:
+            raise DynaMaskError(f"{self.label} detects nothing in the pictures; give other data or weights")
+
+    @cached_property
+    def true_box_rows(self) -> np.ndarray:
+        """(N,) positions of the pictures of the instances in true boxes; :class:`DynaMaskError` if there is none."""
+        results = self.collected.true_boxes.results
+        if not results:
+            raise DynaMaskError("the pictures hold no instance of the weights' classes; give other data")
+        return self.comparison.bootstrap.rows(np.array([r["image_id"] for r in results], dtype=np.int64))
+
+    @cached_property
+    def precision(self) -> PrecisionBootstrap:
+        """AP of the detections under resampling."""
+        comparison = self.comparison
+        found = self.detections
+        ap = ResampledAP(comparison.dataset.coco, found.results, found.rles, comparison.image_ids)
+        return PrecisionBootstrap(ap, comparison.bootstrap.weights[: comparison.options.ap_samples])
+
+    def choice(
+        self, policy: Policy = LEARNED, limit: float | None = None, true_boxes: bool = False, reward: bool = False
+    ) -> np.ndarray:
+        """(N,) size indices of the detections, or of the instances in true boxes; zeros for one-stage models.
+
+        Args:
+            policy: chooses from each picture alone.
+            limit: mean MACs over the data set that the switch is held to, instead of a policy.
+            reward: reward MACs where the switch by itself spends less than the limit.
+        """
+        instances = self.collected.true_boxes if true_boxes else self.detections
+        if limit is not None:
+            return (at_cost if reward else at_budget)(instances.logits(), self.macs, limit)
+        return choice_of(policy, instances, self.comparison.dataset)
+
+    def ap(self, choice: np.ndarray) -> dict[str, float | None]:
+        """Mask AP, AP50, AP75, APS, APM and APL of the detections under a choice of sizes."""
+        key = choice.tobytes()
+        if key not in self._ap:
+            dataset, image_ids = self.comparison.dataset, self.comparison.image_ids
+            self._ap[key] = evaluate_coco(dataset.coco, self.results(choice), ("segm",), image_ids)["segm"]
+        return self._ap[key]
+
+    def results(self, choice: np.ndarray) -> list[dict[str, Any]]:
+        """COCO results of the detections under a choice of sizes."""
+        chosen = zip(self.detections.results, self.detections.rles, choice.tolist(), strict=True)
+        return [{**result, "segmentation": rles[k]} for result, rles, k in chosen]
+
+    def draws(self, measure: str, choice: np.ndarray) -> np.ndarray:
+        """Draws (1 + B,) of a measure under a choice of sizes.
+
+        Args:
+            measure: of the detections "segm_ap", "boundary_ap" or one of ``AP_AT_IOU``; in true boxes "mask_iou" or
+                "boundary_iou"; "segm_by_iou" gives the draws (10, 1 + B) of mask AP at each IoU threshold.
+        """
+        if measure == "segm_by_iou":
+            return self.precision.by_threshold(choice, "segm")
+        if measure in IOU_MEASURES:
+            quality = self.collected.true_boxes.quality(measure)
+            return self.comparison.bootstrap.draws(at(quality, choice), self.true_box_rows)
+        if measure in AP_AT_IOU:
+            return self.precision.by_threshold(choice, "segm")[AP_AT_IOU[measure]]
+        return self.precision.draws(choice, measure.removesuffix("_ap"))
+
+    def macs_draws(self, measure: str, choice: np.ndarray) -> np.ndarray:
+        """Draws (1 + B,) of the mean MACs of the instances that a measure is taken on."""
+        spent = np.array(self.macs, dtype=np.float64)[choice]
+        if measure in IOU_MEASURES:
+            return self.comparison.bootstrap.draws(spent, self.true_box_rows)
+        return self.precision.means(spent)
+
+    def curve(self, measure: str, points: int = 6) -> list[Draws]:
+        """A measure and the mean MACs of the switch under rising budgets."""
+        if measure not in self._curves:
+            true_boxes = measure in IOU_MEASURES
+            instances = self.collected.true_boxes if true_boxes else self.detections
+            limits = budget_limits(instances.logits(), self.macs, points)
+            choices = [self.choice(limit=limit, true_boxes=true_boxes) for limit in limits]
+            self._curves[measure] = [Draws(self.draws(measure, c), self.macs_draws(measure, c)) for c in choices]
+        return self._curves[measure]
+
+    def with_voting(self, scheme: str, iou: float) -> Evidence:
+        """The same one-stage weights with mask voting at inference."""
+        model = copy.copy(self.predictor.model)  # shares the weights
+        model.config = dataclasses.replace(model.config, voting=scheme, voting_iou=iou)
+        return Evidence(self.name, predictor_of(model), self.checkpoint, self.comparison)
+
+
+class Comparison:
+    """Several weights on the same pictures.
+
+    Args:
+        dataset: as the weights see it.
+        indices: of the pictures.
+        source: names of data, split and command.
+        options: how to compare.
+        collect_options: what is predicted.
+        families: the model families that are accepted, "two-stage" and "one-stage".
+    """
+
+    def __init__(
+        self,
+        dataset: Data,
+        indices: Sequence[int],
+        source: Source,
+        options: ReportOptions,
+        collect_options: CollectOptions | None = None,
+        families: Sequence[str] = ("two-stage",),
+    ) -> None:
+        self.dataset, self.indices, self.source, self.options = dataset, list(indices), source, options
+        self.collect_options, self.families = collect_options or CollectOptions(), tuple(families)
+        self.image_ids = [dataset.image_ids[i] for i in self.indices]
+        self.bootstrap = PictureBootstrap(self.image_ids, max(options.samples, options.ap_samples), options.seed)
+        self.evidences: list[Evidence] = []
+
+    def add(self, name: str, predictor: Predictor, checkpoint: Checkpoint) -> Evidence:
+        """Add weights.
+
+        Raises:
+            DynaMaskError: weights of a family that is not accepted, that know other classes than the first ones, or
+                one-stage weights that were added before.
+        """
+        if predictor.family not in self.families:
+            wrong = {
+                "one-stage": "a one-stage model, and this report compares mask branches; give DynaMask's weights, or "
+                "use a report sodar-… for it",
+                "two-stage": "a two-stage model, and this report compares one-stage models; give weights of SOLO, "
+                "SOLOv2 or SODAR, or use sodar-table8, which takes both",
+            }
+            raise DynaMaskError(f"{name} is {wrong[predictor.family]}")
+        for other in self.evidences:
+            if predictor.class_names != other.predictor.class_names:
+                raise DynaMaskError(f"{name} and {other.name} know different classes; judge them in separate reports")
+            if predictor.family == "one-stage" and checkpoint.sha256 == other.checkpoint.sha256:
+                raise DynaMaskError(f"{name} and {other.name} are the same weights; give them once")
+        self.evidences.append(Evidence(name, predictor, checkpoint, self))
+        return self.evidences[-1]
+
+    @property
+    def two_stage(self) -> list[Evidence]:
+        """The two-stage weights."""
+        return [evidence for evidence in self.evidences if not evidence.one_stage]
+
+    @property
+    def switched(self) -> list[Evidence]:
+        """The weights with a trained switch."""
+        return [evidence for evidence in self.evidences if evidence.has_switch]
+
+    @property
+    def main(self) -> Evidence:
+        """The first weights with a trained switch; :class:`DynaMaskError` if there are none."""
+        if not self.switched:
+            names = ", ".join(evidence.label for evidence in self.evidences)
+            raise DynaMaskError(
+                f"{names} have no trained switch; give weights with the mask branch {REGION_FPN} and a switch trained "
+                "for it"
+            )
+        return self.switched[0]
+
+    @property
+    def region_fpn(self) -> Evidence:
+        """The r-FPN to compare with other mask branches: trained like them without a switch, if there is such one."""
+        without = [e for e in self.evidences if e.mask_branch == REGION_FPN and not e.has_switch]
+        return without[0] if without else self.main
+
+    def branch(self, mask_branch: str) -> Evidence | None:
+        """The first weights with a mask branch."""
+        return next((evidence for evidence in self.evidences if evidence.mask_branch == mask_branch), None)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the data, for the cache."""
+        return data_digest(self.dataset, self.indices)
+
+    def collect(self, evidence: Evidence) -> Collected:
+        """Predict all pictures, or read the predictions of the same weights, data and options from the cache."""
+        options = self.collect_options
+        if not self.switched or evidence is not self.main or evidence.mask_branch != REGION_FPN:
+            options = dataclasses.replace(options, views=0, size_losses=False)
+        key = {
+            "weights": evidence.checkpoint.sha256,
+            "data": self.digest,
+            **asdict(options),
+            "seed": self.options.seed if options.views else None,
+        }
+        if evidence.one_stage:
+            config = evidence.predictor.model.config
+            key["voting"] = [config.voting, config.voting_iou]
+        run = (evidence.predictor, self.dataset, self.indices, options, self.options.seed, self.options.progress)
+        return collected_once(self.options.cache, key, lambda: collect(*run))
+
+    def facts(self, used: Sequence[Evidence] | None = None, **more: object) -> list[tuple[str, str]]:
+        """(name, value) pairs for the head of a report.
+
+        Args:
+            used: the weights of the report; all by default.
+            more: further facts; underscores in their names are shown as spaces.
+        """
+        judged, annotations = set(self.image_ids), self.dataset.coco["annotations"]
+        instances = sum(a["image_id"] in judged and not a.get("iscrowd") for a in annotations)
+        return [
+            ("weights", ", ".join(e.label for e in (self.evidences if used is None else used))),
+            ("data", self.source.data),
+            ("split", self.source.split),
+            ("pictures", f"{len(self.indices):,}"),
+            ("true instances", f"{instances:,}"),
+            ("seed", str(self.options.seed)),
+            *((name.replace("_", " "), str(value)) for name, value in more.items()),
+            ("command", self.source.command),
+        ]
+
+    def facts_of(self, evidence: Evidence, **more: object) -> list[tuple[str, str]]:
+        """:meth:`facts` of a report about one weights file, with its checkpoint; ``more`` are the counts."""
+        checkpoint = evidence.checkpoint
+        seen = "unknown" if checkpoint.images_seen is None else f"{checkpoint.images_seen:,}"
+        values = {k: f"{value:,}" if isinstance(value, int) else str(value) for k, value in more.items()}
+        return [
+            ("weights", f"{evidence.name} ({checkpoint.model}, {seen} images seen)"),
+            ("checkpoint", f"sha256 {checkpoint.sha256}"),
+            ("data", self.source.data),
+            ("split", self.source.split),
+            *((name.replace("_", " "), value) for name, value in values.items()),
+            ("command", self.source.command),
+        ]

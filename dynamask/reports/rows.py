@@ -1,0 +1,260 @@
+"""Rows of the tables: which weights and sizes each row is of, how rows are compared, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dynamask.evaluation.bootstrap import interval_of
+from dynamask.evaluation.choices import Draws, at_equal_cost
+from dynamask.models.masks.policies import LEARNED, Policy
+from dynamask.reports.collect import IOU_MEASURES
+from dynamask.reports.comparison import Evidence
+from dynamask.reports.render import Block
+from dynamask.reports.size_choices import mean_macs
+from dynamask.structures import Interval
+
+
+@dataclass(frozen=True)
+class Member:
+    """Weights with a way to choose the mask sizes; one-stage models have only one size.
+
+    Attributes:
+        evidence: the weights.
+        policy: chooses the sizes from each picture alone.
+        limit: mean MACs over the data set that the switch is held to, instead of a policy.
+        like: another member whose mean MACs the switch is held to, on detections as in true boxes.
+        reward: reward MACs where the switch by itself spends less than the limit.
+    """
+
+    evidence: Evidence
+    policy: Policy = LEARNED
+    limit: float | None = None
+    like: Member | None = None
+    reward: bool = False
+
+    def held_to(self, true_boxes: bool = False) -> float | None:
+        """The mean MACs that the switch is held to, on the detections or in true boxes."""
+        return self.limit if self.like is None else mean_macs(self.like.choice(true_boxes), self.like.evidence.macs)
+
+    def choice(self, true_boxes: bool = False) -> np.ndarray:
+        """(N,) size indices of the detections, or of the instances in true boxes."""
+        return self.evidence.choice(self.policy, self.held_to(true_boxes), true_boxes, self.reward)
+
+    def draws(self, measure: str) -> np.ndarray:
+        """Draws (1 + B,) of a measure, see :meth:`Evidence.draws`."""
+        return self.evidence.draws(measure, self.choice(measure in IOU_MEASURES))
+
+    def draws_with_macs(self, measure: str) -> Draws:
+        """:meth:`draws` together with the mean MACs of the instances."""
+        choice = self.choice(measure in IOU_MEASURES)
+        return Draws(self.evidence.draws(measure, choice), self.evidence.macs_draws(measure, choice))
+
+    def ap(self) -> dict[str, float | None]:
+        """Mask AP, AP50, AP75, APS, APM and APL."""
+        return self.evidence.ap(self.choice())
+
+    def picture_macs(self) -> dict[str, float]:
+        """Mean MACs of a picture: "backbone" with the FPN, "head" (of two-stage models RPN and box head), "masks",
+        their sum "total", and, not in it, "suppress" (matrix NMS)."""
+        pictures = self.evidence.collected.picture_macs
+        means = {key: sum(p[key] for p in pictures) / len(pictures) for key in (pictures or [{}])[0]}
+        if self.evidence.one_stage:
+            masks = means["decode"]
+        else:
+            choice = self.choice()
+            spent = mean_macs(choice, self.evidence.macs) * len(choice) / len(pictures) if len(choice) else 0.0
+            runs_switch = self.held_to() is not None or self.policy.size is None
+            masks = spent + means["projections"] + (means["switch"] if runs_switch else 0.0)
+        parts = {"backbone": means["backbone"], "head": means["head"], "masks": masks}
+        return {**parts, "total": sum(parts.values()), "suppress": means.get("suppress", 0.0)}
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A row before it is measured.
+
+    Attributes:
+        label: its first cell.
+        members: seeds of one model; in tables of the DynaMask paper a single one; none where no weights were given.
+        paper: name of the paper's row beside it; empty if there is none.
+        cells: further cells, by the header of their column.
+        data: further values for JSON and CSV.
+    """
+
+    label: str
+    members: tuple[Member, ...] = ()
+    paper: str = ""
+    cells: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def evidences(self) -> list[Evidence]:
+        """The weights of the members."""
+        return [member.evidence for member in self.members]
+
+    def draws(self, measure: str) -> np.ndarray:
+        """Draws (1 + B,) of a measure, the mean over the members."""
+        return np.mean([member.draws(measure) for member in self.members], axis=0)
+
+
+def row_plan(
+    label: str,
+    evidence: Evidence,
+    policy: Policy = LEARNED,
+    limit: float | None = None,
+    like: RowPlan | None = None,
+    paper: str = "",
+    cells: dict[str, str] | None = None,
+) -> RowPlan:
+    """A row of one weights file; arguments as in :class:`Member`, ``like`` being another such row."""
+    member = Member(evidence, policy, limit, None if like is None else like.members[0])
+    return RowPlan(label, (member,), paper, cells or {})
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A paired difference, first minus second.
+
+    Members are paired if they are the same weights, or models trained with one seed on the same data. If none pair, the
+    means of both sides are compared.
+    """
+
+    label: str
+    first: RowPlan
+    second: RowPlan
+
+    @property
+    def pairs(self) -> list[tuple[Member, Member]]:
+        """Members that are paired."""
+        found = []
+        for first in self.first.members:
+            fitting = [second for second in self.second.members if _paired(first.evidence, second.evidence)]
+            found += [(first, second) for second in fitting[:1]]
+        return found
+
+    def draws(self, measure: str) -> np.ndarray:
+        """Draws of the difference in a measure, see :meth:`Evidence.draws`."""
+        pairs = self.pairs
+        if not pairs and len(self.first.members) == len(self.second.members) == 1:
+            pairs = [(self.first.members[0], self.second.members[0])]
+        if not pairs:
+            return self.first.draws(measure) - self.second.draws(measure)
+        return np.mean([_difference(first, second, measure) for first, second in pairs], axis=0)
+
+
+def _paired(one: Evidence, other: Evidence) -> bool:
+    """Whether both are the same weights, or trained with one seed on the same data."""
+    first, second = one.checkpoint, other.checkpoint
+    same_training = (first.seed, first.trained_on) == (second.seed, second.trained_on)
+    return first.sha256 == second.sha256 or (first.seed is not None and same_training)
+
+
+def _difference(first: Member, second: Member, measure: str) -> np.ndarray:
+    """Draws of first − second. If a side is held to a budget, the difference in cost is the same in all draws."""
+    budgeted = [m for m in (first, second) if not m.reward and m.held_to(measure in IOU_MEASURES) is not None]
+    if not budgeted:
+        return first.draws(measure) - second.draws(measure)
+    curve = budgeted[0].evidence.curve(measure)
+    return at_equal_cost(first.draws_with_macs(measure), second.draws_with_macs(measure), curve)
+
+
+@dataclass
+class TablePlan:
+    """The rows of a table before they are measured.
+
+    Attributes:
+        rows: from top to bottom.
+        contrasts: differences between rows.
+        missing: what was not given: mask branches in tables of the DynaMask paper, sentences in those of SODAR.
+        measures: of rows and differences; None for those of the table's style.
+        conclude: sentences from the measured differences.
+        figures: charts of the measured rows and differences, given as dicts.
+        blocks: further blocks of the document.
+    """
+
+    rows: list[RowPlan]
+    contrasts: list[Contrast] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    measures: tuple[str, ...] | None = None
+    conclude: Callable[[list[Row]], list[str]] | None = None
+    figures: Callable[[list[dict[str, Any]], list[dict[str, Any]]], list[go.Figure]] | None = None
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured row, or a measured difference between two rows.
+
+    Attributes:
+        label: its first cell.
+        against: of a difference, the label of the second row.
+        values: provenance, costs and other columns.
+        figures: by measure.
+        ranges: by measure the least and the largest value over seeds; empty where seeds do not matter.
+        details: values for the JSON alone.
+    """
+
+    label: str
+    against: str
+    values: dict[str, Any]
+    figures: dict[str, Interval]
+    ranges: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def columns(self) -> dict[str, Any]:
+        """The row of the CSV; a measure has columns for its mean (under its name), its bounds and its range."""
+        row: dict[str, Any] = {"row": self.label, "against": self.against, **self.values}
+        for measure, value in self.figures.items():
+            row |= {measure: value.mean, f"{measure}_low": value.low, f"{measure}_high": value.high}
+            if measure in self.ranges:
+                row[f"{measure}_least"], row[f"{measure}_most"] = self.ranges[measure]
+        return row
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON."""
+        return {**self.columns(), **self.details}
+
+
+def measure_row(plan: RowPlan, measures: Sequence[str], values: dict[str, Any], ranges: bool) -> Row:
+    """Measure a row.
+
+    Args:
+        values: further columns.
+        ranges: add the range of each measure over the members.
+    """
+    figures = {measure: _figure(plan, plan.evidences, measure) for measure in measures}
+    spread = {m: _range([member.draws(m) for member in plan.members]) for m in measures} if ranges else {}
+    return Row(plan.label, "", values, figures, spread)
+
+
+def measure_difference(
+    contrast: Contrast, measures: Sequence[str], values: dict[str, Any], ranges: bool, details: dict[str, Any]
+) -> Row:
+    """Measure a difference; the ranges are over pairs, other arguments as in :func:`measure_row`."""
+    sides = [*contrast.first.evidences, *contrast.second.evidences]
+    figures = {measure: _figure(contrast, sides, measure) for measure in measures}
+    spread = {}
+    if ranges:
+        pairs = contrast.pairs
+        compared = {m: [a.draws(m) - b.draws(m) for a, b in pairs] or [contrast.draws(m)] for m in measures}
+        spread = {measure: _range(draws) for measure, draws in compared.items()}
+    return Row(contrast.label, contrast.second.label, values, figures, spread, details)
+
+
+def _figure(measured: RowPlan | Contrast, evidences: Sequence[Evidence], measure: str) -> Interval:
+    """A measure with its interval; undefined without weights, or in true boxes without a true instance."""
+    true_boxes = measure in IOU_MEASURES
+    if not evidences or (true_boxes and not all(e.collected.true_boxes.results for e in evidences)):
+        return Interval()
+    return interval_of(measured.draws(measure), centre=not true_boxes)
+
+
+def _range(draws: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
+    """Least and largest value over all pictures; None without a finite one."""
+    values = [float(values[0]) for values in draws if np.isfinite(values[0])]
+    return min(values, default=None), max(values, default=None)
