@@ -1,4 +1,4 @@
-"""Pages and thumbnails of notebooks: run, rendered without anything from a network, photographed."""
+"""HTML pages and thumbnails of notebooks, which are run first; the pages need no network."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from plotly.offline import get_plotlyjs
 from static_widgets import figure_html
 
 TIMEOUT = 900
-"""Seconds that one cell may take."""
+"""Time limit of one cell in seconds."""
 WIDTH, LIMIT = 360, 60_000
-"""Of a thumbnail: pixels, and bytes at most."""
+"""Width of a thumbnail in pixels, and its maximum size in bytes."""
 SETUP = "import static_widgets\nstatic_widgets.install()"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 TEMPLATE = """
@@ -42,7 +42,7 @@ window.addEventListener("load", () => {
   for (const figure of document.querySelectorAll(".plotly-graph-div")) Plotly.Plots.resize(figure);
 });
 </script>"""
-"""Figures beside each other are drawn while the page is read, when the first does not know of the second."""
+"""Resizes figures once the page is complete: those side by side are drawn before their final width is known."""
 STYLE = """<style>
 .solution > summary { margin: .5rem 0 .5rem 5rem; cursor: pointer; }
 .static-widget { color: var(--jp-content-font-color1); font-family: var(--jp-content-font-family); }
@@ -51,7 +51,7 @@ body { max-width: 1180px; margin: 0 auto; }
 
 
 def run(path: Path) -> nbformat.NotebookNode:
-    """The notebook of a source, run from a clean kernel (short under ``FAST=1``), widgets as they stood when shown."""
+    """Run the notebook of a source in a new kernel (short under ``FAST=1``), with widgets as HTML of their state."""
     notebook = notebook_of(path.read_text(encoding="utf-8"))
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     before = dict(os.environ)
@@ -75,7 +75,7 @@ def _place() -> dict[str, dict[str, str]]:
 
 
 def stand_alone(notebook: nbformat.NotebookNode) -> None:
-    """Turn plotly's data and widgets into HTML, in place."""
+    """Replace figures and widgets by HTML, in place."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -88,7 +88,7 @@ def stand_alone(notebook: nbformat.NotebookNode) -> None:
 
 
 def page(notebook: nbformat.NotebookNode, title: str, theme: str = "light") -> str:
-    """A page that needs nothing but itself: plotly.js is inside, nothing is fetched."""
+    """Return a self-contained HTML page, which includes plotly.js."""
     stand_alone(notebook)
     exporter = HTMLExporter(
         theme=theme,
@@ -109,7 +109,7 @@ def page(notebook: nbformat.NotebookNode, title: str, theme: str = "light") -> s
 
 
 def write_pages(paths: list[Path], out: Path, theme: str = "light") -> list[Path]:
-    """Run notebooks and write their pages to a folder; a line on stderr for each."""
+    """Run notebooks and write their pages to a folder, with one line on stderr for each."""
     written = []
     for path in paths:
         start = time.perf_counter()
@@ -123,7 +123,7 @@ def write_pages(paths: list[Path], out: Path, theme: str = "light") -> list[Path
 
 
 def write_thumbnails(paths: list[Path], pages: Path | None) -> None:
-    """Photograph each notebook's telling figure, and write the table of README.md."""
+    """Take a picture of the tagged figure of each notebook, and write the table in README.md."""
     with tempfile.TemporaryDirectory() as folder:
         if pages is None:
             files = write_pages(paths, Path(folder))
@@ -163,7 +163,7 @@ def photographs(files: list[Path]) -> list[bytes]:
 
 
 def small_png(shot: bytes) -> bytes:
-    """A picture at the thumbnail's width, with as many colours as its limit in bytes allows."""
+    """Scale a picture to the thumbnail's width, with as many colours as the size limit allows."""
     picture = Image.open(io.BytesIO(shot)).convert("RGB")
     width, height = picture.size
     picture = picture.crop((0, 0, width, min(height, width)))
@@ -177,7 +177,7 @@ def small_png(shot: bytes) -> bytes:
 
 
 def syllabus(paths: list[Path]) -> str:
-    """The table of the syllabus, from the first cell of every notebook."""
+    """Return the table of the syllabus, from the first cell of every notebook."""
     rows = ["| | notebook | what you can do after it | time |", "|---|---|---|---|"]
     for path in paths:
         head = notebook_of(path.read_text(encoding="utf-8")).cells[0].source
@@ -192,7 +192,7 @@ def syllabus(paths: list[Path]) -> str:
 
 
 def _line(head: str, name: str) -> str:
-    """What stands behind a bold name, up to the next one or an empty line."""
+    """Return the text after a bold name, up to the next one or an empty line."""
     found = re.search(rf"\*\*{name}\*\*:?\s*(.*?)(?=\n\s*\n|\n\*\*|\n- \*\*|\Z)", head, flags=re.DOTALL)
     if found is None:
         raise NotebookError(f"the first cell of a notebook has no **{name}** line: {head.splitlines()[0]}")
@@ -200,7 +200,7 @@ def _line(head: str, name: str) -> str:
 
 
 def write_syllabus() -> None:
-    """Write the table into README.md, between its marks."""
+    """Write the table into README.md, between its markers."""
     target = HERE / "README.md"
     text = target.read_text(encoding="utf-8")
     begin, end = "<!-- syllabus: begin", "<!-- syllabus: end -->"

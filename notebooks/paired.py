@@ -1,4 +1,4 @@
-"""A notebook and its source: jupytext's py:percent in, a notebook without outputs out."""
+"""Conversion of sources in jupytext's py:percent format to notebooks without outputs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ METADATA = {
 
 
 class NotebookError(Exception):
-    """What is wrong and what to do, in one line."""
+    """An error of one line: what is wrong and what to do."""
 
 
 def sources(numbers: list[str] | None = None, folder: Path = HERE) -> list[Path]:
-    """The sources in order, or those of some numbers (00, 04, …)."""
+    """Return the sources in order, optionally only those with some numbers (00, 04, …)."""
     found = sorted(folder.glob("[0-9][0-9]_*.py"))
     known = {path.name[:2] for path in found}
     missing = sorted(set(numbers or []) - known)
@@ -32,7 +32,7 @@ def sources(numbers: list[str] | None = None, folder: Path = HERE) -> list[Path]
 
 
 def notebook_of(source: str) -> nbformat.NotebookNode:
-    """The notebook of a py:percent text: no outputs, and cell ids that depend on nothing but the text."""
+    """Convert a py:percent text to a notebook without outputs, with cell ids that depend on the text alone."""
     notebook = jupytext.reads(source, fmt="py:percent")
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
@@ -46,12 +46,12 @@ def notebook_of(source: str) -> nbformat.NotebookNode:
 
 
 def text_of(notebook: nbformat.NotebookNode) -> str:
-    """What stands in the .ipynb file."""
+    """Return the contents of the .ipynb file."""
     return nbformat.writes(notebook, indent=1, sort_keys=True, ensure_ascii=False).rstrip("\n") + "\n"
 
 
 def sync(paths: list[Path]) -> list[Path]:
-    """Write the notebooks that differ from their sources; returns those."""
+    """Write the notebooks that differ from their sources, and return their paths."""
     changed = []
     for path in paths:
         target, text = path.with_suffix(".ipynb"), text_of(notebook_of(path.read_text(encoding="utf-8")))
@@ -74,4 +74,4 @@ def check(folder: Path = HERE) -> None:
         target = path.with_suffix(".ipynb")
         text = text_of(notebook_of(path.read_text(encoding="utf-8")))
         if not target.is_file() or target.read_text(encoding="utf-8") != text:
-            raise NotebookError(f"{target.name} is not what {path.name} says; run: python notebooks/make.py sync")
+            raise NotebookError(f"{target.name} differs from {path.name}; run: python notebooks/make.py sync")

@@ -1,7 +1,7 @@
-"""Widgets as HTML that needs no kernel: what a page shows of a slider, a picture or a FigureWidget.
+"""Static HTML of notebook widgets, for pages without a kernel.
 
-`install` is run in the kernel before a notebook's first cell, when a page is made of it. From then on every widget that
-is displayed carries an HTML likeness of its state at that moment.
+:func:`install` is run in the kernel before the first cell of a notebook that is converted to a page. From then on every
+displayed widget carries HTML of its current state.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ CONFIG = {"displaylogo": False, "responsive": True}
 
 
 def install() -> None:
-    """Let widgets display as HTML in this kernel, and figures as data that the page draws."""
+    """Display widgets as HTML in this kernel, and figures as data."""
     pio.renderers.default = "plotly_mimetype"
     get_ipython().display_formatter.formatters["text/html"].for_type(widgets.Widget, page_of)
 
 
 def figure_html(figure: go.Figure | dict[str, Any]) -> str:
-    """A figure as a division of a page that has plotly.js already."""
+    """Return a figure as an element of a page that includes plotly.js."""
     return pio.to_html(figure, include_plotlyjs=False, full_html=False, config=CONFIG)
 
 
 def page_of(widget: widgets.Widget) -> str:
-    """The whole tree of a widget as HTML."""
+    """Return a widget and its children as one element of a page."""
     return f'<div class="static-widget">{html_of(widget)}</div>'
 
 
 def html_of(widget: widgets.Widget) -> str:
-    """One widget with its children."""
+    """Return a widget and its children as HTML."""
     if isinstance(widget, PageSetup):
         return ""
     if isinstance(widget, go.FigureWidget):  # its `layout` is plotly's
@@ -54,14 +54,14 @@ def html_of(widget: widgets.Widget) -> str:
 
 
 def _children(box: widgets.Box) -> list[widgets.Widget]:
-    """What a box shows; of tabs only the chosen one."""
+    """The visible children of a box; of tabs only the selected one."""
     if isinstance(box, widgets.Tab):
         return [box.children[box.selected_index or 0]] if box.children else []
     return list(box.children)
 
 
 def _leaf(widget: widgets.Widget) -> str:
-    """A widget without children."""
+    """HTML of a widget without children."""
     if isinstance(widget, widgets.HTML | widgets.HTMLMath):
         return widget.value
     if isinstance(widget, widgets.Image) or hasattr(widget, "jpeg"):
@@ -84,7 +84,7 @@ def _leaf(widget: widgets.Widget) -> str:
 
 
 def _options(widget: Any) -> str:
-    """A choice: the list with its chosen line, or the chosen line alone."""
+    """HTML of a choice: the list with the selected line, or the selected line alone."""
     chosen = escape(str(getattr(widget, "label", widget.value)))
     if not isinstance(widget, widgets.Select):
         return chosen
@@ -94,7 +94,7 @@ def _options(widget: Any) -> str:
 
 
 def _number(widget: Any) -> str:
-    """The value as the slider prints it; d3's and Python's formats agree in what sliders use."""
+    """The value as a slider prints it; sliders use formats that are the same in d3 and Python."""
     try:
         return format(widget.value, widget.readout_format)
     except (AttributeError, ValueError, TypeError):
@@ -102,7 +102,7 @@ def _number(widget: Any) -> str:
 
 
 def _output(output: dict[str, Any]) -> str:
-    """What an Output widget has caught."""
+    """HTML of one output of an Output widget."""
     if output["output_type"] == "stream":
         return f"<pre>{escape(output['text'])}</pre>"
     data = output.get("data", {})
@@ -112,7 +112,7 @@ def _output(output: dict[str, Any]) -> str:
 
 
 def _style(layout: widgets.Layout | None) -> str:
-    """A layout's own CSS."""
+    """CSS of a layout."""
     if layout is None:
         return ""
     names = [name for name in layout.trait_names(sync=True) if not name.startswith("_")]

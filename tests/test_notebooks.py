@@ -99,7 +99,7 @@ def test_check_sees_outputs_changes_and_missing_sources(tmp_path):
         paired.check(tmp_path)
     paired.sync([source])
     source.write_text(source.read_text(encoding="utf-8") + "\n# %%\n2\n", encoding="utf-8")
-    with pytest.raises(paired.NotebookError, match="99_topic.ipynb is not what 99_topic.py says"):
+    with pytest.raises(paired.NotebookError, match="99_topic.ipynb differs from 99_topic.py"):
         paired.check(tmp_path)
     source.unlink()
     with pytest.raises(paired.NotebookError, match="has no source"):
