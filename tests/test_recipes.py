@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from dynamask import cli
-from dynamask.cli.recipes import fill_in
+from dynamask.cli.recipes import apply_recipe
 from dynamask.cli.training import given_fields
 from dynamask.config import LossConfig, ModelConfig, TrainConfig
 from dynamask.presets import default_training, model_config
@@ -37,7 +37,7 @@ def words_of(command: str) -> list[str]:
 def parsed(command: str) -> argparse.Namespace:
     arguments = cli.build_parser().parse_args(words_of(command))
     if arguments.command == "train":
-        fill_in(arguments)
+        apply_recipe(arguments)
     return arguments
 
 
@@ -122,21 +122,21 @@ def as_list(value):
 def test_flags_that_are_given_win_whatever_their_value():
     words = ["train", "--recipe", "shapes-1", "--data", "shapes:7:50", "--out", "x", "--warm-start", "0", "--jitter"]
     arguments = cli.build_parser().parse_args(words)
-    fill_in(arguments)
+    apply_recipe(arguments)
     assert (arguments.warm_start, arguments.jitter, arguments.data) == (0.0, True, "shapes:7:50")
     assert (arguments.iterations, arguments.stop_at, arguments.model) == (2400, 1450, "dynamask_mobilenetv2_fpn_small")
     objects = cli.build_parser().parse_args(["train", "--recipe", "objects", "--out", "x"])
-    fill_in(objects)
+    apply_recipe(objects)
     assert objects.merge_classes is True
     started = cli.build_parser().parse_args(["train", "--recipe", "coco-r50-1x", "--init", "a.pth", "--out", "x"])
-    fill_in(started)
+    apply_recipe(started)
     assert started.backbone_weights is None, "what is given brings its own backbone"
 
 
 def test_a_recipe_or_a_model_is_needed():
     arguments = cli.build_parser().parse_args(["train", "--data", "shapes:1:5", "--out", "x"])
     with pytest.raises(DynaMaskError, match="give --model or --recipe"):
-        fill_in(arguments)
+        apply_recipe(arguments)
     with pytest.raises(DynaMaskError, match="recipe 'coco' is unknown; `dynamask recipes` lists them"):
         recipe_named("coco")
 

@@ -20,10 +20,10 @@ COMMANDS = (costs, predict, train, recipes, runs, evaluate, report, shapes, anal
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser that reports errors in one line."""
 
     def error(self, message: str) -> typing.NoReturn:
-        """Exit with code 2 and one line; of several processes with the same arguments, the first says it."""
+        """Exit with code 2 and one line, which only the first of several distributed processes prints."""
         line = f"dynamask: error: {message}; see {self.prog} -h\n"
         self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)
 

@@ -1,4 +1,4 @@
-"""What the commands share: flags, JSON out, lines for people, checks of what was given."""
+"""Shared by the commands: flags, checks, JSON output, printed lines and exit codes."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or t
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
-    parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it alone on stdout")
+    parser.add_argument("--json", metavar="FILE", help="file for the result as JSON; - prints only the JSON")
 
 
 def add_choice(parser: argparse.ArgumentParser, policies: str) -> None:
     """Add ``--policy`` and ``--budget``."""
-    parser.add_argument("--policy", help=f"who chooses the sizes: {policies} (default: learned)")
-    parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance, instead of a policy")
+    parser.add_argument("--policy", help=f"resolution policy: {policies} (default: learned)")
+    parser.add_argument(
+        "--budget", type=float, metavar="G", help="budget in mean GMACs per instance, instead of --policy"
+    )
 
 
 def check_json(target: str | None) -> None:
-    """Refuse a ``--json`` whose folder does not exist, before the work starts."""
+    """Raise :class:`DynaMaskError` if the folder of ``--json`` does not exist, before the work starts."""
     if target is not None and target != "-" and not Path(target).absolute().parent.is_dir():
         raise DynaMaskError(f"folder {Path(target).parent} of --json does not exist; create it or choose another")
 
 
 def write_json(value: object, target: str | None) -> None:
-    """Write JSON atomically to a file, or alone to stdout; nothing when no target is given."""
+    """Write JSON atomically to the file ``target``, or to stdout for "-"; do nothing without a target."""
     if target is None:
         return
     text = json.dumps(value, indent=1, allow_nan=False)
@@ -53,8 +55,8 @@ def run_command(name: str, command: Callable[[], None], json_target: str | None 
     """Run a command and return its exit code: 0, or 2 after one line on stderr that says what is wrong.
 
     Args:
-        name: of the program, at the start of the line.
-        command: raises :class:`DynaMaskError` for a mistake of the user.
+        name: name of the program, at the start of the line.
+        command: raises :class:`DynaMaskError` if the input is wrong.
         json_target: value of ``--json``, which is checked first.
     """
     warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
@@ -70,17 +72,17 @@ def run_command(name: str, command: Callable[[], None], json_target: str | None 
 
 
 def say(text: str, target: str | None = None) -> None:
-    """A line for people; on stderr when stdout carries JSON alone."""
+    """Print a line on stdout, or on stderr if ``--json -`` prints JSON on stdout."""
     print(text, file=sys.stderr if target == "-" else sys.stdout)
 
 
 def add_data(
-    parser: argparse.ArgumentParser, holdout: str = "only the pictures that `train --holdout M` keeps back"
+    parser: argparse.ArgumentParser, holdout: str = "only the pictures that `train --holdout M` holds out"
 ) -> None:
-    """Add ``--data``, ``--split``, ``--images``, ``--annotations`` and ``--holdout``, whose help may be another."""
+    """Add ``--data``, ``--split``, ``--images``, ``--annotations``, and ``--holdout`` with this help."""
     parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--split", metavar="NAME", help="part of --data, where it has several")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="picture folder, with --annotations")
+    parser.add_argument("--split", metavar="NAME", help="split of --data, if it has several")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures, with --annotations")
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
     parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
 
@@ -119,13 +121,13 @@ def opened_data(
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an --out that is a file."""
+    """Raise :class:`DynaMaskError` if ``--out`` is a file."""
     if out.exists() and not out.is_dir():
         raise DynaMaskError(f"--out {out} is a file; give a folder")
 
 
 def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
-    """One side of the published split; refuses a modulus that leaves a side empty."""
+    """Indices of one side of the published split; raises :class:`DynaMaskError` if it is empty."""
     from dynamask.data.instances import split_by_image_id
 
     if modulus < 2:
@@ -139,7 +141,7 @@ def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
 
 
 def print_summary(summary: dict[str, Any], target: str | None) -> None:
-    """What an evaluation found, as lines for people."""
+    """Print the figures of an evaluation."""
     say(f"{summary['images']} images, {summary['detections']} detections", target)
     for kind in ("bbox", "segm", "boundary"):
         say(f"  {kind:<9}{_figures(summary[kind])}", target)
@@ -150,7 +152,7 @@ def print_summary(summary: dict[str, Any], target: str | None) -> None:
     if summary.get("mean_macs_per_instance") is not None:
         shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary.get("size_shares", {}).items())
         sizes = f"; sizes {shares}" if shares else ""
-        say(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs an instance{sizes}", target)
+        say(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs per instance{sizes}", target)
     for key in ("mean_mask_iou", "mean_boundary_iou"):
         if summary.get(key) is not None:
             say(f"  {key} {summary[key]:.4f}", target)

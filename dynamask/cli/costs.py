@@ -1,4 +1,4 @@
-"""``dynamask costs``: what the masks of a model cost, counted from its layers."""
+"""``dynamask costs``: MACs of the masks of a model, counted from its layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from dynamask.cli.common import add_json, say, write_json
 from dynamask.config import MASK_BRANCHES
-from dynamask.presets import list_models, model_config
+from dynamask.presets import list_models
 from dynamask.structures import MASK_SIZES
 
 
@@ -15,27 +15,26 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
         "costs",
-        help="what a model's masks cost",
-        description="MACs of a model's mask branch, counted from its layers; 1 MAC = 2 FLOPs.",
+        help="MACs of the masks of a model",
+        description="Count the MACs of the mask branch of a model from its layers (1 MAC = 2 FLOPs).",
     )
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(list_models())}")
+    parser.add_argument("--model", required=True, help=f"model preset: {', '.join(list_models())}")
     parser.add_argument(
-        "--mask-branch", default="region_fpn", help=f"one of {', '.join(MASK_BRANCHES)} (default: region_fpn)"
+        "--mask-branch", default="region_fpn", help=f"{', '.join(MASK_BRANCHES)} (default: %(default)s)"
     )
     add_json(parser)
     parser.set_defaults(run=_costs)
 
 
 def _costs(arguments: argparse.Namespace) -> None:
-    from dynamask.config import SoloConfig
     from dynamask.models.build import create_model
 
-    if isinstance(model_config(arguments.model), SoloConfig):
+    if arguments.model in list_models("one-stage"):
         _one_stage_costs(arguments)
         return
     branch = create_model(arguments.model, mask_branch=arguments.mask_branch).mask_branch
     costs = branch.costs
-    say(f"{arguments.model}, {arguments.mask_branch}: MACs of one instance (1 MAC = 2 FLOPs)", arguments.json)
+    say(f"{arguments.model}, {arguments.mask_branch}: MACs per instance (1 MAC = 2 FLOPs)", arguments.json)
     for size, macs, share in zip(MASK_SIZES, costs.macs_per_instance, costs.fractions):
         if size in branch.mask_sizes:
             say(f"  {size:>3} x {size:<3}  {macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
@@ -56,7 +55,7 @@ def _costs(arguments: argparse.Namespace) -> None:
 
 
 def _one_stage_costs(arguments: argparse.Namespace) -> None:
-    """Parameters and MACs of a one-stage model on a picture of 1280×800 pixels, by the two rules of counting."""
+    """Parameters and MACs of a one-stage model on a picture of 1280×800 pixels, by both rules of counting."""
     from dynamask.models.build import create_model
     from dynamask.models.solo.costs import decoding_macs, network_macs, trainable_parameters
 
@@ -71,7 +70,7 @@ def _one_stage_costs(arguments: argparse.Namespace) -> None:
     for part, macs in parts.items():
         say(f"  {part:<12} {macs / 1e9:9.3f} GMACs", arguments.json)
     say(f"  {'total':<12} {sum(parts.values()) / 1e9:9.3f} GMACs", arguments.json)
-    say(f"  {'table VII':<12} {total / 1e9:9.3f} G, as SODAR's Table VII counts", arguments.json)
+    say(f"  {'table VII':<12} {total / 1e9:9.3f} G by the rule of SODAR's Table VII", arguments.json)
     say(f"  one mask     {decoding / 1e9:9.4f} GMACs at a quarter of the picture's sides", arguments.json)
     values = {"parameters": parameters, "image_macs": parts, "table7": total, "macs_per_instance": decoding}
     write_json({"model": arguments.model, **values}, arguments.json)

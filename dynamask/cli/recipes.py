@@ -1,9 +1,8 @@
-"""``dynamask recipes``: what can be trained by name, with its command, hardware, time and the result to expect."""
+"""``dynamask recipes``: list the named trainings with command, hardware, time and expected result."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import textwrap
 from typing import Any
 
@@ -12,24 +11,24 @@ from dynamask.recipes import RECIPES, Recipe, recipe_named
 from dynamask.structures import DynaMaskError
 
 _SWITCHES = ("merge_classes",)
-"""Flags that are False, not None, where they are not given."""
+"""Flags whose value is False, not None, if they are not given."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
         "recipes",
-        help="what can be trained by name",
-        description="Trainings by name: the paper's, and those of the bundled weights. "
-        "`dynamask train --recipe NAME` sets the values of all flags that are not given.",
+        help="list the named trainings",
+        description="List the trainings of the paper and of the bundled weights. `dynamask train --recipe NAME` sets "
+        "the flags that are not given.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="one recipe with all its values")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe with all its values")
     add_json(parser)
     parser.set_defaults(run=_recipes)
 
 
-def fill_in(arguments: argparse.Namespace) -> None:
-    """Set what the recipe of ``--recipe`` says, where the command line says nothing, in place.
+def apply_recipe(arguments: argparse.Namespace) -> None:
+    """Set the flags of ``dynamask train`` that are not given to the values of ``--recipe``, in place.
 
     Raises:
         DynaMaskError: the recipe is unknown, or there is neither a recipe nor a model.
@@ -37,13 +36,13 @@ def fill_in(arguments: argparse.Namespace) -> None:
     if arguments.recipe is not None:
         values = recipe_named(arguments.recipe).values()
         if arguments.init is not None:
-            values.pop("backbone_weights", None)  # what is given brings its own backbone
+            values.pop("backbone_weights", None)  # the initial weights include the backbone
         for name, value in values.items():
             given = getattr(arguments, name)
             if given is None or (name in _SWITCHES and given is False):
                 setattr(arguments, name, value)
     if arguments.model is None:
-        raise DynaMaskError("say what to train: give --model or --recipe")
+        raise DynaMaskError("there is nothing to train; give --model or --recipe")
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
@@ -57,19 +56,19 @@ def _recipes(arguments: argparse.Namespace) -> None:
         for line in textwrap.wrap(recipe.expect, 96):
             say(f"{'':<20}{line}", arguments.json)
     say(
-        "`dynamask recipes NAME` prints the command; no recipe with path/to/ in it was run with this code",
+        "`dynamask recipes NAME` prints the command; those with path/to/ have not been run",
         arguments.json,
     )
     write_json([_as_json(recipe) for recipe in RECIPES.values()], arguments.json)
 
 
 def _describe(recipe: Recipe, target: str | None) -> None:
-    """One recipe as lines for people."""
-    epochs = "" if recipe.epochs is None else f", {recipe.epochs} epochs of {recipe.images:,} pictures"
+    """Print one recipe."""
+    epochs = "" if recipe.epochs is None else f", {recipe.epochs} epochs of {recipe.images:,} images"
     rows = {
         "recipe": f"{recipe.name}: {recipe.title}",
         "data": recipe.data,
-        "steps": f"{recipe.steps:,} of {recipe.iterations:,}, {recipe.batch_size} pictures each{epochs}",
+        "steps": f"{recipe.steps:,} of {recipe.iterations:,}, {recipe.batch_size} images each{epochs}",
         "values": ", ".join(f"{name} {value}" for name, value in recipe.values().items()),
         "hardware": recipe.hardware,
         "time": f"{_duration(recipe)} ({recipe.basis})",
@@ -82,11 +81,10 @@ def _describe(recipe: Recipe, target: str | None) -> None:
 
 
 def _duration(recipe: Recipe) -> str:
-    """About how long, in words."""
+    """The estimated time in words."""
     return f"about {recipe.hours:.0f} h" if recipe.hours >= 2 else f"about {max(1, round(recipe.hours * 60))} min"
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
-    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    derived = {"flags": recipe.values(), "iterations": recipe.iterations, "steps": recipe.steps}
-    return {**fields, **derived, "hours": recipe.hours, "command": recipe.command}
+    derived = {name: getattr(recipe, name) for name in ("iterations", "steps", "hours", "command")}
+    return {**vars(recipe), **derived, "flags": recipe.values()}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dynamask.cli.common import check_folder, held_out
-from dynamask.cli.recipes import fill_in
+from dynamask.cli.recipes import apply_recipe
 from dynamask.cli.stop_signals import StopSignals
 from dynamask.cli.validation import Validation, evaluate_finished, open_validation, periodic
 from dynamask.config import AggregationConfig, BaseModelConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
@@ -42,7 +42,7 @@ ECHO_SECONDS = 2.0
 def run_training(arguments: argparse.Namespace) -> None:
     """Train, and evaluate at the end if there are validation images."""
     given_losses = given_fields(arguments, LossConfig)  # without those of a recipe
-    fill_in(arguments)
+    apply_recipe(arguments)
     keep_freed_memory()
     with joined(arguments.device or default_training(arguments.model)[0].device) as ranks:
         make_run, validation = ranks.together(lambda: _prepare_run(arguments, ranks, given_losses))

@@ -1,4 +1,4 @@
-"""``dynamask weights``: what weights there are, whether they are sound, and how they leave the project."""
+"""``dynamask weights``: list, verify, export and share weights."""
 
 from __future__ import annotations
 
@@ -19,49 +19,53 @@ WEIGHTS_HELP = "bundled name, .safetensors file, saved folder, or hf://OWNER/NAM
 
 def add(commands: Any) -> None:
     """Add the command and its parts to the subparsers."""
-    parser = commands.add_parser("weights", help="list, verify, export and share weights", description=__doc__)
+    parser = commands.add_parser(
+        "weights", help="list, verify, export and share weights", description="List, verify, export and share weights."
+    )
     parts = parser.add_subparsers(dest="part", required=True, metavar="part")
-    listing = parts.add_parser("list", help="the bundled weights", description="The weights that travel with dynamask.")
+    listing = parts.add_parser("list", help="list the bundled weights", description="List the bundled weights.")
     add_json(listing)
     listing.set_defaults(run=_list)
     verify = parts.add_parser(
         "verify",
-        help="checksums, headers, a strict load, licences",
-        description="Verify weights: SHA-256 against the manifest, header, a strict load, finite numbers, card and "
-        "licence. Exit code 2 where anything is off.",
+        help="check checksums, headers, tensors and licences",
+        description="Check the SHA-256 against the manifest, the header, strict loading, finite values, the card and "
+        "the licence. The exit code is 2 if any check fails.",
     )
     verify.add_argument("weights", nargs="*", metavar="WEIGHTS", help=f"{WEIGHTS_HELP} (default: all bundled)")
     add_json(verify)
     verify.set_defaults(run=_verify)
     export = parts.add_parser(
         "export",
-        help="the mask branch as a torch.export program (.pt2)",
-        description="Export the mask branch with a dynamic number of instances: maps, rois, labels and sizes in, masks "
-        "out. Its user needs torch and torchvision alone. ONNX is no target: it has no deformable convolution.",
+        help="export the mask branch as a torch.export program (.pt2)",
+        description="Export the mask branch for any number of instances. It maps feature maps, RoIs, labels and sizes "
+        "to masks and needs only torch and torchvision. ONNX has no deformable convolution and is not supported.",
     )
     export.add_argument("--weights", required=True, metavar="W", help=WEIGHTS_HELP)
-    export.add_argument("--size", type=int, choices=MASK_SIZES, help="one size for all instead of one for each")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .pt2 file")
+    export.add_argument(
+        "--size", type=int, choices=MASK_SIZES, help="one mask size for all instances (default: one each)"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, with the suffix .pt2")
     export.set_defaults(run=_export)
     save = parts.add_parser(
         "save",
-        help="a folder in the form of the Hugging Face hub",
-        description="Write config.json, model.safetensors and README.md, the model card.",
+        help="write a folder in the format of the Hugging Face hub",
+        description="Write config.json, model.safetensors and README.md (the model card) into a folder.",
     )
-    save.add_argument("--out", type=Path, required=True, metavar="DIR")
+    save.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     save.set_defaults(run=_save)
     push = parts.add_parser(
         "push",
-        help="upload that folder to the Hugging Face hub",
-        description="Upload weights with their card to the Hugging Face hub; `hf auth login` stores the token.",
+        help="upload weights to the Hugging Face hub",
+        description="Upload weights and their model card to the Hugging Face hub; `hf auth login` stores the token.",
     )
-    push.add_argument("--repo", required=True, metavar="OWNER/NAME")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the hub")
+    push.add_argument("--private", action="store_true", help="create the repository as private")
     push.set_defaults(run=_push)
     for part in (save, push):
         part.add_argument("--weights", required=True, metavar="W", help=WEIGHTS_HELP)
         part.add_argument(
-            "--licence", help="the hub's identifier of the licence (default: the bundled one's, or other)"
+            "--licence", help="licence identifier of the hub (default: that of bundled weights, otherwise 'other')"
         )
 
 
@@ -73,23 +77,17 @@ def _list(arguments: argparse.Namespace) -> None:
         raise DynaMaskError("no weights are bundled here; reinstall dynamask")
     say(f"{'name':<19}{'mask AP':>8}{'GMACs':>8}{'MB':>7}  {'model':<36}licence and data", arguments.json)
     for row in rows:
-        figures = "".join(
-            f"{'–' if value is None else format(value, form):>{width}}"
-            for value, form, width in (
-                (row["mask_ap"], ".3f", 8),
-                (row["mean_gmacs_per_instance"], ".4f", 8),
-                (row["bytes"] / 1e6, ".1f", 7),
-            )
-        )
+        ap = "–" if row["mask_ap"] is None else f"{row['mask_ap']:.3f}"
+        gmacs = "–" if row["mean_gmacs_per_instance"] is None else f"{row['mean_gmacs_per_instance']:.4f}"
+        figures = f"{ap:>8}{gmacs:>8}{row['bytes'] / 1e6:>7.1f}"
         say(f"{row['name']:<19}{figures}  {row['model']:<36}{row['licence'].split(';')[0]}", arguments.json)
         say(f"{'':<44}{textwrap.shorten(row['data'], 80, placeholder=' …')}", arguments.json)
-    say("mask AP and mean GMACs an instance with the learned sizes, or the only one; on pictures kept back",
-        arguments.json)  # fmt: skip
+    say("mask AP and mean GMACs per instance on held-out pictures, with learned sizes or the only size", arguments.json)
     write_json(rows, arguments.json)
 
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """What the list says of one entry of the manifest; None for what the entry does not have."""
+    """A row of the list from an entry of the manifest; None for figures that the entry lacks."""
     from dynamask.models.weights import bundled_path
 
     scores = entry.get("scores", {})
@@ -98,8 +96,8 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "model": entry.get("model", "unknown"),
-        "data": entry.get("data", "not said"),
-        "licence": entry.get("licence", "not said"),
+        "data": entry.get("data", "unknown"),
+        "licence": entry.get("licence", "unknown"),
         "mask_ap": main.get("segm", {}).get("AP"),
         "box_ap": main.get("bbox", {}).get("AP"),
         "mean_gmacs_per_instance": None if macs is None else macs / 1e9,
@@ -123,9 +121,10 @@ def _verify(arguments: argparse.Namespace) -> None:
     for name in names:
         if name in bundled:
             results[name] = verify_bundled(name)
+        elif Path(name).is_dir():
+            results[name] = verify_folder(Path(name))
         else:
-            path = Path(name)
-            results[name] = verify_folder(path) if path.is_dir() else verify_file(find_weights(name))
+            results[name] = verify_file(find_weights(name))
         say(f"{name:<19} {'; '.join(results[name]) or 'sound'}", arguments.json)
     write_json({name: {"sound": not found, "problems": found} for name, found in results.items()}, arguments.json)
     wrong = {name: found for name, found in results.items() if found}
@@ -138,27 +137,27 @@ def _export(arguments: argparse.Namespace) -> None:
     from dynamask.models.masks.export import export_mask_branch, save_exported
 
     if arguments.out.suffix != ".pt2":
-        raise DynaMaskError(f"--out {arguments.out} does not end in .pt2; other formats cannot hold the mask branch")
+        raise DynaMaskError(f"--out {arguments.out} does not end in .pt2; torch.export programs are the only format")
     model = _model(arguments.weights)
     path = save_exported(export_mask_branch(model, arguments.size), arguments.out, model, arguments.size)
-    what = "a size for every instance" if arguments.size is None else f"every mask at {arguments.size}"
+    what = "a size for each instance" if arguments.size is None else f"every mask at {arguments.size}"
     say(f"{path}: the mask branch of {arguments.weights}, {what}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _model(weights: str) -> DynaMask:
-    """The model of weights; those of one-stage models are refused."""
+    """Load a two-stage model; one-stage models raise :class:`DynaMaskError`."""
     from dynamask.models.dynamask import DynaMask
     from dynamask.models.hub import find_weights
     from dynamask.models.weights import load_model
 
     model = load_model(find_weights(weights))
     if not isinstance(model, DynaMask):
-        raise DynaMaskError(f"{weights} is a one-stage model, which travels as its .safetensors file; copy that")
+        raise DynaMaskError(f"{weights} is a one-stage model and has no such format; copy its .safetensors file")
     return model
 
 
 def _card(arguments: argparse.Namespace) -> ModelCard:
-    """The card of the weights that were named; --licence wins over the bundled one's."""
+    """The model card of the weights; ``--licence`` overrides that of bundled weights."""
     from dynamask.models.hub import ModelCard
     from dynamask.models.weights import list_bundled
 

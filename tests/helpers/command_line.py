@@ -10,7 +10,7 @@ import pytest
 
 from app.__main__ import parse_arguments as parse_app_arguments
 from dynamask import cli
-from dynamask.cli.recipes import fill_in
+from dynamask.cli.recipes import apply_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = {"curl", "unzip", "mkdir", "hf", "pip", "pytest", "jupyter", "FAST=1", "for", "done"}
@@ -44,7 +44,7 @@ def check_command(command: str) -> None:
     if words[0] == "dynamask":
         arguments = cli.build_parser().parse_args(words[1:])
         if arguments.command == "train":
-            fill_in(arguments)
+            apply_recipe(arguments)
     elif words[:3] == ["python", "-m", "app"]:
         parse_app_arguments(words[3:])
     elif words[0] == "python" and words[1].startswith(("benchmarks/", "tools/")):
