@@ -30,14 +30,6 @@ def permuted(quality: np.ndarray, choice: np.ndarray) -> np.ndarray:
     return quality @ shares(choice)
 
 
-def permutation_p(quality: np.ndarray, choice: np.ndarray, draws: int, seed: int = 0) -> float:
-    """One-sided p-value of a permutation test: the share of permutations whose mean quality reaches the choice's."""
-    rng = np.random.default_rng(seed)
-    own = at(quality, choice).mean()
-    reached = sum(at(quality, rng.permutation(choice)).mean() >= own for _ in range(draws))
-    return (reached + 1) / (draws + 1)
-
-
 def share_of_oracle_gain(policy: float, random: float, oracle: float) -> float | None:
     """Share of the oracle's gain over a random choice that a policy reaches: (policy − random) / (oracle − random).
 
@@ -51,12 +43,6 @@ def share_of_oracle_gain(policy: float, random: float, oracle: float) -> float |
     """
     gain = oracle - random
     return float((policy - random) / gain) if gain > 0 else None
-
-
-def best_fixed_within(quality: np.ndarray, macs: np.ndarray, limit: float) -> int:
-    """Index of the fixed size with the best mean quality among those that cost at most the limit, in MACs."""
-    allowed = np.flatnonzero(macs <= limit)
-    return int(allowed[quality.mean(axis=0)[allowed].argmax()])
 
 
 def interpolated_fixed(quality: np.ndarray, macs: np.ndarray, limit: float) -> tuple[int, int, float]:
