@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import joint_problems
-from helpers.joint_problems import OBJECTS, ONE_STAGE, OPTIONS, REGIONS
+from helpers.joint_problems import OBJECTS, PROBLEMS, Step, evaluation, splits, step
 from helpers.runs import ROOT, arguments, assert_equal_runs, toy_run, write_blocks
 
 from dynamask.engine.checkpoint import load_newest_run
@@ -32,15 +31,15 @@ def free_port() -> int:
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun tells a process."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    """Environment variables of a process that torchrun starts."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {**os.environ, **{k: str(v) for k, v in told.items()}, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths}
+    return {**os.environ, **{k: str(v) for k, v in numbers.items()}, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths}
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> list[dict]:
-    """What two gloo processes found, by rank."""
+def joint(tmp_path_factory) -> list[dict]:
+    """The results of two gloo processes by rank."""
     out, port = tmp_path_factory.mktemp("ranks"), free_port()
     command = [sys.executable, "-m", "helpers.joint_problems", str(out)]
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment(rank, 2, port)) for rank in range(2)]
@@ -52,7 +51,7 @@ def told(tmp_path_factory) -> list[dict]:
     return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def assert_same_step(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+def assert_same_step(found: Step, expected: Step) -> None:
     """Equal losses and shares, and gradients equal to 1e-5 of the largest."""
     (values, gradients), (wanted, references) = found, expected
     assert list(values) == list(wanted)
@@ -62,105 +61,64 @@ def assert_same_step(found: tuple[dict, dict], expected: tuple[dict, dict]) -> N
         torch.testing.assert_close(gradients[name], reference, rtol=1e-5, atol=1e-5 * max(largest, 1e-3), msg=name)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("regions", REGIONS)
-@pytest.mark.parametrize("name", OPTIONS)
-def test_two_processes_take_the_step_of_one_with_the_joint_batch(told, tmp_path, name, regions, accumulate):
-    expected = joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions])
-    for rank in range(2):
-        assert_same_step(told[rank]["steps"][name, regions, accumulate], expected)
-
-
-@pytest.mark.parametrize("regions", REGIONS)
-@pytest.mark.parametrize("name", OPTIONS)
-def test_micro_batches_take_the_step_of_the_joint_batch(tmp_path, name, regions):
-    expected = joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_processes_and_micro_batches_take_the_step_of_the_joint_batch(joint, tmp_path, name):
+    expected = step(tmp_path, name)
     for accumulate in (2, 4):
-        assert_same_step(
-            joint_problems.step(tmp_path, OPTIONS[name], REGIONS[regions], accumulate=accumulate), expected
-        )
-
-
-def test_the_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
-    """The test above would see it if the parts were normalised by their own counts."""
-    counts = REGIONS["uneven"]
-    _, whole = joint_problems.step(tmp_path, OPTIONS["paper"], counts)
-    images, targets = joint_problems.pictures(counts)
-    model = joint_problems.BranchModel(joint_problems.LossConfig(**OPTIONS["paper"]))
-    weights = model.mask_branch.loss_config.weights
-    for half in (targets[:2], targets[2:]):
-        losses = model(images, half)
-        (sum(loss * weights[name] for name, loss in losses.items()) / 2).backward()
-    worst = {name: float((p.grad - whole[name]).abs().max()) for name, p in model.named_parameters()}
-    assert max(worst.values()) > 1e-2 and worst["mask_branch.switch.fc.2.weight"] > 1e-3
-
-
-@pytest.mark.parametrize("objects", OBJECTS)
-@pytest.mark.parametrize("name", ONE_STAGE)
-def test_a_one_stage_model_takes_the_step_of_the_joint_batch(told, tmp_path, name, objects):
-    expected = joint_problems.one_stage_step(tmp_path, ONE_STAGE[name], OBJECTS[objects])
-    names = ["loss", "loss_category", "loss_dice", *(["loss_direct"] if name == "sodar" else [])]
-    assert [key for key in expected[0] if key.startswith("loss")] == names
-    assert (expected[0]["loss_dice"] > 0.1) == (objects != "none") and expected[0]["loss_category"] > 0
-    for accumulate in (1, 2):
+        assert_same_step(step(tmp_path, name, accumulate=accumulate), expected)
+    for accumulate in splits(name):
         for rank in range(2):
-            assert_same_step(told[rank]["one stage"][name, objects, accumulate], expected)
-    for accumulate in (2, 4):
-        found = joint_problems.one_stage_step(tmp_path, ONE_STAGE[name], OBJECTS[objects], accumulate=accumulate)
-        assert_same_step(found, expected)
+            assert_same_step(joint[rank]["steps"][name, accumulate], expected)
 
 
-def test_the_one_stage_problem_tells_joint_means_from_a_mean_of_means(tmp_path):
-    counts = OBJECTS["uneven"]
-    _, whole = joint_problems.one_stage_step(tmp_path, None, counts)
-    model = joint_problems.tiny_solo()
-    weights = model.loss_weights
-    for number in range(2):
-        own = range(2 * number, 2 * number + 2)
-        images = [joint_problems.picture(64, 80, seed) for seed in own]
-        losses = model(images, [joint_problems.target(64, 80, counts[place], place) for place in own])
-        (sum(loss * weights[name] for name, loss in losses.items()) / 2).backward()
+@pytest.mark.parametrize("name", ["paper, uneven", "solov2, uneven"])
+def test_a_mean_of_the_parts_own_means_is_another_step(tmp_path, name):
+    """Shows that the test above distinguishes joint means."""
+    _, whole = step(tmp_path, name)
+    model, images, targets = PROBLEMS[name]()
+    for half in (slice(0, 2), slice(2, 4)):
+        losses = model(images[half], targets[half])
+        (sum(loss * model.loss_weights[key] for key, loss in losses.items()) / 2).backward()
     largest = max(float(gradient.abs().max()) for gradient in whole.values())
-    worst = max(float((p.grad - whole[name]).abs().max()) for name, p in model.named_parameters() if name in whole)
-    assert worst > 1e-2 * largest
+    worst = max(float((p.grad - whole[key]).abs().max()) for key, p in model.named_parameters() if key in whole)
+    assert worst > 1e-2 * min(1.0, largest)
+
+
+@pytest.mark.parametrize(("name", "direct"), [("solov2", []), ("sodar", ["loss_direct"])])
+def test_one_stage_problems_have_the_losses_of_their_models(tmp_path, name, direct):
+    for objects in OBJECTS:
+        values, _ = step(tmp_path, f"{name}, {objects}")
+        names = [key for key in values if key.startswith("loss")]
+        assert names == ["loss", "loss_category", "loss_dice", *direct]
+        assert (values["loss_dice"] > 0.1) == (objects != "none") and values["loss_category"] > 0
 
 
 def test_a_one_stage_model_in_bf16_takes_nearly_the_same_step(tmp_path):
-    (exact, _), (values, gradients) = (
-        joint_problems.one_stage_step(
-            tmp_path, ONE_STAGE["sodar"], OBJECTS["uneven"], accumulate=2, precision=precision
-        )
-        for precision in ("fp32", "bf16")
-    )
+    exact, _ = step(tmp_path, "sodar, uneven", accumulate=2)
+    values, gradients = step(tmp_path, "sodar, uneven", accumulate=2, precision="bf16")
     assert values == pytest.approx(exact, rel=0.05)
     assert all(gradient.isfinite().all() and gradient.dtype == torch.float32 for gradient in gradients.values())
 
 
-def test_phase_one_is_joint_too(told, tmp_path):
-    expected = joint_problems.step(tmp_path, OPTIONS["expected"], REGIONS["uneven"], switch=False)
-    assert_same_step(told[0]["steps"]["phase one"], expected)
-    found = joint_problems.step(tmp_path, OPTIONS["expected"], REGIONS["uneven"], switch=False, accumulate=2)
-    assert_same_step(found, expected)
-
-
 def test_the_budget_that_holds_jointly_costs_nothing_in_any_part(tmp_path):
-    values, _ = joint_problems.step(tmp_path, OPTIONS["slack"], REGIONS["uneven"], accumulate=2)
+    values, _ = step(tmp_path, "slack, uneven", accumulate=2)
     assert values["loss_budget"] == 0 and values["mean_macs"] < values["target_macs"]
 
 
-def test_evaluation_shared_by_two_processes_equals_that_of_one(told):
-    expected = joint_problems.evaluation()
+def test_evaluation_shared_by_two_processes_equals_that_of_one(joint):
+    expected = evaluation()
     assert expected[0]["segm"]["AP"] > 0.3
-    assert told[0]["evaluation"] == told[1]["evaluation"] == expected
+    assert joint[0]["evaluation"] == joint[1]["evaluation"] == expected
 
 
-def test_what_goes_wrong_in_one_process_is_heard_in_all(told):
-    first, second = told[0]["failing"], told[1]["failing"]
+def test_an_error_in_one_process_is_raised_in_all(joint):
+    first, second = joint[0]["failing"], joint[1]["failing"]
     assert first[:2] == ["ReportedElsewhereError: process 1 refuses", "DynaMaskError: process 0 refuses"]
     assert second[:2] == ["DynaMaskError: process 1 refuses", "ReportedElsewhereError: process 0 refuses"]
     assert first[2:] == second[2:] == ["True", "False"]
-    assert told[0]["sum"] == told[1]["sum"] == [2.0, 1.0]
-    assert told[0]["shares"] + told[1]["shares"] == [0, 1, 2, 3, 4]
+    assert joint[0]["sum"] == joint[1]["sum"] == [2.0, 1.0]
+    assert joint[0]["from first"] == joint[1]["from first"] == "made by 0"
+    assert joint[0]["shares"] + joint[1]["shares"] == [0, 1, 2, 3, 4]
 
 
 def test_without_torchrun_a_process_is_alone():
@@ -181,15 +139,9 @@ def test_without_torchrun_a_process_is_alone():
     ],
 )
 def test_an_environment_that_cannot_work_is_one_sentence(device, changed, message):
-    told = {
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "1",
-        **changed,
-    }
-    with pytest.raises(DynaMaskError, match=message), joined(device, {k: v for k, v in told.items() if v is not None}):
+    values = {**environment(0, 2, 1), **changed}
+    values = {name: value for name, value in values.items() if value is not None}
+    with pytest.raises(DynaMaskError, match=message), joined(device, values):
         pass
 
 

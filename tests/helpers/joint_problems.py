@@ -1,11 +1,15 @@
-"""Training steps whose regions, noise and targets are fixed, so that one process, several, and micro-batches can be
-compared; run as a program, it is one of several processes (``python -m helpers.joint_problems OUT`` in ``tests``)."""
+"""Training steps with fixed regions, noise and targets, to compare one process, several processes and micro-batches.
+
+``python -m helpers.joint_problems OUT``, started by torchrun or with its variables, takes all of them in one process of
+several.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,36 +25,43 @@ from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from helpers.small_models import picture, target, tiny_branch, tiny_solo
 
-PICTURES = 4
-CONFIG = TrainConfig(batch_size=PICTURES, optimizer="sgd", lr=0.0, warmup=0, clip_norm=0.0, workers=0)
-OPTIONS = {
-    "paper": {"budget_target": 0.05},
-    "expected": {"budget_target": 0.2, "switch_selection": "expected", "switch_signal": "boundary",
-                 "boundary_weight": 2.0, "entropy_on": "instances"},
-    "selected": {"budget_target": 0.1, "mask_supervision": "selected", "entropy_on": "selection",
-                 "detach_switch": False},
-    "slack": {"budget_target": 1.0},
-}  # fmt: skip
-"""Losses that together use every mean there is; under "slack" the budget holds."""
+Problem = tuple[nn.Module, list[Tensor], list[dict]]
+"""A model with a batch of images and targets."""
+Step = tuple[dict[str, float], dict[str, Tensor]]
+"""The values of a training step and the gradients that it leaves."""
+CONFIG = TrainConfig(batch_size=4, optimizer="sgd", lr=0.0, warmup=0, clip_norm=0.0, workers=0)
+LOSSES = {
+    "paper": LossConfig(budget_target=0.05),
+    "expected": LossConfig(
+        budget_target=0.2,
+        switch_selection="expected",
+        switch_signal="boundary",
+        boundary_weight=2.0,
+        entropy_on="instances",
+    ),
+    "selected": LossConfig(budget_target=0.1, mask_supervision="selected", entropy_on="selection", detach_switch=False),
+    "slack": LossConfig(budget_target=1.0),
+}
+"""Losses that together use every mean there is; the budget of "slack" holds."""
+AGGREGATIONS = {"solov2": None, "sodar": AggregationConfig(direct_weight=1.0, deformable=True)}
 REGIONS = {"uneven": (5, 1, 3, 0), "one process has none": (4, 2, 0, 0), "none": (0, 0, 0, 0)}
-"""Positive regions of every picture; the first half of the pictures is the first process's."""
-ONE_STAGE = {"solov2": None, "sodar": {"direct_weight": 1.0, "deformable": True}}
-"""Aggregations of one-stage models."""
+"""Positive regions of the four images; process 0 of two has the first two images."""
 OBJECTS = {"uneven": (2, 1, 1, 0), "one process has none": (2, 1, 0, 0), "none": (0, 0, 0, 0)}
-"""Objects of every picture, of which each makes several cells positive."""
+"""Objects of the four images, each of which makes several cells positive."""
 
 
 class BranchModel(nn.Module):
-    """A mask branch that takes its regions from the targets."""
+    """A mask branch whose regions, features and noise are given by the targets."""
 
-    def __init__(self, losses: LossConfig, switch_enabled: bool = True) -> None:
+    def __init__(self, losses: LossConfig, switch_enabled: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.mask_branch = tiny_branch(loss_config=losses)
         self.mask_branch.switch_enabled = switch_enabled
+        self.loss_weights = losses.weights
 
     def forward(self, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
-        """Losses of the regions of all pictures, with the noise of each."""
+        """Losses of the regions of all images."""
         features = {key: torch.cat([t[f"map_{key}"] for t in targets]) for key in "0123"}
         rois = torch.cat(
             [torch.cat([t["rois"].new_full((len(t["rois"]), 1), i), t["rois"]], 1) for i, t in enumerate(targets)]
@@ -61,72 +72,69 @@ class BranchModel(nn.Module):
         return self.mask_branch.losses(state, masks, noise, torch.full((len(rois),), 3.0))
 
 
-def pictures(counts: tuple[int, ...]) -> tuple[list[Tensor], list[dict]]:
-    """Images (unused) and targets of a batch with so many positive regions a picture."""
+def branch_problem(losses: LossConfig, counts: tuple[int, ...], switch_enabled: bool = True) -> Problem:
+    """A mask branch on images with so many positive regions."""
     targets = []
     for number, count in enumerate(counts):
         draws = torch.Generator().manual_seed(number)
         low = torch.rand(count, 2, generator=draws) * 50
-        target = {
+        values = {
             "image_id": number,
             "rois": torch.cat([low, low + 12 + torch.rand(count, 2, generator=draws) * 50], dim=1),
             "labels": torch.randint(1, 4, (count,), generator=draws),
             "noise": torch.randn(count, 4, generator=draws),
         }
-        target |= {
+        values |= {
             f"map_{i}": torch.randn(1, 8, 128 // s, 128 // s, generator=draws) for i, s in enumerate((4, 8, 16, 32))
         }
-        target |= {f"mask_{s}": (torch.rand(count, s, s, generator=draws) > 0.5).float() for s in MASK_SIZES}
-        targets.append(target)
-    return [torch.zeros(3, 8, 8) for _ in counts], targets
+        values |= {f"mask_{s}": (torch.rand(count, s, s, generator=draws) > 0.5).float() for s in MASK_SIZES}
+        targets.append(values)
+    return BranchModel(losses, switch_enabled), [torch.zeros(3, 8, 8) for _ in counts], targets
 
 
-def step(
-    out: Path,
-    options: dict,
-    counts: tuple[int, ...],
-    ranks: Ranks = SINGLE_PROCESS,
-    accumulate: int = 1,
-    switch: bool = True,
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """What a training step says and the gradients it leaves."""
-    losses = LossConfig(**options)
-    config = dataclasses.replace(CONFIG, accumulate=accumulate)
-    model = BranchModel(losses, switch)
-    run = Run(model, None, config, out, losses.weights, ranks=ranks)
-    images, targets = pictures(counts)
-    values = train_step(run, ranks.share(images), ranks.share(targets))
-    return values, {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-def one_stage_step(
-    out: Path,
-    aggregation: dict | None,
-    counts: tuple[int, ...],
-    ranks: Ranks = SINGLE_PROCESS,
-    accumulate: int = 1,
-    precision: str = "fp32",
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """:func:`step` of a whole one-stage model, on pictures with so many objects."""
-    chosen = None if aggregation is None else AggregationConfig(**aggregation)
-    model = tiny_solo(chosen)
-    config = dataclasses.replace(CONFIG, accumulate=accumulate, precision=precision)
-    run = Run(model, None, config, out, ranks=ranks)
+def one_stage_problem(aggregation: AggregationConfig | None, counts: tuple[int, ...]) -> Problem:
+    """A one-stage model on images with so many objects."""
     images = [picture(64, 80, seed) for seed in range(len(counts))]
-    targets = [target(64, 80, count, number) for number, count in enumerate(counts)]
+    return tiny_solo(aggregation), images, [target(64, 80, count, number) for number, count in enumerate(counts)]
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    **{
+        f"{name}, {regions}": partial(branch_problem, losses, counts)
+        for name, losses in LOSSES.items()
+        for regions, counts in REGIONS.items()
+    },
+    **{
+        f"{name}, {objects}": partial(one_stage_problem, aggregation, counts)
+        for name, aggregation in AGGREGATIONS.items()
+        for objects, counts in OBJECTS.items()
+    },
+    "phase one": partial(branch_problem, LOSSES["expected"], REGIONS["uneven"], switch_enabled=False),
+}
+
+
+def step(out: Path, name: str, ranks: Ranks = SINGLE_PROCESS, **changes) -> Step:
+    """Take the step of a problem; ``changes`` are fields of the schedule, such as ``accumulate``."""
+    model, images, targets = PROBLEMS[name]()
+    run = Run(model, None, dataclasses.replace(CONFIG, **changes), out, ranks=ranks)
     values = train_step(run, ranks.share(images), ranks.share(targets))
     return values, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def splits(name: str) -> tuple[int, ...]:
+    """Numbers of micro-batches with which a problem is solved by several processes."""
+    return (1, 2) if name.endswith("uneven") else (1,)
+
+
 def evaluation(ranks: Ranks = SINGLE_PROCESS) -> list[dict]:
-    """Figures of bundled weights on a few scenes, chosen picture by picture and over all of them."""
-    predictor, scenes = load("shapes"), ShapesDataset(5, 77)
+    """Figures of bundled weights on a few scenes, with sizes chosen image by image and over all of them."""
+    predictor, scenes = load("shapes"), ShapesDataset(3, 77)
     options = [EvaluationOptions(), EvaluationOptions(policy="random", seed=3)]
     return [run_evaluation(predictor, scenes, options=option, ranks=ranks) for option in options]
 
 
 def failing(ranks: Ranks) -> list[str]:
-    """How every process hears of what goes wrong in one of them."""
+    """What this process raises when one of the processes fails, and whether it stops when another does."""
 
     def refuse(rank: int):
         def act() -> int:
@@ -136,43 +144,28 @@ def failing(ranks: Ranks) -> list[str]:
 
         return act
 
-    heard = []
+    errors = []
     for call in (lambda: ranks.together(refuse(1)), lambda: ranks.from_first(refuse(0))):
         try:
             call()
         except DynaMaskError as error:
-            heard.append(f"{type(error).__name__}: {error}")
-    return [*heard, str(ranks.agree(stop=ranks.rank == 1)), str(ranks.agree())]
+            errors.append(f"{type(error).__name__}: {error}")
+    return [*errors, str(ranks.agree(stop=ranks.rank == 1)), str(ranks.agree())]
 
 
 def main(out: Path) -> None:
-    """Everything that two processes are asked, saved as ``out/RANK.pt``."""
+    """Save what one of several processes finds as ``out/RANK.pt``."""
     with joined("cpu") as ranks:
         found = {
-            (name, regions, accumulate): step(out, options, counts, ranks, accumulate)
-            for name, options in OPTIONS.items()
-            for regions, counts in REGIONS.items()
-            for accumulate in (1, 2)
-        }
-        one_stage = {
-            (name, objects, accumulate): one_stage_step(out, options, counts, ranks, accumulate)
-            for name, options in ONE_STAGE.items()
-            for objects, counts in OBJECTS.items()
-            for accumulate in (1, 2)
-        }
-        found["phase one"] = step(out, OPTIONS["expected"], REGIONS["uneven"], ranks, switch=False)
-        told = {
-            "steps": found,
-            "one stage": one_stage,
+            "steps": {(name, n): step(out, name, ranks, accumulate=n) for name in PROBLEMS for n in splits(name)},
             "evaluation": evaluation(ranks),
             "failing": failing(ranks),
-            "sum": None,
+            "sum": ranks.sum(torch.tensor([1.0, ranks.rank])).tolist(),
+            "from first": ranks.from_first(lambda: f"made by {ranks.rank}"),
+            "shares": ranks.share(list(range(5))),
         }
-        told["sum"] = ranks.sum(torch.tensor([1.0, ranks.rank])).tolist()
-        told["shares"] = ranks.share(list(range(5)))
-        torch.save(told, out / f"{ranks.rank}.pt")
+        torch.save(found, out / f"{ranks.rank}.pt")
 
 
 if __name__ == "__main__":
-    assert os.environ["WORLD_SIZE"]
     main(Path(sys.argv[1]))
