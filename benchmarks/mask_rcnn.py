@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from benchmarks import harness
 from benchmarks.harness import Result
-from dynamask.cli.common import opened_data
+from dynamask.cli.common import open_selected_data
 from dynamask.config import ModelConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
@@ -157,7 +157,7 @@ def train_baseline(arguments: argparse.Namespace) -> Result:
         jitter=arguments.jitter,
     )
     transforms = TrainingTransforms(photometric=config.jitter)
-    dataset, indices = opened_data(arguments, None, training=True, transforms=transforms)
+    dataset, indices = open_selected_data(arguments, None, training=True, transforms=transforms)
     torch.manual_seed(config.seed)
     net_config = model_config(PRESET, class_names=dataset.class_names, category_ids=dataset.category_ids)
     if arguments.side is not None:
@@ -188,7 +188,7 @@ def evaluate_baseline(arguments: argparse.Namespace) -> Result:
     """AP of trained weights."""
     keep_freed_memory()
     model = load_mask_rcnn(arguments.weights)
-    dataset, indices = opened_data(arguments, None)
+    dataset, indices = open_selected_data(arguments, None)
     summary = evaluate_mask_rcnn(model, dataset, indices, sys.stderr.isatty())
     summary["test_min_size"] = model.config.test_min_size
     kinds = summary[PASTES[0]]

@@ -30,7 +30,7 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from benchmarks import harness
 from benchmarks.harness import Result
 from benchmarks.mask_rcnn import PRESET, load_mask_rcnn
-from dynamask.cli.common import opened_data
+from dynamask.cli.common import open_selected_data
 from dynamask.config import ModelConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.pictures import read_picture
@@ -110,7 +110,7 @@ def has_data(arguments: argparse.Namespace) -> bool:
 
 def real_batches(arguments: argparse.Namespace, count: int, batch_size: int) -> list[Batch]:
     """The first batches of a training run on the data that was given."""
-    dataset, indices = opened_data(arguments, None, training=True, transforms=TrainingTransforms())
+    dataset, indices = open_selected_data(arguments, None, training=True, transforms=TrainingTransforms())
     loader = TrainingLoader(dataset, batch_size, 0, 0, indices)
     return [next(loader) for _ in range(count)]
 

@@ -28,7 +28,7 @@ from dynamask.reports.dynamask_tables import FCN_HEADS, TABLES, ap_by_frequency,
 from dynamask.reports.figures import FINER, LEGEND, conclude_figure5, make_figure5, make_figure7, rank_sizes
 from dynamask.reports.options import CollectOptions, ReportOptions, SpeedOptions
 from dynamask.reports.paper import PAPER
-from dynamask.reports.provenance import Source, read_checkpoint
+from dynamask.reports.provenance import Provenance, read_checkpoint
 from dynamask.reports.render import Picture, markdown, page
 from dynamask.reports.rows import Row
 from dynamask.reports.tables import make_table
@@ -50,7 +50,7 @@ class OneSize(TwoStagePredictor):
 
 def comparison_of(dataset, *names, count=SCENES, samples=10, ap_samples=5, **collect):
     """A comparison of bundled weights on the first scenes of a data set."""
-    source, options = Source("scenes", "all pictures", "dynamask report"), ReportOptions(samples, ap_samples)
+    source, options = Provenance("scenes", "all pictures", "dynamask report"), ReportOptions(samples, ap_samples)
     comparison = Comparison(dataset, range(count), source, options, CollectOptions(**collect))
     for name in names:
         comparison.add(name, load(name), read_checkpoint(name))

@@ -10,7 +10,7 @@ from helpers.runs import toy_run
 from torch.utils.tensorboard import SummaryWriter
 
 from dynamask import cli
-from dynamask.engine.log import RunLog, Table
+from dynamask.engine.log import RunLog, ScalarTable
 from dynamask.engine.train import Periodic, train
 from dynamask.reports.runs import find_runs, read_runs, read_table
 from dynamask.structures import DynaMaskError
@@ -26,7 +26,7 @@ def test_a_log_of_an_older_version_gets_the_new_columns_and_keeps_its_rows(tmp_p
     log.write(4, {"loss": 0.125, "lr": 0.1})
     log.close()
     assert path.read_text() == "step,loss,lr,share_14\n1,0.5,1,\n2,0.4,1,\n3,0.25,0.1,0.75\n4,0.125,0.1,\n"
-    Table(path, 3).write(4, {"loss": 1.0, "lr": 2.0, "share_14": 0.0})
+    ScalarTable(path, 3).write(4, {"loss": 1.0, "lr": 2.0, "share_14": 0.0})
     assert path.read_text().splitlines()[3:] == ["3,0.25,0.1,0.75", "4,1,2,0"]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_data, opened_data, run_command
+from dynamask.cli.common import add_data, open_selected_data, run_command
 from dynamask.config import MASK_BRANCHES, ModelConfig, SoloConfig
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import EvaluationOptions, collect, run_evaluation, summarise
@@ -328,7 +328,7 @@ def bundle(arguments: argparse.Namespace) -> None:
     """Bundle a whole model or a baseline."""
     keep_freed_memory()
     header = read_header(arguments.weights)
-    dataset, indices = opened_data(arguments, header["config"]["class_names"])
+    dataset, indices = open_selected_data(arguments, header["config"]["class_names"])
     (bundle_weights if arguments.detector is None else bundle_baseline)(arguments, header, dataset, indices)
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from app.class_table import ideal, make_table, own_rows, predicted
-from dynamask.cli.common import add_data, opened_data, run_command
+from dynamask.cli.common import add_data, open_selected_data, run_command
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
 from dynamask.predict import load
@@ -41,7 +41,7 @@ def measure(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     predictor = load(arguments.weights, device=arguments.device)
     predictor.check_switch("counting its choices")
-    dataset, indices = opened_data(arguments, predictor.class_names)
+    dataset, indices = open_selected_data(arguments, predictor.class_names)
     chosen = {dataset.image_ids[i] for i in indices}
     coco = own_classes(dataset.coco)
     images = [image for image in coco["images"] if image["id"] in chosen]

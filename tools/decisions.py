@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from dynamask.cli.common import add_data, add_json, opened_data, run_command, write_json
+from dynamask.cli.common import add_data, add_json, open_selected_data, run_command, write_json
 from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE
@@ -122,7 +122,7 @@ def make_cache(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     predictor = load(arguments.weights)
     predictor.check_switch("judging a switch")
-    dataset, indices = opened_data(arguments, predictor.class_names)
+    dataset, indices = open_selected_data(arguments, predictor.class_names)
     about = {"weights": Path(arguments.weights).name, "data": arguments.data or str(arguments.annotations.name)}
     pictures = tqdm(indices, unit="picture", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     cache = build_cache(predictor, dataset, pictures, arguments.views, arguments.seed, about)

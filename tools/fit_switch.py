@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from dynamask.cli.common import add_data, opened_data, run_command
+from dynamask.cli.common import add_data, open_selected_data, run_command
 from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE, train_switch
@@ -36,7 +36,7 @@ def features(arguments: argparse.Namespace, predictor: Predictor) -> FeatureCach
     """The cache that was given, or a new one of the training side of the data, kept where `--cache` says."""
     if arguments.cache is not None and arguments.cache.is_file():
         return load_cache(arguments.cache)
-    dataset, indices = opened_data(arguments, predictor.class_names, training=True)
+    dataset, indices = open_selected_data(arguments, predictor.class_names, training=True)
     pictures = tqdm(indices, unit="picture", disable=not sys.stderr.isatty())
     name = arguments.data or str(arguments.annotations.name)
     about = {"weights": arguments.weights.name, "data": name}

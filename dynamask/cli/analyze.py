@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import DATA_HELP, add_json, check_folder, say, write_json
+from dynamask.cli.common import DATA_HELP, add_json, check_folder, print_line, write_json
 from dynamask.files import write_text
 from dynamask.structures import MASK_SIZES
 
@@ -52,7 +52,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
         }
         for name, text in files.items():
             write_text(arguments.out / name, text)
-        say(f"table and page: {', '.join(str(arguments.out / name) for name in files)}", arguments.json)
+        print_line(f"table and page: {', '.join(str(arguments.out / name) for name in files)}", arguments.json)
     write_json(summary, arguments.json)
 
 
@@ -83,13 +83,13 @@ def _print_table(summary: dict[str, Any], target: str | None) -> None:
     """Print the boundary IoU of the ideal masks as a table."""
     from dynamask.viz.required_size import headline
 
-    say(headline(summary), target)
+    print_line(headline(summary), target)
     columns = "".join(f"{size:>7}" for size in MASK_SIZES)
-    say(f"  {'boundary IoU at':<24}{'instances':>9}{columns}   needs (boundary)  needs (mask)", target)
+    print_line(f"  {'boundary IoU at':<24}{'instances':>9}{columns}   needs (boundary)  needs (mask)", target)
     for name, entry in _groups(summary):
         means = "".join(f"{number_text(mean):>7}" for mean in entry["boundary_iou"].values())
         needs = f"{need_text(entry, 'boundary_iou'):>19}{need_text(entry, 'mask_iou'):>14}"
-        say(f"  {name[:24]:<24}{entry['instances']:>9}{means}{needs}", target)
+        print_line(f"  {name[:24]:<24}{entry['instances']:>9}{means}{needs}", target)
 
 
 def markdown_table(summary: dict[str, Any]) -> str:

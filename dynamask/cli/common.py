@@ -71,7 +71,7 @@ def run_command(name: str, command: Callable[[], None], json_target: str | None 
     return 0
 
 
-def say(text: str, target: str | None = None) -> None:
+def print_line(text: str, target: str | None = None) -> None:
     """Print a line on stdout, or on stderr if ``--json -`` prints JSON on stdout."""
     print(text, file=sys.stderr if target == "-" else sys.stdout)
 
@@ -87,7 +87,7 @@ def add_data(
     parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
 
 
-def opened_data(
+def open_selected_data(
     arguments: argparse.Namespace,
     class_names: Sequence[str] | None,
     training: bool = False,
@@ -142,20 +142,20 @@ def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
 
 def print_summary(summary: dict[str, Any], target: str | None) -> None:
     """Print the figures of an evaluation."""
-    say(f"{summary['images']} images, {summary['detections']} detections", target)
+    print_line(f"{summary['images']} images, {summary['detections']} detections", target)
     for kind in ("bbox", "segm", "boundary"):
-        say(f"  {kind:<9}{_figures(summary[kind])}", target)
+        print_line(f"  {kind:<9}{_figures(summary[kind])}", target)
     if "cityscapes" in summary:
-        say(f"  cityscapes {_figures({key: summary['cityscapes'][key] for key in ('AP', 'AP50')})}", target)
+        print_line(f"  cityscapes {_figures({key: summary['cityscapes'][key] for key in ('AP', 'AP50')})}", target)
         for name, values in summary["cityscapes"]["classes"].items():
-            say(f"    {name:<12}{_figures(values)}", target)
+            print_line(f"    {name:<12}{_figures(values)}", target)
     if summary.get("mean_macs_per_instance") is not None:
         shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary.get("size_shares", {}).items())
         sizes = f"; sizes {shares}" if shares else ""
-        say(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs per instance{sizes}", target)
+        print_line(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs per instance{sizes}", target)
     for key in ("mean_mask_iou", "mean_boundary_iou"):
         if summary.get(key) is not None:
-            say(f"  {key} {summary[key]:.4f}", target)
+            print_line(f"  {key} {summary[key]:.4f}", target)
 
 
 def _figures(values: dict[str, float | None]) -> str:

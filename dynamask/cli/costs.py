@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dynamask.cli.common import add_json, say, write_json
+from dynamask.cli.common import add_json, print_line, write_json
 from dynamask.config import MASK_BRANCHES
 from dynamask.presets import list_models
 from dynamask.structures import MASK_SIZES
@@ -34,13 +34,13 @@ def _costs(arguments: argparse.Namespace) -> None:
         return
     branch = create_model(arguments.model, mask_branch=arguments.mask_branch).mask_branch
     costs = branch.costs
-    say(f"{arguments.model}, {arguments.mask_branch}: MACs per instance (1 MAC = 2 FLOPs)", arguments.json)
+    print_line(f"{arguments.model}, {arguments.mask_branch}: MACs per instance (1 MAC = 2 FLOPs)", arguments.json)
     for size, macs, share in zip(MASK_SIZES, costs.macs_per_instance, costs.fractions):
         if size in branch.mask_sizes:
-            say(f"  {size:>3} x {size:<3}  {macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
+            print_line(f"  {size:>3} x {size:<3}  {macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
     if branch.switch is not None:
         share = costs.switch_macs / costs.macs_per_instance[-1]
-        say(f"  switch     {costs.switch_macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
+        print_line(f"  switch     {costs.switch_macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
     write_json(
         {
             "model": arguments.model,
@@ -65,12 +65,12 @@ def _one_stage_costs(arguments: argparse.Namespace) -> None:
     channels = model.config.tower_channels if model.config.kind == "solo" else model.config.kernel_channels
     decoding = decoding_macs(200, 320, channels, model.config.aggregation)
     parameters = trainable_parameters(model)
-    say(f"{arguments.model}: 1280 x 800 pixels, {len(model.config.class_names) - 1} classes", arguments.json)
-    say(f"  {parameters / 1e6:.3f} M trainable parameters", arguments.json)
+    print_line(f"{arguments.model}: 1280 x 800 pixels, {len(model.config.class_names) - 1} classes", arguments.json)
+    print_line(f"  {parameters / 1e6:.3f} M trainable parameters", arguments.json)
     for part, macs in parts.items():
-        say(f"  {part:<12} {macs / 1e9:9.3f} GMACs", arguments.json)
-    say(f"  {'total':<12} {sum(parts.values()) / 1e9:9.3f} GMACs", arguments.json)
-    say(f"  {'table VII':<12} {total / 1e9:9.3f} G by the rule of SODAR's Table VII", arguments.json)
-    say(f"  one mask     {decoding / 1e9:9.4f} GMACs at a quarter of the picture's sides", arguments.json)
+        print_line(f"  {part:<12} {macs / 1e9:9.3f} GMACs", arguments.json)
+    print_line(f"  {'total':<12} {sum(parts.values()) / 1e9:9.3f} GMACs", arguments.json)
+    print_line(f"  {'table VII':<12} {total / 1e9:9.3f} G by the rule of SODAR's Table VII", arguments.json)
+    print_line(f"  one mask     {decoding / 1e9:9.4f} GMACs at a quarter of the picture's sides", arguments.json)
     values = {"parameters": parameters, "image_macs": parts, "table7": total, "macs_per_instance": decoding}
     write_json({"model": arguments.model, **values}, arguments.json)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import DATA_HELP, add_json, say, write_json
+from dynamask.cli.common import DATA_HELP, add_json, print_line, write_json
 from dynamask.structures import DynaMaskError
 
 SHOWN = 20
@@ -51,7 +51,7 @@ def _check(arguments: argparse.Namespace) -> None:
             found = find_source(arguments.data, arguments.split)
             annotations, images = found.annotations, found.images
             if len(found.splits) > 1:
-                say(f"split {found.split} of {', '.join(found.splits)}", arguments.json)
+                print_line(f"split {found.split} of {', '.join(found.splits)}", arguments.json)
             if found.kind == "cityscapes":
                 annotations, findings = check_labels(found.annotations, str(found.split), sys.stderr.isatty())
     elif arguments.split is not None:
@@ -68,8 +68,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _print_holdings(report: dict[str, Any], target: str | None) -> None:
     """Print counts and sizes."""
     pictures = "" if report["pictures_read"] is None else f" ({report['pictures_read']} pictures decoded)"
-    say(f"{report['images']} images{pictures}, {report['images_without_object']} without an object", target)
-    say(
+    print_line(f"{report['images']} images{pictures}, {report['images_without_object']} without an object", target)
+    print_line(
         f"{report['instances']} instances and {report['crowds']} crowd regions in {report['annotations']} annotations",
         target,
     )
@@ -82,24 +82,24 @@ def _print_holdings(report: dict[str, Any], target: str | None) -> None:
     ):
         if values:
             low, first, median, third, high = (f"{value:.0f}" for value in values)
-            say(f"  {title:<28} median {median} px, middle half {first}–{third}, range {low}–{high}", target)
+            print_line(f"  {title:<28} median {median} px, middle half {first}–{third}, range {low}–{high}", target)
     sizes = ", ".join(f"{count} {name}" for name, count in report["object_sizes"].items())
-    say(f"  objects: {sizes} (areas below 32², below 96² and from 96² pixels)", target)
+    print_line(f"  objects: {sizes} (areas below 32², below 96² and from 96² pixels)", target)
     classes = sorted(report["classes"].items(), key=lambda item: (-item[1], item[0]))
-    say(f"{report['categories']} classes: " + ", ".join(f"{name} {count}" for name, count in classes), target)
+    print_line(f"{report['categories']} classes: " + ", ".join(f"{name} {count}" for name, count in classes), target)
 
 
 def _print_findings(report: dict[str, Any], most: int, target: str | None) -> None:
     """Print the findings by kind, the errors first."""
     if not report["findings"]:
-        say("nothing is broken", target)
+        print_line("nothing is broken", target)
         return
-    say(f"{report['errors']} errors (refused by the other commands), {report['warnings']} warnings", target)
+    print_line(f"{report['errors']} errors (refused by the other commands), {report['warnings']} warnings", target)
     kinds = dict.fromkeys((f["severity"], f["kind"]) for f in sorted(report["findings"], key=lambda f: f["severity"]))
     for severity, kind in kinds:
         found = [finding for finding in report["findings"] if finding["kind"] == kind]
-        say(f"{severity}: {kind} ({len(found)}): {found[0]['cure']}", target)
+        print_line(f"{severity}: {kind} ({len(found)}): {found[0]['cure']}", target)
         for finding in found[: max(most, 0)]:
-            say(f"  {finding['where']} {finding['problem']}", target)
+            print_line(f"  {finding['where']} {finding['problem']}", target)
         if len(found) > max(most, 0):
-            say(f"  … and {len(found) - max(most, 0)} more; --json holds them all", target)
+            print_line(f"  … and {len(found) - max(most, 0)} more; --json holds them all", target)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, add_data, add_json, held_out, opened_data, print_summary, write_json
+from dynamask.cli.common import add_choice, add_data, add_json, held_out, open_selected_data, print_summary, write_json
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
             score=predictor.score_threshold if arguments.score is None else arguments.score,
             seed=arguments.seed,
         )
-        return predictor, options, *opened_data(arguments, predictor.class_names)
+        return predictor, options, *open_selected_data(arguments, predictor.class_names)
 
     progress = sys.stderr.isatty() and ranks.first
     predictor, options, dataset, indices = ranks.together(opened)

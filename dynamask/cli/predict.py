@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, check_folder, say, write_json
+from dynamask.cli.common import add_choice, check_folder, print_line, write_json
 from dynamask.files import replacing
 from dynamask.structures import DynaMaskError
 
@@ -52,7 +52,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         outputs.append((_table(path, prediction), draw_prediction(prediction), prediction.to_coco(number)))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for stem, (table, overlay, results) in zip(stems, outputs):
-        say(table)
+        print_line(table)
         with replacing(arguments.out / f"{stem}.png") as stream:
             Image.fromarray(overlay).save(stream, format="PNG")
         write_json(results, str(arguments.out / f"{stem}.json"))

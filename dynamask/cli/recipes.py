@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import Any
 
-from dynamask.cli.common import add_json, say, write_json
+from dynamask.cli.common import add_json, print_line, write_json
 from dynamask.recipes import RECIPES, Recipe, recipe_named
 from dynamask.structures import DynaMaskError
 
@@ -52,10 +52,10 @@ def _recipes(arguments: argparse.Namespace) -> None:
         write_json(_as_json(recipe), arguments.json)
         return
     for recipe in RECIPES.values():
-        say(f"{recipe.name:<20}{recipe.title}; {_duration(recipe)} on {recipe.hardware}", arguments.json)
+        print_line(f"{recipe.name:<20}{recipe.title}; {_duration(recipe)} on {recipe.hardware}", arguments.json)
         for line in textwrap.wrap(recipe.expect, 96):
-            say(f"{'':<20}{line}", arguments.json)
-    say(
+            print_line(f"{'':<20}{line}", arguments.json)
+    print_line(
         "`dynamask recipes NAME` prints the command; those with path/to/ have not been run",
         arguments.json,
     )
@@ -75,9 +75,9 @@ def _describe(recipe: Recipe, target: str | None) -> None:
         "expect": recipe.expect,
     }
     for name, value in rows.items():
-        say(f"{name:<10}{value}", target)
+        print_line(f"{name:<10}{value}", target)
     for command in (recipe.command, *recipe.after):
-        say(f"  {command}", target)
+        print_line(f"  {command}", target)
 
 
 def _duration(recipe: Recipe) -> str:

@@ -109,9 +109,7 @@ def _add_own_flags(parser: argparse.ArgumentParser, name: str) -> None:
         _add_numbers(parser, *_SPEED)
     elif name in ("sodar-table2", "sodar-all"):
         text = "overlaps from which candidates vote in Table II, each in turn (default: 0.7)"
-        parser.add_argument(
-            "--voting-iou", type=float, nargs="+", default=list(VOTING_IOUS), metavar="IOU", help=text
-        )
+        parser.add_argument("--voting-iou", type=float, nargs="+", default=list(VOTING_IOUS), metavar="IOU", help=text)
     if name == "budget-curve":
         parser.add_argument("--no-detections", action="store_true", help="evaluate in true boxes only")
     if name in _WHOLE:

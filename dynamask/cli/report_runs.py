@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from dynamask.cli.common import check_folder, opened_data, say, write_json
+from dynamask.cli.common import check_folder, open_selected_data, print_line, write_json
 from dynamask.config import ModelConfig
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
@@ -28,7 +28,7 @@ from dynamask.reports.options import (
     ReportOptions,
     SpeedOptions,
 )
-from dynamask.reports.provenance import Source, read_checkpoint
+from dynamask.reports.provenance import Provenance, read_checkpoint
 from dynamask.reports.render import Report, summary, write_report
 from dynamask.reports.sodar_counts import NAME as COUNTS
 from dynamask.reports.sodar_counts import make_counts
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     report = _make(arguments)
     paths = write_report(report, arguments.out)
-    say(f"{report.title}: {', '.join(map(str, paths))}", arguments.json)
+    print_line(f"{report.title}: {', '.join(map(str, paths))}", arguments.json)
     write_json(report.data, arguments.json)
 
 
@@ -119,16 +119,16 @@ def _write_all(arguments: argparse.Namespace) -> None:
             report = makers[name]()
         except DynaMaskError as error:
             missing[name] = str(error)
-            say(f"{name} was not made: {error}", arguments.json)
+            print_line(f"{name} was not made: {error}", arguments.json)
             continue
         reports.append(report)
-        say(f"{report.title}: {', '.join(map(str, write_report(report, arguments.out)))}", arguments.json)
+        print_line(f"{report.title}: {', '.join(map(str, write_report(report, arguments.out)))}", arguments.json)
     if not reports:
         raise DynaMaskError(f"no report fits the data: {next(iter(missing.values()))}")
     if arguments.summary is not None:
         checkpoints = checkpoint_table(comparison.evidences, style.kinds(comparison))
         write_text(arguments.summary, summary(comparison.facts(), style.how, reports, missing, checkpoints))
-        say(f"summary: {arguments.summary}", arguments.json)
+        print_line(f"summary: {arguments.summary}", arguments.json)
     write_json({report.name: report.data for report in reports} | {"not_made": missing}, arguments.json)
 
 
@@ -150,11 +150,11 @@ def open_comparison(arguments: argparse.Namespace, collect: CollectOptions | Non
     names = _one_stage_weights(arguments) if one_stage else _two_stage_weights(arguments)
     keep_freed_memory()
     loaded = [(name, load(name, arguments.device), read_checkpoint(name)) for name in names]
-    dataset, indices = opened_data(arguments, loaded[0][1].class_names)
+    dataset, indices = open_selected_data(arguments, loaded[0][1].class_names)
     split = "all pictures"
     if arguments.holdout is not None:
         split = f"held out: the SHA-256 of the decimal image id is divisible by {arguments.holdout}"
-    source = Source(str(arguments.data or arguments.annotations), split, command_line(arguments))
+    source = Provenance(str(arguments.data or arguments.annotations), split, command_line(arguments))
     families = ("one-stage",) if one_stage else ("two-stage",)
     if arguments.report in _BOTH_FAMILIES:
         families = ("one-stage", "two-stage")

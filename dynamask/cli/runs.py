@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import say
+from dynamask.cli.common import print_line
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
 
@@ -47,5 +47,5 @@ def _runs(arguments: argparse.Namespace) -> None:
     for run in runs:
         steps = run.log["step"]
         final = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in run.final.items())
-        say(f"{run.name}: {int(steps[-1]) if steps else 0} steps  {final}".rstrip())
-    say(f"curves in {out}")
+        print_line(f"{run.name}: {int(steps[-1]) if steps else 0} steps  {final}".rstrip())
+    print_line(f"curves in {out}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import say
+from dynamask.cli.common import print_line
 from dynamask.structures import DynaMaskError
 
 
@@ -41,4 +41,4 @@ def _shapes(arguments: argparse.Namespace) -> None:
         return tqdm(scenes, unit="scene", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     records = export(arguments.out, arguments.images, arguments.seed, tuple(arguments.size), progress)
-    say(f"{len(records['images'])} scenes with {len(records['annotations'])} instances in {arguments.out}")
+    print_line(f"{len(records['images'])} scenes with {len(records['annotations'])} instances in {arguments.out}")

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_json, check_folder, say, write_json
+from dynamask.cli.common import add_json, check_folder, print_line, write_json
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ def _list(arguments: argparse.Namespace) -> None:
     rows = [_row(name, entry) for name, entry in list_bundled().items()]
     if not rows:
         raise DynaMaskError("no weights are bundled here; reinstall dynamask")
-    say(f"{'name':<19}{'mask AP':>8}{'GMACs':>8}{'MB':>7}  {'model':<36}licence and data", arguments.json)
+    print_line(f"{'name':<19}{'mask AP':>8}{'GMACs':>8}{'MB':>7}  {'model':<36}licence and data", arguments.json)
     for row in rows:
         ap = "–" if row["mask_ap"] is None else f"{row['mask_ap']:.3f}"
         gmacs = "–" if row["mean_gmacs_per_instance"] is None else f"{row['mean_gmacs_per_instance']:.4f}"
         figures = f"{ap:>8}{gmacs:>8}{row['bytes'] / 1e6:>7.1f}"
-        say(f"{row['name']:<19}{figures}  {row['model']:<36}{row['licence'].split(';')[0]}", arguments.json)
-        say(f"{'':<44}{textwrap.shorten(row['data'], 80, placeholder=' …')}", arguments.json)
-    say("mask AP and mean GMACs per instance on held-out pictures, with learned sizes or the only size", arguments.json)
+        print_line(f"{row['name']:<19}{figures}  {row['model']:<36}{row['licence'].split(';')[0]}", arguments.json)
+        print_line(f"{'':<44}{textwrap.shorten(row['data'], 80, placeholder=' …')}", arguments.json)
+    print_line("mask AP and mean GMACs per instance on held-out pictures, with learned sizes", arguments.json)
     write_json(rows, arguments.json)
 
 
@@ -125,7 +125,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             results[name] = verify_folder(Path(name))
         else:
             results[name] = verify_file(find_weights(name))
-        say(f"{name:<19} {'; '.join(results[name]) or 'sound'}", arguments.json)
+        print_line(f"{name:<19} {'; '.join(results[name]) or 'sound'}", arguments.json)
     write_json({name: {"sound": not found, "problems": found} for name, found in results.items()}, arguments.json)
     wrong = {name: found for name, found in results.items() if found}
     if wrong:
@@ -141,7 +141,7 @@ def _export(arguments: argparse.Namespace) -> None:
     model = _model(arguments.weights)
     path = save_exported(export_mask_branch(model, arguments.size), arguments.out, model, arguments.size)
     what = "a size for each instance" if arguments.size is None else f"every mask at {arguments.size}"
-    say(f"{path}: the mask branch of {arguments.weights}, {what}, {path.stat().st_size / 1e6:.1f} MB")
+    print_line(f"{path}: the mask branch of {arguments.weights}, {what}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _model(weights: str) -> DynaMask:
@@ -172,7 +172,7 @@ def _save(arguments: argparse.Namespace) -> None:
     check_folder(arguments.out)
     card = _card(arguments)
     folder = _model(arguments.weights).save_pretrained(arguments.out, card)
-    say(f"{folder}: config.json, model.safetensors and README.md of {arguments.weights}")
+    print_line(f"{folder}: config.json, model.safetensors and README.md of {arguments.weights}")
 
 
 def _push(arguments: argparse.Namespace) -> None:
@@ -180,4 +180,4 @@ def _push(arguments: argparse.Namespace) -> None:
 
     card = _card(arguments)
     address = _model(arguments.weights).push_to_hub(arguments.repo, card, arguments.private)
-    say(f'{address}; dynamask.load("{SCHEME}{arguments.repo.removeprefix(SCHEME)}") loads it')
+    print_line(f'{address}; dynamask.load("{SCHEME}{arguments.repo.removeprefix(SCHEME)}") loads it')

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Table:
+class ScalarTable:
     """A CSV file whose first column is the step; new columns may be added at any row.
 
     Args:
@@ -89,7 +89,7 @@ class RunLog:
 
     def __init__(self, out: Path, step: int) -> None:
         self.out = out
-        self.table, self.validation = Table(out / "log.csv", step), Table(out / "validation.csv", step)
+        self.table, self.validation = ScalarTable(out / "log.csv", step), ScalarTable(out / "validation.csv", step)
         self.writer = _tensorboard_writer(out / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -104,7 +104,7 @@ class RunLog:
         """Append the results of an evaluation after a step; raises as :meth:`write`."""
         self._append(self.validation, "validation/", step, values)
 
-    def _append(self, table: Table, prefix: str, step: int, values: dict[str, float]) -> None:
+    def _append(self, table: ScalarTable, prefix: str, step: int, values: dict[str, float]) -> None:
         try:
             table.write(step, values)
             for name, value in values.items() if self.writer else ():

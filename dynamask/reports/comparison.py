@@ -23,7 +23,7 @@ from dynamask.predict import Predictor, predictor_of
 from dynamask.reports.cache import collected_once, data_digest
 from dynamask.reports.collect import IOU_MEASURES, Collected, collect
 from dynamask.reports.options import CollectOptions, ReportOptions
-from dynamask.reports.provenance import Checkpoint, Source
+from dynamask.reports.provenance import Checkpoint, Provenance
 from dynamask.reports.size_choices import at_budget, at_cost, budget_limits, choice_of
 from dynamask.structures import DynaMaskError
 
@@ -203,7 +203,7 @@ class Comparison:
         self,
         dataset: Data,
         indices: Sequence[int],
-        source: Source,
+        source: Provenance,
         options: ReportOptions,
         collect_options: CollectOptions | None = None,
         families: Sequence[str] = ("two-stage",),

@@ -10,7 +10,7 @@ from dynamask.models.weights import file_digest, list_baselines, list_bundled, r
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """What a report was made from.
 
     Attributes:
