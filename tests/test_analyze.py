@@ -11,13 +11,13 @@ import pytest
 from helpers.coco_files import uncompressed
 
 from dynamask import cli
-from dynamask.cli.analyze import csv_rows, markdown_table
+from dynamask.cli.analyze import csv_rows, headline, html_page, markdown_table
 from dynamask.data.coco_format import read_coco
 from dynamask.evaluation.ideal_masks import IdealQuality, by_loss, ideal_masks, ideal_quality, needed_size, summarise
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
 from dynamask.ops.rle import encode_rle, rle_box
 from dynamask.structures import MASK_SIZES, DynaMaskError
-from dynamask.viz.required_size import headline, required_size_by_class, required_size_page
+from dynamask.viz.required_size import required_size_by_class
 
 COCO_MINI = Path(os.environ.get("DYNAMASK_DATA") or "../shared/data") / "coco-mini" / "annotations" / "instances.json"
 
@@ -162,7 +162,7 @@ def test_no_instance_is_an_answer():
     summary = summarise(ideal_quality(coco, rles, min_area=1e9))
     assert summary["all"]["instances"] == 0 and summary["classes"] == {}
     assert summary["all"]["boundary_iou"]["14"] is None and summary["all"]["needed_size_mask"] is None
-    assert "no instance" in required_size_page(summary) and "| all | 0 | – |" in markdown_table(summary)
+    assert "no instance" in html_page(summary) and "| all | 0 | – |" in markdown_table(summary)
     assert [row["class"] for row in csv_rows(summary)] == [""]
 
 

@@ -78,8 +78,9 @@ def test_bars_of_series_by_category():
 
 
 def test_curves_have_bands_bars_and_one_legend_entry():
-    band = charts.policy_series("budget", "switch", [1, 2], [0.5, 0.6], [0.4, None], [0.6, None], band=True)
-    point = charts.policy_series("fixed:28", "all at 28", [1], [0.7], [0.6], [0.9])
+    looks = style.POLICY_STYLES["budget"], style.POLICY_STYLES["fixed:28"]
+    band = charts.Series("switch", [1, 2], [0.5, 0.6], [0.4, None], [0.6, None], looks[0], interval="band")
+    point = charts.Series("all at 28", [1], [0.7], [0.6], [0.9], looks[1])
     bars = charts.Series("line", [1, 2], [0.1, None], [0.0, None], [0.3, None])
     drawn = charts.curve_chart({"m": [band, point], "n": [band, bars]}, "t", "GMACs", zero_line=True)
     shaded, line, marker, _, _, last = drawn.data

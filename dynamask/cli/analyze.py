@@ -11,6 +11,9 @@ from dynamask.cli.common import DATA_HELP, add_json, check_folder, print_line, w
 from dynamask.files import write_text
 from dynamask.structures import MASK_SIZES
 
+MIN_INSTANCES = 10
+"""Instances that a class must have to be named in the headline."""
+
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
@@ -36,7 +39,6 @@ def _analyze(arguments: argparse.Namespace) -> None:
     from dynamask.data.coco_format import read_coco
     from dynamask.evaluation.ideal_masks import ideal_quality, summarise
     from dynamask.reports.render import csv_text
-    from dynamask.viz.required_size import required_size_page
 
     if arguments.out is not None:
         check_folder(arguments.out)
@@ -48,7 +50,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
         files = {
             "analyze.md": markdown_table(summary),
             "analyze.csv": csv_text(csv_rows(summary)),
-            "analyze.html": required_size_page(summary),
+            "analyze.html": html_page(summary),
         }
         for name, text in files.items():
             write_text(arguments.out / name, text)
@@ -81,8 +83,6 @@ def _groups(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _print_table(summary: dict[str, Any], target: str | None) -> None:
     """Print the boundary IoU of the ideal masks as a table."""
-    from dynamask.viz.required_size import headline
-
     print_line(headline(summary), target)
     columns = "".join(f"{size:>7}" for size in MASK_SIZES)
     print_line(f"  {'boundary IoU at':<24}{'instances':>9}{columns}   needs (boundary)  needs (mask)", target)
@@ -113,6 +113,43 @@ def markdown_table(summary: dict[str, Any]) -> str:
         f"{MASK_SIZES[0]}. Small objects have less than 32² pixels, large ones 96² or more."
     )
     return f"# Mask size that each class needs\n\n{blocks_markdown([Paragraph(note), Table(header, rows)])}\n"
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One sentence on the classes for which an ideal 14×14 mask is worst and best.
+
+    Classes with fewer than ``MIN_INSTANCES`` instances are ignored unless fewer than two classes are left without them.
+    """
+    from dynamask.evaluation.ideal_masks import by_loss
+
+    classes: dict[str, Any] = summary["classes"]
+    if not classes:
+        return "The annotations contain no instance."
+    order = by_loss(summary)
+    frequent = [name for name in order if classes[name]["instances"] >= MIN_INSTANCES]
+    order = frequent if len(frequent) > 1 else order
+    worst, best = (f"{name} ({classes[name]['boundary_iou']['14']:.0%})" for name in (order[0], order[-1]))
+    count = f"{summary['all']['instances']:,} instances of {len(classes)} class{'es' if len(classes) > 1 else ''}"
+    if len(order) == 1:
+        return f"{count}: an ideal 14×14 mask has a boundary IoU of {worst}."
+    return f"{count}: the boundary IoU of an ideal 14×14 mask is lowest for {worst} and highest for {best}."
+
+
+def html_page(summary: dict[str, Any]) -> str:
+    """A summary as an interactive HTML page that needs no network."""
+    from dynamask.reports.render import Figure, Paragraph, Report, page
+    from dynamask.viz.required_size import required_size_by_area, required_size_by_class
+
+    note = (
+        "No model is involved: the true mask of each instance is resampled to 14×14, 28×28, 56×56 and 112×112 cells of "
+        "its box and pasted back, so a dot shows the best that a mask of this size can reach, averaged over the "
+        f"instances. The dashed line marks {summary['kept']:.0%}; the large dot is the smallest size that reaches it, "
+        "which is also printed at the right. A long grey bar marks a class whose outlines a coarse mask cannot "
+        "represent. Small objects have less than 32² pixels, large ones 96² or more; the buttons select an object size."
+    )
+    figures = [Figure(required_size_by_area(summary)), Figure(required_size_by_class(summary))]
+    blocks = [Paragraph(headline(summary)), Paragraph(note), *figures]
+    return page(Report("analyze", "Mask size that each class needs", [], blocks, [], {}))
 
 
 def number_text(value: float | None) -> str:

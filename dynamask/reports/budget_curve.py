@@ -24,7 +24,8 @@ from dynamask.reports.render import (
     with_interval,
 )
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.charts import Series, curve_chart, policy_series
+from dynamask.viz.charts import Series, curve_chart
+from dynamask.viz.style import POLICY_STYLES
 
 TITLES = {
     "mask_iou": "mean mask IoU",
@@ -205,7 +206,9 @@ def curve_series(
         if own:
             gmacs = [point.mean_macs / 1e9 for point in own]
             means, lows, highs = zip(*((p.value.mean, p.value.low, p.value.high) for p in own))
-            series.append(policy_series(policy, NAMES[policy], gmacs, means, lows, highs, band=policy in bands))
+            interval = "band" if policy in bands else "hover"
+            look = POLICY_STYLES[policy]
+            series.append(Series(NAMES[policy], gmacs, means, lows, highs, look, interval=interval))
     return series
 
 

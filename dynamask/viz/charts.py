@@ -20,7 +20,6 @@ from dynamask.viz.style import (
     EDGE,
     INK,
     PAGE_INK,
-    POLICY_STYLES,
     SIZE_COLOURS,
     SIZE_NAMES,
     SIZE_PATTERNS,
@@ -378,28 +377,6 @@ def _traces(line: Series, x_title: str) -> list[go.Scatter]:
         showlegend=False,
     )
     return [band, main]
-
-
-def policy_series(
-    policy: str,
-    name: str,
-    gmacs: Sequence[float],
-    mean: Sequence[float | None],
-    low: Sequence[float | None],
-    high: Sequence[float | None],
-    band: bool = False,
-) -> Series:
-    """Return the series of a resolution policy in its own style.
-
-    Args:
-        policy: a key of ``POLICY_STYLES``.
-        name: in the legend.
-        gmacs: mean GMACs per instance of each point.
-        mean, low, high: its quality with the bounds of the interval.
-        band: shade the interval of a line instead of giving it in hover texts only.
-    """
-    interval = "band" if band else "hover"
-    return Series(name, gmacs, mean, low, high, POLICY_STYLES[policy], interval=interval)
 
 
 def quality_against_cost(

@@ -1,4 +1,4 @@
-"""Charts and page of the mask size that each class requires, from the ideal masks of its annotations."""
+"""Charts of the mask size that each class requires, from the ideal masks of its annotations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from dynamask.evaluation.ideal_masks import by_loss
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.charts import page_html, panel_figure
+from dynamask.viz.charts import panel_figure
 from dynamask.viz.style import FAINT, INK, SIZE_NAMES, size_dot
 
 _METRICS = {
@@ -19,59 +19,6 @@ _METRICS = {
     "mask_iou": ("mask IoU", "needed_size_mask"),
 }
 _GROUPS = ("all", "small", "medium", "large")
-_MIN_INSTANCES = 10
-"""Instances that a class must have to be named in the headline."""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Mask size that each class requires</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 1180px;
-       margin: 0 auto; padding: 1.2rem; }}
-h1 {{ font-size: 1.5rem; margin: 0 0 .3rem; }}
-p {{ margin: .3rem 0; max-width: 60rem; }}
-.lead {{ font-size: 1.15rem; }}
-.note {{ color: #4b5563; font-size: .9rem; }}
-</style>
-</head>
-<body>
-<h1>Mask size that each class requires</h1>
-<p class="lead">{headline}</p>
-<p class="note">{note}</p>
-{areas}
-{classes}
-</body>
-</html>
-"""
-
-_NOTE = (
-    "No model is involved: the true mask of each instance is resampled to 14×14, 28×28, 56×56 and 112×112 cells of its "
-    "box and pasted back, so a dot shows the best that a mask of this size can reach, averaged over the instances. The "
-    "dashed line marks {kept:.0%}; the large dot is the smallest size that reaches it, which is also printed at the "
-    "right. A long grey bar marks a class whose outlines a coarse mask cannot represent. Small objects have less than "
-    "32² pixels, large ones 96² or more; the buttons select an object size."
-)
-
-
-def headline(summary: dict[str, Any]) -> str:
-    """Return one sentence on the classes for which an ideal 14×14 mask is worst and best.
-
-    Classes with fewer than ten instances are ignored unless fewer than two classes are left without them.
-    """
-    classes: dict[str, Any] = summary["classes"]
-    if not classes:
-        return "The annotations contain no instance."
-    order = by_loss(summary)
-    frequent = [name for name in order if classes[name]["instances"] >= _MIN_INSTANCES]
-    order = frequent if len(frequent) > 1 else order
-    worst, best = (f"{name} ({classes[name]['boundary_iou']['14']:.0%})" for name in (order[0], order[-1]))
-    count = f"{summary['all']['instances']:,} instances of {len(classes)} class{'es' if len(classes) > 1 else ''}"
-    if len(order) == 1:
-        return f"{count}: an ideal 14×14 mask has a boundary IoU of {worst}."
-    return f"{count}: the boundary IoU of an ideal 14×14 mask is lowest for {worst} and highest for {best}."
 
 
 def required_size_by_class(summary: dict[str, Any]) -> go.Figure:
@@ -115,16 +62,6 @@ def required_size_by_area(summary: dict[str, Any]) -> go.Figure:
     start = _axis_start(list(rows.values()))
     _add_rows(drawn, rows, start, visible=True)
     return _finish(drawn, list(rows), start)
-
-
-def required_size_page(summary: dict[str, Any]) -> str:
-    """Return a self-contained HTML page with both charts; it includes plotly.js and works without a network."""
-    return _PAGE.format(
-        headline=escape(headline(summary)),
-        note=_NOTE.format(kept=summary["kept"]),
-        areas=page_html(required_size_by_area(summary), plotlyjs=True),
-        classes=page_html(required_size_by_class(summary), plotlyjs=False),
-    )
 
 
 def _by_area(summary: dict[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def series_style(number: int) -> LineStyle:
 
 
 POLICY_STYLES: dict[str, LineStyle] = {
-    "learned": LineStyle("#DB2777", symbol="star"),
+    "learned": LineStyle("#DB2777", symbol="hexagram"),
     "budget": LineStyle("#DB2777", width=3),
     "size": LineStyle("#0891B2", symbol="diamond"),
     "random": LineStyle(INK, dash="dot", symbol="x"),
