@@ -64,7 +64,7 @@ class LessonScenes:
 
     @property
     def ready(self) -> bool:
-        """Whether the features of all scenes are computed."""
+        """True when the features of all scenes are computed."""
         return self.known == self.count
 
     def add_next(self) -> None:

@@ -51,7 +51,7 @@ RUN_SCHEDULE = dataclasses.replace(
 
 @dataclass
 class Point:
-    """What was measured after a step.
+    """Measurements after a step.
 
     Attributes:
         step: number of steps done.
@@ -135,7 +135,7 @@ class LiveTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its last step or its longest time."""
+        """True after the last step or the longest time."""
         return self.step >= MAX_STEPS or self.spent >= MAX_SECONDS
 
     @property

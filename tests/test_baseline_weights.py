@@ -338,7 +338,7 @@ def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(
 def test_an_init_part_without_init_is_refused(tmp_path, capsys):
     code, _, error = run(capsys, "train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small",
                          "--init-part", "detector", "--out", tmp_path / "run")  # fmt: skip
-    assert code == 2 and "give --init as well" in error and not (tmp_path / "run").exists()
+    assert code == 2 and "--init-part needs --init" in error and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Cached features say what the model says, the switch learns from them, and the tables hold what was measured."""
+"""Comparisons of switches on cached features, and their tables."""
 
 import dataclasses
 import json

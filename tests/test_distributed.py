@@ -171,8 +171,8 @@ def ended(processes: list[subprocess.Popen]) -> tuple[list[int], list[list[str]]
     finally:
         for process in processes:
             process.kill()
-    said = [[line for line in t.replace("\r", "\n").splitlines() if line.startswith("dynamask: ")] for t in texts]
-    lines = [[line for line in own if not line.startswith("dynamask: warning:")] for own in said]
+    printed = [[line for line in t.replace("\r", "\n").splitlines() if line.startswith("dynamask: ")] for t in texts]
+    lines = [[line for line in own if not line.startswith("dynamask: warning:")] for own in printed]
     return [process.returncode for process in processes], lines
 
 
@@ -184,7 +184,7 @@ def stop_one(processes: list[subprocess.Popen], log: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_bit_for_bit(small_data, tmp_path):
+def test_a_stop_of_one_process_stops_all_and_the_run_continues_bit_for_bit(small_data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "run"
     changed = {"accumulate": 1, "iterations": 30, "save_every": 50, "batch_size": 2}
     assert ended(run_command(arguments(small_data, whole, **changed)))[0] == [0, 0]
@@ -202,13 +202,13 @@ def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_bit_for_bit(small_d
     assert state["parts"] == [2, 1] and state["loader"]["position"] == 60
     draws = [own["torch"] for own in state["random_of_ranks"]]
     assert len(draws) == 2 and not torch.equal(*draws), "processes draw for themselves"
-    with pytest.warns(UserWarning, match="saved with 2 processes and 1 micro-batches and goes on with 1 and 1"):
+    with pytest.warns(UserWarning, match="saved with 2 processes and 1 micro-batches and continues with 1 and 1"):
         one = toy_run(tmp_path / "other", batch_size=2)
         one._restore_random(state)
 
 
 @pytest.mark.slow
-def test_what_a_process_cannot_do_is_said_once_and_nothing_is_lost(small_data, tmp_path):
+def test_an_error_of_one_process_is_reported_once_and_the_state_saved(small_data, tmp_path):
     odd = ended(run_command(arguments(small_data, tmp_path / "odd", batch_size=3)))
     assert odd[0] == [2, 2] and odd[1][1] == [] and len(odd[1][0]) == 1
     assert "a batch of 3 pictures cannot be shared by 2 processes; give a batch size that is a multiple" in odd[1][0][0]

@@ -80,7 +80,7 @@ def killed(command: list[str], log: Path, step: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
-def test_a_killed_run_goes_on_bit_for_bit(data, straight, tmp_path):
+def test_a_killed_run_continues_bit_for_bit(data, straight, tmp_path):
     out, step = tmp_path / "run", random.randrange(3, STEPS - 2)
     command = [sys.executable, "-m", "dynamask", *arguments(data, out)]
     for _ in range(4):
@@ -113,7 +113,7 @@ def after_step(monkeypatch, step: int, act) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(data, straight, tmp_path, capsys, monkeypatch, name):
+def test_after_a_signal_the_step_is_finished_and_the_state_saved(data, straight, tmp_path, capsys, monkeypatch, name):
     number = getattr(signal, name)
     after_step(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
     before = signal.signal(number, signal.default_int_handler)  # tests in the background may ignore it
@@ -130,16 +130,16 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(data, straight, 
     assert_equal_runs(tmp_path, straight)
 
 
-def test_python_stops_between_steps_hears_every_step_and_goes_on(tmp_path):
+def test_a_training_stops_between_steps_and_continues(tmp_path):
     whole = toy_run(tmp_path / "whole", iterations=6)
     assert train(whole, progress=False)
-    heard: list[tuple[int, float]] = []
+    steps: list[tuple[int, float]] = []
     run = toy_run(tmp_path / "paused", iterations=6)
-    options = {"progress": False, "on_step": lambda r, values: heard.append((r.step, values["loss"]))}
+    options = {"progress": False, "on_step": lambda r, values: steps.append((r.step, values["loss"]))}
     assert train(run, should_stop=lambda: run.step == 3, **options) is False
     assert run.step == 3 and load_newest_run(run.out)["step"] == 3
     assert train(run, should_stop=lambda: False, **options) is True
-    assert [step for step, _ in heard] == [1, 2, 3, 4, 5, 6] and heard[0][1] > heard[-1][1]
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5, 6] and steps[0][1] > steps[-1][1]
     assert log_of(run.out) == log_of(whole.out) and torch.equal(run.model.weight, whole.model.weight)
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(tmp_path, damage):
     newest = run_file(run.out, 4)
     newest.write_bytes(damage(newest.read_bytes()))
     resumed = toy_run(run.out)
-    with pytest.warns(UserWarning, match=r"run-000004\.pt cannot be read .*going on from .* run-000002\.pt"):
+    with pytest.warns(UserWarning, match=r"run-000004\.pt cannot be read .*continuing from .* run-000002\.pt"):
         resumed.resume()
     assert resumed.step == 2 and newest.with_name("run-000004.pt.unreadable").exists()
     train(resumed, progress=False)
@@ -193,16 +193,16 @@ def test_no_readable_state_is_one_sentence(tmp_path):
 def test_a_later_state_in_the_folder_is_not_spoilt(tmp_path):
     train(toy_run(tmp_path), progress=False)
     log = (tmp_path / "log.csv").read_text()
-    with pytest.raises(DynaMaskError, match=r"holds run-000004\.pt already, and this run stands at step 0"):
+    with pytest.raises(DynaMaskError, match=r"holds run-000004\.pt already, and this run is at step 0"):
         train(toy_run(tmp_path), progress=False)
     assert (tmp_path / "log.csv").read_text() == log
 
 
 def test_weights_are_written_after_a_kill_between_state_and_weights(tmp_path):
     train(toy_run(tmp_path), progress=False)
-    resumed, told = toy_run(tmp_path), []
+    resumed, saved = toy_run(tmp_path), []
     resumed.resume()
-    assert train(resumed, on_save=lambda r: told.append(r.step), progress=False) and told == [4]
+    assert train(resumed, on_save=lambda r: saved.append(r.step), progress=False) and saved == [4]
 
 
 def test_other_settings_are_named_with_both_values_and_harmless_ones_pass(tmp_path):
@@ -229,7 +229,7 @@ def test_another_number_of_threads_is_noted(tmp_path):
     state = load_run(run_file(tmp_path, 0))
     assert state["threads"] == torch.get_num_threads()
     save_run(tmp_path, {**state, "threads": 64}, keep=2)
-    with pytest.warns(UserWarning, match="saved with 64 threads and goes on with"):
+    with pytest.warns(UserWarning, match="saved with 64 threads and continues with"):
         run.resume()
 
 
@@ -323,7 +323,7 @@ def test_a_picture_lost_in_mid_run_loses_nothing(data, straight, tmp_path, capsy
     after_step(monkeypatch, 3, lambda: [damage(path) for path in (world / "images").iterdir()])
     assert cli.main(arguments(world, out, workers=workers)) == 2
     line = last_line(capsys)
-    assert line.startswith(f"dynamask: error: picture {world / 'images'}") and "--resume goes on from it" in line
+    assert line.startswith(f"dynamask: error: picture {world / 'images'}") and "--resume continues from it" in line
     step = load_newest_run(out)["step"]
     assert step >= 3 and f"the state of step {step} is saved in {out}" in line
     monkeypatch.undo()

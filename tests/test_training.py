@@ -178,8 +178,8 @@ def test_the_bar_shows_the_loss_of_the_masks_under_its_name(tmp_path, capsys, mo
     run.weights[name] = 1.0
     monkeypatch.setattr(run.model, "forward", lambda images, targets: {name: (run.model.weight**2).sum()})
     train(run)
-    told = capsys.readouterr().err
-    assert "loss=5.000" in told and shown in told and "nan" not in told
+    bar = capsys.readouterr().err
+    assert "loss=5.000" in bar and shown in bar and "nan" not in bar
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -201,7 +201,9 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path, precision):
     assert all(value.dtype not in (torch.bfloat16, torch.float16) for value in expected.values())
     assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
     assert all(torch.equal(resumed.final_state()[key], value) for key, value in straight.final_state().items())
-    assert any(not torch.equal(straight.final_state()[key], expected[key]) for key in expected), "an average of its own"
+    assert any(not torch.equal(straight.final_state()[key], expected[key]) for key in expected), (
+        "the average differs from the last weights"
+    )
     theirs, ours = straight.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
     assert all(torch.equal(ours[i][k], v) for i, state in theirs.items() for k, v in state.items())
     assert (resumed.out / "log.csv").read_text() == (straight.out / "log.csv").read_text()

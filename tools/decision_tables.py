@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 HALF = "0.5"
-"""The budget at which choices are compared with complexity: half the full cost."""
+"""Budget at which choices are correlated with complexity, as a fraction of the full cost."""
 
 
 def mean_of(runs: Sequence[dict[str, Any]], *path: str) -> float | None:
-    """Mean over seeds of the figure at a path of keys; None where one is undefined."""
+    """Mean over seeds of the value at a path of keys; None if one is undefined."""
     values = []
     for run in runs:
         value: Any = run
@@ -44,12 +44,12 @@ def points(value: float | None) -> str:
 
 
 def with_interval(values: dict[str, float | None], show: Callable[[float | None], str]) -> str:
-    """A figure with its 95 % interval."""
+    """A value with its 95 % interval."""
     return f"{show(values['mean'])} [{show(values['low'])}, {show(values['high'])}]"
 
 
 def switch_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """A row of the switch table, means over the seeds."""
+    """Cells of a row of the switch table: means over the seeds."""
     sizes = " / ".join(f"{100 * s:.0f}" for s in np.mean([run["learned"]["size_shares"] for run in runs], axis=0))
     gain = {key: mean_of(runs, "learned", "boundary_iou", "gain", key) for key in ("mean", "low", "high")}
     sweep = spread_of(runs, "sweep", "boundary_iou", "gain")
@@ -88,30 +88,30 @@ SWITCH_HEADINGS = (
 
 
 def line(name: str, row: dict[str, Any]) -> str:
-    """One setting, for the terminal."""
+    """A setting as one line for the terminal."""
     return f"{name}: " + ", ".join(f"{h} {c}" for h, c in zip(SWITCH_HEADINGS, switch_cells(row["runs"])))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left."""
+    """A Markdown table with its first column left-aligned."""
     marks = [":--", *["--:"] * (len(headings) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *rows))
 
 
 def switch_table(result: dict[str, Any]) -> str:
-    """Settings of the switch, a row each."""
+    """Table with a row for each setting of the switch."""
     rows = [[name, *switch_cells(row["runs"])] for name, row in result["rows"].items()]
     return table(["", *SWITCH_HEADINGS], rows)
 
 
 def rank_table(result: dict[str, Any]) -> str:
-    """What goes with the true gain, the closest first."""
+    """Rank correlations with the true gain, the largest first."""
     rows = sorted(result["rows"].items(), key=lambda row: -abs(row[1]["mean"] or 0.0))
     return table(["", "Spearman's ρ"], [[name, with_interval(values, plain)] for name, values in rows])
 
 
 def branches_table(result: dict[str, Any]) -> str:
-    """Branches at every size, the others minus the first, and what their own switches gain."""
+    """Quality of branches at every size, differences from the first, and gains of their own switches."""
     sizes, slider = result["rows"]["sizes"], result["rows"]["slider"]
     names = list(slider["mask_iou"])
     rows = []
@@ -126,5 +126,5 @@ def branches_table(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table of any result."""
+    """The table of a result of any kind."""
     return {"switch": switch_table, "rank": rank_table, "branches": branches_table}[result["kind"]](result)

@@ -1,4 +1,4 @@
-r"""Measured on frozen features: what should guide the switch, how it is drawn, and every weight of its losses.
+r"""Compare training signals, sampling and loss weights of the switch on cached features of a frozen model.
 
     python tools/decisions.py cache --weights W.safetensors --data shapes:1:500 --views 2 --out train.safetensors
     python tools/decisions.py cache --weights W.safetensors --data shapes:2:250 --views 4 --out val.safetensors
@@ -41,7 +41,7 @@ from tools import decision_tables
 from tools.switch_training import MEASURES, Judge, box_side, run_setting
 
 PAPER = LossConfig()
-"""Eq. 7 as printed: the edge loss guides, y is drawn."""
+"""Eq. 7 as printed: the edge loss is the signal, y is sampled."""
 SLIDER = {
     "switch_signal": "boundary",
     "overlap_share": 0.9,
@@ -50,11 +50,11 @@ SLIDER = {
     "entropy_on": "instances",
     "budget_target": 1.0,
 }
-"""What measured best; trained without a budget, which a price sets later."""
+"""Best settings without a budget in training; a price per MAC sets the budget later."""
 HELD = {"switch_signal": "boundary", "overlap_share": 0.9, "boundary_weight": 4.0, "budget_target": 0.35}
-"""The same error under a budget in training, as the paper has it."""
+"""The same error with a budget in training, as in the paper."""
 BUDGETED = {**SLIDER, "boundary_weight": 6.0}
-"""What measured best with a budget in training: p sharp enough that its mean cost is that of its best size."""
+"""Best settings with a budget in training: p is so sharp that its mean cost is the cost of its most probable size."""
 OTHER_LOSS = {**SLIDER, "switch_signal": "edge", "boundary_weight": 0.0}
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "signal": {
@@ -84,7 +84,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "budget": {f"C_t = {c:g}": {**BUDGETED, "budget_target": c} for c in (0.2, 0.35, 0.55, 0.75)},
 }
-"""Named grids: what is varied, by the name of its row."""
+"""Tables of settings by name: the varied fields of ``LossConfig`` of each row."""
 
 
 def parse_values(text: str) -> tuple[str, list[Any]]:
@@ -112,7 +112,7 @@ def settings(table: str | None, base: Sequence[str], grid: Sequence[str]) -> dic
 
 
 def describe_cache(path: Path, cache: FeatureCache) -> dict[str, Any]:
-    """What a result is measured on, as JSON values."""
+    """Description of the data of a result, as JSON values."""
     about = {key: value for key, value in cache.about.items() if key != "config"}
     return {"file": path.name, "rows": len(cache), "instances": int((cache.view == 0).sum()), **about}
 
@@ -155,7 +155,7 @@ SIGNALS = ("boundary error", "edge loss", "mask loss", "mask IoU", "box size", "
 
 
 def premise(cache: FeatureCache, samples: int = 1000) -> dict[str, dict[str, float | None]]:
-    """Fig. 5's premise: rank correlation of the true gain in boundary IoU, 112 over 14, with what could foretell it.
+    """Rank correlation of the gain in boundary IoU, 112 over 14, with quantities that could predict it (cf. Fig. 5).
 
     The losses are of the same masks, so they stand for what can teach the switch, not for what it can learn.
     """
@@ -184,7 +184,7 @@ def rank(arguments: argparse.Namespace) -> None:
 
 
 def compare_branches(branches: dict[str, FeatureCache]) -> dict[str, Any]:
-    """Branches on the same instances, the first one being what the others are measured against.
+    """Compare mask branches on the same instances with the first of them.
 
     Args:
         branches: caches by name, two or more.
@@ -247,30 +247,32 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser."""
     parser = argparse.ArgumentParser(prog="decisions", description=__doc__.split("\n", 1)[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("cache", help="run the frozen model over a data set once")
+    one = commands.add_parser("cache", help="compute the features of a data set")
     one.add_argument("--weights", required=True, help="bundled name or .safetensors file")
     add_data(one)
-    one.add_argument("--views", type=int, default=2, metavar="V", help="other views of each instance (default: 2)")
-    one.add_argument("--seed", type=int, default=0, help="of the views")
+    one.add_argument("--views", type=int, default=2, metavar="V", help="jittered views of each instance (default: 2)")
+    one.add_argument("--seed", type=int, default=0, help="seed of the views")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file")
     one.set_defaults(run=make_cache)
-    two = commands.add_parser("switch", help="train the switch on one cache and judge it on another")
+    two = commands.add_parser("switch", help="train switches on one cache and evaluate them on another")
     two.add_argument("--train", type=Path, required=True, metavar="CACHE")
     two.add_argument("--validation", type=Path, required=True, metavar="CACHE")
-    two.add_argument("--table", choices=list(TABLES), help="a named grid, instead of --grid")
-    two.add_argument("--base", nargs="+", default=[], metavar="FIELD=V", help="fields of LossConfig for every row")
-    two.add_argument("--grid", nargs="+", default=[], metavar="FIELD=V,V", help="fields to vary, all combinations")
+    two.add_argument("--table", choices=list(TABLES), help="named table of settings, instead of --grid")
+    two.add_argument("--base", nargs="+", default=[], metavar="FIELD=V", help="fields of LossConfig of all rows")
+    two.add_argument("--grid", nargs="+", default=[], metavar="FIELD=V,V", help="fields to vary, in all combinations")
     two.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     two.add_argument("--steps", type=int, default=SCHEDULE.iterations)
-    two.add_argument("--batch", type=int, default=SCHEDULE.batch_size, help="regions a step")
+    two.add_argument("--batch", type=int, default=SCHEDULE.batch_size, help="regions per step")
     two.add_argument("--lr", type=float, default=SCHEDULE.lr)
     two.set_defaults(run=train_switches)
-    three = commands.add_parser("rank", help="what goes with the true gain of a finer mask")
+    three = commands.add_parser("rank", help="correlate quantities with the gain of a finer mask")
     three.add_argument("--cache", type=Path, required=True)
     three.set_defaults(run=rank)
     four = commands.add_parser("branches", help="compare mask branches that were trained differently")
     four.add_argument("--table", required=True, help="name of the table in the document")
-    four.add_argument("--caches", nargs="+", required=True, metavar="NAME=FILE", help="the one to compare with first")
+    four.add_argument(
+        "--caches", nargs="+", required=True, metavar="NAME=FILE", help="the first is the reference"
+    )
     four.set_defaults(run=branches)
     for command in (two, three, four):
         add_json(command)

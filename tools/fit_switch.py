@@ -1,7 +1,7 @@
 """Train the switch of given weights on cached features, and write weights with the new switch.
 
 Detector and mask branch stay as they are and see every picture once. `dynamask train --freeze all-but-switch` has the
-same losses and computes the features anew at every step.
+same losses and computes the features at every step.
 
     python tools/fit_switch.py --weights W.safetensors --data shapes:3:400 --cache train.safetensors \
         --out NEW.safetensors \
@@ -33,7 +33,7 @@ from tools.switch_training import spend
 
 
 def features(arguments: argparse.Namespace, predictor: Predictor) -> FeatureCache:
-    """The cache that was given, or a new one of the training side of the data, kept where `--cache` says."""
+    """The cache of ``--cache``, or a new one of the training images, which is saved there."""
     if arguments.cache is not None and arguments.cache.is_file():
         return load_cache(arguments.cache)
     dataset, indices = open_selected_data(arguments, predictor.class_names, training=True)
@@ -81,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights to start from")
     add_data(parser, "train on the pictures that `train --holdout M` trains on")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="cached features; written there if missing")
-    parser.add_argument("--views", type=int, default=1, help="views of each instance besides its box (default: 1)")
+    parser.add_argument(
+        "--views", type=int, default=1, help="jittered views of each instance (default: 1)"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of LossConfig")
     parser.add_argument("--steps", type=int, default=SCHEDULE.iterations, help=f"(default: {SCHEDULE.iterations})")
     parser.add_argument("--lr", type=float, default=SCHEDULE.lr, help=f"(default: {SCHEDULE.lr:g})")

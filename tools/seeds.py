@@ -33,13 +33,13 @@ def find(data: dict[str, Any], measure: str, policy: str, against: str = "") -> 
     """The row of a report's table with these keys; what is compared with a rival is held to the rival's mean MACs.
 
     Raises:
-        DynaMaskError: there is none.
+        DynaMaskError: there is no such row.
     """
     for row in data["rows"]:
         curve = row["budget_macs"] is not None and policy == "learned"
         if not curve and (row["measure"], row["policy"], row["against"]) == (measure, policy, against):
             return row
-    raise DynaMaskError(f"a report says nothing of {policy} {against} in {measure}; make it anew, with detections")
+    raise DynaMaskError(f"a report has no row for {policy} {against} in {measure}; make it again, with detections")
 
 
 def figures(data: dict[str, Any]) -> dict[str, tuple[Figure, str]]:
@@ -77,7 +77,7 @@ def markdown(reports: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """Print the table, and write it where ``--out`` says."""
+    """Print the table, and write it to ``--out``."""
     reports = []
     for path in arguments.reports:
         try:
@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="seeds", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--reports", nargs="+", type=Path, required=True, metavar="JSON")
     parser.add_argument("--names", nargs="+", help="of the columns (default: seed 0, seed 1, …)")
-    parser.add_argument("--out", type=Path, metavar="MD", help="file for the table, besides the terminal")
+    parser.add_argument("--out", type=Path, metavar="MD", help="Markdown file for the table")
     return parser
 
 

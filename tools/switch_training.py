@@ -1,4 +1,4 @@
-"""A switch that was trained alone, judged on other features: what ``decisions.py switch`` repeats."""
+"""Evaluate switches that were trained on cached features, for ``decisions.py``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dynamask.models.masks import policies
 from dynamask.models.masks.switch import MaskSwitchModule
 
 BUDGETS = (0.2, 0.35, 0.5, 0.75)
-"""Budgets that one switch is held to by a price, as fractions of the full branch's MACs."""
+"""Budgets at which a switch is evaluated, by a price per MAC, as fractions of the full branch's MACs."""
 MEASURES = ("boundary_iou", "mask_iou")
 
 
 @torch.no_grad()
 def spend(switch: MaskSwitchModule, cache: FeatureCache, fraction: float) -> float:
-    """Let a switch's own choice cost at most a fraction of the full branch, in the mean over the true boxes of a cache.
+    """Limit the mean cost of a switch's choices, in the true boxes of a cache, to a fraction of the full branch.
 
     The price per MAC that meets it goes into the last bias: argmax (log p_k − μ C_k) becomes the argmax of p. What a
     further price chooses stays as it was.
@@ -41,7 +41,7 @@ def spend(switch: MaskSwitchModule, cache: FeatureCache, fraction: float) -> flo
 
 
 class Frontier:
-    """The best mean quality at every mean cost that one price per MAC reaches: the oracle's upper bound.
+    """Best mean quality as a function of the mean cost, by one price per MAC: an upper bound of the oracle.
 
     Over hundreds of instances the exact knapsack lies less than one instance's gain below it, divided by their number.
 
@@ -82,7 +82,7 @@ def other_views(cache: FeatureCache, measure: str) -> np.ndarray | None:
 
 
 class Judge:
-    """Choices of sizes for the true boxes of a cache, against chance, the blind mixture and the oracles.
+    """Evaluates size choices for the true boxes of a cache against random choices, fixed mixtures and oracles.
 
     Args:
         cache: whose rows of view 0 are judged; its other views are what the noise-aware oracle knows.
@@ -98,7 +98,7 @@ class Judge:
         self.complexity, self.side = self.cache.complexity.double().numpy(), box_side(self.cache).double().numpy()
 
     def judge(self, logits: Tensor) -> dict[str, Any]:
-        """Figures of a switch's own choice and of its choices at every budget; and their means over the budgets."""
+        """Results of a switch's own choices, of its choices at every budget, and means over the budgets."""
         macs = tuple(int(m) for m in self.macs)
         budgets = {}
         for budget in self.budgets:
@@ -111,7 +111,7 @@ class Judge:
         }
 
     def point(self, choice: np.ndarray) -> dict[str, Any]:
-        """Figures of one choice (N,)."""
+        """Results of one choice (N,)."""
         limit = float(self.macs[choice].mean())
         figures: dict[str, Any] = {
             "size_shares": shares(choice).tolist(),
@@ -133,7 +133,7 @@ class Judge:
 
 
 def sweep_means(points: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Means over budgets of a measure's figures; None where one is undefined."""
+    """Means of a measure's results over budgets; None if one is undefined."""
     found: dict[str, float | None] = {"gain": float(np.mean([point["gain"]["mean"] for point in points]))}
     for name in ("mean", "gain_over_mix", "share_of_oracle", "share_of_noise_aware"):
         values = [point[name] for point in points]
@@ -142,7 +142,7 @@ def sweep_means(points: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _share(own: np.ndarray, chance: np.ndarray, best: float) -> float | None:
-    """The share of a yardstick's gain over chance; None where it gains next to nothing."""
+    """Gain over random choices as a share of the best one's; None if the best one gains nearly nothing."""
     gain = best - float(chance.mean())
     return float((own - chance).mean()) / gain if gain > 1e-6 else None
 
@@ -150,7 +150,7 @@ def _share(own: np.ndarray, chance: np.ndarray, best: float) -> float | None:
 def run_setting(
     train: FeatureCache, judge: Judge, config: LossConfig, schedule: TrainConfig, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """Train and judge one setting for every seed.
+    """Train and evaluate a switch with one setting for every seed.
 
     Returns:
         ``losses`` and ``schedule`` as JSON values, and ``runs``: :meth:`Judge.judge` with its ``seed``.

@@ -102,7 +102,7 @@ def train_loop(visit: VisitorRun, pace: float = REDRAW_SECONDS) -> Iterator[str]
         training.active = False
         yield visit.view()
     if visit.training is not training:
-        training.stop()  # again, because its last work may have registered it anew
+        training.stop()  # again, because its last work may have registered it once more
     if visit.training is None:
         yield introduction()
 

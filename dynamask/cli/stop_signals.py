@@ -12,7 +12,7 @@ from typing import Any
 class StopSignals:
     """Records SIGTERM, SIGINT and SIGHUP instead of ending the process; a second signal ends it.
 
-    A context manager, whose object returns whether a signal was received when called. Signals that are ignored already
+    A context manager, whose object, when called, returns True after a signal. Signals that are ignored already
     (nohup, background jobs of a shell) remain ignored.
 
     Args:
@@ -29,7 +29,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether a signal was received."""
+        """Return True after a signal."""
         return self.received is not None
 
     def __enter__(self) -> StopSignals:

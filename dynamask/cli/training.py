@@ -64,7 +64,7 @@ def run_training(arguments: argparse.Namespace) -> None:
         if ranks.first:
             print(
                 f"dynamask: {signal} at step {run.step}: the state is saved in {run.out}; "
-                "the same command with --resume goes on from there",
+                "the same command with --resume continues from there",
                 file=sys.stderr,
             )
 
@@ -119,11 +119,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
     check_folder(arguments.out)
     if arguments.init_part is not None and arguments.init is None:
-        raise DynaMaskError("--init-part says what to take of --init; give --init as well")
+        raise DynaMaskError("--init-part needs --init; give both")
     if not arguments.resume and checkpoints(arguments.out):
-        raise DynaMaskError(
-            f"{arguments.out} holds a run already; add --resume to go on with it or choose another --out"
-        )
+        raise DynaMaskError(f"{arguments.out} holds a run already; add --resume to continue it or choose another --out")
 
 
 def given_fields(arguments: argparse.Namespace, config: type, prefix: str = "") -> dict[str, Any]:
@@ -186,7 +184,9 @@ def _initialise(model: nn.Module, arguments: argparse.Namespace) -> None:
             f"COCO has no {', '.join(unknown[:5])}, so a frozen detector would never find it; leave out --freeze"
         )
     if unknown:
-        warnings.warn(f"the box head starts anew for classes that COCO lacks: {', '.join(unknown)}", stacklevel=2)
+        warnings.warn(
+            f"the box head has random weights for classes that COCO lacks: {', '.join(unknown)}", stacklevel=2
+        )
 
 
 def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[Any, list[int] | None]:

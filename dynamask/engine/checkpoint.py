@@ -108,7 +108,7 @@ def load_newest_run(out: Path) -> dict[str, Any]:
             problems.append((path, error))
             continue
         for broken, problem in problems:
-            warnings.warn(f"{problem}; going on from the one before, {path.name}", stacklevel=2)
+            warnings.warn(f"{problem}; continuing from the one before, {path.name}", stacklevel=2)
             os.replace(broken, broken.with_name(broken.name + ".unreadable"))
         return state
     raise DynaMaskError(f"{problems[0][1]}, nor any before it; start again in another folder")

@@ -14,7 +14,7 @@ def compile_body(model: nn.Module, device: torch.device) -> bool:
     """Compile the body of a model's backbone in place, with dynamic shapes; it is compiled at the first step.
 
     PyTorch 2.14 still specialises the backward pass of a convolution on some sizes, so that each new size of the padded
-    batch is compiled anew, up to a limit of eight; further sizes run uncompiled. The other layers are not compiled,
+    batch is compiled again, up to a limit of eight; further sizes run uncompiled. The other layers are not compiled,
     because their shapes change with the number of regions. The names of the parameters do not change.
 
     Returns:

@@ -42,7 +42,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is process 0."""
+        """True for process 0."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
@@ -93,7 +93,7 @@ class Ranks:
         return int(joint)
 
     def agree(self, stop: bool = False, error: Exception | None = None) -> bool:
-        """Whether any process stops. If any process has an error, all raise.
+        """Return True if any process stops; if any process has an error, all raise.
 
         Raises:
             ReportedElsewhereError: with the error of the first other process that has one.
@@ -168,8 +168,8 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
         if not any(text in str(error) for text in _LOST):
             raise
         raise DynaMaskError(
-            "another process of this training ended; its own message says why, or it was killed (no memory left); "
-            "--resume goes on from the last state"
+            "another process of this training ended; its message says why, or it was killed (no memory left); "
+            "--resume continues from the last state"
         ) from error
     finally:
         dist.destroy_process_group()

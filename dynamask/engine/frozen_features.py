@@ -1,4 +1,4 @@
-"""What a frozen model computes for the instances of a data set, cached so that the switch can be trained on it.
+"""Cached outputs of a frozen model for the instances of a data set, on which the switch can be trained.
 
 With the detector and the mask branch frozen, everything the switch reads and everything its losses read is constant.
 It is computed once per instance and kept in a :class:`FeatureCache`; see :mod:`dynamask.engine.frozen_switch`.
@@ -187,7 +187,7 @@ def errors_of_sizes(
 
 @dataclass
 class FeatureCache:
-    """What a frozen model computes for N views of instances.
+    """Outputs of a frozen model for N views of instances.
 
     Attributes:
         feature: (N, C, 14, 14) float16, the input of the switch.
@@ -331,7 +331,7 @@ def image_cache(
         boxes: (N, 4) xyxy in pixels, N ≥ 1.
         masks: (N, H, W) true masks, 0 or 1.
         labels: (N,) in the model's numbering; None lets the box head classify the boxes.
-        views: number of views besides view 0.
+        views: number of views in addition to view 0.
         seed: of the jitter, combined with the image id.
         image_id: of the image.
         complexity: (N,) in 0–1, where known.

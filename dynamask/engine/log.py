@@ -143,7 +143,7 @@ class RunLog:
     def _error(self, error: OSError) -> DynaMaskError:
         return DynaMaskError(
             f"the log in {self.out} cannot be written ({system_reason(error)}), and the saved states are "
-            "intact; make room, then --resume goes on from the last one"
+            "intact; free some space, then --resume continues from the last one"
         )
 
 

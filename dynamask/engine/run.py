@@ -169,7 +169,7 @@ class Run:
         found = checkpoints(self.out)
         if found and step_of(found[-1]) > self.step:
             raise DynaMaskError(
-                f"{self.out} holds {found[-1].name} already, and this run stands at step {self.step}; resume that run "
+                f"{self.out} holds {found[-1].name} already, and this run is at step {self.step}; resume that run "
                 "or choose another folder"
             )
         for partial in self.out.glob("run-*.pt.partial"):
@@ -210,7 +210,9 @@ class Run:
             save_run(self.out, state, self.config.keep)
         except DynaMaskError as error:
             found = checkpoints(self.out)
-            left = f"{found[-1].name} is intact, and --resume goes on from it" if found else "no state was saved before"
+            left = (
+                f"{found[-1].name} is intact, and --resume continues from it" if found else "no state was saved before"
+            )
             raise DynaMaskError(f"{error}; {left}") from error
 
     def resume(self) -> None:
@@ -241,17 +243,17 @@ class Run:
         threads = state.get("threads", torch.get_num_threads())
         if threads != torch.get_num_threads():
             warnings.warn(
-                f"the run was saved with {threads} threads and goes on with {torch.get_num_threads()}: its losses may "
-                "differ in their last bits",
+                f"the run was saved with {threads} threads and continues with {torch.get_num_threads()}: its losses "
+                "may differ in their last bits",
                 stacklevel=2,
             )
 
     def _restore_random(self, state: dict[str, Any]) -> None:
-        """Restore the random state; with another number of processes each is seeded anew."""
+        """Restore the random state; with another number of processes each gets a new seed."""
         ours, theirs = [self.ranks.size, self.config.accumulate], state.get("parts", [1, 1])
         if ours != theirs:
             warnings.warn(
-                f"the run was saved with {theirs[0]} processes and {theirs[1]} micro-batches and goes on with "
+                f"the run was saved with {theirs[0]} processes and {theirs[1]} micro-batches and continues with "
                 f"{ours[0]} and {ours[1]}: the pictures stay the same, random draws within a step do not",
                 stacklevel=2,
             )

@@ -154,7 +154,7 @@ def _next_batch(run: Run, stopping: Callable[[], bool]) -> Batch | None:
         run.save()
     if run.step and isinstance(error, DynaMaskError):
         cause = error
-        saved = f"the state of step {run.step} is saved in {run.out}, and --resume goes on from it"
+        saved = f"the state of step {run.step} is saved in {run.out}, and --resume continues from it"
         error = DynaMaskError(f"{cause}; {saved}")
         error.__cause__ = cause
     run.ranks.agree(error=error)

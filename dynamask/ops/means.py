@@ -31,7 +31,7 @@ class Means:
     """
 
     counting = False
-    """Whether this is a pass without gradients that only finds the joint means; a model may skip its losses in it."""
+    """True in a pass without gradients that only finds the joint means; a model may skip its losses in it."""
 
     def share(self, values: Tensor) -> Tensor:
         """(N, …) → (…): the contribution of these positives to the mean; a connected zero for N = 0."""

@@ -91,17 +91,17 @@ class BackgroundTraining:
 
     @property
     def running(self) -> bool:
-        """Whether the thread is at work."""
+        """True while the thread trains."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def stopping(self) -> bool:
-        """Whether :meth:`stop` was called since the last start."""
+        """True if :meth:`stop` was called since the last start."""
         return self._stop.is_set()
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done."""
+        """True after the last step."""
         return self.run.step >= self.run.config.iterations
 
     def start(self) -> BackgroundTraining:

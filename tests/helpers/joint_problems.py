@@ -134,7 +134,7 @@ def evaluation(ranks: Ranks = SINGLE_PROCESS) -> list[dict]:
 
 
 def failing(ranks: Ranks) -> list[str]:
-    """What this process raises when one of the processes fails, and whether it stops when another does."""
+    """Errors raised in this process when one of the processes fails, and whether it stops when another does."""
 
     def refuse(rank: int):
         def act() -> int:
