@@ -29,7 +29,7 @@ from dynamask.structures import DynaMaskError
 
 
 @dataclass(frozen=True)
-class Instance:
+class UsableInstance:
     """A usable annotation: its class, image id, sides of the clipped box and area in pixels, and the crowd flag."""
 
     class_name: str
@@ -87,7 +87,7 @@ def check_data(
     }
 
 
-def _usable_instances(coco: dict[str, Any], listing: Listing, report: Report, progress: bool) -> list[Instance]:
+def _usable_instances(coco: dict[str, Any], listing: Listing, report: Report, progress: bool) -> list[UsableInstance]:
     """The annotations that training could use; every finding about annotations is reported."""
     instances = []
     entries: Iterable[Entry] = annotation_entries(coco, listing, report)
@@ -104,7 +104,9 @@ def _usable_instances(coco: dict[str, Any], listing: Listing, report: Report, pr
             left, top, right, bottom = clipped_box(entry.box, entry.size)
             name = listing.categories[entry.fields["category_id"]]["name"]
             crowd = bool(entry.fields.get("iscrowd"))
-            instances.append(Instance(name, entry.fields["image_id"], right - left, bottom - top, entry.area, crowd))
+            instances.append(
+                UsableInstance(name, entry.fields["image_id"], right - left, bottom - top, entry.area, crowd)
+            )
     return instances
 
 
@@ -137,7 +139,7 @@ def _check_picture(image: dict[str, Any], folder: Path) -> Finding | None:
     return None
 
 
-def _holdings(coco: dict[str, Any], listing: Listing, instances: list[Instance]) -> dict[str, Any]:
+def _holdings(coco: dict[str, Any], listing: Listing, instances: list[UsableInstance]) -> dict[str, Any]:
     """Counts and sizes of what can be used in the data set."""
     objects = [instance for instance in instances if not instance.crowd]
     images = listing.images.values()

@@ -92,8 +92,8 @@ def _open_shapes(data: str, transforms: Transforms | None) -> ShapesDataset:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the pictures and annotations of a data set lie.
+class DataLocation:
+    """Where the pictures and annotations of a data set are.
 
     Attributes:
         kind: "coco", "lvis" or "cityscapes".
@@ -110,7 +110,7 @@ class Source:
     splits: tuple[str, ...] = ()
 
 
-def find_source(root: str | Path, split: str | None = None, default: str = "train") -> Source:
+def find_source(root: str | Path, split: str | None = None, default: str = "train") -> DataLocation:
     """Recognise the layout of a folder and choose a split.
 
     Args:
@@ -141,13 +141,13 @@ def find_source(root: str | Path, split: str | None = None, default: str = "trai
     return sources[wanted]
 
 
-def _find_plain(root: Path) -> list[Source]:
+def _find_plain(root: Path) -> list[DataLocation]:
     """A folder with ``images/`` and ``annotations.json``."""
     file = root / "annotations.json"
-    return [Source("coco", root / "images", file)] if file.is_file() else []
+    return [DataLocation("coco", root / "images", file)] if file.is_file() else []
 
 
-def _find_coco(root: Path) -> list[Source]:
+def _find_coco(root: Path) -> list[DataLocation]:
     """COCO's own layout; "train" is short for "train2017" where there is one year only."""
     files = {
         path.stem.removeprefix("instances_"): path for path in sorted((root / "annotations").glob("instances_*.json"))
@@ -155,26 +155,26 @@ def _find_coco(root: Path) -> list[Source]:
     short = [re.sub(r"\d{4}$", "", name) for name in files]
     titles = [cut if short.count(cut) == 1 else name for name, cut in zip(files, short)]
     splits = tuple(sorted(titles))
-    return [Source("coco", root / name, files[name], title, splits) for name, title in zip(files, titles)]
+    return [DataLocation("coco", root / name, files[name], title, splits) for name, title in zip(files, titles)]
 
 
-def _find_lvis(root: Path) -> list[Source]:
+def _find_lvis(root: Path) -> list[DataLocation]:
     """LVIS files, with COCO's picture folders beside them or in a folder ``coco`` beside the root."""
     files = sorted(root.glob("lvis_v1_*.json")) + sorted((root / "annotations").glob("lvis_v1_*.json"))
     names = {path.stem.removeprefix("lvis_v1_"): path for path in files}
     parts = ("train2017", "val2017", "test2017")
     folder = next((f for f in (root, root.parent / "coco") if any((f / part).is_dir() for part in parts)), root)
-    return [Source("lvis", folder, path, name, tuple(sorted(names))) for name, path in names.items()]
+    return [DataLocation("lvis", folder, path, name, tuple(sorted(names))) for name, path in names.items()]
 
 
-def _find_cityscapes(root: Path) -> list[Source]:
+def _find_cityscapes(root: Path) -> list[DataLocation]:
     """The pictures of Cityscapes with their labels."""
     if not (root / cityscapes.PICTURES).is_dir():
         return []
     if not (root / cityscapes.LABELS).is_dir():
         raise DynaMaskError(f"--data {root} has leftImg8bit/ without gtFine/; unpack gtFine_trainvaltest there as well")
     names = cityscapes.splits(root)
-    return [Source("cityscapes", root / cityscapes.PICTURES / name, root, name, tuple(names)) for name in names]
+    return [DataLocation("cityscapes", root / cityscapes.PICTURES / name, root, name, tuple(names)) for name in names]
 
 
 _FINDERS = {"a COCO-style folder": _find_plain, "COCO": _find_coco, "LVIS": _find_lvis, "Cityscapes": _find_cityscapes}
