@@ -89,9 +89,18 @@ class Entry:
         return [0.0] * 4 if self.rle is None else rle_box(self.rle)
 
     @cached_property
+    def given_box(self) -> list[float] | None:
+        """The field ``bbox`` (xywh in pixels), None where it is not four finite numbers."""
+        box = self.fields.get("bbox")
+        values = box.tolist() if isinstance(box, np.ndarray) else box
+        if not isinstance(values, list | tuple) or len(values) != 4 or not all(is_number(value) for value in values):
+            return None
+        return [float(value) for value in values]
+
+    @property
     def box(self) -> list[float]:
         """The given box, xywh in pixels, else the mask's."""
-        return box_values(self.fields.get("bbox")) or self.mask_box
+        return self.given_box or self.mask_box
 
     @property
     def area(self) -> float:
@@ -114,14 +123,6 @@ def image_size(image: dict[str, Any]) -> tuple[int, int] | None:
     """(height, width) of an entry of ``images`` in pixels, None where they are not positive integers."""
     height, width = image.get("height"), image.get("width")
     return (int(height), int(width)) if is_int(height) and is_int(width) and height > 0 and width > 0 else None
-
-
-def box_values(box: Any) -> list[float] | None:
-    """The four numbers of a box, None where it is anything else."""
-    values = box.tolist() if isinstance(box, np.ndarray) else box
-    if not isinstance(values, list | tuple) or len(values) != 4 or not all(is_number(value) for value in values):
-        return None
-    return [float(value) for value in values]
 
 
 def clipped_box(box: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -169,7 +170,7 @@ def _result_fields(entry: Entry) -> Iterator[str]:
 
 
 def _bad_box(entry: Entry) -> Iterator[str]:
-    if "bbox" in entry.fields and box_values(entry.fields["bbox"]) is None:
+    if "bbox" in entry.fields and entry.given_box is None:
         yield f"has the bbox {short(entry.fields['bbox'])}, which is not four finite numbers (x, y, width, height)"
 
 

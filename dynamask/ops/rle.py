@@ -16,7 +16,7 @@ from torch import Tensor
 
 Rle = dict[str, Any]
 
-_COMPRESSED = re.compile(r"(?:[P-o]{0,6}[0-O])+")
+_COMPRESSED = re.compile(r"(?:[P-o]{0,6}+[0-O])++")
 """Numbers of at most seven characters, 35 bits: more pixels than any picture has."""
 
 
@@ -62,14 +62,15 @@ def run_lengths(counts: str | bytes) -> np.ndarray:
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if codes.size == 0:
         return codes
-    last = (codes & 32) == 0
-    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    lengths = np.diff(starts, append=len(codes))
-    digit = np.arange(len(codes)) - np.repeat(starts, lengths)
+    ends = (codes < 32).nonzero()[0]
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    lengths = ends - starts + 1
+    digit = np.arange(len(codes)) - starts.repeat(lengths)
     runs = np.add.reduceat((codes & 31) << (5 * digit), starts)
-    runs -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
+    runs -= ((codes[ends] & 16) >> 4) << (5 * lengths)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
     return runs
 
 

@@ -75,12 +75,9 @@ class ShapesDataset(InstanceDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """Picture (3, H, W) uint8 and target at ``index``."""
         scene = self.scene(index)
-        image, target = _picture(scene), self._target(scene, index)
+        image = torch.from_numpy(np.ascontiguousarray(scene.image.transpose(2, 0, 1)))
+        target = self._target(scene, index)
         return self.transforms(image, target) if self.transforms is not None else (image, target)
-
-    def read_image(self, index: int) -> Tensor:
-        """Picture at ``index`` as (3, H, W) uint8 RGB."""
-        return _picture(self.scene(index))
 
     def target(self, index: int) -> Target:
         """Target at ``index`` before any transform."""
@@ -103,11 +100,6 @@ class ShapesDataset(InstanceDataset):
         for index, image in enumerate(records["images"]):
             records["annotations"].extend(_annotations(self.scene(index), image["id"], len(records["annotations"])))
         return records
-
-
-def _picture(scene: Scene) -> Tensor:
-    """The picture of a scene as (3, H, W) uint8."""
-    return torch.from_numpy(np.ascontiguousarray(scene.image.transpose(2, 0, 1)))
 
 
 def coco_records(count: int, size: tuple[int, int], first: int = 0) -> dict[str, Any]:
