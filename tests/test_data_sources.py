@@ -208,7 +208,7 @@ def test_lvis_is_evaluated_by_its_own_rule(tmp_path, run):
         ("--val-split val", "--val-split chooses a part of --val-data; give both"),
         ("--val-data shapes:1:10", "no class in common"),
         ("--split test", "has no split 'test'"),
-        ("--copy-paste 2", "copy_paste is 2.0; give a probability"),
+        ("--copy-paste 2", "copy_paste is 2.0; give a number from 0 to 1"),
         ("--scale-jitter 2", "scale_jitter is"),
     ],
 )
