@@ -19,7 +19,7 @@ import numpy as np
 from app.images import UInt8Array, jpeg_url, shrunk
 from app.session import Session, SessionInstances
 from dynamask.structures import MASK_SIZES
-from dynamask.viz.style import LEVEL_COLOURS, SIZE_COLOURS, SIZE_OUTLINES, Outline, contrast_colour
+from dynamask.viz.style import LEVEL_COLOURS, LEVEL_OUTLINES, SIZE_COLOURS, SIZE_OUTLINES, Outline, contrast_colour
 
 LOWEST_SCORE = 0.05
 """Detections below this score are not sent to the browser."""
@@ -31,15 +31,6 @@ MASK_SIDE = 320
 """Longest side, in cells, of a one-stage mask that is sent to the browser."""
 PAPER_COLOURS: dict[int, str] = {14: "#FFFF00", 28: "#00B050", 56: "#0000FF", 112: "#FF0000"}
 """The paper's colours of the sizes, which are hard to tell apart with colour blindness: an option, not the default."""
-LEVEL_OUTLINES = (
-    Outline(width=5, core=True),
-    Outline(width=3),
-    Outline(width=3, dash=22, gap=6),
-    Outline(width=3, dash=11, gap=6),
-    Outline(width=3, dash=4, gap=5),
-)
-"""Outline of each level, fine to coarse."""
-
 
 def as_json(value: Any) -> str:
     """JSON text without NaN, inert inside a page: `<` is escaped."""

@@ -7,8 +7,6 @@ import { $ } from "./page.js";
 import { state, styles } from "./state.js";
 import { figure, legendItem, shareRows } from "./widgets.js";
 
-const PATTERNS = ["double outline", "plain outline", "long dashes", "short dashes", "dotted outline"];
-
 // Stride and grid of a level (index 0 is the finest).
 export function levelText(k) {
   const { strides, grids } = state.view.levels;
@@ -29,7 +27,7 @@ export function showLevelNumbers() {
   $(".dm-bars").replaceChildren(...shareRows((style, n, k) => `level ${k + 1}, ${levelText(k)}: ${n} of ${plural(count, "instance")}`));
   setText($(".dm-timing-text"), `Decoding and suppressing ${plural(view.instances.length, "candidate")}: ${milliseconds(view.timings.mask_branch)}.`);
   const counts = countsOf(state.picks);
-  $(".dm-legend").replaceChildren(...styles().map((style, k) => legendItem(style, PATTERNS[k], `${levelText(k)}, ${plural(counts[k], "object")}`)));
+  $(".dm-legend").replaceChildren(...styles().map((style, k) => legendItem(style, style.name, `${levelText(k)}, ${plural(counts[k], "object")}`)));
 }
 
 // The times below the page.

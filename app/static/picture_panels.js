@@ -7,8 +7,6 @@ import { $, page } from "./page.js";
 import { oneStage, state, styles } from "./state.js";
 import { legendItem } from "./widgets.js";
 
-const PATTERNS = ["dotted outline", "dashed outline", "plain outline", "double outline"];
-
 // Shows what belongs to a new picture; `refresh` is called when a class is switched on or off.
 export function showPicture(refresh) {
   const { view } = state;
@@ -32,7 +30,7 @@ export function showPicture(refresh) {
 // The legend of mask sizes; that of levels changes with the counts and is part of level_panels.js.
 export function showLegend() {
   if (oneStage()) return;
-  $(".dm-legend").replaceChildren(...styles().map((style, k) => legendItem(style, PATTERNS[k], formatMacs(state.view.macs[k]))));
+  $(".dm-legend").replaceChildren(...styles().map((style, k) => legendItem(style, style.name, formatMacs(state.view.macs[k]))));
 }
 
 // Where "every instance at this size" lies on the budget slider, whose thumb is 16 px wide.

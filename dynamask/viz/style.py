@@ -109,21 +109,23 @@ class Outline:
         dash: length of the marks in the size's colour.
         gap: length of the black or white gaps between marks; 0 for a solid line.
         core: draw a thin black or white line along the middle, which makes it a double line.
+        name: for legends.
     """
 
     width: int
     dash: int = 1
     gap: int = 0
     core: bool = False
+    name: str = "plain outline"
 
 
 SIZE_OUTLINES: dict[int, Outline] = {
-    14: Outline(width=3, dash=5, gap=5),
-    28: Outline(width=3, dash=13, gap=6),
+    14: Outline(width=3, dash=5, gap=5, name="dotted outline"),
+    28: Outline(width=3, dash=13, gap=6, name="dashed outline"),
     56: Outline(width=3),
-    112: Outline(width=5, core=True),
+    112: Outline(width=5, core=True, name="double outline"),
 }
-"""Outline of each mask size: dotted, dashed, solid, double."""
+"""Outline of each mask size."""
 
 
 def size_bar(size: int) -> dict[str, Any]:
@@ -151,6 +153,14 @@ SERIES_PATTERNS = ("", "/", ".", "x", "-", "|", "\\", "+")
 SERIES_DASHES = ("solid", "dash", "dot", "dashdot")
 LEVEL_COLOURS = ("#32084A", "#A8123E", "#2C6BE0", "#5CC8A8", "#FEE90C")
 """Colour of each pyramid level of a one-stage model, fine to coarse: as for mask sizes, darker means finer."""
+LEVEL_OUTLINES = (
+    Outline(width=5, core=True, name="double outline"),
+    Outline(width=3),
+    Outline(width=3, dash=22, gap=6, name="long dashes"),
+    Outline(width=3, dash=11, gap=6, name="short dashes"),
+    Outline(width=3, dash=4, gap=5, name="dotted outline"),
+)
+"""Outline of each pyramid level, fine to coarse."""
 
 
 def series_colour(number: int) -> str:
