@@ -151,8 +151,10 @@ from dynamask.evaluation.ideal_masks import summarise
 quality = ceiling.measure(outlines)
 summary = summarise(quality)
 for name, entry in summary["classes"].items():
-    print(f"{name:8} {entry['instances']:3} instances, boundary IoU",
-          {size: round(value, 3) for size, value in entry["boundary_iou"].items()})  # fmt: skip
+    print(
+        f"{name:8} {entry['instances']:3} instances, boundary IoU",
+        {size: round(value, 3) for size, value in entry["boundary_iou"].items()},
+    )
 
 # %%
 import numpy as np

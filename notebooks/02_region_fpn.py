@@ -168,8 +168,10 @@ for stage_trace in traced.stages:
     for name, field in (("Deform Conv 1", stage_trace.align_offsets), ("Deform Conv 2", stage_trace.attend_offsets)):
         mean = pyramid.mean_offset(field)
         reach = torch.linalg.vector_norm(mean, dim=0).mean()
-        print(f"{name} at {stage_trace.size:3}: {reach:.2f} cells or {reach / stage_trace.size:.1%} of the box,",
-              f"cosine between neighbours {pyramid.neighbour_agreement(field):+.2f}")  # fmt: skip
+        print(
+            f"{name} at {stage_trace.size:3}: {reach:.2f} cells or {reach / stage_trace.size:.1%} of the box,",
+            f"cosine between neighbours {pyramid.neighbour_agreement(field):+.2f}",
+        )
         assert pyramid.neighbour_agreement(field) > 0.2
 
 # %%

@@ -96,8 +96,10 @@ assert by_formula == by_rows
 # %%
 case = counting.deformable_case(branch, size_index=1)
 for name, run in counting.three_ways(case).items():
-    print(f"{name:24} {counting.flops(run, with_formula=False) / 2e6:8.2f} MMACs without a formula,"
-          f" {counting.flops(run) / 2e6:8.2f} with it")  # fmt: skip
+    print(
+        f"{name:24} {counting.flops(run, with_formula=False) / 2e6:8.2f} MMACs without a formula,"
+        f" {counting.flops(run) / 2e6:8.2f} with it"
+    )
 
 # %% [markdown]
 # Zero! The counter knows torch's own operators. torchvision's is foreign to it until a formula is registered, and a
@@ -212,8 +214,10 @@ counting.cost_bars("GMACs per instance, with its share of the picture's costs", 
 
 # %%
 for row in counting.memory_rows(branch):
-    print(f"stage to {row['size']:3}: crop of P {row['crop']:5.2f} MB, offsets {row['offsets']:5.2f} MB,",
-          f"gathered columns {row['columns']:6.2f} MB a region")  # fmt: skip
+    print(
+        f"stage to {row['size']:3}: crop of P {row['crop']:5.2f} MB, offsets {row['offsets']:5.2f} MB,",
+        f"gathered columns {row['columns']:6.2f} MB a region",
+    )
 
 # %% [markdown]
 # ## By clock
@@ -234,8 +238,10 @@ counting.time_bars(timed)
 for size in MASK_SIZES[1:]:
     own = {one.part: one for one in timed if one.size == size}
     plain, deform = own["offsets"], own["deform"]
-    print(f"stage to {size:3}: {plain.macs / plain.milliseconds / 1e6:7.2f} GMACs/s in plain convolutions,"
-          f" {deform.macs / deform.milliseconds / 1e6:6.2f} in deformable ones")  # fmt: skip
+    print(
+        f"stage to {size:3}: {plain.macs / plain.milliseconds / 1e6:7.2f} GMACs/s in plain convolutions,"
+        f" {deform.macs / deform.milliseconds / 1e6:6.2f} in deformable ones"
+    )
 
 # %% [markdown]
 # The same layer three ways, one region. These figures belong to this machine in this minute: a busy or a larger one

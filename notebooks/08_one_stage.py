@@ -34,8 +34,10 @@ cell_masks.mosaic_figure(found, scene.image)
 # %%
 for i in range(len(found)):
     view, name = found.cells.explain(i), found.class_names[int(found.labels[i])]
-    print(f"#{i + 1} {name}: score {found.scores[i]:.2f}, level {cell_masks.level_name(view.level)},",
-          f"cell (row {view.row}, column {view.column}) of {view.grid}×{view.grid}")  # fmt: skip
+    print(
+        f"#{i + 1} {name}: score {found.scores[i]:.2f}, level {cell_masks.level_name(view.level)},",
+        f"cell (row {view.row}, column {view.column}) of {view.grid}×{view.grid}",
+    )
 
 # %% [markdown]
 # ## Which cell is responsible?
@@ -157,8 +159,10 @@ assert torch.allclose(mixed_vectors, mixed_maps, atol=1e-3)
 from dynamask.models.solo.costs import decoding_macs
 
 one_map = decoding_macs(*feature.shape[-2:], feature.shape[0], None)
-print(f"one map {one_map / 1e6:.2f} MMACs; all {cells} cells {cells * one_map / 1e9:.2f} GMACs,",
-      f"{len(candidates)} candidates {len(candidates) * one_map / 1e9:.3f} GMACs")  # fmt: skip
+print(
+    f"one map {one_map / 1e6:.2f} MMACs; all {cells} cells {cells * one_map / 1e9:.2f} GMACs,",
+    f"{len(candidates)} candidates {len(candidates) * one_map / 1e9:.3f} GMACs",
+)
 
 # %% [markdown]
 # ## Too many masks: matrix NMS
@@ -248,8 +252,10 @@ from dynamask.evaluation.bootstrap import paired_bootstrap
 
 parts = two_models.neighbour_losses(sodar, [scenes.scene(i) for i in range(fast(4, 30))])
 gain = paired_bootstrap(parts[two_models.FOUR])
-print(f"{len(parts['centre'])} objects; IoU that all four neighbours add to the centre alone: {gain.mean:+.3f}",
-      f"(95 % interval over objects {gain.low:+.3f} to {gain.high:+.3f})")  # fmt: skip
+print(
+    f"{len(parts['centre'])} objects; IoU that all four neighbours add to the centre alone: {gain.mean:+.3f}",
+    f"(95 % interval over objects {gain.low:+.3f} to {gain.high:+.3f})",
+)
 print("These weights gain", "by" if gain.sign > 0 else "nothing by", "looking at their neighbours.")
 two_models.losses_figure(parts)
 
@@ -313,8 +319,10 @@ from_vectors = decode(between, image, grid.features)[0, 0]
 dense = decode(grid.vectors.flatten(2).transpose(1, 2), image, grid.features)[0].unflatten(0, (12, 12))
 shares = ((3, 4, 0.7 * 0.4), (3, 5, 0.7 * 0.6), (4, 4, 0.3 * 0.4), (4, 5, 0.3 * 0.6))
 from_maps = sum(share * dense[y, x] for y, x, share in shares)
-print(f"largest difference {float((from_vectors - from_maps).abs().max()):.1e} of values up to",
-      f"{float(from_maps.abs().max()):.1f}; held: {between.numel()} numbers, or {dense.numel():,}")  # fmt: skip
+print(
+    f"largest difference {float((from_vectors - from_maps).abs().max()):.1e} of values up to",
+    f"{float(from_maps.abs().max()):.1f}; held: {between.numel()} numbers, or {dense.numel():,}",
+)
 assert torch.allclose(from_vectors, from_maps, atol=1e-3)
 
 # %% [markdown]
@@ -398,8 +406,10 @@ for measure in ("AP", "AP50", "AP90", "boundary AP"):
 # %%
 both = two_models.pairs(plain, aggregated, scenes)
 edge = two_models.outline_difference(both, scenes.image_ids)
-print(f"{len(both)} objects; boundary IoU {edge.mean:+.3f} with SODAR, 95 % interval {edge.low:+.3f} to",
-      f"{edge.high:+.3f}")  # fmt: skip
+print(
+    f"{len(both)} objects; boundary IoU {edge.mean:+.3f} with SODAR, 95 % interval {edge.low:+.3f} to",
+    f"{edge.high:+.3f}",
+)
 told = "better" if edge.sign > 0 else "worse" if edge.sign < 0 else "not to be told apart"
 print(f"On these scenes SODAR's outlines are {told}.")
 

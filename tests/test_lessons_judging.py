@@ -42,10 +42,14 @@ def instances(scenes: ShapesDataset, spurious: int, seed: int = 0) -> Instances:
             moves = [far + int(rng.integers(0, reach)) for reach in (24, 14, 8, 3)]
             masks = [np.roll(truth, move, axis=1) for move in moves]
             box = target["boxes"][row].tolist()
-            found.results.append({
-                "image_id": image_id, "category_id": int(target["labels"][row]), "score": float(rng.random()),
-                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-            })  # fmt: skip
+            found.results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(target["labels"][row]),
+                    "score": float(rng.random()),
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                }
+            )
             found.rles.append({k: encoded(mask) for k, mask in enumerate(masks)})
             found.switch_logits.append(torch.from_numpy(rng.normal(size=4)).float())
             found.choice.append(int(found.switch_logits[-1].argmax()))
