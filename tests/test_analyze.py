@@ -15,7 +15,7 @@ from dynamask.cli.analyze import csv_rows, headline, html_page, markdown_table
 from dynamask.data.coco_format import read_coco
 from dynamask.evaluation.ideal_masks import IdealQuality, by_loss, ideal_masks, ideal_quality, needed_size, summarise
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
-from dynamask.ops.rle import encode_rle, rle_box
+from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.required_size import required_size_by_class
 
@@ -71,25 +71,16 @@ def test_ideal_masks_are_the_definition(box):
         assert not found[~inside].any()
 
 
-def annotated(masks, boxes=None, class_ids=None, areas=None, crowd=None):
-    """A checked COCO dict with a picture for each mask, and their run lengths."""
-    images, annotations, rles = [], [], []
-    for i, mask in enumerate(masks):
-        rle = encode_rle(mask)
-        images.append({"id": i, "file_name": f"{i}.png", "height": mask.shape[0], "width": mask.shape[1]})
-        annotations.append(
-            {
-                "id": i,
-                "image_id": i,
-                "category_id": 1 if class_ids is None else class_ids[i],
-                "bbox": rle_box(rle) if boxes is None else boxes[i],
-                "area": float(mask.sum()) if areas is None else areas[i],
-                "iscrowd": 0 if crowd is None else crowd[i],
-            }
-        )
-        rles.append(rle)
+def annotated(masks, **columns):
+    """COCO content with a picture for each mask, and their run lengths; each column is a field of the annotations."""
+    images = [{"id": i, "height": mask.shape[0], "width": mask.shape[1]} for i, mask in enumerate(masks)]
+    annotations = [{"image_id": i, "category_id": 1, "segmentation": encode_rle(m)} for i, m in enumerate(masks)]
+    for key, values in columns.items():
+        for annotation, value in zip(annotations, values, strict=True):
+            annotation[key] = value
     categories = [{"id": 1, "name": "comb"}, {"id": 2, "name": "plate"}, {"id": 3, "name": "none"}]
-    return {"images": images, "annotations": annotations, "categories": categories}, rles
+    content = read_coco({"images": images, "annotations": annotations, "categories": categories}, need_files=False)
+    return content.coco, content.rles
 
 
 def plate():
@@ -106,7 +97,7 @@ def comb():
 
 
 def test_a_rectangle_keeps_its_shape_and_a_comb_needs_a_fine_mask():
-    coco, rles = annotated([comb(), plate()], class_ids=[1, 2])
+    coco, rles = annotated([comb(), plate()], category_id=[1, 2])
     quality = ideal_quality(coco, rles)
     assert quality.class_names == ("comb", "plate") and quality.mask_iou.shape == (2, 4)
     assert (quality.mask_iou[1] > 0.99).all() and (quality.boundary_iou[1] > 0.96).all()
@@ -122,12 +113,12 @@ def test_a_rectangle_keeps_its_shape_and_a_comb_needs_a_fine_mask():
 
 
 def test_the_annotation_box_counts_and_not_the_mask():
-    coco, rles = annotated([plate()], boxes=[[30.0, 20.0, 55.0, 80.0]])
+    coco, rles = annotated([plate()], bbox=[[30.0, 20.0, 55.0, 80.0]])
     assert ideal_quality(coco, rles).mask_iou[0, 3] == pytest.approx(0.5, abs=0.01)
 
 
 def test_crowds_and_small_fields_are_left_out():
-    coco, rles = annotated([plate(), plate(), plate()], areas=[99.0, 100.0, 5000.0], crowd=[0, 0, 1])
+    coco, rles = annotated([plate(), plate(), plate()], area=[99.0, 100.0, 5000.0], iscrowd=[0, 0, 1])
     assert ideal_quality(coco, rles, min_area=100).areas.tolist() == [100.0]
     assert len(ideal_quality(coco, rles).areas) == 2
     for wrong in (-1.0, math.nan, math.inf):
@@ -167,7 +158,7 @@ def test_no_instance_is_an_answer():
 
 
 def test_the_chart_sorts_rings_and_counts():
-    coco, rles = annotated([plate(), comb(), comb()], class_ids=[2, 1, 1])
+    coco, rles = annotated([plate(), comb(), comb()], category_id=[2, 1, 1])
     summary = summarise(ideal_quality(coco, rles))
     figure = required_size_by_class(summary)
     assert figure.layout.yaxis.categoryarray == ("plate (1)", "comb (2)")  # drawn from the bottom up
