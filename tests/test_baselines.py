@@ -85,7 +85,7 @@ def test_masks_have_the_sides_of_the_branch(name):
 def test_a_size_that_the_head_lacks_is_an_error(name):
     branch = small_branch(name)
     state = branch.begin(pyramid(), some_rois(), LABELS)
-    with pytest.raises(ValueError, match="alone, not 14"):
+    with pytest.raises(ValueError, match="only, not 14"):
         branch.head.mask_logits(state, 0, torch.arange(5))
 
 

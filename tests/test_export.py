@@ -10,7 +10,6 @@ from helpers.small_models import pyramid, some_rois, tiny_branch, tiny_model
 from torch import nn
 
 from dynamask.models.masks.export import (
-    LEVELS,
     RoutedMasks,
     export_mask_branch,
     load_exported,
@@ -50,7 +49,7 @@ def inputs(count: int, pictures: int, side: int) -> tuple[dict, torch.Tensor, to
 
 def check_routed(program, branch, count: int, pictures: int, side: int, choice: torch.Tensor) -> dict:
     features, rois, labels = inputs(count, pictures, side)
-    out = program(*(features[level] for level in LEVELS), rois, labels, choice)
+    out = program(*features.values(), rois, labels, choice)
     state = branch.begin(features, rois, labels)
     used = torch.where(choice < 0, state.switch_logits.argmax(dim=1), choice)
     expected = branch.masks(state, used)
@@ -91,7 +90,7 @@ def test_a_stage_runs_for_its_regions_alone(model):
         for k, stage in enumerate(module.region_fpn.stages)
     ]
     features, rois, labels = inputs(5, 1, 128)
-    module(*(features[level] for level in LEVELS), rois, labels, torch.tensor([0, 3, 1, 2, 1]))
+    module(*features.values(), rois, labels, torch.tensor([0, 3, 1, 2, 1]))
     for handle in handles:
         handle.remove()
     assert calls == [(0, 4), (1, 2), (2, 1)]
@@ -102,7 +101,7 @@ def test_fixed_program_equals_the_branch(model, size):
     program = export_mask_branch(model, size).module()
     for count in (0, 1, 4):
         features, rois, labels = inputs(count, 2, 128)
-        found = program(*(features[level] for level in LEVELS), rois, labels)
+        found = program(*features.values(), rois, labels)
         assert found.shape == (count, size, size)
         state = model.mask_branch.begin(features, rois, labels)
         expected = model.mask_branch.masks(state, torch.full((count,), MASK_SIZES.index(size)))

@@ -52,15 +52,14 @@ def test_mask_and_edge_loss_equal_equations_3_and_4():
     table = losses.resolution_losses(logits, targets)
     assert table.shape == (6, 4)
     expected = equation_3(numpy_of(logits), numpy_of(targets), y.numpy())
-    assert float(losses.mask_loss(table, y)) == pytest.approx(expected, rel=1e-5)
-    assert float(losses.edge_loss(table, y)) == pytest.approx(expected, rel=1e-5)
+    assert float(losses.selected_loss(table, y)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_all_resolutions_weigh_a_quarter_each():
     logits, targets, _ = problem()
     table = losses.resolution_losses(logits, targets)
     expected = equation_3(numpy_of(logits), numpy_of(targets), np.full((6, 4), 0.25))
-    assert float(losses.mask_loss(table, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(losses.selected_loss(table, None)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("target", [0.1, 0.4, 0.69, 1.0])
@@ -88,9 +87,8 @@ def test_without_a_region_every_loss_is_a_connected_zero():
     y = torch.zeros(0, 4, requires_grad=True)
     table = losses.resolution_losses(logits, [torch.zeros(0, side, side) for side in SIDES])
     found = {
-        "mask, all": losses.mask_loss(table, None),
-        "mask, selected": losses.mask_loss(table, y),
-        "edge": losses.edge_loss(table, y),
+        "mask, all": losses.selected_loss(table, None),
+        "mask, selected": losses.selected_loss(table, y),
         "budget": losses.budget_loss(y, torch.ones(4), 0.3),
         "entropy": losses.entropy_loss(y),
     }
@@ -243,13 +241,19 @@ def test_switch_gradient_scales_the_quality_term_and_not_the_budget():
     assert whole["loss_edge"].abs().max() > 0
 
 
+def size_error(branch, state, logits, truth, width) -> torch.Tensor:
+    """(N, K) error that the signal "boundary" weighs."""
+    errors = losses.size_errors([x.detach() for x in logits], truth, state.rois[:, 1:], width)
+    return torch.lerp(*errors, branch.loss_config.overlap_share)
+
+
 def test_boundary_error_trains_the_switch_alone_and_equals_the_drawn_errors():
     branch, state, targets = branch_and_state(switch_signal="boundary")
     width, drawn = torch.full((5,), 3.0), [0, 3, 1, 2, 1]
     found = branch.losses(state, targets, noise_for(drawn), boundary_width=width)
     assert set(found) == {"loss_mask", "loss_edge", "loss_boundary", "loss_budget", "loss_entropy"}
     logits = [branch.region_fpn.mask_logits(state, k, torch.arange(5)) for k in range(4)]
-    error = branch.size_error(state, logits, targets[-1], width)
+    error = size_error(branch, state, logits, targets[-1], width)
     assert error.shape == (5, 4) and not error.requires_grad and 0 <= float(error.min()) < float(error.max()) <= 1
     expected = error.numpy()[np.arange(5), drawn].mean()
     assert float(found["loss_boundary"].detach()) == pytest.approx(expected, rel=1e-5)
@@ -264,9 +268,9 @@ def test_boundary_error_is_zero_for_a_mask_that_is_right():
     truth = torch.zeros(5, 112, 112)
     truth[:, 32:80, 24:96] = 1  # on the grid of every size
     coarse = [torch.nn.functional.max_pool2d(truth, 112 // size) * 40 - 20 for size in MASK_SIZES]
-    error = branch.size_error(state, coarse, truth, torch.full((5,), 6.0))
+    error = size_error(branch, state, coarse, truth, torch.full((5,), 6.0))
     assert (error[:, 3] == 0).all() and (error < 0.35).all()
-    assert (branch.size_error(state, [-x for x in coarse], truth, torch.full((5,), 6.0)) > 0.5).all()
+    assert (size_error(branch, state, [-x for x in coarse], truth, torch.full((5,), 6.0)) > 0.5).all()
 
 
 # What weighs the sizes, and whose entropy
@@ -291,7 +295,7 @@ def test_expected_selection_is_the_mean_over_every_draw():
     assert float(found["loss_budget"].detach()) == pytest.approx(expected, rel=1e-5)
     generator = torch.Generator().manual_seed(6)
     draws = [straight_through_gumbel(logits.detach(), 1.0, sample_gumbel(logits, generator)) for _ in range(4000)]
-    drawn = torch.stack([losses.selected_error(error, y) for y in draws]).mean()
+    drawn = torch.stack([losses.selected_loss(error, y) for y in draws]).mean()
     assert float(found["loss_boundary"].detach()) == pytest.approx(float(drawn), abs=5e-3)
 
 
@@ -345,7 +349,7 @@ def test_the_error_mixes_boundary_and_overlap():
 
     def error(**options):
         branch.loss_config = LossConfig(switch_signal="boundary", **options)
-        return branch.size_error(state, logits, truth, width)
+        return size_error(branch, state, logits, truth, width)
 
     masks = (logits[-1].sigmoid() >= 0.5).numpy()
     overlap = [1 - (m & (t > 0)).sum() / (m | (t > 0)).sum() for m, t in zip(masks, truth.numpy())]

@@ -48,10 +48,10 @@ def test_width_follows_the_box():
 def test_selected_error_is_the_mean_of_what_was_drawn():
     error = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]])
     selection = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]], requires_grad=True)
-    loss = losses.selected_error(error, selection)
+    loss = losses.selected_loss(error, selection)
     assert loss.item() == pytest.approx((0.2 + 0.8) / 2)
     assert torch.equal(torch.autograd.grad(loss, selection)[0], error / 2)
-    assert losses.selected_error(error[:0], selection[:0]).item() == 0
+    assert losses.selected_loss(error[:0], selection[:0]).item() == 0
 
 
 @pytest.fixture(scope="module")

@@ -158,13 +158,10 @@ def logits_of_sizes(
     )
 
 
-def errors_of_sizes(
-    branch: MaskBranch, state: RegionState, logits: SizeLogits, boundary_width: float
-) -> dict[str, Tensor]:
+def errors_of_sizes(state: RegionState, logits: SizeLogits, boundary_width: float) -> dict[str, Tensor]:
     """The errors of every size that can guide a switch, as training computes them.
 
     Args:
-        branch: mask branch.
         state: of R regions.
         logits: of :func:`logits_of_sizes`.
         boundary_width: in network-input pixels.
@@ -173,7 +170,7 @@ def errors_of_sizes(
         ``mask_loss``, ``edge_loss``, ``boundary_error`` and ``overlap_error``, (R, 4) each; see :class:`FeatureCache`.
     """
     width = state.rois.new_full((len(state),), boundary_width)
-    boundary, overlap = branch.errors_at(state, logits.masks, logits.targets[-1], width)
+    boundary, overlap = losses.size_errors(logits.masks, logits.targets[-1], state.rois[:, 1:], width)
     return {
         "mask_loss": losses.resolution_losses(logits.masks, logits.targets),
         "edge_loss": losses.resolution_losses(logits.edges, [mask_edges(target) for target in logits.targets]),
@@ -365,7 +362,7 @@ def _columns(predictor: TwoStagePredictor, views: Views, labels: Sequence[int] |
     logits = logits_of_sizes(branch, state, views.masks, views.boxes, index)
     scale = (state.rois[:, 3:] - state.rois[:, 1:3]).cpu().sum(0) / (views.boxes[:, 2:] - views.boxes[:, :2]).sum(0)
     network_diagonal = math.hypot(width * float(scale[0]), height * float(scale[1]))
-    errors = errors_of_sizes(branch, state, logits, BOUNDARY_WIDTH_RATIO * network_diagonal)
+    errors = errors_of_sizes(state, logits, BOUNDARY_WIDTH_RATIO * network_diagonal)
     truth = views.masks[index].numpy().astype(bool)
     pasted = [np.stack([prediction.mask_at(i, s).numpy() for i in range(len(state))]) for s in MASK_SIZES]
     mask_iou, boundary_iou = quality_by_size(truth, pasted)

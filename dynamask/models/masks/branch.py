@@ -15,7 +15,7 @@ from dynamask.models.masks import losses
 from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
-from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, grid_boundary_iou
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid
 from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 from dynamask.structures import MASK_SIZES
 
@@ -34,10 +34,10 @@ class MaskBranch(nn.Module):
         mask_rois: positive regions per picture that :meth:`training_losses` uses, at most.
 
     Attributes:
-        switch_enabled: off in phase one, where every size is trained and none is chosen.
-        means: over whose regions the losses are means; the trainer replaces it where a step has several parts.
-        tally: (2 + K,) of the last :meth:`losses`, without gradient: regions, Σ_i Σ_k p_i^k C_k as a fraction of the
-            full branch, and regions by the size that the switch finds best.
+        switch_enabled: False in phase one, which trains all sizes and chooses none.
+        means: takes the means over regions; the trainer replaces it while a batch is spread over several parts.
+        tally: (2 + K,) of the last :meth:`losses`, without gradient: number of regions, Σ_i Σ_k p_i^k C_k as a fraction
+            of the full branch, and number of regions by the size that the switch prefers.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class MaskBranch(nn.Module):
 
     @property
     def head(self) -> MaskHead:
-        """What turns regions into mask logits."""
+        """The mask head, of any kind."""
         return getattr(self, self.head_name)
 
     @property
     def mask_sizes(self) -> tuple[int, ...]:
-        """The sizes that it can give, coarse to fine, of ``MASK_SIZES``."""
+        """The mask sizes of the head, coarse to fine, a subset of ``MASK_SIZES``."""
         return self.head.mask_sizes
 
     @property
     def costs(self) -> MaskBranchCosts:
-        """MACs, derived from the layers."""
+        """The MACs of the branch, derived from its layers."""
         return mask_branch_costs(self.head, self.switch)
 
     def forward(
@@ -160,35 +160,55 @@ class MaskBranch(nn.Module):
         noise: Tensor | None = None,
         boundary_width: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Named losses of N positive RoIs (Eq. 3–6), unweighted, in float32 whatever the features' precision.
+        """Named, unweighted losses of N positive RoIs (Eq. 3–6), float32 under autocast, too.
 
         Args:
             state: of :meth:`begin` on the positive RoIs.
             target_masks: K tensors (N, S_k, S_k) in {0, 1}.
-            noise: (N, K) Gumbel noise, drawn when absent.
-            boundary_width: (N,) in network-input pixels; needed for the switch signal "boundary".
+            noise: (N, K) Gumbel noise, drawn by default.
+            boundary_width: (N,) in network-input pixels; required by the switch signal "boundary".
 
         Returns:
-            As :func:`dynamask.models.masks.losses.switch_losses`; an empty dict in a counting pass.
+            See :func:`dynamask.models.masks.losses.switch_losses`; in phase one the losses of the switch are 0.
+            Empty in a counting pass.
         """
         logits = state.switch_logits.float()
         fractions = logits.new_tensor(self.costs.fractions)
         self.tally = _tally(logits.detach(), fractions)
-        chosen = self.switch is not None and self.switch_enabled
+        config, choosing = self.loss_config, self.switch is not None and self.switch_enabled
         if self.means.counting:
             self.means.add(len(logits))
-            if chosen:
-                selection = losses.drawn_selection(logits, self.loss_config, noise)
-                losses.balance_losses(logits, selection, fractions, self.loss_config, self.means)
+            if choosing:
+                losses.balance_losses(
+                    logits, losses.drawn_selection(logits, config, noise), fractions, config, self.means
+                )
             return {}
-        if chosen:
-            named = self._of_choice(state, logits, fractions, target_masks, noise, boundary_width)
-        else:
-            named = self._of_every_size(state, target_masks)
+        mask_losses = self.head.mask_losses(state, target_masks)  # (N, K)
+        edge_losses = self.head.edge_losses(state, target_masks) if self.head.has_edges else None
+        if choosing:
+            error = None
+            if config.switch_signal == "boundary":
+                error = self._size_error(state, target_masks[-1], boundary_width)
+            named = losses.switch_losses(logits, fractions, mask_losses, edge_losses, error, config, noise, self.means)
+        else:  # phase one: all sizes equally
+            named = {"loss_mask": losses.selected_loss(mask_losses, None, self.means)}
+            if edge_losses is not None:
+                named["loss_edge"] = losses.selected_loss(edge_losses, None, self.means)
+            if self.switch is not None:
+                idle = ["loss_boundary"] if config.switch_signal == "boundary" else []
+                named |= dict.fromkeys([*idle, "loss_budget", "loss_entropy"], logits.sum() * 0)
         if len(state):
             return named
         zero = connected_zero(self.parameters())  # every process has a gradient for every parameter
         return {name: loss + zero for name, loss in named.items()}
+
+    @torch.no_grad()
+    def _size_error(self, state: RegionState, truth: Tensor, boundary_width: Tensor) -> Tensor:
+        """The error (N, K) of the mask of each size, of the signal "boundary"; truth (N, S, S) at the finest size."""
+        every = torch.arange(len(state), device=state.rois.device)
+        mask_logits = [self.head.mask_logits(state, k, every).float() for k in range(len(MASK_SIZES))]
+        errors = losses.size_errors(mask_logits, truth, state.rois[:, 1:], boundary_width)
+        return torch.lerp(*errors, self.loss_config.overlap_share)
 
     def size_figures(self, tally: Tensor) -> dict[str, float]:
         """Mask sizes and their cost in a training step, from the sum of :attr:`tally` over its parts.
@@ -208,71 +228,9 @@ class MaskBranch(nn.Module):
             "target_macs": self.loss_config.budget_target * macs[-1],
         }
 
-    def _of_choice(
-        self,
-        state: RegionState,
-        logits: Tensor,
-        fractions: Tensor,
-        target_masks: list[Tensor],
-        noise: Tensor | None,
-        boundary_width: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Losses that the switch's selection takes part in."""
-        config, error = self.loss_config, None
-        if config.switch_signal == "boundary":
-            every = torch.arange(len(state), device=state.rois.device)
-            sizes = range(len(MASK_SIZES) if len(state) else 0)
-            mask_logits = [self.head.mask_logits(state, k, every).float() for k in sizes]
-            error = self.size_error(state, mask_logits, target_masks[-1], boundary_width)
-        per_size = self.head.mask_losses(state, target_masks), self.head.edge_losses(state, target_masks)
-        return losses.switch_losses(logits, fractions, *per_size, error, config, noise, self.means)
-
-    def _of_every_size(self, state: RegionState, target_masks: list[Tensor]) -> dict[str, Tensor]:
-        """Losses without a choice (phase one): all sizes of the head, equally; those of an idle switch are 0."""
-        found = {"loss_mask": losses.mask_loss(self.head.mask_losses(state, target_masks), None, self.means)}
-        if self.head.has_edges:
-            found["loss_edge"] = losses.edge_loss(self.head.edge_losses(state, target_masks), None, self.means)
-        names = []
-        if self.switch is not None:
-            names += ["loss_boundary"] if self.loss_config.switch_signal == "boundary" else []
-            names += ["loss_budget", "loss_entropy"]
-        return {**found, **dict.fromkeys(names, state.switch_logits.sum() * 0)}
-
-    @torch.no_grad()
-    def size_error(
-        self, state: RegionState, mask_logits: list[Tensor], truth: Tensor, boundary_width: Tensor
-    ) -> Tensor:
-        """What the signal "boundary" weighs: the error (N, K) in [0, 1] of each size's mask, no gradient.
-
-        1 − boundary IoU at the finest grid, mixed by the configuration's ``overlap_share`` with 1 − mask IoU.
-
-        Args:
-            mask_logits: K tensors (N, S_k, S_k).
-            truth: (N, S, S) in {0, 1} at the finest size.
-            boundary_width: (N,) in network-input pixels.
-        """
-        return torch.lerp(*self.errors_at(state, mask_logits, truth, boundary_width), self.loss_config.overlap_share)
-
-    @torch.no_grad()
-    def boundary_error(
-        self, state: RegionState, mask_logits: list[Tensor], truth: Tensor, boundary_width: Tensor
-    ) -> Tensor:
-        """1 − boundary IoU of each size's mask alone, arguments as of :meth:`size_error`: (N, K) in [0, 1]."""
-        return self.errors_at(state, mask_logits, truth, boundary_width)[0]
-
-    def errors_at(
-        self, state: RegionState, mask_logits: list[Tensor], truth: Tensor, boundary_width: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """1 − boundary IoU and 1 − mask IoU at the finest grid, (N, K) each; arguments as of :meth:`size_error`."""
-        if len(state) == 0:
-            return (truth.new_zeros((0, len(MASK_SIZES))),) * 2
-        masks = losses.at_finest_grid([x.sigmoid() for x in mask_logits], truth.shape[-1])  # (N, K, S, S)
-        boundary = 1.0 - grid_boundary_iou(masks.to(truth.dtype), truth, state.rois[:, 1:], boundary_width)
-        return boundary, losses.overlap_error(masks, truth)
-
 
 def _tally(logits: Tensor, fractions: Tensor) -> Tensor:
-    """(2 + K,): how many regions, the sum of their expected costs, and how many each size would be chosen for."""
+    """(2 + K,): number of regions, sum of their expected costs, and number of regions by preferred size."""
     chosen = F.one_hot(logits.argmax(dim=1), logits.shape[1]).sum(0)  # (K,)
     expected = (logits.softmax(dim=1) * fractions).sum()
     return torch.cat([expected.new_tensor([float(len(logits))]), expected[None], chosen.to(expected.dtype)])

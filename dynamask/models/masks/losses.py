@@ -16,16 +16,17 @@ from torch import Tensor
 
 from dynamask.config import LossConfig
 from dynamask.models.masks.switch import straight_through_gumbel
+from dynamask.ops.masks import grid_boundary_iou
 from dynamask.ops.means import LOCAL_MEANS, Means
 
 
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
-    """The same values (exactly); their gradient is multiplied by a factor."""
+    """Return the same values, with their gradient multiplied by a factor."""
     return values.detach() + (values - values.detach()) * factor
 
 
 def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Binary cross-entropy of each RoI at each resolution, mean over pixels.
+    """Binary cross-entropy of each RoI at each size, mean over pixels.
 
     Args:
         logits: K tensors (N, S_k, S_k).
@@ -34,48 +35,45 @@ def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Te
     Returns:
         (N, K).
     """
-    return torch.stack(
-        [
-            F.binary_cross_entropy_with_logits(x, t, reduction="none").flatten(1).mean(1)
-            if len(x)
-            else x.flatten(1).sum(1)
-            for x, t in zip(logits, targets, strict=True)
-        ],
-        dim=1,
-    )
+    pairs = zip(logits, targets, strict=True)
+    raw = [F.binary_cross_entropy_with_logits(x, t, reduction="none") for x, t in pairs]
+    return torch.stack([values.flatten(1).mean(1) for values in raw], dim=1)
 
 
-def mask_loss(per_resolution: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS) -> Tensor:
-    """L_mask (Eq. 3) from (N, K) cross-entropies.
+def selected_loss(per_size: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS) -> Tensor:
+    """Mean over RoIs of Σ_k y_k ℓ_k: L_mask (Eq. 3), L_edge (Eq. 4), or the boundary error of the selected sizes.
 
     Args:
-        per_resolution: (N, K) of :func:`resolution_losses` on masks.
-        selection: (N, K) one-hot y for Eq. 3 read literally ("selected"); None supervises all resolutions with equal
-            weight 1/K ("all").
-        means: over which RoIs.
+        per_size: (N, K) losses ℓ of each size.
+        selection: (N, K) one-hot y, or p for the expected loss; None weights all sizes equally by 1/K.
+        means: takes the mean over the RoIs.
     """
-    weights = 1.0 / per_resolution.shape[1] if selection is None else selection
-    return means.share((per_resolution * weights).sum(1))
+    weights = 1.0 / per_size.shape[1] if selection is None else selection
+    return means.share((per_size * weights).sum(1))
 
 
-def edge_loss(per_resolution: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS) -> Tensor:
-    """L_edge (Eq. 4) from (N, K) cross-entropies on edges, weighted by y; None weighs all by 1/K (phase one)."""
-    return mask_loss(per_resolution, selection, means)
-
-
-def selected_error(error: Tensor, selection: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
-    """Mean error of the selected resolutions, Σ_k y_k · error_k: a signal to the switch alone.
+def size_errors(
+    mask_logits: Sequence[Tensor], truth: Tensor, boxes: Tensor, boundary_width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Boundary error and overlap error of the masks of all sizes, compared on the finest grid.
 
     Args:
-        error: (N, K) without gradient, lower is better.
-        selection: (N, K) one-hot y, or p for the mean over every draw.
-        means: over which RoIs.
+        mask_logits: K tensors (N, S_k, S_k).
+        truth: (N, S, S) in {0, 1} at the finest size.
+        boxes: (N, 4) xyxy.
+        boundary_width: (N,) in pixels of the boxes.
+
+    Returns:
+        1 − boundary IoU and 1 − mask IoU, (N, K) each.
     """
-    return means.share((error * selection).sum(1))
+    if len(truth) == 0:
+        return (truth.new_zeros((0, len(mask_logits))),) * 2
+    masks = at_finest_grid([x.sigmoid() for x in mask_logits], truth.shape[-1])  # (N, K, S, S)
+    return 1.0 - grid_boundary_iou(masks.to(truth.dtype), truth, boxes, boundary_width), overlap_error(masks, truth)
 
 
 def at_finest_grid(probs: Sequence[Tensor], size: int) -> Tensor:
-    """Masks (N, K, S, S) in {0, 1} of K tensors (N, S_k, S_k) of probabilities, all brought to one grid bilinearly."""
+    """K tensors (N, S_k, S_k) of probabilities → bool masks (N, K, S, S), resized bilinearly and thresholded at 0.5."""
     return torch.cat([F.interpolate(x[:, None], size=(size, size), mode="bilinear") for x in probs], dim=1).ge(0.5)
 
 
@@ -91,42 +89,37 @@ def budget_loss(selection: Tensor, macs: Tensor, target: float, means: Means = L
 
     Args:
         selection: (N, K) one-hot y, or p.
-        macs: (K,) cumulative cost of each resolution, as a fraction of the full branch (or in the unit of target).
+        macs: (K,) cumulative MACs of each size.
         target: C_t in the same unit.
-        means: over which RoIs.
+        means: takes E(C), the mean over the RoIs.
     """
     expected = means.mean("macs", (selection * macs).sum(1))
     return F.relu(expected / target - 1.0)
 
 
 def entropy_loss(probs: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
-    """L_entropy (Eq. 6): (1/K) Σ_k f_k log f_k with f_k the mean of p^k; least at the uniform distribution.
+    """L_entropy (Eq. 6): (1/K) Σ_k f_k log f_k with f_k the mean of the probabilities (N, K) over the RoIs.
 
-    Args:
-        probs: (N, K) switch probabilities.
-        means: over which RoIs.
+    It is smallest for the uniform distribution, and 0 without RoIs.
     """
     mean = means.mean("frequency", probs)
     frequency = mean + 1e-7  # the slope at zero is infinite
-    some = mean.detach().sum() > 0  # without a RoI anywhere the loss is zero
-    return some * torch.special.entr(frequency).sum() / -probs.shape[1]
+    any_roi = mean.detach().sum() > 0
+    return any_roi * torch.special.entr(frequency).sum() / -probs.shape[1]
 
 
 def instance_entropy_loss(logits: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
-    """Eq. 6 taken instance by instance: mean_i (1/K) Σ_k p_i^k log p_i^k, least where every p_i is uniform.
+    """Eq. 6 for single instances: mean_i (1/K) Σ_k p_i^k log p_i^k, with p_i the softmax of the logits (N, K).
 
-    With the expected error Σ_k p_k · e_k of weight w beside it (weight λ), the best p_i is the softmax of
-    −E(e_k) · w K / λ: differences of log p are then expected gains in quality, which is what a price on MACs needs.
-
-    Args:
-        logits: (N, K) of the switch; p is their softmax, which may be zero without harm.
-        means: over which RoIs.
+    Together with the expected error Σ_k p_k e_k, with weights λ and w, it is minimised by the softmax of
+    −E(e_k) · w K / λ: differences of log p are then proportional to expected differences in quality, as a price on MACs
+    requires.
     """
     return means.share((F.softmax(logits, dim=1) * F.log_softmax(logits, dim=1)).sum(1)) / logits.shape[1]
 
 
 def drawn_selection(logits: Tensor, config: LossConfig, noise: Tensor | None = None) -> Tensor:
-    """(N, K) that weighs the sizes in the losses: the one-hot y of Eq. 2 with (N, K) noise, or p under "expected"."""
+    """Weights (N, K) of the sizes in the losses: the one-hot y of Eq. 2, with (N, K) noise, or p for "expected"."""
     if config.switch_selection == "drawn":
         return straight_through_gumbel(logits, config.temperature, noise)
     return F.softmax(logits, dim=1)
@@ -135,7 +128,7 @@ def drawn_selection(logits: Tensor, config: LossConfig, noise: Tensor | None = N
 def balance_losses(
     logits: Tensor, selection: Tensor, fractions: Tensor, config: LossConfig, means: Means = LOCAL_MEANS
 ) -> dict[str, Tensor]:
-    """``loss_budget`` and ``loss_entropy`` (Eq. 5, 6), arguments as of :func:`switch_losses`."""
+    """``loss_budget`` and ``loss_entropy`` (Eq. 5, 6); arguments as in :func:`switch_losses`."""
     if config.entropy_on == "instances":
         entropy = instance_entropy_loss(logits, means)
     else:
@@ -153,17 +146,17 @@ def switch_losses(
     noise: Tensor | None = None,
     means: Means = LOCAL_MEANS,
 ) -> dict[str, Tensor]:
-    """Every loss that the switch's selection takes part in (Eq. 2–6), unweighted.
+    """All losses that depend on the selection of sizes (Eq. 2–6), unweighted.
 
     Args:
         logits: (N, K) of the switch.
-        fractions: (K,) cost of each size as a fraction of the full branch's.
+        fractions: (K,) cost of each size as a fraction of the full branch.
         mask_losses: (N, K) of :func:`resolution_losses` on masks.
-        edge_losses: (N, K), on edges.
-        error: (N, K) without gradient, lower is better; the signal "boundary" alone reads it.
-        config: how the sizes are weighed; the weights of Eq. 7 are not applied here.
-        noise: (N, K) Gumbel noise, drawn when absent; "expected" needs none.
-        means: over which RoIs.
+        edge_losses: (N, K) of :func:`resolution_losses` on edges.
+        error: (N, K) without gradient, lower is better; required by the signal "boundary".
+        config: settings of the selection; the weights of Eq. 7 are not applied here.
+        noise: (N, K) Gumbel noise, drawn by default; "expected" needs none.
+        means: takes the means over the RoIs.
 
     Returns:
         ``loss_mask``, ``loss_edge``, ``loss_boundary`` under the signal "boundary", ``loss_budget``, ``loss_entropy``.
@@ -173,10 +166,10 @@ def switch_losses(
     if config.switch_signal == "boundary":
         if error is None:
             raise ValueError("the signal 'boundary' needs the boundary error of every size")
-        named, quality = {"loss_boundary": selected_error(error, selection, means)}, selection.detach()
+        named, quality = {"loss_boundary": selected_loss(error, selection, means)}, selection.detach()
     return {
-        "loss_mask": mask_loss(mask_losses, None if config.mask_supervision == "all" else quality, means),
-        "loss_edge": edge_loss(edge_losses, quality, means),
+        "loss_mask": selected_loss(mask_losses, None if config.mask_supervision == "all" else quality, means),
+        "loss_edge": selected_loss(edge_losses, quality, means),
         **named,
         **balance_losses(logits, selection, fractions, config, means),
     }

@@ -1,4 +1,4 @@
-"""Region-level FPN (r-FPN): the mask branch's coarse-to-fine pyramid on every region of interest."""
+"""Region-level FPN (r-FPN): a coarse-to-fine pyramid on every region of interest."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dynamask.structures import MASK_SIZES
 
 LEVEL_STRIDES = (4, 8, 16, 32)
 STAGE_LEVELS = ("2", "1", "0")
-"""FPN keys of P4, P3, P2: what the stages to 28, 56 and 112 are given."""
+"""FPN keys of P4, P3, P2, the inputs of the stages to 28, 56 and 112."""
 STAGE_STRIDES = (16, 8, 4)
 CHECKPOINTED_ROIS = 16
-"""Regions whose stage is computed again at a time in the backward pass, where stages are checkpointed."""
+"""Number of regions per recomputation in the backward pass, if stages are checkpointed."""
 
 
 def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int) -> Tensor:
-    """RoIAlign (aligned, 2×2 samples a cell) from the pyramid level that each box is assigned to.
+    """RoIAlign (aligned, 2×2 samples per cell) from the pyramid level that each box is assigned to.
 
     Args:
         features: {"0": P2, …, "3": P5}, each (B, C, H_l, W_l).
@@ -35,20 +35,17 @@ def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int) ->
         (R, C, size, size).
     """
     first = features["0"]
-    out = first.new_zeros((len(rois), first.shape[1], size, size))
-    if len(rois) == 0:
-        return out
+    out = first.new_zeros((rois.shape[0], first.shape[1], size, size))
     levels = LevelMapper(2, 5, canonical_scale=224, canonical_level=4, eps=1e-6)([rois[:, 1:]])
-    for level, stride in enumerate(LEVEL_STRIDES):
+    for level, stride in enumerate(LEVEL_STRIDES):  # no branch on the number of regions, for torch.export
         rows = torch.nonzero(levels == level)[:, 0]
-        if len(rows):
-            crop = roi_align(features[str(level)], rois[rows], size, 1.0 / stride, sampling_ratio=2, aligned=True)
-            out = out.index_copy(0, rows, crop.to(out.dtype))
+        crop = roi_align(features[str(level)], rois[rows], size, 1.0 / stride, sampling_ratio=2, aligned=True)
+        out = out.index_copy(0, rows, crop.to(out.dtype))
     return out
 
 
 class FeatureAggregationModule(nn.Module):
-    """FAM (Fig. 3): align the upsampled region feature L to the image feature P, then attend over both.
+    """FAM (Fig. 3): aligns the upsampled region feature L to the image feature P, then attends to both.
 
     Args:
         channels: C of L and of P.
@@ -73,7 +70,7 @@ class FeatureAggregationModule(nn.Module):
 
 
 class RegionStage(nn.Module):
-    """One step of the r-FPN: halve the channels (1×1), double the side (bilinear), aggregate with the image's crop."""
+    """A stage of the r-FPN: halves the channels (1×1), doubles the side (bilinear), and aggregates the image's crop."""
 
     def __init__(self, channels: int, offset_groups: int) -> None:
         super().__init__()
@@ -94,22 +91,56 @@ class RegionStage(nn.Module):
         return conv_macs(self.reduce, size // 2, size // 2) + convs + deformable
 
 
-class RegionFPN(MaskHead):
+class PyramidHead(MaskHead):
+    """Base class of mask heads with a region feature, a mask predictor and an edge predictor at each size.
+
+    Attributes:
+        projections: 1×1 convolutions of P4, P3 and P2 to the channels of the sizes 28, 56 and 112.
+        mask_predictors, edge_predictors: 1×1 convolutions, one per size.
+    """
+
+    map_strides = STAGE_STRIDES
+    projections: nn.ModuleList
+    mask_predictors: nn.ModuleList
+    edge_predictors: nn.ModuleList
+
+    def project(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Projected maps of P4, P3 and P2, which all regions of a picture share."""
+        return [projection(features[level]) for projection, level in zip(self.projections, STAGE_LEVELS)]
+
+    def advance(self, state: RegionState, size_index: int, rows: Tensor) -> None:
+        """Compute the features of the regions ``rows`` (n,) up to a size; a head that has computed all does nothing."""
+
+    def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
+        """See :meth:`MaskHead.mask_logits`."""
+        self.advance(state, size_index, rows)
+        return class_logits(self.mask_predictors[size_index], state.gather(size_index, rows), state.labels[rows])
+
+    def edge_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
+        """See :meth:`MaskHead.edge_logits`."""
+        self.advance(state, size_index, rows)
+        return self.edge_predictors[size_index](state.gather(size_index, rows))[:, 0]
+
+    def map_macs_per_pixel(self) -> tuple[int, ...]:
+        """MACs of the projections, per pixel of their maps."""
+        return tuple(conv_macs(projection, 1, 1) for projection in self.projections)
+
+
+class RegionFPN(PyramidHead):
     """r-FPN with its predictors: 14×14 base, then stages to 28, 56 and 112 (Fig. 2).
 
     Args:
         fpn_channels: channels of the image-level pyramid.
         channels: C of the 14×14 feature; the stages have C/2, C/4, C/8.
         num_classes: foreground classes; 1 for a class-agnostic branch.
-        offset_groups: of the three stages' deformable convolutions.
-        agnostic_last: one mask logit for all classes at the finest size, whatever the others have.
+        offset_groups: of the deformable convolutions of the three stages.
+        agnostic_last: one mask logit for all classes at the finest size.
 
     Attributes:
-        checkpoint_stages: keep only the stages' inputs and outputs for the backward pass, and compute the rest again.
+        checkpoint_stages: recompute the activations inside the stages in the backward pass instead of storing them.
     """
 
     NAME = "region_fpn"
-    map_strides = STAGE_STRIDES
 
     def __init__(
         self,
@@ -142,8 +173,8 @@ class RegionFPN(MaskHead):
         start_small(*self.mask_predictors, *self.edge_predictors)
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Run what all regions share: the whole-map projections and the 14×14 feature."""
-        maps = [projection(features[level]) for projection, level in zip(self.projections, STAGE_LEVELS)]
+        """Project the maps and compute the 14×14 feature of R regions; see :meth:`MaskHead.begin`."""
+        maps = self.project(features)
         tiny = self.base(crop_assigned_level(features, rois, MASK_SIZES[0]))
         every = torch.arange(len(rois), device=rois.device)
         none = every[:0]
@@ -151,7 +182,7 @@ class RegionFPN(MaskHead):
         return RegionState(rois, labels, maps, [tiny, *empty], [every, none, none, none])
 
     def advance(self, state: RegionState, size_index: int, rows: Tensor) -> None:
-        """Bring the regions ``rows`` (n,) to the given size, running only the stages they lack."""
+        """Compute the features of the regions ``rows`` (n,) up to a size, running only the stages they lack."""
         for k in range(1, size_index + 1):
             known = torch.isin(rows, state.rows[k])
             missing = rows[~known]
@@ -163,7 +194,7 @@ class RegionFPN(MaskHead):
             state.rows[k] = torch.cat([state.rows[k], missing])
 
     def stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
-        """Stage to ``MASK_SIZES[size_index]``: (n, 2C, S/2, S/2) → (n, C, S, S), P cropped with its own stride."""
+        """Stage to ``MASK_SIZES[size_index]``: (n, 2C, S/2, S/2) → (n, C, S, S); P is cropped with its own stride."""
         if not self.checkpoint_stages or not torch.is_grad_enabled():
             return self._stage(size_index, coarse, projected_map, rois)
         some = zip(coarse.split(CHECKPOINTED_ROIS), rois.split(CHECKPOINTED_ROIS))
@@ -175,18 +206,8 @@ class RegionFPN(MaskHead):
         crop = roi_align(projected_map.float(), rois, size, scale, sampling_ratio=1, aligned=True)
         return self.stages[size_index - 1](coarse, crop.to(projected_map.dtype))
 
-    def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Mask logits (n, S, S) of the regions' own class; only that class's weights are used."""
-        self.advance(state, size_index, rows)
-        return class_logits(self.mask_predictors[size_index], state.gather(size_index, rows), state.labels[rows])
-
-    def edge_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Edge logits (n, S, S); used by the losses and by those who look inside, never to predict."""
-        self.advance(state, size_index, rows)
-        return self.edge_predictors[size_index](state.gather(size_index, rows))[:, 0]
-
     def macs_per_instance(self) -> tuple[int, ...]:
-        """Cumulative MACs of one region that stops at 14, 28, 56, 112, see :class:`MaskHead`."""
+        """Cumulative MACs of one region that stops at 14, 28, 56, 112; see :meth:`MaskHead.macs_per_instance`."""
         running = sum(conv_macs(conv, MASK_SIZES[0], MASK_SIZES[0]) for conv in (self.base[0], self.base[2]))
         cumulative = []
         for k, size in enumerate(MASK_SIZES):
@@ -194,7 +215,3 @@ class RegionFPN(MaskHead):
                 running += self.stages[k - 1].macs(size)
             cumulative.append(running + self.mask_predictors[k].in_channels * size * size)
         return tuple(cumulative)
-
-    def map_macs_per_pixel(self) -> tuple[int, ...]:
-        """MACs of the projections to the stages' channels, per pixel of their maps."""
-        return tuple(conv_macs(projection, 1, 1) for projection in self.projections)

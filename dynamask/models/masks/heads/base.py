@@ -1,7 +1,8 @@
-"""What every mask head has in common: regions in, mask logits of the class at hand out, MACs told."""
+"""Base class of mask heads: maps RoIs to per-class mask logits and reports its MACs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,14 +16,14 @@ from dynamask.structures import MASK_SIZES
 
 @dataclass
 class RegionState:
-    """What a mask head knows of R regions so far; asking for masks may add to it.
+    """The features that a mask head has computed for R regions; predicting masks adds features where they are missing.
 
     Attributes:
         rois: (R, 5) batch index and xyxy in network-input pixels.
         labels: (R,) int64 ≥ 1, the class whose mask is predicted.
-        maps: feature maps of whole pictures that the head goes on reading, each (B, C_k, H, W).
-        features: the region features computed so far, (n_k, C_k, S, S) for each k; the r-FPN's k is the size index.
-        rows: for each k, (n_k,) int64, which regions those are.
+        maps: feature maps of whole pictures that later stages read, each (B, C_k, H, W).
+        features: region features (n_k, C_k, S, S) for each k; in the r-FPN k is the index of the size.
+        rows: (n_k,) int64 for each k, the regions of these features.
         switch_logits: (R, 4).
     """
 
@@ -37,14 +38,14 @@ class RegionState:
         return len(self.rois)
 
     def to(self, device: torch.device | str) -> RegionState:
-        """The same state on another device; itself where it is there already."""
+        """The state on another device; the same object if it is there already."""
         if self.rois.device == torch.device(device):
             return self
         lists = [[tensor.to(device) for tensor in group] for group in (self.maps, self.features, self.rows)]
         return RegionState(self.rois.to(device), self.labels.to(device), *lists, self.switch_logits.to(device))
 
     def gather(self, k: int, rows: Tensor) -> Tensor:
-        """Features (len(rows), C, S, S) of regions whose k-th feature was computed."""
+        """Features k (n, C, S, S) of the regions ``rows`` (n,), which must have been computed."""
         if len(rows) == len(self.rows[k]) and torch.equal(rows, self.rows[k]):
             return self.features[k]
         position = torch.full((len(self),), -1, dtype=torch.int64, device=rows.device)
@@ -53,12 +54,12 @@ class RegionState:
 
 
 class MaskHead(nn.Module):
-    """A mask head: the r-FPN, or one of the baselines that are trained and counted in the same way.
+    """Base class of the r-FPN and of the baselines, which are trained and counted in the same way.
 
     Attributes:
-        NAME: under which the mask branch registers the head, so that weights say what they hold.
-        mask_sizes: the sides of ``MASK_SIZES`` that it gives, coarse to fine.
-        has_edges: whether it predicts edges, and learns from L_edge (Eq. 4).
+        NAME: name of the head as a submodule of the mask branch, and so of its tensors in weights files.
+        mask_sizes: the sides of ``MASK_SIZES`` that it predicts, coarse to fine.
+        has_edges: whether it predicts edges and is trained by L_edge (Eq. 4).
         map_strides: strides of the maps in :attr:`RegionState.maps`.
     """
 
@@ -68,7 +69,7 @@ class MaskHead(nn.Module):
     map_strides: tuple[int, ...] = ()
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Shared work of R regions.
+        """Compute the features that all sizes of R regions share.
 
         Args:
             features: the image-level pyramid {"0": P2, …}.
@@ -78,23 +79,28 @@ class MaskHead(nn.Module):
         raise NotImplementedError
 
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Mask logits (n, S, S) of the regions ``rows`` (n,), of their own class, at ``MASK_SIZES[size_index]``."""
+        """Mask logits (n, S, S) at ``MASK_SIZES[size_index]`` of the regions ``rows`` (n,), for their class."""
         raise NotImplementedError
 
     def edge_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Edge logits (n, S, S); used by the losses and by those who look inside, never to predict."""
+        """Edge logits (n, S, S); used by the losses and for inspection, not for prediction."""
         raise NotImplementedError
 
     def macs_per_instance(self) -> tuple[int, ...]:
-        """MACs of one region up to 14, 28, 56, 112, its mask predictor for one class included.
+        """MACs of one region up to 14, 28, 56, 112, including the mask predictor for one class.
 
-        A head that cannot stop early, or gives one size alone, has all of its cost in each.
+        All four are equal for a head that cannot stop early or has a single size.
         """
         raise NotImplementedError
 
     def map_macs_per_pixel(self) -> tuple[int, ...]:
-        """MACs per pixel of each of the maps in :attr:`RegionState.maps`, shared by all regions of a picture."""
+        """MACs per pixel of each of the maps in :attr:`RegionState.maps`, which all regions of a picture share."""
         return (0,) * len(self.map_strides)
+
+    def check_size(self, size_index: int) -> None:
+        """Raise ValueError if the head does not predict ``MASK_SIZES[size_index]``."""
+        if MASK_SIZES[size_index] not in self.mask_sizes:
+            raise ValueError(f"the head predicts masks of {self.mask_sizes[0]} only, not {MASK_SIZES[size_index]}")
 
     @property
     def size_indices(self) -> list[int]:
@@ -102,24 +108,30 @@ class MaskHead(nn.Module):
         return [MASK_SIZES.index(size) for size in self.mask_sizes]
 
     def mask_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
-        """Loss (N, K) of each region at each of the head's K sizes, float32; targets (N, S, S) in {0, 1} by index."""
-        every = torch.arange(len(state), device=state.rois.device)
-        if len(state) == 0:
-            return every.new_zeros((0, len(self.mask_sizes)), dtype=torch.float32)
-        logits = [self.mask_logits(state, k, every).float() for k in self.size_indices]
-        return losses.resolution_losses(logits, [target_masks[k] for k in self.size_indices])
+        """Loss (N, K) of each region at each of the head's K sizes, float32.
+
+        Args:
+            target_masks: (N, S, S) in {0, 1} for every index of ``MASK_SIZES``.
+        """
+        return self._size_losses(self.mask_logits, state, [target_masks[k] for k in self.size_indices])
 
     def edge_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
-        """Cross-entropy (N, K) of the edges, arguments as of :meth:`mask_losses`."""
+        """Cross-entropy (N, K) of the edges, float32; arguments as of :meth:`mask_losses`."""
+        return self._size_losses(self.edge_logits, state, [mask_edges(target_masks[k]) for k in self.size_indices])
+
+    def _size_losses(
+        self, predict: Callable[[RegionState, int, Tensor], Tensor], state: RegionState, targets: list[Tensor]
+    ) -> Tensor:
+        """Cross-entropy (N, K) of the predictions at each of the head's sizes."""
         every = torch.arange(len(state), device=state.rois.device)
         if len(state) == 0:
             return every.new_zeros((0, len(self.mask_sizes)), dtype=torch.float32)
-        logits = [self.edge_logits(state, k, every).float() for k in self.size_indices]
-        return losses.resolution_losses(logits, [mask_edges(target_masks[k]) for k in self.size_indices])
+        logits = [predict(state, k, every).float() for k in self.size_indices]
+        return losses.resolution_losses(logits, targets)
 
 
 def class_logits(predictor: nn.Conv1d | nn.Conv2d, feature: Tensor, labels: Tensor) -> Tensor:
-    """Logits (n, …) of each region's own class from (n, C, …); only that class's weights are used.
+    """Logits (n, …) of the class of each region from (n, C, …); only the weights of that class are used.
 
     Args:
         predictor: a convolution of kernel 1 with a channel per class, or one channel for all classes.
@@ -129,11 +141,11 @@ def class_logits(predictor: nn.Conv1d | nn.Conv2d, feature: Tensor, labels: Tens
     channel = torch.zeros_like(labels) if predictor.out_channels == 1 else labels - 1
     weight = predictor.weight.flatten(1)[channel]  # (n, C)
     logits = torch.bmm(weight[:, None], feature.flatten(2))[:, 0]  # (n, S*S)
-    return (logits + predictor.bias[channel][:, None]).reshape(len(feature), *feature.shape[2:])
+    return (logits + predictor.bias[channel][:, None]).reshape(feature.shape[0], *feature.shape[2:])
 
 
 def start_small(*predictors: nn.Module) -> None:
-    """Let predictors start near zero: normal weights of deviation 0.01, no bias."""
+    """Initialise predictors with weights from N(0, 0.01²) and zero biases."""
     for predictor in predictors:
         nn.init.normal_(predictor.weight, std=0.01)
         nn.init.zeros_(predictor.bias)

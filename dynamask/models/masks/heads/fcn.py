@@ -1,4 +1,4 @@
-"""Mask R-CNN's FCN head (He et al. 2017) at one mask side: what DynaMask's Tab. 1 widens until it gets worse."""
+"""Mask R-CNN's FCN head (He et al. 2017) at a single mask size, the baseline of DynaMask's Tab. 1."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dynamask.structures import MASK_SIZES
 
 
 class FCNHead(MaskHead):
-    """Four 3×3 convs on an RoIAlign of half the mask's side, a deconvolution to the full side, a 1×1 predictor.
+    """Four 3×3 convolutions on an RoIAlign of half the mask size, a deconvolution to the full size, a 1×1 predictor.
 
-    The layers are torchvision's. The crop comes from the level that the box is assigned to, aligned, as the r-FPN's
-    base has it; the predictor starts near zero, as ours do.
+    The layers are torchvision's. The aligned crop comes from the level that the box is assigned to, and the initial
+    predictor is close to zero, as in the r-FPN.
 
     Args:
         fpn_channels: channels of the image-level pyramid.
         channels: of the convolutions and the deconvolution.
         num_classes: foreground classes; 1 for a class-agnostic head.
-        size: the mask's side, one of ``MASK_SIZES``; the convolutions run at half of it.
+        size: side of the mask, one of ``MASK_SIZES``; the convolutions run at half of it.
     """
 
     NAME = "fcn_head"
@@ -37,19 +37,18 @@ class FCNHead(MaskHead):
         start_small(self.predictor.mask_fcn_logits)
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Crop R regions at half the mask's side."""
+        """Crop R regions at half the mask size."""
         crop = crop_assigned_level(features, rois, self.mask_sizes[0] // 2)
         return RegionState(rois, labels, [], [crop], [torch.arange(len(rois), device=rois.device)])
 
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Mask logits (n, S, S) of the regions' own class at the head's one side; another raises ValueError."""
-        if MASK_SIZES[size_index] not in self.mask_sizes:
-            raise ValueError(f"the head gives masks of {self.mask_sizes[0]} alone, not {MASK_SIZES[size_index]}")
+        """See :meth:`MaskHead.mask_logits`; ValueError for a size that the head does not predict."""
+        self.check_size(size_index)
         feature = F.relu(self.predictor.conv5_mask(self.convs(state.gather(0, rows))))
         return class_logits(self.predictor.mask_fcn_logits, feature, state.labels[rows])
 
     def macs_per_instance(self) -> tuple[int, ...]:
-        """The whole head, four times: it cannot stop early."""
+        """MACs of the whole head for every size; it cannot stop early."""
         half = self.mask_sizes[0] // 2
         convs = sum(conv_macs(block[0], half, half) for block in self.convs)
         upsampling = self.predictor.conv5_mask.weight.numel() * half * half

@@ -1,4 +1,4 @@
-"""PointRend's mask head (Kirillov et al. 2020): a coarse 7×7 mask, refined at the points that are least certain."""
+"""PointRend's mask head (Kirillov et al. 2020): a coarse 7×7 mask, refined at the most uncertain points."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dynamask.models.masks.heads.base import MaskHead, RegionState, class_logits
 from dynamask.structures import MASK_SIZES
 
 STRIDE = 4
-"""Of P2, which both parts of the head read."""
+"""Stride of P2, which both parts of the head read."""
 COARSE_SIDE = 7
 TRAINING_POINTS = 14**2
 OVERSAMPLING = 3
-"""Candidates in training for each point that is kept."""
+"""Number of candidates per training point."""
 UNCERTAIN_SHARE = 0.75
-"""Share of the training points that are the least certain candidates; the others are uniform."""
+"""Share of the training points that are the most uncertain candidates; the others are uniform."""
 TEST_POINTS = 28**2
-"""Points that a step of the subdivision predicts anew, at most."""
+"""Number of points that a subdivision step predicts again, at most."""
 
 
 class PointRendHead(MaskHead):
-    """Coarse head and point head as published; the subdivision ends at 112, our finest side, instead of 224.
+    """Coarse head and point head as published, except that the subdivision ends at 112 instead of 224.
 
-    Coarse head: a 14×14 grid of bilinear samples of P2, a 2×2 conv of stride 2, two hidden fully connected layers of
-    four times the width, a 7×7 mask of every class. Point head: the fine feature of P2 and the coarse prediction of
-    every class at a point, three hidden layers, each of which is given the coarse prediction again.
+    Coarse head: a 14×14 grid of bilinear samples of P2, a 2×2 convolution of stride 2, two hidden fully connected
+    layers of four times the width, a 7×7 mask of every class. Point head: the feature of P2 and the coarse prediction
+    of every class at a point, and three hidden layers, each of which also reads the coarse prediction.
 
     Args:
         fpn_channels: channels of the image-level pyramid.
@@ -62,7 +62,7 @@ class PointRendHead(MaskHead):
         start_small(self.coarse[4], self.predictor)
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Sample R regions of P2 on a grid of 14×14 points."""
+        """Sample R regions of P2 on grids of 14×14 points."""
         crop = roi_align(features["0"], rois, 2 * COARSE_SIDE, 1.0 / STRIDE, sampling_ratio=1, aligned=True)
         return RegionState(rois, labels, [features["0"]], [crop], [torch.arange(len(rois), device=rois.device)])
 
@@ -72,7 +72,7 @@ class PointRendHead(MaskHead):
         return self.coarse(hidden).unflatten(1, (-1, COARSE_SIDE, COARSE_SIDE))
 
     def point_logits(self, state: RegionState, rows: Tensor, coarse: Tensor, points: Tensor) -> Tensor:
-        """Logits (n, P) of the regions' own class at points (n, P, 2), xy in [0, 1] of their boxes.
+        """Logits (n, P) of the class of each region at points (n, P, 2), xy in [0, 1] of their boxes.
 
         Args:
             coarse: (n, K, 7, 7) of :meth:`coarse_logits` for the regions ``rows`` (n,).
@@ -84,13 +84,12 @@ class PointRendHead(MaskHead):
         return class_logits(self.predictor, torch.cat([hidden, rough], dim=1), state.labels[rows])
 
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Mask logits (n, 112, 112) of the regions' own class by subdivision; another size raises ValueError.
+        """Mask logits (n, 112, 112) by subdivision; ValueError for a size that the head does not predict.
 
-        Each step doubles the side bilinearly and predicts the cells anew whose logits are nearest to 0, at their
-        centres: all of them up to 28, where there are no more than 28².
+        Each step doubles the side bilinearly and predicts the 28² cells whose logits are closest to 0 again, at their
+        centres; up to a side of 28 these are all cells.
         """
-        if MASK_SIZES[size_index] not in self.mask_sizes:
-            raise ValueError(f"the head gives masks of {self.mask_sizes[0]} alone, not {MASK_SIZES[size_index]}")
+        self.check_size(size_index)
         coarse = self.coarse_logits(state.gather(0, rows))
         logits = own_class(coarse, state.labels[rows])
         for side in MASK_SIZES:
@@ -104,7 +103,7 @@ class PointRendHead(MaskHead):
     def mask_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
         """Loss (N, 1) of each region: mean cross-entropy of the coarse mask plus that of the training points.
 
-        Truth at the coarse side is the finest target's majority in each cell, at a point its bilinear value.
+        The coarse target is the majority of the finest target in each cell, the target of a point its bilinear value.
         """
         every, truth = torch.arange(len(state), device=state.rois.device), target_masks[-1]
         if len(state) == 0:
@@ -122,7 +121,7 @@ class PointRendHead(MaskHead):
         return torch.stack(entropies).sum(0)[:, None]
 
     def macs_per_instance(self) -> tuple[int, ...]:
-        """Coarse head and all steps of the subdivision at test, four times: the head gives one size alone."""
+        """MACs of the coarse head and all subdivision steps in evaluation, equal for every size."""
         coarse = conv_macs(self.reduce, COARSE_SIDE, COARSE_SIDE)
         coarse += sum(layer.weight.numel() for layer in self.coarse if isinstance(layer, nn.Linear))
         point = sum(layer.weight.numel() for layer in self.layers) + self.predictor.in_channels
@@ -130,13 +129,13 @@ class PointRendHead(MaskHead):
 
 
 def own_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n, K, S, S) → (n, S, S), the channel of each label (n,) ≥ 1; the one channel where K is 1."""
+    """(n, K, S, S) → (n, S, S), the channel of each label (n,) ≥ 1; the single channel if K is 1."""
     channel = torch.zeros_like(labels) if logits.shape[1] == 1 else labels - 1
     return logits[torch.arange(len(logits), device=logits.device), channel]
 
 
 def sample_grid(grid: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values (n, C, P) of grids (n, C, S, S) at points (n, P, 2), xy in [0, 1]; edge cells are repeated."""
+    """Bilinear values (n, C, P) of grids (n, C, S, S) at points (n, P, 2), xy in [0, 1]; border cells are repeated."""
     where = points[:, :, None] * 2 - 1  # (n, P, 1, 2)
     return F.grid_sample(grid, where, mode="bilinear", padding_mode="border", align_corners=False)[..., 0]
 
@@ -162,11 +161,11 @@ def sample_map(feature_map: Tensor, rois: Tensor, points: Tensor) -> Tensor:
 
 
 def training_points(own: Tensor) -> Tensor:
-    """Points (n, 196, 2), xy in [0, 1]: of three times as many uniform ones the least certain 75 %, the rest uniform.
+    """Training points (n, 196, 2), xy in [0, 1]: 75 % are the most uncertain of 588 uniform points, the rest uniform.
 
-    Certainty is the distance from 0 of the coarse logits ``own`` (n, 7, 7) at a point. The numbers come from a copy of
-    torch's global generator: a resumed run draws the same ones, and the generator itself stays where it was, so that
-    the regions drawn in training do not depend on the mask head.
+    Certainty is the distance of the coarse logits ``own`` (n, 7, 7) from 0. Random numbers come from a copy of torch's
+    global generator, so that a resumed run draws the same points, and that the regions drawn in training do not depend
+    on the mask head.
     """
     generator = torch.Generator().set_state(torch.get_rng_state())
     uncertain = int(UNCERTAIN_SHARE * TRAINING_POINTS)

@@ -1,9 +1,9 @@
-"""Other pyramids on regions (Tab. S3): PANet, BiFPN and NAS-FPN in the place of the r-FPN.
+"""Baselines of the r-FPN (Tab. S3): PANet, BiFPN and NAS-FPN on regions.
 
-The levels are what the r-FPN reads: the region at 14×14 from the level of its box, at 28, 56 and 112 from P4, P3 and
-P2 with their own strides, all brought to one width. Masks and edges are predicted from each fused level, as the r-FPN
-does. No pyramid can stop early: every size costs all of it. There is no batch normalisation, as there is none in the
-r-FPN; weights start so that a node keeps the mean square of its inputs instead.
+Their input levels are those of the r-FPN, projected to one width: the region at 14×14 from the level of its box, at 28,
+56 and 112 from P4, P3 and P2. Masks and edges are predicted from each fused level, as in the r-FPN. They cannot stop
+early, so every size costs the whole pyramid. There is no batch normalisation, as in the r-FPN; instead, the initial
+weights preserve the mean square of the inputs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from dynamask.models.macs import conv_macs
-from dynamask.models.masks.heads.base import MaskHead, RegionState, class_logits, start_small
-from dynamask.models.masks.region_fpn import STAGE_LEVELS, STAGE_STRIDES, crop_assigned_level
+from dynamask.models.masks.heads.base import RegionState, start_small
+from dynamask.models.masks.region_fpn import STAGE_LEVELS, STAGE_STRIDES, PyramidHead, crop_assigned_level
 from dynamask.structures import MASK_SIZES
 
 SWISH_MEAN_SQUARE = 0.356
@@ -25,34 +25,37 @@ SWISH_MEAN_SQUARE = 0.356
 
 
 def start_even(conv: nn.Conv2d, gain: float) -> nn.Conv2d:
-    """Let a convolution multiply the mean square of what it is given by ``gain``; no bias. Returns it."""
+    """Initialise a convolution so that it multiplies the mean square of its input by ``gain``; returns it."""
     nn.init.normal_(conv.weight, std=(gain / conv.weight[0].numel()) ** 0.5)
     nn.init.zeros_(conv.bias)
     return conv
 
 
 def conv3(channels: int, gain: float, stride: int = 1) -> nn.Conv2d:
-    """A 3×3 convolution of equal width, started by :func:`start_even`; behind a ReLU, 2 keeps the mean square."""
+    """A 3×3 convolution initialised by :func:`start_even`; after a ReLU a gain of 2 preserves the mean square."""
     return start_even(nn.Conv2d(channels, channels, 3, stride=stride, padding=1), gain)
 
 
 def resized(level: Tensor, side: int) -> Tensor:
-    """(n, C, S, S) → (n, C, side, side): nearest upwards, the maximum downwards."""
+    """(n, C, S, S) → (n, C, side, side): upsampled to the nearest value, downsampled to the maximum."""
     if level.shape[-1] > side:
         return F.max_pool2d(level, level.shape[-1] // side)
     return level if level.shape[-1] == side else F.interpolate(level, size=side, mode="nearest")
 
 
-class RegionPyramid(MaskHead):
-    """A pyramid on regions whose levels are fused all at once; subclasses say how.
+class RegionPyramid(PyramidHead):
+    """Base class of pyramids on regions that fuse all levels at once, by several modules in turn.
 
     Args:
         fpn_channels: channels of the image-level pyramid.
         channels: of every level.
         num_classes: foreground classes; 1 for a class-agnostic head.
+
+    Attributes:
+        stacks: modules that map levels at 14, 28, 56, 112 to fused levels, and have ``macs()``.
     """
 
-    map_strides = STAGE_STRIDES
+    stacks: nn.ModuleList
 
     def __init__(self, fpn_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -64,15 +67,13 @@ class RegionPyramid(MaskHead):
 
     def fuse(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels (n, C, S, S) at 14, 28, 56, 112 → fused levels of the same shapes."""
-        raise NotImplementedError
-
-    def fusion_macs(self) -> int:
-        """MACs of :meth:`fuse` for one region."""
-        raise NotImplementedError
+        for stack in self.stacks:
+            levels = stack(levels)
+        return levels
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Project the maps, crop R regions at every side and fuse."""
-        maps = [projection(features[level]) for projection, level in zip(self.projections, STAGE_LEVELS)]
+        """Project the maps, crop R regions at every size and fuse them."""
+        maps = self.project(features)
         crops = [
             roi_align(map_, rois, size, 1.0 / stride, sampling_ratio=1, aligned=True)
             for map_, size, stride in zip(maps, MASK_SIZES[1:], STAGE_STRIDES)
@@ -81,29 +82,18 @@ class RegionPyramid(MaskHead):
         every = torch.arange(len(rois), device=rois.device)
         return RegionState(rois, labels, maps, [F.relu(level) for level in levels], [every] * len(MASK_SIZES))
 
-    def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Mask logits (n, S, S) of the regions' own class."""
-        return class_logits(self.mask_predictors[size_index], state.gather(size_index, rows), state.labels[rows])
-
-    def edge_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
-        """Edge logits (n, S, S)."""
-        return self.edge_predictors[size_index](state.gather(size_index, rows))[:, 0]
-
     def macs_per_instance(self) -> tuple[int, ...]:
         """The whole pyramid and the predictor of each size."""
-        shared = conv_macs(self.lateral, MASK_SIZES[0], MASK_SIZES[0]) + self.fusion_macs()
+        fusion = sum(stack.macs() for stack in self.stacks)
+        shared = conv_macs(self.lateral, MASK_SIZES[0], MASK_SIZES[0]) + fusion
         return tuple(shared + self.mask_predictors[0].in_channels * size * size for size in MASK_SIZES)
-
-    def map_macs_per_pixel(self) -> tuple[int, ...]:
-        """MACs of the projections to the levels' width, per pixel of their maps."""
-        return tuple(conv_macs(projection, 1, 1) for projection in self.projections)
 
 
 class PANetStack(nn.Module):
-    """FPN's top-down path, then PANet's bottom-up path augmentation (Liu et al. 2018); plain 3×3 convs, each with ReLU.
+    """FPN's top-down path, then PANet's bottom-up path (Liu et al. 2018), of 3×3 convolutions with ReLU.
 
-    Top-down: each level plus the nearest-upsampled coarser one, then a conv. Bottom-up: a conv of stride 2 on the finer
-    level, plus the level itself, then a conv.
+    Top-down: each level plus the upsampled coarser one, then a convolution. Bottom-up: a convolution of stride 2 on the
+    finer level, plus the level itself, then a convolution.
     """
 
     def __init__(self, channels: int) -> None:
@@ -131,10 +121,10 @@ class PANetStack(nn.Module):
 
 
 class RegionPANet(RegionPyramid):
-    """PANet's two paths, two stacks.
+    """PANet's two paths, twice.
 
-    Behind one stack, masks at 112 would come from a single convolution of a sum of crops. EfficientDet repeats PANet to
-    compare it with the BiFPN; the number is that of our NAS-FPN.
+    With a single stack, masks at 112 would depend on one convolution of a sum of crops. EfficientDet also repeats PANet
+    in its comparison with the BiFPN.
     """
 
     NAME = "panet"
@@ -144,23 +134,13 @@ class RegionPANet(RegionPyramid):
         super().__init__(fpn_channels, channels, num_classes)
         self.stacks = nn.ModuleList(PANetStack(channels) for _ in range(self.STACKS))
 
-    def fuse(self, levels: list[Tensor]) -> list[Tensor]:
-        """See :meth:`RegionPyramid.fuse`."""
-        for stack in self.stacks:
-            levels = stack(levels)
-        return levels
-
-    def fusion_macs(self) -> int:
-        """MACs of all stacks for one region."""
-        return sum(stack.macs() for stack in self.stacks)
-
 
 class WeightedFusion(nn.Module):
-    """BiFPN's node: fast normalised fusion, Σ w_i x_i / (Σ w_i + ε) with w ≥ 0, swish, a depthwise-separable 3×3 conv.
+    """A node of BiFPN: fast normalised fusion Σ w_i x_i / (Σ w_i + ε), swish, a depthwise-separable 3×3 convolution.
 
     Args:
         channels: of every input and of the output.
-        inputs: how many there are.
+        inputs: number of inputs.
     """
 
     EPSILON = 1e-4
@@ -172,7 +152,7 @@ class WeightedFusion(nn.Module):
         self.pointwise = start_even(nn.Conv2d(channels, channels, 1), inputs / SWISH_MEAN_SQUARE)
 
     def shares(self) -> Tensor:
-        """(inputs,) ≥ 0, their sum just below 1."""
+        """(inputs,) weights ≥ 0, their sum just below 1."""
         weights = F.relu(self.weights)
         return weights / (weights.sum() + self.EPSILON)
 
@@ -187,7 +167,7 @@ class WeightedFusion(nn.Module):
 
 
 class BiFPNLayer(nn.Module):
-    """One BiFPN layer (Tan et al. 2020): top-down to 112, then bottom-up, where inner levels see their input again."""
+    """A BiFPN layer (Tan et al. 2020): top-down to 112, then bottom-up, where inner levels also read their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -213,7 +193,7 @@ class BiFPNLayer(nn.Module):
 
 
 class RegionBiFPN(RegionPyramid):
-    """Three BiFPN layers, EfficientDet-D0's number, with its depthwise-separable convolutions."""
+    """Three BiFPN layers, as in EfficientDet-D0."""
 
     NAME = "bifpn"
     LAYERS = 3
@@ -222,19 +202,14 @@ class RegionBiFPN(RegionPyramid):
         super().__init__(fpn_channels, channels, num_classes)
         self.layers = nn.ModuleList(BiFPNLayer(channels) for _ in range(self.LAYERS))
 
-    def fuse(self, levels: list[Tensor]) -> list[Tensor]:
-        """See :meth:`RegionPyramid.fuse`."""
-        for layer in self.layers:
-            levels = layer(levels)
-        return levels
-
-    def fusion_macs(self) -> int:
-        """MACs of all layers for one region."""
-        return sum(layer.macs() for layer in self.layers)
+    @property
+    def stacks(self) -> nn.ModuleList:
+        """The layers."""
+        return self.layers
 
 
 NASFPN_SIDES = (112, 56, 28, 14, 7)
-"""Sides of the published cell's five levels P3–P7; the last is pooled from 14, as its P7 is from P6."""
+"""Sides of the five levels P3–P7 of the published architecture; the last is pooled from 14, as P7 is from P6."""
 NASFPN_CELLS: tuple[tuple[int, str, tuple[int, int]], ...] = (
     (1, "attention", (1, 3)),
     (1, "sum", (1, 5)),
@@ -244,21 +219,22 @@ NASFPN_CELLS: tuple[tuple[int, str, tuple[int, int]], ...] = (
     (4, "attention", (6, 9)),
     (3, "attention", (9, 10)),
 )
-"""The architecture that NAS-FPN published (Ghiasi et al. 2019): level, operation and inputs of its seven merging cells.
-Inputs count the five levels, then the cells in their order; the last five cells are the output."""
+"""The published architecture of NAS-FPN (Ghiasi et al. 2019): level, operation and inputs of its seven merging cells.
+Inputs are numbered from the five levels on to the cells; the last five cells are the output."""
 OUTPUTS_FROM = 2
-"""The first of the cells that are outputs."""
+"""Index of the first output cell."""
 
 
 def attention(first: Tensor, second: Tensor, first_is_coarser: bool) -> Tensor:
-    """NAS-FPN's global pooling: the coarser input plus the finer one, each channel gated by the coarser's maximum."""
+    """NAS-FPN's global pooling: the coarser input plus the finer one, gated by the maximum of the coarser."""
     coarse, fine = (first, second) if first_is_coarser else (second, first)
     return coarse + fine * coarse.amax((2, 3), keepdim=True).sigmoid()
 
 
 class NASFPNStack(nn.Module):
-    """Seven merging cells: two levels brought to one side, merged, ReLU, 3×3 conv. A level that no cell has read yet is
-    added to the output of its side.
+    """Seven merging cells: two levels are resized, merged, and passed through ReLU and a 3×3 convolution.
+
+    Nodes that no cell reads are added to the output of their level.
     """
 
     def __init__(self, channels: int) -> None:
@@ -267,7 +243,8 @@ class NASFPNStack(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels (n, C, S, S) at 112, 56, 28, 14, 7 → the same shapes."""
-        nodes, level_of = list(levels), list(range(len(NASFPN_SIDES)))
+        nodes = list(levels)
+        level_of = list(range(len(NASFPN_SIDES)))
         unread = set(level_of)
         for cell, (level, operation, inputs) in enumerate(NASFPN_CELLS):
             first, second = (resized(nodes[i], NASFPN_SIDES[level]) for i in inputs)
@@ -292,10 +269,9 @@ class NASFPNStack(nn.Module):
 
 
 class RegionNASFPN(RegionPyramid):
-    """NAS-FPN's published cell on the levels 112, 56, 28, 14 and, pooled, 7; two stacks.
+    """The published NAS-FPN on the levels 112, 56, 28, 14 and, pooled, 7, twice.
 
-    With one stack the level at 28 would not reach the masks at 112; two are the least with which every level reaches
-    every other.
+    With one stack the level at 28 would not reach the masks at 112; with two, every level reaches every other.
     """
 
     NAME = "nasfpn"
@@ -307,22 +283,16 @@ class RegionNASFPN(RegionPyramid):
 
     def fuse(self, levels: list[Tensor]) -> list[Tensor]:
         """See :meth:`RegionPyramid.fuse`."""
-        fine_to_coarse = [*reversed(levels), resized(levels[0], NASFPN_SIDES[-1])]
-        for stack in self.stacks:
-            fine_to_coarse = stack(fine_to_coarse)
+        fine_to_coarse = super().fuse([*reversed(levels), resized(levels[0], NASFPN_SIDES[-1])])
         return fine_to_coarse[-2::-1]
-
-    def fusion_macs(self) -> int:
-        """MACs of all stacks for one region."""
-        return sum(stack.macs() for stack in self.stacks)
 
 
 def matching_channels(build: Callable[[int], RegionPyramid], target: int) -> int:
-    """The width at which a pyramid's finest mask costs as nearly ``target`` MACs as a whole number can.
+    """The width at which the MACs of a pyramid's finest mask are closest to ``target``.
 
     Args:
-        build: makes the pyramid of a width. A convolution's MACs are a polynomial of degree two of its width, so three
-            widths tell those of all; they are built without memory for their weights.
+        build: builds the pyramid of a width. The MACs are a quadratic polynomial of the width, so three widths
+            determine them; they are built without memory for their weights.
     """
     with torch.device("meta"):
         one, two, three = (build(channels).macs_per_instance()[-1] for channels in (1, 2, 3))
