@@ -385,7 +385,7 @@ def test_timms_weights_without_a_network_are_one_sentence(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
-    with pytest.raises(DynaMaskError, match=r"resnet18 cannot be had \(Name or service not known\); fetch .* its path"):
+    with pytest.raises(DynaMaskError, match=r"cannot be downloaded \(Name or service not known\); fetch .* its path"):
         create_model("dynamask_resnet18_fpn_small", backbone_weights="timm")
 
 

@@ -22,15 +22,15 @@ STRIDES = (4, 8, 16, 32)
 
 
 class BackboneWithFPN(nn.Module):
-    """timm ``features_only`` backbone, BatchNorm frozen → torchvision FPN: {"0": P2, …, "3": P5, "pool": P6}.
+    """A timm backbone with frozen BatchNorm, and torchvision's FPN: {"0": P2, …, "3": P5, "pool": P6}.
 
     Args:
-        name: a timm model that offers feature maps at strides 4, 8, 16 and 32.
+        name: a timm model with feature maps at strides 4, 8, 16 and 32.
         out_channels: channels of every pyramid level.
         weights: None for random weights, "timm" to download timm's, or the path of a .safetensors file under timm's
             names (keys of a classifier are ignored; any other difference raises :class:`DynaMaskError`).
-        frozen_stride: parameters up to the feature map of this stride do not train; 0 trains all. The paper freezes
-            the stem and the first stage, which is 4.
+        frozen_stride: parameters up to the feature map of this stride are not trained; 0 trains all, 4 (the paper's)
+            freezes the stem and the first stage.
     """
 
     def __init__(self, name: str, out_channels: int, weights: str | Path | None = None, frozen_stride: int = 4) -> None:
@@ -83,7 +83,7 @@ def _pretrained_body(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True, features_only=True)
     except Exception as error:  # the hub's client raises many kinds of network errors
         raise DynaMaskError(
-            f"timm's weights of backbone {name} cannot be had ({first_sentence(error)}); fetch the "
+            f"timm's weights of backbone {name} cannot be downloaded ({first_sentence(error)}); fetch the "
             "model's .safetensors file where there is internet and give its path"
         ) from error
 
@@ -113,7 +113,7 @@ def _unflattened(key: str) -> str:
 
 
 def _freeze_up_to(body: nn.Module, modules: list[str]) -> None:
-    """Stop the gradients of every parameter registered up to the last of the named modules."""
+    """Disable the gradients of all parameters up to and including the last of the named modules."""
     if not modules:
         return
     names = [name for name, _ in body.named_modules()]

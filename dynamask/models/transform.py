@@ -1,4 +1,4 @@
-"""torchvision's input transform with two changes: training sizes apart from the test size, and a leaner mask resize."""
+"""torchvision's input transform with separate sizes for training and evaluation, and a faster resize."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from dynamask.ops.masks import resize_masks
 
 
 class TwoSizeTransform(GeneralizedRCNNTransform):
-    """The last ``min_size`` is the test size: training draws from the others alone."""
+    """The last ``min_size`` is used in evaluation; training draws from the others."""
 
     def torch_choice(self, k: list[int]) -> int:
         """One of the training sizes, from torch's global generator."""
         return super().torch_choice(list(k)[:-1])
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """As torchvision's, value for value, without going through floating-point masks; on the CPU the picture is
-        resized with its channels last, which PyTorch does in half the time.
+        """Resize to the same values as torchvision's, but without converting masks to float.
+
+        On the CPU the picture is resized in channels-last layout, which takes half the time.
 
         Args:
             image: (3, H, W) float.

@@ -1,1 +1,1 @@
-"""Operators: mask crop, paste and edges; deformable convolution. They import nothing of ours."""
+"""Operators: mask geometry, deformable convolution, run lengths, knapsack, and means over the parts of a batch."""

@@ -1,7 +1,7 @@
-"""Deformable convolution: torchvision's operator on an accelerator, an exact fast path on the CPU.
+"""Deformable convolution: torchvision's operator on an accelerator, and an equal, faster implementation on the CPU.
 
-torchvision's CPU kernel is single-threaded; the same sum written as one bilinear gather (``grid_sample``) and one
-matrix product gives equal values and gradients several times faster.
+torchvision's CPU kernel is single-threaded; bilinear sampling by ``grid_sample`` and one matrix product give the same
+values and gradients several times faster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 
 def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Deformable convolution of stride 1 and "same" padding, as ``grid_sample`` and a matrix product.
+    """Deformable convolution of stride 1 and "same" padding by ``grid_sample`` and a matrix product.
 
     Args:
         input: (N, C, H, W).
@@ -24,8 +24,8 @@ def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: T
         bias: (C_out,) or None.
 
     Returns:
-        (N, C_out, H, W); samples beyond the border count as zero, as in ``torchvision.ops.deform_conv2d``. Positions
-        are float32 at least whatever the features are: bfloat16 does not resolve half a pixel of 112.
+        (N, C_out, H, W); samples outside the border are zero, as in ``torchvision.ops.deform_conv2d``. Positions are at
+        least float32, because bfloat16 does not resolve half a pixel of 112.
     """
     n, channels, height, width = input.shape
     out_channels, _, kernel_h, kernel_w = weight.shape
@@ -38,7 +38,7 @@ def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: T
     tap_x = torch.arange(kernel_w, **exact).repeat(kernel_h) - kernel_w // 2
     base_y = tap_y[:, None, None] + rows[:, None]  # (taps, H, 1)
     base_x = tap_x[:, None, None] + columns[None, :]  # (taps, 1, W)
-    # align_corners=False: pixel i lies at (2i + 1) / side - 1, which is defined for a side of one pixel too.
+    # align_corners=False: pixel i lies at (2i + 1) / side - 1, which is also defined for a side of one pixel
     grid_y = (delta[:, :, 0] + base_y) * (2.0 / height) + (1.0 / height - 1.0)
     grid_x = (delta[:, :, 1] + base_x) * (2.0 / width) + (1.0 / width - 1.0)
     grid = torch.stack([grid_x, grid_y], dim=-1).reshape(n * groups, taps, height * width, 2)
@@ -65,11 +65,10 @@ def deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | 
 
 
 class DeformConv2d(nn.Module):
-    """A deformable convolution layer, kernel 3×3, stride 1; offsets come from outside.
+    """A deformable convolution of stride 1, whose offsets are an input.
 
     Args:
-        in_channels, out_channels: channel counts; in_channels must be divisible by offset_groups.
-        offset_groups: number of channel groups that share one offset field.
+        offset_groups: number of groups of input channels, each with its own offsets; must divide ``in_channels``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, offset_groups: int = 1, kernel_size: int = 3) -> None:

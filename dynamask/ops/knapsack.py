@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack behind every budget: one size per instance at a limited mean cost."""
+"""Exact multiple-choice knapsack: one mask size per instance under a mean budget."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dynamask.structures import DynaMaskError
 
 
 def best_under_budget(quality: np.ndarray, macs: Sequence[int] | np.ndarray, budget: float) -> np.ndarray:
-    """The sizes with the best total quality under a mean budget, exactly.
+    """The sizes with the best total quality under a mean budget, exact up to the rounding of float64 sums.
 
-    A Lagrangian price turns the budget into an upper bound and says for every choice how much it gives away against
-    that bound. Dynamic programming over Pareto-optimal (cost, loss) pairs then runs on the choices that give away
-    little, and on more of them until no choice left out could be part of a better solution. Exact up to the rounding
-    of float64 sums. Hundreds of instances take some ten milliseconds, thousands about a second.
+    A Lagrangian price of the budget gives an upper bound on the quality, and the loss of each choice against it.
+    Dynamic programming over Pareto-optimal (cost, loss) pairs starts with the instances whose best choices are closest,
+    and includes more of them until no other choice can be part of a better solution. Hundreds of instances take about
+    10 ms, thousands about a second.
 
     Args:
-        quality: (N, K) finite, higher is better; for example the mask IoU of every instance at every size.
+        quality: (N, K) finite, higher is better, for example the mask IoU of every instance at every size.
         macs: (K,) MACs of an instance at each size.
         budget: mean MACs per instance, in the unit of ``macs``.
 
@@ -42,7 +42,7 @@ def best_under_budget(quality: np.ndarray, macs: Sequence[int] | np.ndarray, bud
     capacity = n * float(budget) * (1 + 1e-15)  # a budget taken from a mean cost must admit that very assignment
     price, choice = _price(quality, macs, capacity)
     priced = quality - price * macs
-    loss = priced.max(axis=1, keepdims=True) - priced  # (N, K), >= 0: what a choice gives away against the bound
+    loss = priced.max(axis=1, keepdims=True) - priced  # (N, K), >= 0, against the bound
     worst = price * (capacity - macs[choice].sum()) + loss[np.arange(n), choice].sum()
     runner_up = np.partition(loss, 1, axis=1)[:, 1] if len(macs) > 1 else np.zeros(n)
     order = np.argsort(runner_up, kind="stable")
@@ -61,7 +61,7 @@ def best_under_budget(quality: np.ndarray, macs: Sequence[int] | np.ndarray, bud
 
 
 def _price(quality: np.ndarray, macs: np.ndarray, capacity: float) -> tuple[float, np.ndarray]:
-    """Smallest price per MAC (to float precision) at which the best choices keep the capacity, and those choices."""
+    """The smallest price per MAC, to float precision, whose best choices meet the capacity, and these choices."""
     by_cost = np.argsort(macs, kind="stable")  # ties go to the cheaper size
     quality, macs = quality[:, by_cost], macs[by_cost]
 
@@ -84,15 +84,15 @@ def _price(quality: np.ndarray, macs: np.ndarray, capacity: float) -> tuple[floa
 def _best_in_core(
     loss: np.ndarray, macs: np.ndarray, free: float, price: float, worst: float
 ) -> tuple[np.ndarray, float]:
-    """Choices (M,) with the least loss plus priced slack within ``free`` MACs, and that sum.
+    """Choices (M,) that minimise the loss plus the price of unused MACs, within ``free`` MACs, and this minimum.
 
-    States are pairs (cost, loss) sorted by cost; none costs as much as another and is worth no more. A state that
-    cannot keep within ``free`` or cannot end below ``worst`` is dropped. An infinite sum means that no state is left.
+    States are Pareto-optimal pairs (cost, loss) sorted by cost. States that must exceed ``free`` or ``worst`` are
+    dropped; the minimum is infinite if none is left.
     """
     costs, losses = np.zeros(1), np.zeros(1)
     allowed = loss <= worst
     least_ahead, most_ahead = (
-        np.append(np.cumsum(extreme[::-1])[::-1][1:], 0.0)  # (M,) cost of the instances after each one
+        np.append(np.cumsum(extreme[::-1])[::-1][1:], 0.0)  # (M,) total cost of later instances
         for extreme in (np.where(allowed, macs, np.inf).min(axis=1), np.where(allowed, macs, -np.inf).max(axis=1))
     )
     history: list[tuple[np.ndarray, np.ndarray]] = []  # parent state and choice of every state, per instance
@@ -102,7 +102,7 @@ def _best_in_core(
         new_losses = (losses[None, :] + row[options, None]).ravel()
         parents = np.tile(np.arange(costs.size, dtype=np.int32), options.size)
         choices = np.repeat(options.astype(np.int16), costs.size)
-        values = price * new_costs - new_losses  # total quality but for a constant
+        values = price * new_costs - new_losses  # total quality up to a constant
         bound = new_losses + price * np.maximum(free - new_costs - most_ahead[i], 0)
         kept = np.flatnonzero((bound <= worst) & (new_costs + least_ahead[i] <= free))
         if kept.size == 0:
@@ -110,7 +110,7 @@ def _best_in_core(
         kept = kept[np.argsort(new_costs[kept], kind="stable")]  # a few sorted runs: merged in linear time
         best_before = np.concatenate([[-np.inf], np.maximum.accumulate(values[kept])[:-1]])
         kept = kept[values[kept] > best_before]
-        kept = kept[np.append(np.diff(new_costs[kept]) > 0, True)]  # of equal costs the last is worth most
+        kept = kept[np.append(np.diff(new_costs[kept]) > 0, True)]  # of equal costs the last is best
         costs, losses = new_costs[kept], new_losses[kept]
         history.append((parents[kept], choices[kept]))
     totals = losses + price * (free - costs)

@@ -1,4 +1,4 @@
-"""Mask geometry: the only place where masks meet boxes.
+"""Mask geometry: cropping masks to boxes, pasting them into images, edges and boundaries.
 
 Convention: boxes are xyxy in continuous pixels, so the centre of image pixel (row 0, column 0) lies at (0.5, 0.5).
 An M×M mask divides its box into M×M equal cells, and a mask value belongs to the centre of its cell.
@@ -30,27 +30,22 @@ def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
     Returns:
         (N, M, M) float32 in [0, 1]: the share of each cell that the mask covers.
     """
-    if len(masks) == 0:
-        return torch.zeros((0, size, size), device=boxes.device)
-    index = torch.arange(len(masks), device=boxes.device, dtype=torch.float32)[:, None]
-    rois = torch.cat([index, boxes.float()], dim=1)  # (N, 5)
-    return roi_align(masks[:, None].float(), rois, size, 1.0, sampling_ratio=0, aligned=True)[:, 0]
+    return crop_mask_pyramid(masks, boxes.float(), (size,))[0]
 
 
 def crop_mask_pyramid(
     masks: Tensor, boxes: Tensor, sizes: Sequence[int], mask_index: Tensor | None = None
 ) -> list[Tensor]:
-    """Area-sample masks at several sizes, each a whole fraction of the largest, in one pass.
+    """Area-sample masks at several sizes, see :func:`crop_masks`.
 
     Args:
         masks: (G, H, W) full-image masks, values 0 or 1.
         boxes: (N, 4) xyxy in image pixels.
         sizes: sides; the largest must be a multiple of each.
-        mask_index: (N,) int64, which of the G masks belongs to each box; by default box i to mask i.
+        mask_index: (N,) int64, the mask of each box; by default mask i for box i.
 
     Returns:
-        One (N, M, M) float32 tensor in [0, 1] per size. Means of equal cells are exact, so a coarse crop equals
-        the mean-pooled fine one.
+        One (N, M, M) float tensor in [0, 1] per size. Only the largest crop is sampled; the others are its means.
     """
     finest = max(sizes)
     if mask_index is None:
@@ -63,7 +58,7 @@ def crop_mask_pyramid(
 
 
 def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:
-    """Half-open range of the pixels whose centres lie in [low, high), cut to [0, limit)."""
+    """Half-open range of the pixels whose centres lie in [low, high), clipped to [0, limit)."""
     return max(0, math.ceil(low - 0.5)), min(limit, math.ceil(high - 0.5))
 
 
@@ -75,10 +70,10 @@ def paste_window(box: Sequence[float], image_size: tuple[int, int]) -> tuple[int
 
 
 def paste_mask_window(mask_probs: Tensor, box: Sequence[float], window: tuple[int, int, int, int]) -> Tensor:
-    """Bilinear values of an (S, S) mask at the pixel centres of a window inside its box: (h, w) float.
+    """Bilinear values (h, w) of an (S, S) mask at the pixel centres of a window inside its box.
 
-    Cells beyond the mask count as 0 (align_corners=False): a covered edge cell ends exactly at the box, a corner is
-    rounded. On 48-px polygons this keeps more of a 14×14 mask than repeating the edge cells does.
+    Cells outside the mask are 0 (align_corners=False), so that a covered border cell ends exactly at the box, with
+    rounded corners. On 48-px polygons this preserves more of a 14×14 mask than repeating the border cells.
     """
     top, bottom, left, right = window
     x0, y0, x1, y1 = (float(v) for v in box)
@@ -108,13 +103,13 @@ def paste_mask(
 def paste_masks(
     mask_probs: Sequence[Tensor] | Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5
 ) -> Tensor:
-    """Paste R masks, sizes mixed or equal, into the image.
+    """Paste R masks of any sizes into the image.
 
     Args:
         mask_probs: R tensors (S_i, S_i), or one (R, S, S), in [0, 1].
         boxes: (R, 4) xyxy in image pixels.
         image_size: (H, W) in pixels.
-        threshold: a pixel belongs to the mask where its value is ≥ threshold.
+        threshold: a pixel is part of the mask if its value is ≥ threshold.
 
     Returns:
         (R, H, W) bool.
@@ -133,8 +128,8 @@ def mask_edges(masks: Tensor) -> Tensor:
         masks: (N, S, S) with values 0 or 1.
 
     Returns:
-        (N, S, S) float, 1 on foreground and background pixels that touch the other side (4-neighbours); the border
-        of the crop is no edge, since values continue beyond it.
+        (N, S, S) float, 1 on foreground and background pixels that touch the other side (4-neighbours). The border of
+        the crop is not an edge, because values are continued outside.
     """
     if len(masks) == 0:
         return masks.float()
@@ -144,7 +139,7 @@ def mask_edges(masks: Tensor) -> Tensor:
 
 
 def _erode(masks: Tensor, reach: tuple[int, int]) -> Tensor:
-    """Erode (K, S, S) 0/1 masks by a rectangle of (2·rows + 1) × (2·columns + 1); beyond the border is background."""
+    """Erode (K, S, S) 0/1 masks by a rectangle of (2·rows + 1) × (2·columns + 1); outside the border is background."""
     rows, columns = reach
     hollow = F.pad((1.0 - masks)[:, None], (columns, columns, rows, rows), value=1.0)
     hollow = F.max_pool2d(hollow, (1, 2 * columns + 1), stride=1)
@@ -152,15 +147,13 @@ def _erode(masks: Tensor, reach: tuple[int, int]) -> Tensor:
 
 
 def grid_boundary_iou(masks: Tensor, truth: Tensor, boxes: Tensor, width: Tensor) -> Tensor:
-    """Boundary IoU of crops, with the boundary's width given in picture pixels.
-
-    What the boundary IoU of the pasted masks would be, measured on the grid of the crop: no mask is pasted.
+    """Boundary IoU on the grid of crops; it approximates that of the pasted masks without pasting them.
 
     Args:
         masks: (N, K, S, S) 0/1, K candidates for each of N instances.
         truth: (N, S, S) 0/1.
-        boxes: (N, 4) xyxy in picture pixels, what the crops cover.
-        width: (N,) width of the boundary in picture pixels.
+        boxes: (N, 4) xyxy of the crops, in pixels.
+        width: (N,) width of the boundary in the same pixels.
 
     Returns:
         (N, K) in [0, 1]; 1 where both boundaries are empty.
@@ -178,14 +171,9 @@ def grid_boundary_iou(masks: Tensor, truth: Tensor, boxes: Tensor, width: Tensor
 
 
 def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Masks at another resolution by the nearest pixel, exactly as ``F.interpolate(…, mode="nearest")`` chooses it.
+    """Resize (N, H, W) uint8 masks to (height, width), equal to ``F.interpolate(…, mode="nearest")``.
 
-    Args:
-        masks: (N, H, W) uint8.
-        size: (height, width) in pixels.
-
-    Returns:
-        (N, height, width) uint8. On the CPU only the rows and columns that an object reaches are touched.
+    On the CPU only the rows and columns of an object are written.
     """
     height, width = size
     if masks.device.type != "cpu" or len(masks) == 0:
@@ -204,6 +192,6 @@ def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """(new,) int64, ascending: which of ``old`` pixels each new one takes, in the arithmetic of PyTorch's kernel."""
+    """(new,) int64, ascending: the source of each new pixel among ``old`` pixels, in the arithmetic of PyTorch."""
     scale = np.float32(old) / np.float32(new)
     return np.minimum(np.floor(np.arange(new, dtype=np.float32) * scale), old - 1).astype(np.int64)

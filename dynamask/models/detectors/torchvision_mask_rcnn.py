@@ -1,4 +1,4 @@
-"""torchvision's whole Mask R-CNN with the backbone and the sizes of a preset: the model to time ours against."""
+"""torchvision's Mask R-CNN with the backbone and the sizes of a preset: the reference for timings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from dynamask.models.detectors.rcnn import anchor_generator
 
 
 def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = None) -> MaskRCNN:
-    """torchvision's Mask R-CNN on the backbone, and with the sizes, of a configuration of ours.
+    """torchvision's Mask R-CNN with the backbone and the sizes of a configuration, stored as ``model.config``.
 
     Args:
-        config: the mask head is as wide as ``region_channels``; ``mask_rois`` is not used, torchvision trains its mask
-            head on every positive RoI.
+        config: ``region_channels`` is the width of the mask head; ``mask_rois`` is not used, because torchvision trains
+            its mask head on every positive RoI.
         backbone_weights: None, "timm", or the path of a .safetensors file under timm's names.
-
-    Returns:
-        The model; ``model.config`` is the configuration.
     """
     count, width = len(config.class_names), config.region_channels
     model = MaskRCNN(

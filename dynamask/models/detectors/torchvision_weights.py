@@ -1,8 +1,7 @@
-"""Detector weights from torchvision's `maskrcnn_resnet50_fpn`: the same network under slightly other names.
+"""Detector weights from torchvision's `maskrcnn_resnet50_fpn`, whose detector is the same network.
 
-torchvision's detector has one output per COCO category_id, the gaps included: 91 with the background, output i is
-category_id i. Ours has contiguous labels, so rows of the box predictor are picked by class. Its mask head is left
-behind.
+torchvision's box predictor has one output per COCO category_id, including the unused ones: 91 with the background. The
+labels here are contiguous, so its rows are selected by class. The mask head is not used.
 """
 
 from __future__ import annotations
@@ -25,54 +24,52 @@ from dynamask.models.dynamask import DynaMask
 from dynamask.structures import DynaMaskError, first_sentence
 
 TORCHVISION = "torchvision"
-"""What stands for torchvision's own COCO weights, which are then downloaded."""
+"""Name of torchvision's COCO weights, which are downloaded."""
 COCO_V1 = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
 CLASSIFIER = "roi_heads.box_predictor.cls_score"
 REGRESSOR = "roi_heads.box_predictor.bbox_pred"
-_LEFT_BEHIND = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
+_MASK_HEAD = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
 _RENAMED = (
     (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), r"\1.0.\2"),
     (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
 )
-"""torchvision's names before its version 0.13, which its published file still has."""
+"""Names before torchvision 0.13, which are still used in the published file → present names."""
 _ONLY_IN_V2 = ("roi_heads.box_head.0.0.weight", "rpn.head.conv.1.0.weight", "backbone.fpn.inner_blocks.0.1.weight")
 
 
-def load_torchvision_detector(model: DynaMask, source: str | Path, batch_norm_eps: float | None = None) -> list[str]:
+def load_torchvision_detector(model: DynaMask, source: str | Path) -> list[str]:
     """Copy backbone, FPN, RPN and box head of torchvision's Mask R-CNN (or Faster R-CNN) into a model, strictly.
 
-    Boxes and scores then equal torchvision's on the same picture; where the model lacks some of torchvision's classes,
-    the scores are those of a softmax over the classes that it has. The mask branch stays as it is.
+    Boxes and scores then equal torchvision's on the same picture, with a softmax over the classes of the model. The
+    mask branch is not changed.
 
     Args:
         model: with torchvision's backbone (`resnet50` for its COCO weights), 256 channels and the ImageNet
-            normalisation, as `dynamask_resnet50_fpn` has them; changed in place.
+            normalisation, such as `dynamask_resnet50_fpn`; changed in place.
         source: "torchvision" (torchvision's COCO weights, downloaded once), or a .pth or .safetensors file with a
-            state dict. A file of 91 outputs is one of COCO; any other must have as many outputs as the model, in the
-            same order.
-        batch_norm_eps: of the source's frozen BatchNorm; by default 0 for torchvision's published file, as torchvision
-            sets it there, and 1e-5 for all others.
+            state dict. A file with 91 outputs is taken as one of COCO; any other must have the outputs of the model, in
+            the same order.
 
     Returns:
-        Names of the model's classes that COCO does not have; their rows of the box predictor stay as they are.
+        Names of the model's classes that COCO does not have; their rows of the box predictor are not changed.
 
     Raises:
-        DynaMaskError: the source cannot be had or read, is of another architecture (`maskrcnn_resnet50_fpn_v2` too),
-            or does not fit; then the keys are named, and the model is unchanged.
+        DynaMaskError: the source cannot be downloaded or read, is of another architecture (such as
+            `maskrcnn_resnet50_fpn_v2`), or does not fit; the message names the keys, and the model is not changed.
     """
     _check_settings(model.config)
     stored = read_torchvision_state(source)
-    eps = batch_norm_eps if batch_norm_eps is not None else (0.0 if _is_published(source) else 1e-5)
     own = model.detector.state_dict()
     picked, unknown = _pick_classes(stored, own, model.config, source)
     _check_fit(picked, own, source)
+    eps = 0.0 if _is_published(source) else 1e-5  # of the source's BatchNorm, as torchvision sets it
     _fold_eps(picked, model.detector, eps, source)
     model.detector.load_state_dict(picked)
     return unknown
 
 
 def is_torchvision_source(source: str | Path) -> bool:
-    """Whether a name or path means torchvision's weights: its name, a file of torch.save, or a foreign .safetensors."""
+    """Whether a name or path means weights of torchvision's detector, and not a weights file of dynamask."""
     path = Path(source)
     if str(source) == TORCHVISION or path.suffix in (".pth", ".pt"):
         return True
@@ -83,23 +80,24 @@ def is_torchvision_source(source: str | Path) -> bool:
             ours = (stored.metadata() or {}).get("format", "").startswith("dynamask")
             return not ours and f"{CLASSIFIER}.weight" in stored.keys()  # noqa: SIM118
     except (SafetensorError, OSError):
-        return False  # whoever reads it says what is wrong
+        return False  # reading it as a weights file gives the error message
 
 
 def read_torchvision_state(source: str | Path) -> dict[str, Tensor]:
-    """Tensors of torchvision's detector under its present names, without its mask head; raises as its caller."""
-    if str(source) == TORCHVISION:
-        stored = _download()
-    else:
-        stored = _read_file(Path(source))
+    """Tensors of torchvision's detector under its present names, without the mask head.
+
+    Raises:
+        DynaMaskError: see :func:`load_torchvision_detector`.
+    """
+    stored = _download() if str(source) == TORCHVISION else _read_file(Path(source))
     if any(key in stored for key in _ONLY_IN_V2):
         raise DynaMaskError(
-            f"weights {source} are torchvision's maskrcnn_resnet50_fpn_v2, whose FPN, RPN and box head are others; "
+            f"weights {source} are torchvision's maskrcnn_resnet50_fpn_v2, whose FPN, RPN and box head differ; "
             "give weights of maskrcnn_resnet50_fpn"
         )
     kept = {}
     for key, value in stored.items():
-        if key.startswith(_LEFT_BEHIND) or key.endswith("num_batches_tracked"):
+        if key.startswith(_MASK_HEAD) or key.endswith("num_batches_tracked"):
             continue
         for pattern, replacement in _RENAMED:
             key = pattern.sub(replacement, key)
@@ -141,7 +139,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _is_published(source: str | Path) -> bool:
-    """Whether this is the file that torchvision publishes, by the start of its SHA-256, which its name carries."""
+    """Whether this is the file that torchvision publishes, by the start of its SHA-256, which is part of its name."""
     if str(source) == TORCHVISION:
         return True
     wanted = re.search(r"-([0-9a-f]{8})\.pth$", COCO_V1.url)[1]
@@ -152,20 +150,20 @@ def _is_published(source: str | Path) -> bool:
 
 
 def _check_settings(config: ModelConfig) -> None:
-    """Refuse a model that would read the same weights otherwise: its input or its anchors are others."""
+    """Refuse a model whose input normalisation or anchors differ from torchvision's."""
     paper = ModelConfig()
     if config.FAMILY != paper.FAMILY:
         raise DynaMaskError("torchvision's detector fits the two-stage models alone; give --backbone-weights instead")
     if (config.image_mean, config.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
-        raise DynaMaskError("torchvision's weights need the ImageNet mean and std; leave image_mean and image_std away")
+        raise DynaMaskError("torchvision's weights need the ImageNet mean and std; omit image_mean and image_std")
     if config.anchor_sizes != paper.anchor_sizes:
-        raise DynaMaskError(f"torchvision's weights need anchors of {paper.anchor_sizes}; leave anchor_sizes away")
+        raise DynaMaskError(f"torchvision's weights need anchors of {paper.anchor_sizes}; omit anchor_sizes")
 
 
 def coco_rows(config: ModelConfig) -> list[int | None]:
-    """The output of torchvision's 91 for each label of a model, the background first; None for a class COCO lacks.
+    """Index among torchvision's 91 outputs of each label of a model, background first; None for a class not in COCO.
 
-    A class is found by its name; one without a name of its own ("class_7", "N/A") by its category_id.
+    A class is found by its name, or by its category_id if it has only a placeholder name ("class_7", "N/A").
     """
     names = {name: row for row, name in enumerate(COCO_V1.meta["categories"]) if name not in ("N/A", "__background__")}
     ids = config.category_ids or tuple(range(1, len(config.class_names)))
@@ -181,10 +179,10 @@ def coco_rows(config: ModelConfig) -> list[int | None]:
 def _pick_classes(
     stored: dict[str, Tensor], own: dict[str, Tensor], config: ModelConfig, source: str | Path
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The stored tensors with the box predictor's rows in the model's order, and the classes that were not found."""
+    """The stored tensors with the rows of the box predictor in the order of the model, and the classes not found."""
     weight, count = stored.get(f"{CLASSIFIER}.weight"), len(config.class_names)
     if weight is None:
-        return stored, []  # the check of the keys will name it
+        return stored, []  # the check of the keys names it
     if len(weight) == len(COCO_V1.meta["categories"]):
         rows = coco_rows(config)
     elif len(weight) == count:
@@ -207,20 +205,20 @@ def _pick_classes(
 
 
 def _check_fit(picked: dict[str, Tensor], own: dict[str, Tensor], source: str | Path) -> None:
-    """Every tensor of the source has its place in the model's detector, with the same shape, and the reverse."""
+    """Refuse tensors whose names or shapes differ from those of the model's detector."""
     missing, foreign = sorted(set(own) - set(picked)), sorted(set(picked) - set(own))
     shapes = sorted(key for key in set(own) & set(picked) if own[key].shape != picked[key].shape)
-    told = [
+    problems = [
         f"{len(keys)} {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
         for what, keys in (("missing", missing), ("too many", foreign), ("of another shape", shapes))
         if keys
     ]
-    if told:
-        raise DynaMaskError(f"weights {source} do not fit this model's detector ({'; '.join(told)})")
+    if problems:
+        raise DynaMaskError(f"weights {source} do not fit this model's detector ({'; '.join(problems)})")
 
 
 def _fold_eps(picked: dict[str, Tensor], detector: nn.Module, eps: float, source: str | Path) -> None:
-    """Move the difference between the two eps of w·(x − mean) / √(var + eps) into the frozen weight w, in place."""
+    """Fold the difference between the two eps of w·(x − mean) / √(var + eps) into the frozen weight w, in place."""
     for name, module in detector.named_modules():
         if isinstance(module, FrozenBatchNorm2d) and module.eps != eps:
             variance = picked[f"{name}.running_var"].double()

@@ -1,7 +1,7 @@
-"""What the mask branch costs, in multiply–accumulates (1 MAC = 2 FLOPs), derived from the built layers.
+"""Cost of the mask branch in multiply–accumulates (1 MAC = 2 FLOPs), derived from its layers.
 
-Counted are convolutions, deformable convolutions and matrix products; interpolation, RoIAlign, activations and biases
-are not, as is usual in the field.
+Convolutions, deformable convolutions and matrix products are counted, but not interpolation, RoIAlign, activations and
+biases, as is usual.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class MaskBranchCosts:
     """MACs of the mask branch.
 
     Attributes:
-        macs_per_instance: cumulative MACs of one instance that stops at 14, 28, 56, 112: the region branch up to that
-            size and its mask predictor for one class; four equal figures where the branch cannot stop early.
+        macs_per_instance: cumulative MACs of one instance that stops at 14, 28, 56, 112, including the mask predictor
+            for one class; all equal if the branch cannot stop early.
         switch_macs: MACs of the switch, per instance.
-        projection_macs_per_pixel: MACs per pixel of each feature map that is projected as a whole.
+        projection_macs_per_pixel: MACs per pixel of each feature map that is projected for the whole image.
         projection_strides: strides of those maps.
     """
 
@@ -37,7 +37,7 @@ class MaskBranchCosts:
         return tuple(macs / self.macs_per_instance[-1] for macs in self.macs_per_instance)
 
     def image_macs(self, map_sizes: list[tuple[int, int]], instances: int) -> dict[str, int]:
-        """MACs that belong to the image: projections of the maps (h, w), coarse to fine, and the switch."""
+        """MACs per image: the projections of the maps of sizes (h, w), coarse to fine, and the switch."""
         rows = {
             f"projection_stride{stride}": macs * height * width
             for stride, macs, (height, width) in zip(
@@ -57,6 +57,6 @@ def switch_macs(switch: MaskSwitchModule) -> int:
 
 
 def mask_branch_costs(head: MaskHead, switch: MaskSwitchModule | None) -> MaskBranchCosts:
-    """Derive all costs from the layers of a built branch; a branch without a switch pays nothing for one."""
+    """Derive the costs of a mask branch from its layers."""
     choosing = 0 if switch is None else switch_macs(switch)
     return MaskBranchCosts(head.macs_per_instance(), choosing, head.map_macs_per_pixel(), head.map_strides)

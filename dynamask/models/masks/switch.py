@@ -1,4 +1,4 @@
-"""Mask Switch Module (MSM): which resolution does a region need?"""
+"""Mask Switch Module (MSM): predicts the mask size that a region needs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dynamask.structures import MASK_SIZES
 
 
 class MaskSwitchModule(nn.Module):
-    """SE block, two stride-2 3×3 convs and two fully connected layers on the 14×14 region feature → 4 logits (Eq. 1).
+    """Squeeze-and-excitation, two 3×3 convolutions of stride 2 and two fully connected layers (Eq. 1).
 
     Args:
-        in_channels: of the region feature.
-        channels: of the two convolutions.
-        hidden: of the first fully connected layer.
+        in_channels: channels of the 14×14 region feature.
+        channels: channels of the two convolutions.
+        hidden: width of the first fully connected layer.
     """
 
     def __init__(self, in_channels: int, channels: int, hidden: int) -> None:

@@ -1,1 +1,1 @@
-"""The one-stage family: SOLO, SOLOv2, and SODAR's aggregation of neighbouring mask representations on either."""
+"""The one-stage family: SOLO and SOLOv2, with or without SODAR's aggregation of neighbouring representations."""

@@ -1,9 +1,9 @@
 """SODAR's aggregation: neighbouring mask representations and a context feature → one mask (§ III of the paper).
 
-SOLO's and SOLOv2's representations are linear in a vector of their cell (SOLOv2's kernel; SOLO's row of a 1×1
-convolution with its bias), so vectors are gathered, or sampled bilinearly, and only the representations that are needed
-are decoded. This equals sampling dense maps of all cells. The aggregation itself knows no model: whoever can say what
-the representations at given positions are can use it, see :mod:`dynamask.models.solo.condinst`.
+The representations of SOLO and SOLOv2 are linear in a vector of their cell (a row of a 1×1 convolution with its bias,
+or a predicted kernel). So vectors are gathered, or sampled bilinearly, and only the required representations are
+decoded, which equals sampling the dense maps of all cells. The aggregation depends on no model: it needs a function
+that decodes the representations of some instances; :mod:`dynamask.models.solo.condinst` is another user.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from dynamask.config import NEIGHBOURS, AggregationConfig
 
 Decoder = Callable[[slice], Tensor]
-"""Some of the instances → their representations (n, S, h, w)."""
+"""Function from a slice of the instances to their representations (n, S, h, w)."""
 _CHUNK_VALUES = 12_000_000
-"""Values of decoded representations held at a time where no gradient is needed."""
+"""Number of values of decoded representations that are held at a time if no gradient is needed."""
 
 
 def base_positions(cell: Tensor, grid: int, mask_grid: int, interpolation: str = "rounded") -> Tensor:
-    """Where a classification cell lies on the grid of representations: (N, 2) float (row, column).
+    """Positions (N, 2) float (row, column) of classification cells on the grid of representations.
 
     Args:
         cell: (N,) int64, row · G + column.
         grid: G.
         mask_grid: G′.
         interpolation: "rounded": i·(G′−1)/(G−1), rounded half to even; "between": the same, not rounded; "floor":
-            ⌊i·G′/G⌋ as the paper writes.
+            ⌊i·G′/G⌋, the paper's formula.
     """
     index = torch.stack([cell // grid, cell % grid], dim=1)
     if interpolation == "floor":
@@ -43,10 +43,10 @@ def base_positions(cell: Tensor, grid: int, mask_grid: int, interpolation: str =
 
 
 def neighbour_positions(base: Tensor, neighbours: str, mask_grid: int) -> Tensor:
-    """(N, S, 2) float (row, column) of the representations that belong to (N, 2) base positions.
+    """Positions (N, S, 2) float (row, column) of the neighbours of base positions (N, 2).
 
     "corners" are the floor and ceil corners in the order (low, high), (high, high), (high, low), (low, low) of
-    (row, column); the other names are offsets from the cell, see ``NEIGHBOURS``. Positions may lie beyond the grid.
+    (row, column); the other names are offsets, see ``NEIGHBOURS``. Positions may lie outside the grid.
     """
     if neighbours == "corners":
         low = base.floor()
@@ -61,10 +61,10 @@ def sample_vectors(vectors: Tensor, image: Tensor, positions: Tensor, border: st
     """Bilinear samples of per-cell vectors.
 
     Args:
-        vectors: (B, V, rows, columns), or (1, V, rows, columns) that all images share.
+        vectors: (B, V, rows, columns), or (1, V, rows, columns) shared by all images.
         image: (N,) int64.
-        positions: (N, S, 2) (row, column); whole numbers give the cells' own vectors exactly.
-        border: "clamp" moves positions beyond the grid to its border; "zero" lets them fade to zero.
+        positions: (N, S, 2) (row, column); whole numbers give the vectors of the cells exactly.
+        border: "clamp" moves positions outside the grid to its border; "zero" interpolates with zeros.
 
     Returns:
         (N, S, V).
@@ -75,12 +75,12 @@ def sample_vectors(vectors: Tensor, image: Tensor, positions: Tensor, border: st
         positions = torch.minimum(positions.clamp_min(0), last)
     low = positions.detach().floor()
     share = (positions - low).to(vectors.dtype)
-    ways = (0, 1) if share.requires_grad or bool(share.any()) else (0,)  # whole numbers have one cell each
+    corners = (0, 1) if share.requires_grad or bool(share.any()) else (0,)  # one cell for whole numbers
     flat = vectors.permute(0, 2, 3, 1).reshape(batch * rows * columns, size)
     first = (image if batch > 1 else torch.zeros_like(image))[:, None] * (rows * columns)
     out = vectors.new_zeros((*positions.shape[:2], size))
-    for down in ways:
-        for right in ways:
+    for down in corners:
+        for right in corners:
             row, column = low[..., 0].long() + down, low[..., 1].long() + right
             weight = (share[..., 0] if down else 1 - share[..., 0]) * (share[..., 1] if right else 1 - share[..., 1])
             inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
@@ -90,15 +90,15 @@ def sample_vectors(vectors: Tensor, image: Tensor, positions: Tensor, border: st
 
 
 def decode(vectors: Tensor, image: Tensor, features: Tensor) -> Tensor:
-    """Representations of sampled vectors: their 1×1 convolution over the image's feature.
+    """Representations of sampled vectors: 1×1 convolutions of the feature of their image.
 
     Args:
-        vectors: (N, S, V): C weights, and where V = C + 1 a bias.
+        vectors: (N, S, V): C weights, and a bias if V = C + 1.
         image: (N,) int64, in rising order.
         features: (B, C, h, w).
 
     Returns:
-        (N, S, h, w), without a sigmoid; the N · S values of a pixel lie side by side, as :func:`dynamic_network` wants.
+        (N, S, h, w) logits; in memory the N · S values of a pixel are adjacent, as :func:`dynamic_network` expects.
     """
     channels, (height, width) = features.shape[1], features.shape[2:]
     parts = []
@@ -112,7 +112,7 @@ def decode(vectors: Tensor, image: Tensor, features: Tensor) -> Tensor:
 
 
 def split_theta(theta: Tensor, widths: Sequence[int], kernel: int) -> list[tuple[Tensor, Tensor]]:
-    """θ (N, D), layer by layer weights then biases → per layer weight (N, out, in, k, k) and bias (N, out)."""
+    """θ (N, D), weights and then biases of each layer → weight (N, out, in, k, k) and bias (N, out) per layer."""
     layers, start = [], 0
     for fan_in, fan_out in zip(widths, widths[1:]):
         end = start + fan_in * fan_out * kernel * kernel
@@ -123,11 +123,11 @@ def split_theta(theta: Tensor, widths: Sequence[int], kernel: int) -> list[tuple
 
 
 def starting_theta(config: AggregationConfig) -> Tensor:
-    """θ (D,) of a network whose output is the centre representation, so that training starts from the plain model.
+    """Initial θ (D,) of a network that returns the centre representation, so that training starts from the plain model.
 
-    Two hidden units carry the representation and its negative through the ReLUs; the others are random, and the last
-    layer does not read them yet. Of corners every one counts a quarter. With the context alone, or a single hidden
-    unit, there is nothing to pass on, and all is random. The paper starts from N(0, 0.01) instead.
+    Two hidden units pass the representation and its negative through the ReLUs; the others are random, and the last
+    layer initially ignores them. "corners" are averaged. With the context alone, or a single hidden unit, all weights
+    are random. The paper initialises from N(0, 0.01²) instead.
     """
     middle, parts = config.kernel // 2, []
     for number, (fan_in, fan_out) in enumerate(zip(config.widths, config.widths[1:]), start=1):
@@ -145,7 +145,7 @@ def starting_theta(config: AggregationConfig) -> Tensor:
 
 
 def _carried(config: AggregationConfig) -> Tensor:
-    """(S,) share of each representation in the one that is passed on."""
+    """(S,) initial weight of each representation."""
     if config.neighbours == "corners":
         return torch.full((config.samples,), 1 / config.samples)
     return torch.tensor([float(offset == (0, 0)) for offset in NEIGHBOURS[config.neighbours]])
@@ -154,15 +154,15 @@ def _carried(config: AggregationConfig) -> Tensor:
 def dynamic_network(
     representations: Tensor, context: Tensor | None, image: Tensor, theta: Tensor, widths: Sequence[int], kernel: int
 ) -> Tensor:
-    """A small convolutional network with its own weights for every instance, all instances in grouped calls.
+    """A small convolutional network with individual weights for every instance, evaluated by grouped convolutions.
 
-    The first layer is linear in its input, the representations followed by the context: its part on the context, which
-    the instances of a picture share, is one plain convolution a picture, and the context is never copied. Everything is
-    channels-last, and the last layer, with its one output, a depthwise convolution that is summed: so they run fastest.
+    The input of the first layer are the representations and the context. Its part for the context, which the instances
+    of a picture share, is one ordinary convolution per picture, so that the context is not copied. For speed, all
+    tensors are channels-last, and the last layer, with a single output, is a depthwise convolution and a sum.
 
     Args:
         representations: (N, S, h, w); S may be 0.
-        context: (B, K, h, w), None without one.
+        context: (B, K, h, w), or None.
         image: (N,) int64, in rising order.
         theta: (N, D), see :func:`split_theta`.
         widths: channels from S + K to 1; ReLU between the layers, none after the last.
@@ -192,34 +192,34 @@ def dynamic_network(
         weight, bias = layers[-1]
         single = weight.flatten(0, 2)[:, None]  # (N·in, 1, k, k)
         x = F.conv2d(F.relu_(x), single, padding=padding, groups=len(single)).reshape(count, -1, height, width)
-        x = sum(x.unbind(1), bias[:, :, None])  # faster than .sum(1), the values of a pixel being neighbours
+        x = sum(x.unbind(1), bias[:, :, None])  # faster than .sum(1) in channels-last layout
     return x.reshape(count, height, width)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """The parts side by side; a single one is not copied."""
+    """Concatenate; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _folded(x: Tensor) -> Tensor:
-    """(N, S, h, w) → (1, N·S, h, w), channels-last; maps of :func:`decode` are not copied."""
-    pixels = x.permute(2, 3, 0, 1).flatten(2)[None]  # (1, h, w, N·S); with this stride of the batch no layer copies it
+    """(N, S, h, w) → (1, N·S, h, w), channels-last; the output of :func:`decode` is not copied."""
+    pixels = x.permute(2, 3, 0, 1).flatten(2)[None]  # (1, h, w, N·S)
     return pixels.permute(0, 3, 1, 2)
 
 
 def linear_decoder(vectors: Tensor, image: Tensor, features: Tensor) -> Decoder:
-    """The decoder of SOLO and SOLOv2: sampled vectors (N, S, V), convolved 1×1 over the features of their images."""
+    """The decoder of SOLO and SOLOv2, from sampled vectors (N, S, V); see :func:`decode`."""
     return lambda part: decode(vectors[part], image[part], features)
 
 
 class MultiLevelContext(nn.Module):
-    """F_c: all pyramid levels at the finest one's size → a few channels of meaning and detail.
+    """F_c: fuses all pyramid levels at the size of the finest into a few channels.
 
     Args:
-        in_channels: of each of the levels.
+        in_channels: of each level.
         out_channels: of the context.
         fusion: "sum" or "concat" of the levels.
-        levels: how many there are.
+        levels: number of levels.
         groups: of the GroupNorm.
     """
 
@@ -237,26 +237,26 @@ class MultiLevelContext(nn.Module):
         if self.fusion == "concat":
             joint = torch.cat([levels[0], *others], dim=1)
         else:
-            joint = reduce(Tensor.add_, chain(others, levels[:1]))  # into the first of the others, which is a copy
+            joint = reduce(Tensor.add_, chain(others, levels[:1]))  # in place, into a resized level
         return self.out(self.reduce(joint))
 
 
 def _enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear to (H, W), channels-last, which is the faster way."""
+    """Resize bilinearly to (H, W) in channels-last layout, which is faster."""
     pixels = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(pixels, size=size, mode="bilinear", align_corners=True)
 
 
 def instances_at_once(in_channels: int, height: int, width: int) -> int:
-    """How many instances are aggregated together where no gradient is needed, so that memory stays bounded."""
+    """Number of instances that are aggregated together if no gradient is needed, to bound the memory."""
     return max(1, _CHUNK_VALUES // (in_channels * height * width))
 
 
 class NeighbourAggregation(nn.Module):
-    """Representations around a cell, and the context, through the dynamic (or one static) network.
+    """Aggregates the representations around a cell and the context by a dynamic (or a static) network.
 
     Args:
-        config: which neighbours, layers, border.
+        config: of the aggregation.
     """
 
     def __init__(self, config: AggregationConfig) -> None:
@@ -276,14 +276,14 @@ class NeighbourAggregation(nn.Module):
     def forward(
         self, decoder: Decoder, image: Tensor, size: tuple[int, int], context: Tensor | None, theta: Tensor | None
     ) -> Tensor:
-        """Mask logits (N, h, w), computed in chunks where no gradient is needed.
+        """Mask logits (N, h, w), computed in chunks if no gradient is needed.
 
         Args:
-            decoder: called as decoder(part), a slice of the instances → their representations (n, S, h, w).
+            decoder: decodes the representations of a slice of the instances.
             image: (N,) int64, in rising order.
             size: (h, w).
-            context: (B, context_channels, h, w); not read where the configuration has no context.
-            theta: (N, D); None with static weights.
+            context: (B, context_channels, h, w); ignored by an aggregation without context.
+            theta: (N, D); None for static weights.
         """
         together = instances_at_once(self.config.in_channels, *size)
         step = max(1, len(image)) if torch.is_grad_enabled() else together

@@ -1,8 +1,8 @@
-"""CondInst (Tian et al. 2020) with SODAR's aggregation: the second model that the aggregation serves.
+"""CondInst (Tian et al. 2020), with or without SODAR's aggregation.
 
-FCOS finds boxes at the locations of P3 … P6; a controller predicts for every location the weights of a mask network
-that runs on a shared mask feature with coordinates relative to the location. Its representations are not linear in the
-controller's vector, so they are decoded at the (bilinearly sampled) neighbours and then aggregated as SODAR's are.
+FCOS predicts boxes at the locations of P3 … P6. A controller predicts for every location the weights of a mask network,
+which runs on a shared mask feature and coordinates relative to the location. Its representations are not linear in the
+weights, so they are decoded at the (bilinearly sampled) neighbours before they are aggregated.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 LEVELS = ("1", "2", "3", "pool")
 STRIDES = (8, 16, 32, 64)
 RANGES = ((0.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 1e8))
-"""Largest side distance of the boxes that each level learns, network-input pixels (FCOS)."""
+"""Range of the largest distance to a side of the boxes of each level, network-input pixels (FCOS)."""
 MASK_STRIDE = 8
 CENTRE_RADIUS = 1.5
-"""Positive locations lie this many strides around the box's centre, at most."""
+"""Largest distance of positive locations from the centre of the box, in strides."""
 _WIDTHS = (10, 8, 8, 1)
-"""Channels of the mask network: eight of the feature and two of the coordinates, then eight, eight, one: 169 values."""
+"""Channels of the mask network: eight of the feature and two coordinates, then 8, 8 and 1; it has 169 weights."""
 
 
 @dataclass
 class Locations:
-    """All locations of all levels of a batch.
+    """Outputs of all locations of all levels for a batch.
 
     Attributes:
         outputs: of FCOS: ``cls_logits`` (B, M, C), ``bbox_regression`` (B, M, 4), ``bbox_ctrness`` (B, M, 1).
         anchors: (M, 4) boxes of one stride around each location.
-        controllers, theta, offsets: per level (B, ·, h, w); the last two None without aggregation or movement.
+        controllers, theta, offsets: per level (B, ·, h, w); the last two may be None.
         feature: (B, 8, H, W) of the masks, at ``MASK_STRIDE``.
         context: (B, K, H, W) or None.
         frame: (H, W) of the padded batch.
@@ -65,18 +65,19 @@ class Locations:
 
 
 class CondInst(nn.Module):
-    """FCOS with conditional convolutions for masks, and neighbour aggregation on top.
+    """FCOS with conditional convolutions for masks, and optional neighbour aggregation.
 
     Args:
-        transform, backbone: built modules.
+        transform: resizes, normalises and pads a list of pictures.
+        backbone: maps (B, 3, H, W) to the feature pyramid.
         num_classes: foreground classes.
         aggregation: None for plain CondInst.
-        channels, depth: of the heads' towers.
+        channels, depth: of the towers.
         groups: of the GroupNorms.
-        mask_cells: positive locations of a picture that train masks, at most, drawn at random.
+        mask_cells: number of positive locations per picture that train masks, at most, drawn at random.
 
     Attributes:
-        means: over whose positives the losses are means; the trainer replaces it where a step has several parts.
+        means: takes the means over positives; the trainer replaces it while a batch is spread over several parts.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class CondInst(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses (``loss_category``, ``loss_box_reg``, ``loss_centerness``, ``loss_dice``), or detections.
 
-        Images and targets are those of :class:`dynamask.models.solo.model.SoloNet`; detections have ``boxes``,
-        ``labels``, ``scores`` and ``masks`` (R, H, W) bool.
+        Arguments are those of :class:`dynamask.models.solo.model.SoloNet`; detections have ``boxes``, ``labels``,
+        ``scores`` and ``masks`` (R, H, W) bool.
         """
         plain = None if targets is None else [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
         batch, placed = self.transform(images, plain)
@@ -132,7 +133,7 @@ class CondInst(nn.Module):
         anchors = [found.anchors] * len(images)
         named = self.head.compute_loss(labels, found.outputs, anchors, matched)
         here = sum(positives)
-        joint = {  # torchvision divides by the locations at hand, at least one
+        joint = {  # torchvision divides by the number of positive locations, at least 1
             name: self.means.per_positive(loss * here.clamp_min(1), here, kind="locations")
             for name, loss in named.items()
         }
@@ -149,7 +150,7 @@ class CondInst(nn.Module):
         return {"loss_category": 1.0, "loss_box_reg": 1.0, "loss_centerness": 1.0, "loss_dice": 3.0}
 
     def locate(self, batch: Tensor) -> Locations:
-        """(B, 3, H, W) normalised → what every location says."""
+        """(B, 3, H, W) normalised → the outputs of every location."""
         features = self.backbone(batch)
         levels = [features[key] for key in LEVELS]
         cells = [self.controller_tower(level) for level in levels]
@@ -168,7 +169,10 @@ class CondInst(nn.Module):
         )
 
     def mask_logits(self, found: Locations, level: int, image: Tensor, cell: Tensor) -> Tensor:
-        """Masks (N, H, W) at ``MASK_STRIDE`` of one level's locations (N,), row · columns + column; images in order."""
+        """Mask logits (N, H, W) at ``MASK_STRIDE`` of locations (N,) of one level, row · columns + column.
+
+        ``image`` (N,) must be in rising order.
+        """
         controllers = found.controllers[level]
         columns = controllers.shape[-1]
         base = torch.stack([cell // columns, cell % columns], dim=1).to(torch.float64)
@@ -194,7 +198,7 @@ class CondInst(nn.Module):
         targets: Sequence[dict[str, Tensor]],
         network_sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Mean dice loss of sampled positive locations; a connected zero without any."""
+        """Mean dice loss of sampled positive locations; a connected zero without positive locations."""
         total, count = [connected_zero(self.parameters())], 0
         counts = [c.shape[-2] * c.shape[-1] for c in found.controllers]
         for image, (match, target) in enumerate(zip(matched, targets)):
@@ -219,7 +223,7 @@ class CondInst(nn.Module):
     def _detect(
         self, found: Locations, index: int, network: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Detections of one picture in its own pixels; at most a hundred."""
+        """At most 100 detections of one picture, in its pixels."""
         out = {key: value[index] for key, value in found.outputs.items()}
         scores = (out["cls_logits"].sigmoid() * out["bbox_ctrness"].sigmoid()).sqrt()
         row, label = torch.nonzero(scores > 0.2).unbind(1)
@@ -253,7 +257,7 @@ class CondInst(nn.Module):
 
 
 def conditional_masks(controllers: Tensor, image: Tensor, positions: Tensor, feature: Tensor, stride: int) -> Tensor:
-    """Representations (N, S, H, W): each position's own mask network on the feature and its relative coordinates.
+    """Representations (N, S, H, W): the mask network of each position on the feature and relative coordinates.
 
     Args:
         controllers: (B, 169, h, w) of a level of the given stride; sampled bilinearly, clamped to the map.
@@ -294,10 +298,10 @@ def anchors_of(level: Tensor, stride: int) -> Tensor:
 
 
 def match_locations(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """The box that each location learns, (M,) int64, −1 for none (FCOS, § 3.2).
+    """Index (M,) int64 of the box that each location learns, −1 for none (FCOS, § 3.2).
 
-    A location is positive if it lies in the box, at most ``CENTRE_RADIUS`` strides from its centre, and the largest
-    distance to the box's sides is in its level's range; of several boxes the smallest counts.
+    A location is positive if it lies in the box, within ``CENTRE_RADIUS`` strides of its centre, and the largest
+    distance to a side is in the range of its level; of several boxes it learns the smallest.
     """
     if len(boxes) == 0:
         return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)

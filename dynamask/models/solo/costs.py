@@ -1,8 +1,8 @@
-"""What a one-stage model costs: parameters, and MACs counted from the modules that run (1 MAC = 2 FLOPs).
+"""Cost of one-stage models: parameters, and MACs counted while the modules run (1 MAC = 2 FLOPs).
 
-Two rules. "macs": multiply-accumulates of convolutions alone. "table7": what Table VII of SODAR counts, as far as it
-can be inferred: besides the MACs one operation for every output that has a bias, two for BatchNorm, four for GroupNorm
-and one for ReLU an element; functional convolutions, and so the aggregation network itself, are not counted.
+There are two rules. "macs" counts the multiply–accumulates of convolutions. "table7" counts what Table VII of SODAR
+appears to count: also one operation per output element with a bias, two for BatchNorm, four for GroupNorm and one for
+ReLU; functional convolutions, including the aggregation network, are not counted.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def operations_per_element() -> dict[type[nn.Module], int]:
 
 
 def trainable_parameters(model: SoloNet) -> int:
-    """Trainable parameters; scale and shift of BatchNorms behind trainable convolutions count, though they stand still.
+    """Number of trainable parameters, including scale and shift of frozen BatchNorms after trainable convolutions.
 
-    So does the public code: its BatchNorms are in evaluation mode, their scale and shift are parameters.
+    The public code of SODAR counts these, too: its BatchNorms are in evaluation mode, but have parameters.
     """
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trains = False
@@ -52,9 +52,9 @@ def trainable_parameters(model: SoloNet) -> int:
 
 
 def network_macs(model: SoloNet, height: int = 800, width: int = 1280, rule: str = "macs") -> dict[str, int]:
-    """MACs on a picture, by part ("body", "fpn", "head", "dense masks"); nothing is computed (meta tensors).
+    """MACs on a picture by part ("body", "fpn", "head", "dense masks"), counted on meta tensors.
 
-    "dense masks" are SOLO's mask maps of all cells, the way the paper runs it.
+    "dense masks" are SOLO's mask maps of all cells, which the paper computes.
 
     Args:
         rule: "macs" or "table7", see the module.
@@ -66,7 +66,7 @@ def network_macs(model: SoloNet, height: int = 800, width: int = 1280, rule: str
             module.register_forward_hook(_counter(counts, part, rule))
     with torch.no_grad():
         grids = copy.head(copy.backbone(torch.zeros(1, 3, height, width, device="meta")))
-    if model.config.kind == "solo":  # the 1×1 convolutions of every cell, which inference runs for candidates alone
+    if model.config.kind == "solo":  # the 1×1 convolutions of all cells; inference runs those of the candidates
         pixels = [grid.features.shape[-2] * grid.features.shape[-1] for grid in grids]
         fan_in = model.config.tower_channels + (rule == "table7")
         counts["dense masks"] = sum(g * g * fan_in * n for g, n in zip(model.config.representation_grids, pixels))
@@ -85,7 +85,7 @@ def _counter(counts: Counter, part: str, rule: str) -> Callable:
 
 
 def decoding_macs(height: int, width: int, kernel_channels: int, config: AggregationConfig | None) -> int:
-    """MACs of one instance's mask on an (height, width) feature: its representations, and their aggregation."""
+    """MACs of the mask of one instance on a (height, width) feature: its representations and their aggregation."""
     per_pixel = kernel_channels * (1 if config is None else config.samples)
     if config is not None:
         per_pixel += sum(a * b for a, b in zip(config.widths, config.widths[1:])) * config.kernel**2
@@ -98,11 +98,11 @@ def mask_strides(config: SoloConfig) -> tuple[int, ...]:
 
 
 def decoded_values(config: SoloConfig, height: int, width: int) -> dict[str, int]:
-    """Values of mask representations that memory has to hold on a padded picture, counted, not measured.
+    """Number of values of mask representations in memory for a padded picture; counted, not measured.
 
     Returns:
-        "dense": maps of every cell of every level, as the papers' code keeps them; "held": the most that are decoded at
-        once here without a gradient, those of one chunk of cells on the finest level.
+        "dense": the maps of all cells of all levels, as in the code of the papers; "held": the largest number that is
+        decoded at once here without gradients, that of one chunk of cells on the finest level.
     """
     sizes = [(-(-height // stride), -(-width // stride)) for stride in mask_strides(config)]
     dense = sum(grid * grid * h * w for grid, (h, w) in zip(config.representation_grids, sizes))

@@ -1,4 +1,4 @@
-"""How a one-stage model arrives at the mask of one cell: its neighbours, their representations and the result."""
+"""Inspection of the mask of one cell of a one-stage model: its neighbours, their representations and the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynamask.models.solo.model import SoloNet
 
 @dataclass(frozen=True)
 class CellView:
-    """The cell of one instance, and what its mask is made of.
+    """The cell of one instance, and the parts of its mask.
 
     Attributes:
         level: 0 (fine) to 4 (coarse).
@@ -50,7 +50,7 @@ class CellView:
 
 @torch.inference_mode()
 def explain(model: SoloNet, encoded: EncodedGrids, level: int, index: int) -> CellView:
-    """What the mask of a cell is made of.
+    """The parts of the mask of a cell.
 
     Args:
         encoded: of one image.

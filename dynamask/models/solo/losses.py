@@ -1,4 +1,4 @@
-"""Losses of the one-stage family: pure functions; weights are applied by the trainer alone."""
+"""Losses of the one-stage family: pure functions; the trainer applies their weights."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def category_loss(logits: Tensor, labels: Tensor, means: Means = LOCAL_MEANS) -> Tensor:
-    """Focal loss (α .25, γ 2) summed over cells and classes, over the number of positive cells plus one.
+    """Focal loss (α 0.25, γ 2) summed over cells and classes, divided by the number of positive cells plus 1.
 
     Args:
         logits: (M, C) of all cells of all levels and images.
-        labels: (M,) int64, 0 the background.
-        means: over whose positive cells.
+        labels: (M,) int64, 0 is the background.
+        means: divides by the number of positive cells.
     """
     truth = F.one_hot(labels, logits.shape[1] + 1)[:, 1:].to(torch.float32)
     total = sigmoid_focal_loss(logits.float(), truth, alpha=0.25, gamma=2.0, reduction="sum")

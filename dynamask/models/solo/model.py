@@ -187,7 +187,7 @@ class SoloNet(PretrainedModel):
     def _mask_losses(
         self, encoded: EncodedGrids, assigned: Sequence[Assignment], targets: Sequence[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Dice losses, means over all positive cells of all levels and images; a connected zero without any."""
+        """Mean dice losses over the positive cells of all levels and images; connected zeros without positive cells."""
         total, direct, count = [], [], 0
         supervised = self.aggregation is not None and self.aggregation.config.direct_weight > 0
         for group in self.level_groups:
