@@ -17,7 +17,7 @@ import torch
 from gradio.utils import get_upload_folder
 
 from app.arguments import number, whole_number
-from app.errors import refuse
+from app.errors import notifying
 from app.images import png_url
 from app.source_pictures import read_upload
 from dynamask.config import STRIDES
@@ -44,6 +44,7 @@ MAX_SEED = 2**31 - 1
 def build(context: PageContext) -> None:
     """Add the endpoints to the page that is being built."""
 
+    @notifying
     def predict(
         image: dict | str,
         weights: str = context.explorer.catalog.first,
@@ -54,27 +55,20 @@ def build(context: PageContext) -> None:
         all_sizes: bool = False,
     ) -> dict:
         """Find the objects of a picture, or take given boxes, and make a mask of the chosen size for each."""
-        try:
-            predictor = context.predictor(weights)
-            options = checked_options(predictor, policy, budget, score, boxes, all_sizes)
-            picture = opened_picture(image, Path(get_upload_folder()))
-            return answer_of(predictor(picture, **options), predictor, weights, options["all_sizes"])
-        except DynaMaskError as error:
-            refuse(error)
+        predictor = context.predictor(weights)
+        options = checked_options(predictor, policy, budget, score, boxes, all_sizes)
+        picture = opened_picture(image, Path(get_upload_folder()))
+        return answer_of(predictor(picture, **options), predictor, weights, options["all_sizes"])
 
+    @notifying
     def select(prediction: dict, policy: str = "learned", budget: float | None = None) -> dict:
         """Choose the sizes of an answer of /predict anew: another policy or budget, no picture needed."""
-        try:
-            return reselected(prediction, policy, budget)
-        except DynaMaskError as error:
-            refuse(error)
+        return reselected(prediction, policy, budget)
 
+    @notifying
     def scene(seed: int = 0, index: int = 0, difficulty: float | None = None) -> dict:
         """Make a scene of the shapes data set: its picture and the truth about its objects."""
-        try:
-            return scene_of(seed, index, difficulty)
-        except DynaMaskError as error:
-            refuse(error)
+        return scene_of(seed, index, difficulty)
 
     queue = {key: value for key, value in context.model_queue.items() if key != "trigger_mode"}
     gr.api(predict, api_name="predict", **queue)

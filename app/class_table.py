@@ -30,7 +30,7 @@ from app.downloads import spreadsheet_text
 from dynamask.data.coco_format import read_coco
 from dynamask.data.pictures import read_picture
 from dynamask.data.sources import Data
-from dynamask.engine.evaluate import Collector, EvaluationOptions, Instances
+from dynamask.engine.evaluate import Collector, EvaluationOptions
 from dynamask.evaluation.ideal_masks import METRICS, NEEDS, IdealQuality, ideal_quality, summarise
 from dynamask.models.weights import checkpoint_dir, list_bundled
 from dynamask.predict import Predictor
@@ -60,27 +60,41 @@ def bundled_tables() -> dict[str, dict[str, Any]]:
     return found
 
 
-def predicted(predictor: Predictor, dataset: Data, indices: Sequence[int]) -> Iterator[tuple[int, Instances]]:
-    """Predict the true instances of pictures one by one; yields (pictures done, all instances so far).
+def rows_in_true_boxes(
+    predictor: Predictor, dataset: Data, indices: Sequence[int]
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Predict masks in true boxes; yields (pictures done, rows of the classes as `class_rows` makes them).
+
+    The rows are those of all pictures, and empty before the last one is done.
 
     Raises:
         DynaMaskError: weights and data have no class in common, or a picture cannot be read.
     """
     collector = Collector(predictor, dataset, EvaluationOptions(boxes="gt"), every_size=True)
+    found = collector.instances
     for done, index in enumerate(indices, start=1):
         collector.add(*dataset[index])
-        collector.instances.rles.clear()  # masks of every size are not needed any more
-        yield done, collector.instances
+        found.rles.clear()  # masks of every size are not needed any more
+        if done < len(indices):
+            yield done, []
+    names = class_names_of(found, dataset)
+    known = [i for i, name in enumerate(names) if name is not None]
+    choice = np.array(found.choice, dtype=np.int64)[known]
+    yield len(indices), class_rows([str(names[i]) for i in known], choice, found.quality("boundary_iou")[known])
 
 
-def detected(predictor: Predictor, pictures: Sequence[Path]) -> Iterator[tuple[int, list[tuple[str, int]]]]:
-    """Detect on pictures without annotations; yields (pictures done, (class, size index) of all instances so far)."""
-    found: list[tuple[str, int]] = []
+def rows_of_detections(predictor: Predictor, pictures: Sequence[Path]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Detect objects; yields as `rows_in_true_boxes`, without quality."""
+    names: list[str] = []
+    sizes: list[int] = []
     for done, path in enumerate(pictures, start=1):
         prediction = predictor(read_picture(path.read_bytes()), score=SCORE)
-        names = [predictor.class_names[label] for label in prediction.labels.tolist()]
-        found += [(name, MASK_SIZES.index(size)) for name, size in zip(names, prediction.mask_size.tolist())]
-        yield done, found
+        names += [predictor.class_names[label] for label in prediction.labels.tolist()]
+        sizes += [MASK_SIZES.index(size) for size in prediction.mask_size.tolist()]
+        if done < len(pictures):
+            yield done, []
+    unknown = np.full((len(names), len(MASK_SIZES)), np.nan)
+    yield len(pictures), class_rows(names, np.array(sizes, dtype=np.int64), unknown)
 
 
 def ideal(coco: dict[str, Any], min_area: float = 0.0) -> Iterator[tuple[int, IdealQuality]]:
@@ -107,20 +121,6 @@ def _joined(parts: Sequence[IdealQuality]) -> IdealQuality:
     return IdealQuality(names, *(np.concatenate([getattr(part, key) for part in parts]) for key in ("areas", *METRICS)))
 
 
-def own_rows(found: Instances, dataset: Data) -> list[dict[str, Any]]:
-    """Rows of the classes for instances in true boxes, as `class_rows` makes them."""
-    named = class_names_of(found, dataset)
-    there = [i for i, name in enumerate(named) if name is not None]
-    choice = np.array(found.choice, dtype=np.int64)[there]
-    return class_rows([str(named[i]) for i in there], choice, found.quality("boundary_iou")[there])
-
-
-def detected_rows(found: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-    """Rows of the classes for detections."""
-    choice = np.array([size for _, size in found], dtype=np.int64)
-    return class_rows([name for name, _ in found], choice, np.full((len(found), len(MASK_SIZES)), np.nan))
-
-
 def make_table(
     rows: Sequence[dict[str, Any]],
     needs: IdealQuality | None,
@@ -133,7 +133,7 @@ def make_table(
     """The table of a data set, see the module's docstring.
 
     Args:
-        rows: from `own_rows` or `detected_rows`; empty without weights.
+        rows: of the classes, from `class_rows`; empty without weights.
         needs: quality of ideal masks; None without annotations.
         weights: their name.
         data: name of the data.

@@ -8,13 +8,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from app.images import UInt8Array, png_bytes
+from app.images import png_bytes
 from app.session import Session
 from dynamask.data.pictures import read_picture
 from dynamask.ops.rle import encode_rle
@@ -24,36 +24,6 @@ from dynamask.viz.style import LEVEL_COLOURS
 
 Picks = Sequence[tuple[int, int]]
 """(row of the instance, index of its size) of the shown instances, best score first."""
-
-
-def download(session: Session, what: str, picks: Picks, opacity: float, boxes: bool) -> dict[str, str]:
-    """A file as `name`, `media` type and base64 `data`.
-
-    Args:
-        session: the picture and its instances.
-        what: a key of ``FILES``.
-        picks: the shown instances and their sizes.
-        opacity: of the overlay's fills, 0–1.
-        boxes: draw boxes into the overlay.
-    """
-    ending, media = FILES[what]
-    makers: dict[str, Callable[[], bytes]] = {
-        "overlay": lambda: png_bytes(overlay(session, picks, opacity, boxes)),
-        "ids": lambda: png_bytes(instance_map(session, picks)),
-        "coco": lambda: coco_results(session, picks),
-        "csv": lambda: instance_table(session, picks),
-    }
-    data = base64.b64encode(makers[what]()).decode("ascii")
-    return {"type": "file", "name": file_name(session.picture.title, ending), "media": media, "data": data}
-
-
-FILES: dict[str, tuple[str, str]] = {
-    "overlay": ("overlay.png", "image/png"),
-    "ids": ("ids.png", "image/png"),
-    "coco": ("results.json", "application/json"),
-    "csv": ("instances.csv", "text/csv"),
-}
-"""The end of the file name and the media type of each file."""
 
 
 def file_name(title: str, ending: str) -> str:
@@ -67,16 +37,24 @@ def spreadsheet_text(text: str) -> str:
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
 
 
-def overlay(session: Session, picks: Picks, opacity: float, boxes: bool) -> UInt8Array:
-    """The picture (H, W, 3) with fills, outlines and printed sizes, or for one-stage weights class, score and level."""
+def overlay(session: Session, picks: Picks, opacity: float, boxes: bool) -> bytes:
+    """PNG of the picture with fills, outlines and printed sizes, or for one-stage weights class, score and level.
+
+    Args:
+        session: the picture and its instances.
+        picks: the shown instances and their sizes.
+        opacity: of the fills, 0–1.
+        boxes: draw boxes.
+    """
     image, found, rows = read_picture(session.picture.source), session.instances, [row for row, _ in picks]
     masks = _masks(session, picks)
     if session.levels is None:
         sizes = [MASK_SIZES[k] for _, k in picks]
-        return draw_overlay(image, masks, sizes, found.boxes[rows] if boxes else None, opacity=opacity)
+        drawn = draw_overlay(image, masks, sizes, found.boxes[rows] if boxes else None, opacity=opacity)
+        return png_bytes(drawn)
     levels = found.level[rows].tolist()
     texts = [f"{found.names[row]} {found.scores[row]:.2f} L{level + 1}" for row, level in zip(rows, levels)]
-    return draw_instances(
+    drawn = draw_instances(
         image,
         torch.from_numpy(masks),
         torch.from_numpy(found.boxes[rows]),
@@ -86,6 +64,7 @@ def overlay(session: Session, picks: Picks, opacity: float, boxes: bool) -> UInt
         [LEVEL_COLOURS[level] for level in levels],
         boxes,
     )
+    return png_bytes(drawn)
 
 
 def _masks(session: Session, picks: Picks) -> np.ndarray:
@@ -94,12 +73,12 @@ def _masks(session: Session, picks: Picks) -> np.ndarray:
     return np.array(masks, dtype=bool).reshape(len(picks), *session.image_size)
 
 
-def instance_map(session: Session, picks: Picks) -> np.ndarray:
-    """(H, W) uint16: 0 for the background, else the number of the instance on the page, the best score on top."""
+def instance_map(session: Session, picks: Picks) -> bytes:
+    """PNG (16-bit grey): 0 for the background, else the number of the instance on the page, the best score on top."""
     ids = np.zeros(session.image_size, dtype=np.uint16)
     for (row, _), mask in zip(reversed(picks), reversed(_masks(session, picks)), strict=True):
         ids[mask] = row + 1
-    return ids
+    return png_bytes(ids)
 
 
 def coco_results(session: Session, picks: Picks) -> bytes:
@@ -152,3 +131,23 @@ def instance_table(session: Session, picks: Picks) -> bytes:
         quality = [*found.mask_iou[row], *found.boundary_iou[row]]
         writer.writerow([*cells, *("" if math.isnan(value) else f"{value:.4f}" for value in quality)])
     return buffer.getvalue().encode()
+
+
+FILES: dict[str, tuple[str, str]] = {
+    "overlay": ("overlay.png", "image/png"),
+    "ids": ("ids.png", "image/png"),
+    "coco": ("results.json", "application/json"),
+    "csv": ("instances.csv", "text/csv"),
+}
+"""The end of the file name and the media type of each file."""
+
+
+def download(session: Session, what: str, picks: Picks, opacity: float, boxes: bool) -> dict[str, str]:
+    """A file of `FILES` as `name`, `media` type and base64 `data`; see :func:`overlay` for the other arguments."""
+    if what == "overlay":
+        data = overlay(session, picks, opacity, boxes)
+    else:
+        data = {"ids": instance_map, "coco": coco_results, "csv": instance_table}[what](session, picks)
+    name, media = FILES[what]
+    text = base64.b64encode(data).decode("ascii")
+    return {"type": "file", "name": file_name(session.picture.title, name), "media": media, "data": text}

@@ -10,19 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from app.arguments import number, whole_number
 from app.catalog import WeightsCatalog
 from app.cell_explanations import RecentPredictions, explanation, matching_row
 from app.downloads import FILES, Picks, download
-from app.images import UInt8Array, jpeg_url, shrunk
+from app.images import jpeg_url, shrunk
 from app.messages import LOWEST_SCORE, as_json, more_message, view_message
 from app.session import Session, SessionInstances
 from app.source_pictures import SCENES, SourcePicture, read_upload, scene_picture
 from dynamask.data.pictures import read_picture
-from dynamask.predict import CachedRegions, Predictor
+from dynamask.predict import CachedRegions
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.overlay import encode_jpeg
 
@@ -83,7 +82,8 @@ class ExploreHandlers:
         if session is None or request.get("token") != session.token:
             raise DynaMaskError("this picture is no longer kept on the server; open it again")
         if request["ask"] == "draw":
-            return self.draw(request, session)
+            added, session = self._add_boxes(session, request.get("boxes"))
+            return more_message(session, added), session
         if request["ask"] == "explain":
             return self.explain(request, session), session
         picks = checked_picks(request.get("picks"), session)
@@ -114,7 +114,9 @@ class ExploreHandlers:
         """The picture that a request names: an example, a scene, an upload, or the present one."""
         kind = request.get("kind")
         if kind == "example":
-            return self.example(request.get("key"))
+            for example in self.examples:
+                if example.key == request.get("key"):
+                    return example
         if kind == "scene":
             difficulty = request.get("difficulty")
             return scene_picture(
@@ -128,13 +130,6 @@ class ExploreHandlers:
         if kind == "same" and session is not None:
             return session.picture
         raise DynaMaskError("there is no such picture; choose one of those shown")
-
-    def example(self, name: Any) -> SourcePicture:
-        """An example by its file name; DynaMaskError if there is none."""
-        for example in self.examples:
-            if example.key == name:
-                return example
-        raise DynaMaskError("there is no such example; choose one of the pictures shown")
 
     def analyse(self, picture: SourcePicture, weights: str) -> tuple[str, Session]:
         """Find the instances of a picture with their masks at all sizes.
@@ -166,11 +161,6 @@ class ExploreHandlers:
 
     # ---- smaller requests ----
 
-    def draw(self, request: Mapping[str, Any], session: Session) -> tuple[str, Session]:
-        """Masks for boxes that the visitor drew."""
-        added, grown = self._add_boxes(session, request.get("boxes"))
-        return more_message(grown, added), grown
-
     def _add_boxes(self, session: Session, boxes: Any) -> tuple[SessionInstances, Session]:
         """Instances for given boxes, and the session with them."""
         if not isinstance(boxes, list) or not boxes:
@@ -183,7 +173,7 @@ class ExploreHandlers:
         added = SessionInstances.of(prediction, drawn=True)
         if session.picture.truth is not None:
             added = added.compared(session.picture.truth)
-        return added, session.with_more(added)
+        return added, dataclasses.replace(session, instances=session.instances.joined(added))
 
     def explain(self, request: Mapping[str, Any], session: Session) -> str:
         """The cell, the neighbours and the representations behind one instance of one-stage weights."""
@@ -206,10 +196,14 @@ class ExploreHandlers:
         milliseconds = 0.0
         if picks:
             rows, sizes = map(list, zip(*picks))
-            found = session.instances
+            boxes, labels = session.instances.boxes[rows], session.instances.labels[rows].tolist()
             image = read_picture(session.picture.source)
             predictor = self.catalog.get(session.weights)
-            milliseconds = mask_branch_time(predictor, image, found.boxes[rows], found.labels[rows].tolist(), sizes)
+            prediction = predictor(image, boxes=boxes, labels=labels, policy=f"fixed:{MASK_SIZES[0]}")
+            fresh = CachedRegions(prediction.regions.branch, prediction.regions.state)  # the same without masks
+            start = time.perf_counter()
+            fresh.ensure(torch.tensor(sizes))
+            milliseconds = prediction.timings["regions"] + (time.perf_counter() - start) * 1e3
         mean = sum(session.macs[k] for _, k in picks) / max(1, len(picks))
         return as_json({"type": "time", "milliseconds": round(milliseconds, 3), "count": len(picks), "mean": mean})
 
@@ -260,22 +254,3 @@ def checked_picks(picks: Any, session: Session) -> list[tuple[int, int]]:
         row = whole_number(row, "instance", 0, max(0, count - 1))
         checked.append((row, whole_number(k, "size", 0, len(session.macs) - 1)))
     return checked
-
-
-def mask_branch_time(
-    predictor: Predictor, image: UInt8Array, boxes: np.ndarray, labels: list[int], size_index: list[int]
-) -> float:
-    """Milliseconds of the mask branch for boxes with one size each.
-
-    Args:
-        predictor: whose branch runs.
-        image: (H, W, 3) RGB.
-        boxes: (R, 4) xyxy in pixels, R ≥ 1.
-        labels: R labels from 1.
-        size_index: R indices into ``MASK_SIZES``.
-    """
-    prediction = predictor(image, boxes=boxes, labels=labels, policy=f"fixed:{MASK_SIZES[0]}")
-    fresh = CachedRegions(prediction.regions.branch, prediction.regions.state)  # the same regions without masks
-    start = time.perf_counter()
-    fresh.ensure(torch.tensor(size_index))
-    return prediction.timings["regions"] + (time.perf_counter() - start) * 1e3

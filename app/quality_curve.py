@@ -68,8 +68,7 @@ def checked_rows(shown: Any, count: int) -> np.ndarray:
     """(R,) int64 indices below `count`, each once; DynaMaskError for anything else."""
     if shown is None:
         return np.arange(count)
-    whole = isinstance(shown, (list, tuple)) and all(isinstance(i, int) and not isinstance(i, bool) for i in shown)
-    if not whole or not all(0 <= i < count for i in shown):
+    if not isinstance(shown, (list, tuple)) or not all(type(i) is int and 0 <= i < count for i in shown):
         raise DynaMaskError("the page shows another picture than the server keeps; choose the picture again")
     return np.array(sorted(set(shown)), dtype=np.int64)
 

@@ -179,10 +179,6 @@ class Session:
             None if prediction.cells is None else _levels(prediction),
         )
 
-    def with_more(self, others: SessionInstances) -> Session:
-        """The same picture with more instances."""
-        return replace(self, instances=self.instances.joined(others))
-
     def cell_of(self, row: int) -> tuple[int, int, int]:
         """Level from 0, row and column of the cell of an instance of one-stage weights."""
         level = int(self.instances.level[row])

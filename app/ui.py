@@ -13,13 +13,12 @@ from gradio.utils import get_upload_folder
 
 from app import api
 from app.context import PageContext
-from app.errors import refuse
+from app.errors import notifying
 from app.handlers import ExploreHandlers
 from app.messages import as_json
 from app.session import Session
 from app.tabs import budget_tab, classes_tab, train_tab
 from app.templates import module_loader, static_route, template
-from dynamask.structures import DynaMaskError
 
 STYLES = ("explore.css", "details.css", "one_stage.css")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
@@ -55,11 +54,9 @@ def explore(context: PageContext) -> None:
         weights=as_json(explorer.catalog.choices()),
     )
 
+    @notifying
     def answer(session: Session | None, event: gr.EventData) -> tuple[str, Session | None]:
-        try:
-            return explorer.answer(event._data, session, Path(get_upload_folder()))
-        except DynaMaskError as error:
-            refuse(error)
+        return explorer.answer(event._data, session, Path(get_upload_folder()))
 
     answered = canvas.select(
         answer,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
-from app.class_table import detected, detected_rows, ideal, make_table, own_rows, predicted
+from app.class_table import ideal, make_table, rows_in_true_boxes, rows_of_detections
 from dynamask.data.coco_format import load_coco, read_coco, read_listing, restricted
 from dynamask.data.findings import raise_fatal
 from dynamask.data.sources import open_data
@@ -58,26 +58,41 @@ def unpacked(files: Sequence[str | Path]) -> Iterator[UploadedData]:
     with tempfile.TemporaryDirectory(prefix="dynamask-") as name:
         folder = Path(name)
         (folder / "images").mkdir()
-        room = MAX_BYTES
         try:
-            for file in files:
-                path = Path(file)
-                room -= _unpack(path, folder, room) if path.suffix.lower() == ".zip" else _copy(path, folder, room)
+            _store(files, folder)
             yield _read(folder)
         except DynaMaskError as error:  # error messages must not name the folder
             words = str(error).replace(f"{folder / 'images'}{os.sep}", "").replace(f"{folder}{os.sep}", "")
             raise DynaMaskError(words) from None
 
 
-def _copy(path: Path, folder: Path, room: int) -> int:
-    """Copy a picture or JSON into the folder; returns its size in bytes."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size > room:
-        raise DynaMaskError(f"the files hold more than {MAX_BYTES // 2**20} MB; send fewer or smaller ones")
-    target = _target(path.name, folder)
-    if target is not None:
-        shutil.copyfile(path, target)
-    return size
+def _store(files: Sequence[str | Path], folder: Path) -> None:
+    """Copy the pictures and JSON files, those inside zip files included, into the folder."""
+    used = 0
+    try:
+        for name, open_file in _entries(files):
+            target = _target(name, folder)
+            if target is None:
+                continue
+            with open_file() as source, target.open("wb") as out:
+                while chunk := source.read(2**20):  # the size in the header of a zip may be wrong
+                    used += len(chunk)
+                    if used > MAX_BYTES:
+                        raise DynaMaskError(f"the files hold more than {MAX_BYTES // 2**20} MB; upload fewer of them")
+                    out.write(chunk)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+        raise DynaMaskError("a file cannot be read; if it is a zip, pack it again without a password") from error
+
+
+def _entries(files: Sequence[str | Path]) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """The name of each file and of each file inside a zip, with a function that opens it."""
+    for path in map(Path, files):
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                entries = [entry for entry in archive.infolist()[:MAX_FILES] if not entry.is_dir()]
+                yield from ((entry.filename, partial(archive.open, entry)) for entry in entries)
+        else:
+            yield path.name, partial(path.open, "rb")
 
 
 def _target(name: str, folder: Path) -> Path | None:
@@ -88,27 +103,6 @@ def _target(name: str, folder: Path) -> Path | None:
     if Path(bare).suffix.lower() == ".json":
         return folder / bare
     return folder / "images" / bare if Path(bare).suffix.lower() in PICTURE_ENDINGS else None
-
-
-def _unpack(path: Path, folder: Path, room: int) -> int:
-    """Unpack the pictures and the JSON of a zip; returns their unpacked size in bytes."""
-    used = 0
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist()[:MAX_FILES]:
-                target = None if entry.is_dir() else _target(entry.filename, folder)
-                if target is None:
-                    continue
-                with archive.open(entry) as source, target.open("wb") as out:
-                    while chunk := source.read(2**20):  # the size in the header may be wrong
-                        used += len(chunk)
-                        if used > room:
-                            limit = MAX_BYTES // 2**20
-                            raise DynaMaskError(f"the zip holds more than {limit} MB unpacked; send a smaller one")
-                        out.write(chunk)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
-        raise DynaMaskError("the zip cannot be read; pack it again without a password") from error
-    return used
 
 
 def _read(folder: Path) -> UploadedData:
@@ -145,34 +139,33 @@ def _with_pictures(coco: dict[str, Any], names: set[str]) -> tuple[dict[str, Any
     return {**restricted(coco, ids), "images": kept}, len(images) - len(kept)
 
 
-def analyse(found: UploadedData, predictor: Predictor, weights: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def analyse(data: UploadedData, predictor: Predictor, weights: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Make the table of classes; yields (progress text, None), at the end (summary, table).
 
     Raises:
         DynaMaskError: the pictures cannot be read, or weights and annotations have no class in common.
     """
-    if found.pictures:
+    needs, rows, boxes, macs, count = None, [], None, None, len(data.pictures)
+    if data.pictures:
         predictor.check_switch("the table of classes")
-    needs, rows, boxes, data = None, [], None, "uploaded pictures"
-    if found.coco is not None:
-        for done, quality in ideal(found.coco):
-            needs = quality
-            yield f"Ideal masks: picture {done} of {len(found.coco['images'])}", None
-    if found.pictures and found.coco is not None:
-        annotations = found.folder / "kept.json"
-        annotations.write_text(json.dumps(found.coco), encoding="utf-8")
-        dataset = open_data(None, found.folder / "images", annotations, predictor.class_names)
-        for done, instances in predicted(predictor, dataset, range(len(dataset))):
+        macs = predictor.costs.macs_per_instance
+    if data.coco is not None:
+        count = len(data.coco["images"])
+        for done, needs_so_far in ideal(data.coco):
+            needs = needs_so_far
+            yield f"Ideal masks: picture {done} of {count}", None
+    if data.pictures and data.coco is not None:
+        boxes, annotations = "gt", data.folder / "kept.json"
+        annotations.write_text(json.dumps(data.coco), encoding="utf-8")
+        dataset = open_data(None, data.folder / "images", annotations, predictor.class_names)
+        for done, rows_so_far in rows_in_true_boxes(predictor, dataset, range(len(dataset))):
+            rows = rows_so_far
             yield f"Masks in true boxes: picture {done} of {len(dataset)}", None
-            rows = [] if done < len(dataset) else own_rows(instances, dataset)
-        boxes = "gt"
-    elif found.pictures:
-        for done, pairs in detected(predictor, found.pictures):
-            yield f"Detections: picture {done} of {len(found.pictures)}", None
-            rows = [] if done < len(found.pictures) else detected_rows(pairs)
+    elif data.pictures:
         boxes = "detected"
-    macs = predictor.costs.macs_per_instance if found.pictures else None
-    pictures = len(found.pictures) or len(found.coco["images"] if found.coco else [])
-    table = make_table(rows, needs, weights, data, pictures, boxes, macs)
-    more = f"; {found.left_out} more were left out" if found.left_out else ""
-    yield f"Done: {table['instances']} instances in {pictures} pictures{more}.", table
+        for done, rows_so_far in rows_of_detections(predictor, data.pictures):
+            rows = rows_so_far
+            yield f"Detections: picture {done} of {count}", None
+    table = make_table(rows, needs, weights, "uploaded pictures", count, boxes, macs)
+    more = f"; {data.left_out} more were left out" if data.left_out else ""
+    yield f"Done: {table['instances']} instances in {count} pictures{more}.", table

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
-from helpers.app_fakes import fake_catalog
+from helpers.app_fakes import ask, exported, fake_catalog, open_upload
 from helpers.app_pages import STATE, fits, go, open_page, picks, use
 from helpers.small_models import finding_solo
 from PIL import Image
@@ -53,14 +53,7 @@ def prediction(predictor, picture):
 def shown(predictor, picture):
     """Handlers, the view of an upload, and its session."""
     handlers = ExploreHandlers(fake_catalog("solo", ("people",), solo=predictor), [])
-    request = {"ask": "open", "kind": "upload", "path": str(picture), "name": "photo.png", "weights": "solo"}
-    text, session = handlers.answer(request, None, picture.parent)
-    return handlers, json.loads(text), session
-
-
-def ask(shown, picture, **request) -> dict:
-    handlers, _, session = shown
-    return json.loads(handlers.answer({"token": session.token, **request}, session, picture.parent)[0])
+    return handlers, *open_upload(handlers, picture, weights="solo")
 
 
 def with_masks(predictor: Predictor, masks: np.ndarray, boxes: list):
@@ -114,10 +107,10 @@ def test_large_masks_are_shrunk_for_the_browser(predictor):
     assert sent.shape == (224, MASK_SIDE) and (sent == 255).all()
 
 
-def test_an_instance_is_explained_as_the_predictor_explains_it(shown, prediction, picture):
-    handlers, view, _ = shown
+def test_an_instance_is_explained_as_the_predictor_explains_it(shown, prediction):
+    handlers, view, session = shown
     row = len(view["instances"]) - 1
-    got, seen = ask(shown, picture, ask="explain", row=row), prediction.cells.explain(row)
+    (got, _), seen = ask(handlers, session, ask="explain", row=row), prediction.cells.explain(row)
     scale = np.array(seen.frame) / seen.mask_grid
     np.testing.assert_allclose(got["positions"], ((seen.positions.numpy() + 0.5) * scale)[:, ::-1])
     np.testing.assert_allclose(got["base"], ((seen.base.numpy() + 0.5) * scale)[:, ::-1])
@@ -127,10 +120,11 @@ def test_an_instance_is_explained_as_the_predictor_explains_it(shown, prediction
     urls = [*(tile["picture"] for tile in got["tiles"]), got["mask"]]
     assert len({Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size for url in urls}) == 1
     handlers._recent = RecentPredictions()  # dropped: the model runs again
-    assert {**ask(shown, picture, ask="explain", row=row), "turn": 0} == {**got, "turn": 0}
+    again, _ = ask(handlers, session, ask="explain", row=row)
+    assert {**again, "turn": 0} == {**got, "turn": 0}
     for wrong in (-1, len(view["instances"]), 0.5, None, "0"):
         with pytest.raises(DynaMaskError, match="instance .* is not usable"):
-            ask(shown, picture, ask="explain", row=wrong)
+            ask(handlers, session, ask="explain", row=wrong)
 
 
 def test_only_the_last_predictions_are_kept_and_no_masks(prediction):
@@ -147,36 +141,32 @@ def test_what_needs_a_switch_or_boxes_is_refused(shown, predictor, picture):
     handlers, _, session = shown
     for request in ({"ask": "draw", "boxes": [[1, 1, 20, 20]]}, {"ask": "measure", "picks": []}):
         with pytest.raises(DynaMaskError, match="needs two-stage weights, and solo are one-stage"):
-            ask(shown, picture, **request)
+            ask(handlers, session, **request)
     with pytest.raises(DynaMaskError, match="size .* is not usable"):
-        ask(shown, picture, ask="export", what="coco", picks=[[0, 5]])
-    same = {"ask": "open", "kind": "same", "keep": True, "weights": "people"}
-    other, opened = handlers.answer(same, session, picture.parent)
-    assert "family" not in json.loads(other) and opened.levels is None
+        exported(handlers, session, "coco", [[0, 5]])
+    other, opened = ask(handlers, session, ask="open", kind="same", keep=True, weights="people")
+    assert "family" not in other and opened.levels is None
     with pytest.raises(DynaMaskError, match="choose one-stage weights"):
-        handlers.answer({"ask": "explain", "token": opened.token, "row": 0}, opened, picture.parent)
+        ask(handlers, opened, ask="explain", row=0)
     with unpacked([picture]) as data, pytest.raises(DynaMaskError, match="needs a switch"):
         list(analyse(data, predictor, "solo"))
 
 
-def test_downloads_hold_level_and_cell(shown, prediction, picture):
-    _, view, _ = shown
+def test_downloads_hold_level_and_cell(shown, prediction):
+    handlers, view, session = shown
     picks = [[i, one["level"]] for i, one in enumerate(view["instances"])]
-
-    def download(what: str, picks: list) -> bytes:
-        return base64.b64decode(ask(shown, picture, ask="export", what=what, picks=picks, opacity=1.0)["data"])
-
-    for i, result in enumerate(json.loads(download("coco", picks))):
-        assert (coco_mask.decode(result["segmentation"]).astype(bool) == prediction.masks[i].numpy()).all()
-        assert result["level"] == view["instances"][i]["level"] + 1 and result["cell"] == view["instances"][i]["cell"]
-        assert "mask_size" not in result and result["macs"] == int(prediction.macs[i])
-    rows = list(csv.DictReader(io.StringIO(download("csv", picks).decode())))
+    files = {what: exported(handlers, session, what, picks)[1] for what in ("coco", "csv", "ids", "overlay")}
+    for one, mask, result in zip(view["instances"], prediction.masks, json.loads(files["coco"]), strict=True):
+        assert (coco_mask.decode(result["segmentation"]).astype(bool) == mask.numpy()).all()
+        assert result["level"] == one["level"] + 1 and result["cell"] == one["cell"] and "mask_size" not in result
+    rows = list(csv.DictReader(io.StringIO(files["csv"].decode())))
     assert [int(row["level"]) for row in rows] == [pick[1] + 1 for pick in picks]
     assert [int(row["stride"]) for row in rows] == [STRIDES[pick[1]] for pick in picks]
-    ids = np.array(Image.open(io.BytesIO(download("ids", picks))))
+    assert [int(row["macs"]) for row in rows] == prediction.macs.tolist()
+    ids = np.array(Image.open(io.BytesIO(files["ids"])))
     assert (ids[prediction.masks[0].numpy()] == 1).all() and ids.shape == (90, 120)
-    for chosen in (picks, []):
-        assert Image.open(io.BytesIO(download("overlay", chosen))).size == (120, 90)
+    for overlay in (files["overlay"], exported(handlers, session, "overlay", [])[1]):
+        assert Image.open(io.BytesIO(overlay)).size == (120, 90)
 
 
 def test_quality_takes_every_true_shape_once(predictor):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from app.class_table import ideal, make_table, own_rows, predicted
+from app.class_table import ideal, make_table, rows_in_true_boxes
 from dynamask.cli.common import add_data, open_selected_data, run_command
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
@@ -48,12 +48,12 @@ def measure(arguments: argparse.Namespace) -> None:
     annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] in chosen]
     coco = {**coco, "images": images, "annotations": annotations}
     (_, needs) = deque(tqdm(ideal(coco), total=len(images), unit="picture", desc="ideal"), 1).pop()
-    steps = predicted(predictor, dataset, indices)
-    (_, found) = deque(tqdm(steps, total=len(indices), unit="picture", desc="masks"), 1).pop()
+    steps = rows_in_true_boxes(predictor, dataset, indices)
+    (_, rows) = deque(tqdm(steps, total=len(indices), unit="picture", desc="masks"), 1).pop()
     name = arguments.name or Path(arguments.weights).stem
     about = arguments.words or arguments.data or f"{arguments.annotations.name}, pictures kept back"
     macs = predictor.costs.macs_per_instance
-    table = make_table(own_rows(found, dataset), needs, name, about, len(indices), "gt", macs)
+    table = make_table(rows, needs, name, about, len(indices), "gt", macs)
     write_text(arguments.out, json.dumps(table, indent=1, allow_nan=False) + "\n")
     print(f"{arguments.out}: {len(table['classes'])} classes, {table['instances']} instances")
 

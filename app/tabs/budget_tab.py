@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from app.errors import refuse
+from app.errors import notifying
 from app.messages import as_json
 from app.quality_curve import budget_curve
 from app.session import Session
 from app.templates import module_loader, template
-from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
     from app.context import PageContext
@@ -34,11 +33,9 @@ def curve_text(session: Session | None, shown: object = None) -> str:
 def build(context: PageContext) -> None:
     """Put the curve on the page; the browser asks for it when the tab is open and the picture changes."""
 
+    @notifying
     def answer(session: Session | None, event: gr.EventData) -> str:
-        try:
-            return curve_text(context.current(session), event._data.get("shown"))
-        except DynaMaskError as error:
-            refuse(error)
+        return curve_text(context.current(session), event._data.get("shown"))
 
     curve = gr.HTML(
         value="",

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from app.catalog import WeightsCatalog
+from app.handlers import ExploreHandlers
+from app.session import Session
+from app.source_pictures import SourcePicture
 from dynamask.predict import Prediction, check_boxes
+from dynamask.reports.classes import class_rows
 from dynamask.structures import MASK_SIZES
 
 MACS = (10_000_000, 17_000_000, 25_000_000, 32_000_000)
@@ -82,6 +90,36 @@ class FakePredictor:
         )
 
 
+def class_counts(*sizes: tuple[str, int]) -> list[dict]:
+    """Rows of classes for a table, from the class and the size index of each instance."""
+    unknown = np.full((len(sizes), len(MASK_SIZES)), np.nan)
+    return class_rows([name for name, _ in sizes], np.array([size for _, size in sizes]), unknown)
+
+
 def fake_catalog(first: str = "people", others: tuple[str, ...] = (), **predictors) -> WeightsCatalog:
     """Fakes by name; `predictors` where a particular one is wanted."""
     return WeightsCatalog(lambda name: predictors.get(name) or FakePredictor(), first, [first, *others])
+
+
+def fake_handlers(examples: Sequence[SourcePicture] = (), **predictors) -> ExploreHandlers:
+    """Handlers with the weights people and shapes, invented unless they are given."""
+    return ExploreHandlers(fake_catalog("people", ("shapes",), **predictors), list(examples))
+
+
+def ask(handlers: ExploreHandlers, session: Session | None = None, folder: Path = Path(), **request) -> tuple:
+    """The answer to a request, decoded, and the session after it."""
+    if session is not None:
+        request = {"token": session.token, **request}
+    text, session = handlers.answer(request, session, folder)
+    return json.loads(text), session
+
+
+def open_upload(handlers: ExploreHandlers, path: Path, name: str = "photo.png", weights: str = "people") -> tuple:
+    """The view of an uploaded file and its session."""
+    return ask(handlers, None, path.parent, ask="open", kind="upload", path=str(path), name=name, weights=weights)
+
+
+def exported(handlers: ExploreHandlers, session: Session, what: str, picks: list, **more) -> tuple[str, bytes]:
+    """Name and bytes of an exported file."""
+    answer, _ = ask(handlers, session, ask="export", what=what, picks=picks, **more)
+    return answer["name"], base64.b64decode(answer["data"])

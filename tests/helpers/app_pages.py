@@ -13,7 +13,7 @@ from PIL import Image
 from dynamask.config import AggregationConfig
 from dynamask.data.shapes import ShapesDataset, make_scene
 from dynamask.predict import predictor_of
-from helpers.app_fakes import MACS, FakePredictor, fake_catalog
+from helpers.app_fakes import MACS, FakePredictor, class_counts, fake_catalog
 from helpers.small_models import finding_solo, tiny_model
 
 STATE = "document.querySelector('.dm').parentElement.dynamask"
@@ -30,7 +30,7 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
     plain and coarse (small one-stage models). The examples are first.jpg (a photograph) and second.jpg (90 × 60).
     """
     from app import ui
-    from app.class_table import detected_rows, make_table
+    from app.class_table import make_table
     from app.handlers import ExploreHandlers
     from app.source_pictures import find_examples
     from app.tabs import classes_tab, train_tab
@@ -44,7 +44,7 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
         "plain": predictor_of(finding_solo()),
         "coarse": predictor_of(finding_solo(AggregationConfig(neighbours="corners"), mask_grids=(4, 3, 2, 2, 1))),
     }
-    rows = detected_rows([("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1)])
+    rows = class_counts(("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1))
     tables = {"people": make_table(rows, None, "people", "a test", 1, "detected", MACS)}
     patch.setattr(classes_tab, "bundled_tables", lambda: tables)
     patch.setattr(train_tab, "PREFERRED", ("tiny",))
