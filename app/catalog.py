@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 ABOUT = {
     "people": "photographs",
     "shapes": "shapes scenes",
-    "objects": "photographs, without class names",
+    "objects": "photographs, no class names",
     "shapes-solov2": "shapes scenes, one-stage",
-    "shapes-sodar": "shapes scenes, one-stage with aggregation",
-    "shapes-sodar-mask": "shapes scenes, one-stage with aggregation and a coarser mask grid",
+    "shapes-sodar": "one-stage, aggregation",
+    "shapes-sodar-mask": "one-stage, coarser mask grid",
 }
 """A few words on each set of bundled weights."""
 TRAINED_FOR = {"scene": "shapes", "photo": "people"}

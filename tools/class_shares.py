@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace) -> None:
     steps = rows_in_true_boxes(predictor, dataset, indices)
     (_, rows) = deque(tqdm(steps, total=len(indices), unit="picture", desc="masks"), 1).pop()
     name = arguments.name or Path(arguments.weights).stem
-    about = arguments.words or arguments.data or f"{arguments.annotations.name}, pictures kept back"
+    about = arguments.words or arguments.data or f"{arguments.annotations.name}, held-out pictures"
     macs = predictor.costs.macs_per_instance
     table = make_table(rows, needs, name, about, len(indices), "gt", macs)
     write_text(arguments.out, json.dumps(table, indent=1, allow_nan=False) + "\n")

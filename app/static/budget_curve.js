@@ -169,7 +169,7 @@ function drawAxes(plot, scale) {
     plot.append(svg("text", { x: AREA.left - 10, y: y + 4, "text-anchor": "end", "font-size": 13, class: "dt-soft" }, value.toFixed(Math.max(2, up.digits))));
   }
   plot.append(svg("text", { x: (AREA.left + AREA.right) / 2, y: AREA.height - 8, "text-anchor": "middle", "font-size": 13.5 },
-    `Mean ${unit === 1e9 ? "G" : "M"} MACs per instance`));
+    `Mean MACs per instance (${unit === 1e9 ? "billions" : "millions"})`));
 }
 
 function drawLine(plot, scale, points, attributes) {

@@ -33,6 +33,6 @@ export function showLevelNumbers() {
 // The times below the page.
 export function levelFoot() {
   const { timings } = state.view;
-  return `Measured once on this server for this picture: backbone, FPN and head ${milliseconds(timings.detect)}, decoding and ` +
+  return `Measured once on this server for this picture: backbone, FPN and head ${milliseconds(timings.detect)}; decoding and ` +
     `suppressing the candidates ${milliseconds(timings.mask_branch)}. 1 MAC = 2 FLOPs.`;
 }

@@ -90,7 +90,7 @@ function showGauge(mean, finest) {
   $(".dm-gauge-bar").style.width = mean === null ? "0" : place(mean);
   $(".dm-gauge-mark").style.left = place(budgetMacs());
   $(".dm-gauge-mark").classList.toggle("dm-idle", !used);
-  const text = `${mean === null ? "No instance" : `Mean: ${formatMacs(mean)}`} · Budget: ${formatMacs(budgetMacs())}${used ? "" : " (not in use)"}`;
+  const text = `${mean === null ? "No instance" : `Mean: ${formatCount(mean)}`} · Budget: ${formatMacs(budgetMacs())}${used ? "" : " (not in use)"}`;
   setText($(".dm-gauge-text"), text);
   $(".dm-gauge").setAttribute("aria-label", text);
 }

@@ -71,8 +71,8 @@ function showCaption() {
 // Times, and the costs that the mean leaves out.
 function footText() {
   const { timings, instances, lowest_score: score, switch_macs: switchMacs, image_macs: imageMacs } = state.view;
-  return `Measured once on this server for this picture: detection ${milliseconds(timings.detect)}, all four masks of ` +
-    `${plural(instances.length, "candidate")} with a score of at least ${score} ${milliseconds(timings.mask_branch)}. ` +
+  return `Measured once on this server for this picture: detection ${milliseconds(timings.detect)}; all four masks of ` +
+    `${plural(instances.length, "candidate")} with a score of at least ${score}: ${milliseconds(timings.mask_branch)}. ` +
     `The mean leaves out the switch (${formatMacs(switchMacs)} per instance) and the projections (${formatMacs(imageMacs)} per picture). ` +
     "1 MAC = 2 FLOPs.";
 }

@@ -147,11 +147,11 @@ class TrainHandlers:
             for html in train_loop(visit):
                 yield visit, html, *buttons(visit)
         except DynaMaskError as error:
-            refuse(error)
             if visit.training is None or not visit.training.history:
                 visit.leave()
             visit.pause()
             yield visit, visit.view(), *buttons(visit)
+            refuse(error)
 
     @staticmethod
     def adjust(visit: VisitorRun, target: float, weight: float) -> None:
