@@ -208,10 +208,9 @@ def generate(folder: Path, pictures: int = 24) -> tuple[Path, Path]:
             radius = rng.uniform(15, 90) * rng.uniform(0.8, 1.2, 40)
             x, y = rng.uniform(90, 550) + radius * np.cos(angle), rng.uniform(90, 390) + radius * np.sin(angle)
             box = [float(v) for v in (x.min(), y.min(), np.ptp(x), np.ptp(y))]
-            coco["annotations"].append(
-                {"id": len(coco["annotations"]) + 1, "image_id": number, "category_id": 1, "iscrowd": 0,
-                 "bbox": box, "area": box[2] * box[3], "segmentation": [np.stack([x, y], 1).round(2).ravel().tolist()]}
-            )  # fmt: skip
+            entry = {"image_id": number, "category_id": 1, "iscrowd": 0, "bbox": box, "area": box[2] * box[3]}
+            polygon = np.stack([x, y], 1).round(2).ravel().tolist()
+            coco["annotations"].append({"id": len(coco["annotations"]) + 1, **entry, "segmentation": [polygon]})
     (folder / "annotations.json").write_text(json.dumps(coco))
     return folder / "images", folder / "annotations.json"
 

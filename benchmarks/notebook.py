@@ -45,7 +45,7 @@ SLIDERS: dict[str, list[tuple[str, str]]] = {
 """By notebook: name of the measurement and the slider's description. A description that occurs more than once counts
 through the sliders in their order."""
 QUIET_MS = 400
-"""A step is over when nothing has changed for so long; its time ends with the last change."""
+"""A step is over when nothing has changed for this time; it ends with the last change."""
 
 WATCH = """
 index => {
@@ -67,6 +67,7 @@ FAILED = f"""() => {{
   return null;
 }}"""
 RAN = f"() => ({FAILED})() !== null || {CELLS}.every(m => m.executionCount !== null && m.executionState !== 'running')"
+CHANGE_THEME = "name => window.jupyterapp?.commands.execute('apputils:change-theme', { theme: name })"
 OVER = "quiet => { const s = window.sliderStep; return s.last !== null && performance.now() - s.last > quiet; }"
 
 
@@ -166,8 +167,7 @@ def take_screenshots(page: Any, folder: Path, number: str) -> None:
     """Pictures of the notebook's widgets in JupyterLab's light and dark themes."""
     folder.mkdir(parents=True, exist_ok=True)
     for theme in ("Light", "Dark"):
-        page.evaluate("name => window.jupyterapp?.commands.execute('apputils:change-theme', { theme: name })",
-                      f"JupyterLab {theme}")  # fmt: skip
+        page.evaluate(CHANGE_THEME, f"JupyterLab {theme}")
         page.wait_for_timeout(4000)
         outputs = page.locator(".jp-OutputArea-child:has(.widget-slider)")
         for k in range(outputs.count()):

@@ -233,9 +233,8 @@ def test_handlers_of_the_app_do_without_gradio():
 
 
 def test_no_two_classes_have_the_same_name():
-    classes = ((node.name, path) for path in sources(*PROJECT) for node in ast.walk(tree_of(path))
-               if isinstance(node, ast.ClassDef))  # fmt: skip
-    assert not repeated(classes)
+    nodes = ((node, path) for path in sources(*PROJECT) for node in ast.walk(tree_of(path)))
+    assert not repeated((node.name, path) for node, path in nodes if isinstance(node, ast.ClassDef))
 
 
 def test_file_names_are_unique():

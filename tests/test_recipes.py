@@ -9,6 +9,7 @@ import shlex
 
 import pytest
 import torch
+from helpers.command_line import check_command, refusal, run
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models.detection import maskrcnn_resnet50_fpn
@@ -17,6 +18,7 @@ from dynamask import cli
 from dynamask.cli.recipes import apply_recipe
 from dynamask.cli.training import given_fields
 from dynamask.config import LossConfig, ModelConfig, TrainConfig
+from dynamask.models.weights import list_bundled
 from dynamask.presets import default_training, model_config
 from dynamask.recipes import RECIPES, recipe_named
 from dynamask.structures import DynaMaskError
@@ -24,20 +26,11 @@ from dynamask.structures import DynaMaskError
 PAPER = [r for r in RECIPES.values() if "path/to" in r.data_flags]
 
 
-def words_of(command: str) -> list[str]:
-    """Arguments of `dynamask` in a command, with or without torchrun."""
-    words = shlex.split(command)
-    if words[0] == "torchrun":
-        assert words[1] == "--nproc-per-node" and words[2].isdecimal() and words[3:5] == ["-m", "dynamask"]
-        return words[5:]
-    assert words[0] == "dynamask"
-    return words[1:]
-
-
 def parsed(command: str) -> argparse.Namespace:
-    arguments = cli.build_parser().parse_args(words_of(command))
-    if arguments.command == "train":
-        apply_recipe(arguments)
+    """Arguments of `dynamask` in a command, with or without torchrun, its recipe applied."""
+    words = shlex.split(command)
+    arguments = cli.build_parser().parse_args(words[words.index("dynamask") + 1 :])
+    apply_recipe(arguments)
     return arguments
 
 
@@ -61,10 +54,7 @@ def test_recipe_becomes_configurations_and_its_commands_parse(name):
     for key, value in found.values().items():
         assert fields.get(key, getattr(arguments, key)) == value, key
     for command in found.after:
-        if command.startswith("dynamask"):
-            assert parsed(command).recipe in RECIPES
-        else:
-            assert command.startswith("python tools/fit_switch.py ")
+        check_command(command)
     assert found.expect and found.basis.startswith("estimate: ") and found.hours > 0
 
 
@@ -97,22 +87,17 @@ def test_the_papers_scales_and_budgets():
     assert lvis.class_agnostic_last and not lvis.class_agnostic and lvis.detections_per_img == 300
 
 
-def test_the_small_recipes_are_the_cards_commands():
-    cards = {
-        name: [c for c in entry["commands"] if c.startswith("dynamask train")] for name, entry in manifest().items()
-    }
-    recipes = {"people": cards["people"][0], "people-switch": cards["people"][1], "objects": cards["objects"][0],
-               "shapes-1": cards["shapes"][0], "shapes-2": cards["shapes"][1]}  # fmt: skip
-    for name, card in recipes.items():
-        mine, theirs = parsed(RECIPES[name].command), cli.build_parser().parse_args(words_of(card))
-        given = {key: value for key, value in vars(theirs).items() if value is not None and key not in ("out", "run")}
-        assert {key: as_list(getattr(mine, key)) for key in given} == {k: as_list(v) for k, v in given.items()}, name
+SMALL = {"people": ("people", 0), "people-switch": ("people", 1), "objects": ("objects", 0)}
+SMALL |= {"shapes-1": ("shapes", 0), "shapes-2": ("shapes", 1)}
 
 
-def manifest() -> dict:
-    from dynamask.models.weights import list_bundled
-
-    return list_bundled()
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_recipes_are_the_commands_of_the_cards(name):
+    weights, place = SMALL[name]
+    trainings = [c for c in list_bundled()[weights]["commands"] if c.startswith("dynamask train")]
+    recipe, card = (parsed(command) for command in (RECIPES[name].command, trainings[place]))
+    given = {key: value for key, value in vars(card).items() if value is not None and key not in ("out", "run")}
+    assert {key: as_list(getattr(recipe, key)) for key in given} == {k: as_list(v) for k, v in given.items()}
 
 
 def as_list(value):
@@ -120,40 +105,30 @@ def as_list(value):
 
 
 def test_flags_that_are_given_win_whatever_their_value():
-    words = ["train", "--recipe", "shapes-1", "--data", "shapes:7:50", "--out", "x", "--warm-start", "0", "--jitter"]
-    arguments = cli.build_parser().parse_args(words)
-    apply_recipe(arguments)
-    assert (arguments.warm_start, arguments.jitter, arguments.data) == (0.0, True, "shapes:7:50")
-    assert (arguments.iterations, arguments.stop_at, arguments.model) == (2400, 1450, "dynamask_mobilenetv2_fpn_small")
-    objects = cli.build_parser().parse_args(["train", "--recipe", "objects", "--out", "x"])
-    apply_recipe(objects)
-    assert objects.merge_classes is True
-    started = cli.build_parser().parse_args(["train", "--recipe", "coco-r50-1x", "--init", "a.pth", "--out", "x"])
-    apply_recipe(started)
-    assert started.backbone_weights is None, "what is given brings its own backbone"
+    given = parsed("dynamask train --recipe shapes-1 --data shapes:7:50 --out x --warm-start 0 --jitter")
+    assert (given.warm_start, given.jitter, given.data) == (0.0, True, "shapes:7:50")
+    assert (given.iterations, given.stop_at, given.model) == (2400, 1450, "dynamask_mobilenetv2_fpn_small")
+    assert parsed("dynamask train --recipe objects --out x").merge_classes is True
+    initialised = parsed("dynamask train --recipe coco-r50-1x --init a.pth --out x")
+    assert initialised.backbone_weights is None, "the initial weights include the backbone"
 
 
 def test_a_recipe_or_a_model_is_needed():
-    arguments = cli.build_parser().parse_args(["train", "--data", "shapes:1:5", "--out", "x"])
     with pytest.raises(DynaMaskError, match="give --model or --recipe"):
-        apply_recipe(arguments)
+        parsed("dynamask train --data shapes:1:5 --out x")
     with pytest.raises(DynaMaskError, match="recipe 'coco' is unknown; `dynamask recipes` lists them"):
         recipe_named("coco")
 
 
 def test_the_list_and_one_recipe(capsys):
-    assert cli.main(["recipes"]) == 0
-    out = capsys.readouterr().out
-    assert all(re.search(rf"^{re.escape(name)}\s", out, flags=re.MULTILINE) for name in RECIPES)
-    assert cli.main(["recipes", "coco-r50-1x"]) == 0
-    out = capsys.readouterr().out
-    assert "37.6" in out and "torchrun --nproc-per-node 8 -m dynamask train --recipe coco-r50-1x" in out
-    assert "estimate: 0.261 s per step" in out
-    assert cli.main(["recipes", "--json", "-"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0 and all(re.search(rf"^{re.escape(name)}\s", out, flags=re.MULTILINE) for name in RECIPES)
+    code, out, _ = run(capsys, "recipes", "coco-r50-1x")
+    assert code == 0 and "37.6" in out and "estimate: 0.261 s per step" in out
+    assert "torchrun --nproc-per-node 8 -m dynamask train --recipe coco-r50-1x" in out
+    rows = json.loads(run(capsys, "recipes", "--json", "-")[1])
     assert [row["name"] for row in rows] == list(RECIPES) and rows[0]["iterations"] == 96_109
-    assert cli.main(["recipes", "nonsense"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert "recipe 'nonsense' is unknown" in refusal(capsys, "recipes", "nonsense")
 
 
 @pytest.fixture
@@ -161,33 +136,33 @@ def photographs(tmp_path):
     """Two pictures of COCO's classes 1 and 18, by their ids there."""
     images, annotations = [], []
     (tmp_path / "images").mkdir()
-    for i in (1, 2):
+    polygon = [8, 8, 48, 8, 48, 48, 8, 48]
+    square = {"bbox": [8.0, 8.0, 40.0, 40.0], "area": 1600, "iscrowd": 0, "segmentation": [polygon]}
+    for i, category in ((1, 1), (2, 18)):
         Image.new("RGB", (64, 64), (40 * i, 90, 60)).save(tmp_path / "images" / f"{i}.png")
         images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
-        box = [8.0, 8.0, 40.0, 40.0]
-        polygon = [8, 8, 48, 8, 48, 48, 8, 48]
-        annotations.append({"id": i, "image_id": i, "category_id": (1, 18)[i - 1], "bbox": box, "area": 1600,
-                            "iscrowd": 0, "segmentation": [polygon]})  # fmt: skip
+        annotations.append({"id": i, "image_id": i, "category_id": category, **square})
     categories = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
     coco = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "annotations.json").write_text(json.dumps(coco))
     return tmp_path
 
 
-def short_road(folder, weights, *more) -> list[str]:
-    return [
-        *("train", "--recipe", "coco-r50-short", "--data", str(folder), "--init", str(weights)),
-        *("--iterations", "1", "--batch-size", "1", "--min-sizes", "64", "--test-min-size", "64", "--mask-rois", "2"),
-        *("--workers", "0", "--rpn-post-nms-train", "20", "--out", str(folder / "run"), *more),
-    ]
+@pytest.fixture
+def short_training(photographs):
+    """The words of the short recipe on these pictures, with torchvision's detector at random."""
+    torch.manual_seed(0)
+    torch.save(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), photographs / "detector.pth")
+    words = f"train --recipe coco-r50-short --data {photographs} --init {photographs}/detector.pth --iterations 1 "
+    words += "--batch-size 1 --min-sizes 64 --test-min-size 64 --mask-rois 2 --workers 0 --rpn-post-nms-train 20 "
+    return f"{words}--out {photographs}/run".split()
 
 
 @pytest.mark.slow
-def test_the_short_road_trains_the_mask_branch_of_torchvisions_detector(photographs, capsys):
-    torch.manual_seed(0)
-    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
-    torch.save(theirs, photographs / "detector.pth")
-    assert cli.main(short_road(photographs, photographs / "detector.pth")) == 0, capsys.readouterr().err
+def test_the_short_recipe_trains_the_mask_branch_of_torchvisions_detector(photographs, short_training, capsys):
+    code, _, err = run(capsys, *short_training)
+    assert code == 0, err
+    theirs = torch.load(photographs / "detector.pth")
     ours = load_file(photographs / "run" / "last.safetensors")
     rows = theirs["roi_heads.box_predictor.cls_score.weight"][[0, 1, 18]]
     assert torch.equal(ours["roi_heads.box_predictor.cls_score.weight"], rows)
@@ -197,10 +172,8 @@ def test_the_short_road_trains_the_mask_branch_of_torchvisions_detector(photogra
 
 
 @pytest.mark.slow
-def test_a_frozen_detector_must_know_the_classes(photographs, capsys):
-    torch.save(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), photographs / "detector.pth")
+def test_a_frozen_detector_must_know_the_classes(photographs, short_training, capsys):
     path = photographs / "annotations.json"
     path.write_text(path.read_text().replace("dog", "unicorn"))
-    assert cli.main(short_road(photographs, photographs / "detector.pth")) == 2
-    assert "COCO has no unicorn, so a frozen detector would never find it" in capsys.readouterr().err
-    assert not (photographs / "run").exists()
+    message = refusal(capsys, *short_training)
+    assert "COCO has no unicorn" in message and not (photographs / "run").exists()

@@ -87,26 +87,22 @@ def test_a_whole_model_gets_an_entry_and_a_card(shelf):
 
 def test_the_seed_table_has_every_report_and_the_mean(tmp_path, capsys):
     interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    keys = [("segm_ap", "boundary_ap"), ("mask_iou", "boundary_iou")]
+
+    def row(measure, policy, against="", limit=None, **changed):
+        key = {"measure": measure, "policy": policy, "against": against, "budget_macs": limit}
+        return {**interval, **key, **changed}
+
     rows = []
-    for measure in keys[0]:
-        for policy, against, limit in (
-            *((f"fixed:{size}", "", None) for size in (14, 28, 56, 112)),
-            ("learned", "", 7.0),  # a point of the curve: not what is asked for
-            ("learned", "", None),
-            ("learned", "random", None),
-            *(("budget", rival, 9.0) for rival in ("size", "fixed:28", "fixed:56")),
-        ):
-            mean = -1.0 if policy == "learned" and limit else 0.5
-            rows.append({**interval, "mean": mean, "measure": measure, "policy": policy, "against": against,
-                         "budget_macs": limit})  # fmt: skip
-    for measure in keys[1]:
-        rows.append({**interval, "measure": measure, "policy": "learned", "against": "share of noise-aware oracle",
-                     "budget_macs": None})  # fmt: skip
+    for measure in ("segm_ap", "boundary_ap"):
+        rows += [row(measure, f"fixed:{size}") for size in (14, 28, 56, 112)]
+        rows += [row(measure, "learned", limit=7.0, mean=-1.0)]  # a point of the curve, which the table leaves out
+        rows += [row(measure, "learned"), row(measure, "learned", "random")]
+        rows += [row(measure, "budget", rival, 9.0) for rival in ("size", "fixed:28", "fixed:56")]
+    rows += [row(measure, "learned", "share of noise-aware oracle") for measure in ("mask_iou", "boundary_iou")]
     data = {
         "rows": rows,
         "known_complexity": {"complexity": interval, "object_size": interval},
-        "operating_points": {"half": {f"{name}_minus_full": interval for name in keys[0]}},
+        "operating_points": {"half": {f"{name}_minus_full": interval for name in ("segm_ap", "boundary_ap")}},
     }
     other = json.loads(json.dumps(data).replace("0.5", "0.7"))
     for name, content in (("a", data), ("b", other), ("c", {**data, "rows": rows[:3]})):
@@ -118,4 +114,4 @@ def test_the_seed_table_has_every_report_and_the_mean(tmp_path, capsys):
     assert len(lines) == 2 + 2 * 10 + 4 and "-1" not in "".join(lines)
     capsys.readouterr()
     assert seeds.main(["--reports", str(tmp_path / "c.json")]) == 2
-    assert "make it anew" in capsys.readouterr().err
+    assert "make it again" in capsys.readouterr().err

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
+from helpers.command_line import run
 from helpers.small_models import tiny_model
 from safetensors.torch import save_file
 
-from dynamask import cli
 from dynamask.models import weights
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import verify_folder
@@ -24,16 +24,6 @@ from dynamask.models.weights import (
 )
 
 ORIGINAL = checkpoint_dir()
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and the lines of stderr."""
-    try:
-        code = cli.main(["weights", *map(str, arguments)])
-    except SystemExit as end:
-        code = end.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err.splitlines()
 
 
 @pytest.fixture
@@ -55,7 +45,7 @@ def change_entry(folder, **values) -> None:
 
 
 def test_list_names_all_with_their_figures(capsys):
-    code, out, _ = run(capsys, "list", "--json", "-")
+    code, out, _ = run(capsys, "weights", "list", "--json", "-")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0 and list(rows) == list(list_bundled())
     people = rows["people"]
@@ -63,14 +53,14 @@ def test_list_names_all_with_their_figures(capsys):
     assert people["bytes"] == (ORIGINAL / "people.safetensors").stat().st_size
     assert people["sha256"] == file_digest(ORIGINAL / "people.safetensors")
     assert people["mean_gmacs_per_instance"] == pytest.approx(0.0472, abs=1e-4)
-    code, out, _ = run(capsys, "list")
+    code, out, _ = run(capsys, "weights", "list")
     assert code == 0 and all(name in out for name in rows) and max(map(len, out.splitlines())) <= 125
 
 
 def test_all_bundled_weights_are_sound(capsys):
     every = [*list_bundled(), *list_baselines()]
     assert {"people", "shapes-fcn-28"} <= set(every)
-    code, out, err = run(capsys, "verify", "--json", "-")
+    code, out, err = run(capsys, "weights", "verify", "--json", "-")
     assert code == 0
     assert json.loads(out) == dict.fromkeys(every, {"sound": True, "problems": []})
 
@@ -80,7 +70,7 @@ def test_a_changed_number_is_found_by_the_checksum(folder, capsys):
     model.detector.rpn.head.cls_logits.bias.data += 1
     save_model(model, folder / "people.safetensors")
     assert verify_bundled("people") == ["its SHA-256 is not the manifest's"]
-    code, out, err = run(capsys, "verify")
+    code, out, err = run(capsys, "weights", "verify")
     assert code == 2 and len(err) == 1
     assert err[0].startswith("dynamask: error: 1 of 1 weights are not sound; first people: its SHA-256")
 
@@ -125,7 +115,7 @@ def test_files_and_folders_are_verified_too(tmp_path, capsys):
     (folder / "config.json").unlink()
     assert verify_folder(folder)[:2] == ["config.json is missing", "README.md names no licence"]
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    code, out, err = run(capsys, "verify", folder, tmp_path / "foreign.safetensors", "people")
+    code, out, err = run(capsys, "weights", "verify", folder, tmp_path / "foreign.safetensors", "people")
     assert code == 2 and err[0].startswith("dynamask: error: 2 of 3 weights are not sound")
     assert "were not written by dynamask" in out and out.splitlines()[-1].split() == ["people", "sound"]
 
@@ -143,31 +133,30 @@ def test_files_and_folders_are_verified_too(tmp_path, capsys):
 )
 def test_refusals(capsys, arguments, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, *arguments)
+    code, _, err = run(capsys, "weights", *arguments)
     assert code == 2 and len(err) == 1 and match in err[0]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_saving_keeps_the_bundled_card(capsys, tmp_path):
-    code, out, _ = run(capsys, "save", "--weights", "people", "--out", tmp_path / "people")
+    code, out, _ = run(capsys, "weights", "save", "--weights", "people", "--out", tmp_path / "people")
     assert code == 0 and "model.safetensors" in out
     text = (tmp_path / "people" / "README.md").read_text(encoding="utf-8")
     assert "\nlicense: apache-2.0\n" in text and "| learned | 0.318 | 0.298 |" in text
-    run(capsys, "save", "--weights", tmp_path / "people", "--licence", "mit", "--out", tmp_path / "again")
+    run(capsys, "weights", "save", "--weights", tmp_path / "people", "--licence", "mit", "--out", tmp_path / "again")
     assert "\nlicense: mit\n" in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
 
 
 def test_pushing_says_how_to_load(capsys, monkeypatch):
     monkeypatch.setattr(DynaMask, "push_to_hub", lambda self, repo, card, private: f"at {repo} {private}")
-    code, out, _ = run(capsys, "push", "--weights", "people", "--repo", "owner/mine", "--private")
+    code, out, _ = run(capsys, "weights", "push", "--weights", "people", "--repo", "owner/mine", "--private")
     assert code == 0 and out == 'at owner/mine True; dynamask.load("hf://owner/mine") loads it\n'
 
 
 def test_exporting_writes_a_program(capsys, tmp_path, monkeypatch):
     save_model(tiny_model(), tmp_path / "tiny.safetensors")
-    code, out, _ = run(
-        capsys, "export", "--weights", tmp_path / "tiny.safetensors", "--size", 14, "--out", tmp_path / "tiny.pt2"
-    )
+    words = ("--weights", tmp_path / "tiny.safetensors", "--size", 14, "--out", tmp_path / "tiny.pt2")
+    code, out, _ = run(capsys, "weights", "export", *words)
     assert code == 0 and "every mask at 14" in out
     assert load_exported(tmp_path / "tiny.pt2")[1]["size"] == 14
 
@@ -176,5 +165,5 @@ def test_nothing_bundled_is_said(monkeypatch, capsys):
     monkeypatch.setattr(weights, "list_bundled", dict)
     monkeypatch.setattr(weights, "list_baselines", dict)
     for part in ("list", "verify"):
-        code, _, err = run(capsys, part)
+        code, _, err = run(capsys, "weights", part)
         assert code == 2 and "no weights are bundled here" in err[0]

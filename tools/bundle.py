@@ -55,9 +55,9 @@ ABOUT = {
 
 
 def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[str, Any]]:
-    """Every policy that the weights can follow on the kept-back pictures: AP with detections, quality in true boxes.
+    """Figures of every policy on the held-out pictures: AP of detections, and mask quality in true boxes.
 
-    A one-stage model has no policies, and no boxes to be given: its one row is AP alone.
+    One-stage models have no policies and take no boxes; their one row has AP only.
     """
     predictor = load(weights)
     if not predictor.mask_sizes:
@@ -120,7 +120,7 @@ def scores_table(scores: dict[str, Any]) -> list[str]:
 
 
 def costs(weights: Path) -> dict[str, Any]:
-    """What the manifest says of the family and the MACs: an instance's at every size, or a one-stage network's."""
+    """Family and MACs for the manifest: those of an instance at every size, or of a one-stage network."""
     predictor = load(weights)
     model = predictor.model
     if predictor.costs is not None:
@@ -174,7 +174,7 @@ def write_page(name: str, entry: dict[str, Any]) -> None:
 
 
 def rule(arguments: argparse.Namespace) -> str:
-    """Which pictures were kept back, as a clause."""
+    """Description of the held-out pictures."""
     if arguments.holdout is not None:
         return f"those whose decimal image id has a SHA-256 divisible by {arguments.holdout}"
     return f"`--data {arguments.data}`" if arguments.data else "a file of its own"
@@ -338,7 +338,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="written by `dynamask train`")
     parser.add_argument("--name", required=True, help="name to load the weights by")
     parser.add_argument("--detector", metavar="NAME", help="bundled weights whose detector a baseline was trained on")
-    add_data(parser, "measure on the pictures that `train --holdout M` keeps back")
+    add_data(parser, "measure on the pictures that `train --holdout M` holds out")
     parser.add_argument("--trained-on", required=True, help="a sentence on the training data")
     parser.add_argument("--licence", required=True, help="licence of the weights and of the data")
     parser.add_argument("--command", nargs="+", required=True, help="commands of the training, in their order")
