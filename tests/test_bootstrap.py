@@ -22,7 +22,6 @@ from dynamask.evaluation.choices import (
     best_mix_quality,
     blind_mix,
     interpolate,
-    share_of_oracle_gain,
     shares,
     spearman,
 )
@@ -193,8 +192,7 @@ def test_shares_and_mixtures():
     quality = np.array([[0.0, 0.5, 0.6, 1.0], [0.0, 0.7, 0.6, 0.6]])
     assert blind_mix(quality, np.array(MACS), 30.0) == pytest.approx([0.5, 0.7])
     assert shares(np.array([0, 3, 3, 1])).tolist() == [0.25, 0.25, 0, 0.5]
-    assert share_of_oracle_gain(0.75, 0.5, 1.0) == pytest.approx(0.5)
-    assert share_of_oracle_gain(0.4, 0.5, 1.0) < 0 and share_of_oracle_gain(0.5, 0.5, 0.5) is None
+    assert blind_mix(quality, np.array(MACS), 70.0).tolist() == [1.0, 0.6]
 
 
 def test_the_best_mixture_is_chosen_in_every_resampled_set():

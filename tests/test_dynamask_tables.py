@@ -24,7 +24,7 @@ from dynamask.predict import TwoStagePredictor, load
 from dynamask.reports import dynamask_tables, speed
 from dynamask.reports.cache import data_digest
 from dynamask.reports.comparison import Comparison
-from dynamask.reports.dynamask_tables import FCN_HEADS, TABLES, ap_by_frequency, categories_by_frequency
+from dynamask.reports.dynamask_tables import FCN_HEADS, STYLE, TABLES, ap_by_frequency, categories_by_frequency
 from dynamask.reports.figures import FINER, LEGEND, conclude_figure5, make_figure5, make_figure7, rank_sizes
 from dynamask.reports.options import CollectOptions, ReportOptions, SpeedOptions
 from dynamask.reports.paper import PAPER
@@ -58,7 +58,7 @@ def comparison_of(dataset, *names, count=SCENES, samples=10, ap_samples=5, **col
 
 
 def table(name, comparison):
-    return make_table(name, TABLES[name], comparison)
+    return make_table(name, STYLE, TABLES[name], comparison)
 
 
 def rows_of(report):

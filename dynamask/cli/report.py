@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamask.cli.common import add_data, add_json
+from dynamask.reports.catalogue import REPORTS
 from dynamask.reports.options import (
     DEFAULT_ONE_STAGE_WEIGHTS,
     VOTING_IOUS,
@@ -14,7 +15,6 @@ from dynamask.reports.options import (
     ReportOptions,
     SpeedOptions,
 )
-from dynamask.reports.titles import TITLES
 
 _WHOLE = {
     "all": (
@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
         description="Evaluate weights on a data set; each report writes Markdown, CSV, JSON and an interactive page.",
     )
     reports = parser.add_subparsers(dest="report", required=True, metavar="report", parser_class=type(parser))
-    texts = {name: (title, f"{title[0].upper()}{title[1:]}.") for name, title in TITLES.items()}
+    texts = {name: (entry.title, f"{entry.title[0].upper()}{entry.title[1:]}.") for name, entry in REPORTS.items()}
     for name, (text, description) in {**texts, **_WHOLE}.items():
         own = reports.add_parser(name, help=text, description=description)
         if name != "sodar-table7":

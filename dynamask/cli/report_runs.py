@@ -17,6 +17,7 @@ from dynamask.predict import load
 from dynamask.reports import dynamask_tables, sodar_tables
 from dynamask.reports.budget_curve import make_budget_curve
 from dynamask.reports.cache import check_cache
+from dynamask.reports.catalogue import REPORTS
 from dynamask.reports.classes import make_classes
 from dynamask.reports.comparison import Comparison
 from dynamask.reports.figures import make_figure5, make_figure7
@@ -34,7 +35,6 @@ from dynamask.reports.sodar_counts import NAME as COUNTS
 from dynamask.reports.sodar_counts import make_counts
 from dynamask.reports.speed import make_table6
 from dynamask.reports.tables import checkpoint_table, make_table
-from dynamask.reports.titles import TITLES
 from dynamask.structures import DynaMaskError
 
 _BOTH_FAMILIES = ("sodar-table8", "sodar-all")
@@ -79,14 +79,19 @@ def _make(arguments: argparse.Namespace) -> Report:
         return make_figure5(open_comparison(arguments, CollectOptions(detections=False, size_losses=True)))
     if name == "figure7":
         return make_figure7(open_comparison(arguments), arguments.pictures, arguments.budget, arguments.score)
-    return make_table(name, dynamask_tables.TABLES[name], open_comparison(arguments))
+    return _dynamask_table(name, open_comparison(arguments))()
+
+
+def _dynamask_table(name: str, comparison: Comparison) -> Make:
+    return partial(make_table, name, dynamask_tables.STYLE, dynamask_tables.TABLES[name], comparison)
 
 
 def _sodar_makers(arguments: argparse.Namespace, comparison: Comparison) -> dict[str, Make]:
     """Makers of all reports of the SODAR paper."""
-    ious = getattr(arguments, "voting_iou", None)
-    specs = sodar_tables.tables() if ious is None else sodar_tables.tables(ious)
-    makers = {name: partial(make_table, name, spec, comparison) for name, spec in specs.items()}
+    plans = dict(sodar_tables.TABLES)
+    if hasattr(arguments, "voting_iou"):
+        plans["sodar-table2"] = partial(sodar_tables.plan_voting, ious=arguments.voting_iou)
+    makers = {name: partial(make_table, name, sodar_tables.STYLE, plan, comparison) for name, plan in plans.items()}
     return {**makers, COUNTS: partial(make_counts, command_line(arguments))}
 
 
@@ -104,7 +109,7 @@ def _write_all(arguments: argparse.Namespace) -> None:
     else:
         curve, style = CurveOptions(arguments.budgets, arguments.views, arguments.permutations), dynamask_tables.STYLE
         comparison = open_comparison(arguments, CollectOptions(views=curve.views, size_losses=True))
-        makers = {name: partial(make_table, name, spec, comparison) for name, spec in dynamask_tables.TABLES.items()}
+        makers = {name: _dynamask_table(name, comparison) for name in dynamask_tables.TABLES}
         makers |= {
             "table6": partial(make_table6, comparison, SpeedOptions()),
             "figure5": partial(make_figure5, comparison),
@@ -114,7 +119,7 @@ def _write_all(arguments: argparse.Namespace) -> None:
         }
     reports: list[Report] = []
     missing: dict[str, str] = {}
-    for name in sorted(makers, key=list(TITLES).index):
+    for name in sorted(makers, key=list(REPORTS).index):
         try:
             report = makers[name]()
         except DynaMaskError as error:

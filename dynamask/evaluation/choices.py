@@ -30,46 +30,22 @@ def permuted(quality: np.ndarray, choice: np.ndarray) -> np.ndarray:
     return quality @ shares(choice)
 
 
-def share_of_oracle_gain(policy: float, random: float, oracle: float) -> float | None:
-    """Share of the oracle's gain over a random choice that a policy reaches: (policy − random) / (oracle − random).
+def blind_mix(quality: np.ndarray, macs: np.ndarray, limit: float) -> np.ndarray:
+    """(N,) expected quality under the best mixture of two fixed sizes, assigned at random, with a given mean cost.
 
     Args:
-        policy: mean quality, for example mask IoU, under the policy.
-        random: mean quality with the policy's sizes permuted among the instances.
-        oracle: mean quality of the oracle at the same mean MACs.
-
-    Returns:
-        1 for the oracle, 0 for chance, negative for worse than chance; None where the oracle gains nothing.
+        quality: (N, K).
+        macs: (K,) rising.
+        limit: mean MACs, at least ``macs[0]``; from ``macs[-1]`` on, all instances get the finest size.
     """
-    gain = oracle - random
-    return float((policy - random) / gain) if gain > 0 else None
-
-
-def interpolated_fixed(quality: np.ndarray, macs: np.ndarray, limit: float) -> tuple[int, int, float]:
-    """The best mixture of two fixed sizes, assigned at random, whose mean cost is the limit.
-
-    Returns:
-        (smaller size, larger size, weight of the larger): of all pairs of sizes around the limit, the one with the best
-        mean quality. At the cost of a fixed size, that size alone (weight 0) is among the candidates.
-    """
-    means, found = quality.mean(axis=0), []
-    for low in range(len(macs)):
-        if macs[low] > limit:
-            continue
-        if macs[low] == limit or low == len(macs) - 1:
-            found.append((means[low], low, low, 0.0))
-        for high in range(low + 1, len(macs)):
-            if macs[high] > limit:
-                weight = float((limit - macs[low]) / (macs[high] - macs[low]))
-                found.append((means[low] * (1 - weight) + means[high] * weight, low, high, weight))
-    _, low, high, weight = max(found)
-    return low, high, weight
-
-
-def blind_mix(quality: np.ndarray, macs: np.ndarray, limit: float) -> np.ndarray:
-    """(N,) expected quality of each instance under :func:`interpolated_fixed`."""
-    low, high, weight = interpolated_fixed(quality, macs, limit)
-    return quality[:, low] * (1 - weight) + quality[:, high] * weight
+    if limit >= macs[-1]:
+        return quality[:, -1]
+    mixtures = []
+    for low in np.flatnonzero(macs <= limit):
+        for high in np.flatnonzero(macs > limit):
+            weight = (limit - macs[low]) / (macs[high] - macs[low])
+            mixtures.append(quality[:, low] * (1 - weight) + quality[:, high] * weight)
+    return max(mixtures, key=lambda mixture: mixture.mean())
 
 
 class Draws(NamedTuple):

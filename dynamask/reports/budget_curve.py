@@ -108,7 +108,7 @@ def make_budget_curve(comparison: Comparison, options: CurveOptions) -> Report:
     counts = {"pictures": len(comparison.indices), "true_instances": len(collected.true_boxes.results)}
     if collected.detections is not None:
         counts["detections"] = len(collected.detections.results)
-    facts = comparison.facts_of(evidence, **counts, seed=seed)
+    facts = comparison.facts(evidence, **counts)
     rows = [point.to_dict() for point in result.points]
     data = {
         "facts": dict(facts),
@@ -278,7 +278,7 @@ def _budget_table(points: Sequence[CurvePoint], boxes: str, measure: str, lines:
 
 
 def _operating_points(points: dict[str, Any]) -> list[Block]:
-    """Tab. 5's two points."""
+    """The two operating points of Tab. 5."""
     body = []
     within = f"cheapest budget within {points['drop']:.3f} mask AP of all at {MASK_SIZES[-1]}"
     for name, point in ((within, points["within_drop"]), ("half of the full MACs", points["half"])):
@@ -288,8 +288,11 @@ def _operating_points(points: dict[str, Any]) -> list[Block]:
         gaps = [with_interval(point[f"{kind}_ap_minus_full"], signed=True) for kind in ("segm", "boundary")]
         body.append([name, f"{point['mean_macs'] / 1e9:.4f}", f"{point['saved']:.1%}", *gaps])
     header = ["operating point", "mean GMACs", "MACs saved", "mask AP minus full", "boundary AP minus full"]
-    return [Heading("Two operating points"), Paragraph("As in Tab. 5 of the paper, which saves 19 % at no loss and "
-            "54 % at 0.008 AP on COCO; these figures are of the data named above."), Table(header, body)]  # fmt: skip
+    text = (
+        "As in Tab. 5 of the paper, which saves 19 % at no loss and 54 % at 0.008 AP on COCO; these figures are of the "
+        "data named above."
+    )
+    return [Heading("Two operating points"), Paragraph(text), Table(header, body)]
 
 
 def _complexity(known: dict[str, Any] | None, full: int) -> list[Block]:

@@ -107,7 +107,7 @@ def make_classes(
     counts, cost = {"pictures": len(comparison.indices), "instances": len(names)}, mean_macs(choice, macs)
     chosen_by = "the switch" if budget is None else f"the switch under a budget of {budget} mean GMACs"
     where = f"detections with score ≥ {score}" if detected else "true boxes"
-    facts = comparison.facts_of(evidence, **counts, boxes=where, sizes_chosen_by=chosen_by)
+    facts = comparison.facts(evidence, **counts, boxes=where, sizes_chosen_by=chosen_by)
     blocks: list[Block] = [
         Paragraph(
             f"Share of the mask sizes among the instances of each class, the class with the finest masks first; "

@@ -43,6 +43,7 @@ class Evidence:
 
     Attributes:
         one_stage: whether the masks have no sizes to choose from.
+        mask_sizes: the sizes that the weights can make, coarse to fine.
         macs: MACs of an instance at each mask size; empty for one-stage models.
         has_switch: whether a trained switch chooses the sizes; the switches of bundled baselines do not count.
     """
@@ -50,6 +51,7 @@ class Evidence:
     def __init__(self, name: str, predictor: Predictor, checkpoint: Checkpoint, comparison: Comparison) -> None:
         self.name, self.predictor, self.checkpoint, self.comparison = name, predictor, checkpoint, comparison
         self.one_stage = predictor.family == "one-stage"
+        self.mask_sizes = predictor.mask_sizes
         self.macs = () if predictor.costs is None else tuple(predictor.costs.macs_per_instance)
         self.has_switch = predictor.has_switch and checkpoint.switch_trained and not checkpoint.baseline
         self._ap: dict[bytes, dict[str, float | None]] = {}
@@ -67,11 +69,6 @@ class Evidence:
     def mask_branch(self) -> str | None:
         """The mask branch of a two-stage model, for example "region_fpn" or "fcn:28"."""
         return None if self.one_stage else self.predictor.model.config.mask_branch
-
-    @property
-    def mask_sizes(self) -> tuple[int, ...]:
-        """The mask sizes that the weights can make, coarse to fine."""
-        return self.predictor.mask_sizes
 
     def provenance(self) -> dict[str, Any]:
         """Columns that say where the figures of a row come from."""
@@ -290,36 +287,24 @@ class Comparison:
         run = (evidence.predictor, self.dataset, self.indices, options, self.options.seed, self.options.progress)
         return collected_once(self.options.cache, key, lambda: collect(*run))
 
-    def facts(self, used: Sequence[Evidence] | None = None, **more: object) -> list[tuple[str, str]]:
+    def facts(self, used: Evidence | Sequence[Evidence] | None = None, **more: object) -> list[tuple[str, str]]:
         """(name, value) pairs for the head of a report.
 
         Args:
-            used: the weights of the report; all by default.
+            used: the weights of the report; all by default. A single one is described with its checkpoint.
             more: further facts; underscores in their names are shown as spaces.
         """
+        facts: dict[str, object]
+        if isinstance(used, Evidence):
+            checkpoint, seen = used.checkpoint, used.checkpoint.images_seen
+            trained = "unknown" if seen is None else f"{seen:,}"
+            facts = {"weights": f"{used.name} ({checkpoint.model}, {trained} images seen)"}
+            facts["checkpoint"] = f"sha256 {checkpoint.sha256}"
+        else:
+            facts = {"weights": ", ".join(e.label for e in (self.evidences if used is None else used))}
         judged, annotations = set(self.image_ids), self.dataset.coco["annotations"]
         instances = sum(a["image_id"] in judged and not a.get("iscrowd") for a in annotations)
-        return [
-            ("weights", ", ".join(e.label for e in (self.evidences if used is None else used))),
-            ("data", self.source.data),
-            ("split", self.source.split),
-            ("pictures", f"{len(self.indices):,}"),
-            ("true instances", f"{instances:,}"),
-            ("seed", str(self.options.seed)),
-            *((name.replace("_", " "), str(value)) for name, value in more.items()),
-            ("command", self.source.command),
-        ]
-
-    def facts_of(self, evidence: Evidence, **more: object) -> list[tuple[str, str]]:
-        """:meth:`facts` of a report about one weights file, with its checkpoint; ``more`` are the counts."""
-        checkpoint = evidence.checkpoint
-        seen = "unknown" if checkpoint.images_seen is None else f"{checkpoint.images_seen:,}"
-        values = {k: f"{value:,}" if isinstance(value, int) else str(value) for k, value in more.items()}
-        return [
-            ("weights", f"{evidence.name} ({checkpoint.model}, {seen} images seen)"),
-            ("checkpoint", f"sha256 {checkpoint.sha256}"),
-            ("data", self.source.data),
-            ("split", self.source.split),
-            *((name.replace("_", " "), value) for name, value in values.items()),
-            ("command", self.source.command),
-        ]
+        facts |= {"data": self.source.data, "split": self.source.split, "pictures": len(self.indices)}
+        facts |= {"true instances": instances, "seed": self.options.seed}
+        facts |= {name.replace("_", " "): value for name, value in more.items()} | {"command": self.source.command}
+        return [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in facts.items()]

@@ -13,7 +13,7 @@ from dynamask.reports.paper import PAPER, PaperTable
 from dynamask.reports.render import number, significance
 from dynamask.reports.rows import Contrast, Row, RowPlan, TablePlan, row_plan
 from dynamask.reports.size_choices import mean_macs
-from dynamask.reports.tables import MEASURES, TableSpec, TableStyle, conclusion
+from dynamask.reports.tables import MEASURES, PlanTable, TableStyle, conclusion
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.charts import cost_quality, stacked_shares
 
@@ -317,80 +317,16 @@ STYLE = TableStyle(
     ),
     data={"mask_sizes": list(MASK_SIZES)},
 )
-_COCO = "R50 weights (`dynamask_resnet50_fpn`) trained on COCO train2017 by the default recipe, and its val2017"
-_IOUS = ("mask_iou", "boundary_iou")
-_ALL = ("macs", "segm_ap", "other ap", "boundary_ap", *_IOUS)
-TABLES: dict[str, TableSpec] = {
-    "table1": TableSpec(
-        STYLE,
-        ("macs", "segm_ap", "boundary_ap", *_IOUS),
-        _table1,
-        "Each FCN head is a model of its own with one mask size; the r-FPN is one model asked for one size at a time. "
-        "The paper's point: larger masks make an FCN head worse and the r-FPN better.",
-        f"{_COCO}, for the r-FPN and each FCN head.",
-    ),
-    "table2": TableSpec(
-        STYLE,
-        _ALL,
-        _table2,
-        "Mask R-CNN is the same detector with an FCN head at 28; DynaMask gives every instance 112, as the paper's row "
-        "does.",
-        f"{_COCO}, for both; the paper's other rows need R101 and longer schedules.",
-    ),
-    "table3": TableSpec(
-        STYLE,
-        _ALL,
-        _table3,
-        "All weights side by side, at their finest size and with the sizes of their switch.",
-        "R101 or X101 weights trained on COCO train2017 for 3×, and the answers of the test-dev2017 server.",
-    ),
-    "table4": TableSpec(
-        STYLE,
-        _ALL,
-        _table4,
-        "The three mask branches on one detector.",
-        "R50 weights of the three branches trained on Cityscapes' fine annotations in COCO format, and its val set.",
-    ),
-    "table5": TableSpec(
-        STYLE,
-        ("macs", "saved", "segm_ap", "boundary_ap", *_IOUS),
-        _table5,
-        "The paper trains a model for every budget. Beside such models stands one model whose switch is held to their "
-        "cost by a price on MACs, without training. C_t is the budget that a switch was trained for.",
-        f"{_COCO}, with a switch trained for each C_t.",
-    ),
-    "table7": TableSpec(STYLE, _ALL, _table7, "The same weights with every instance at one size.", f"{_COCO}."),
-    "table8": TableSpec(
-        STYLE,
-        ("macs", "segm_ap", "boundary_ap", *_IOUS, "shares"),
-        _table8,
-        "Shares are of the detections. In the differences at equal MACs the switch is held to the other row's cost; "
-        "the paper compares 0.64 with 0.56 and 0.62 G.",
-        f"{_COCO}.",
-    ),
-    "tableS1": TableSpec(
-        STYLE,
-        ("macs", "saved", "segm_ap", "boundary_ap", "shares"),
-        _table_s1,
-        "Which share of the detections gets each size. A switch cannot be held to more than it spends by itself; such "
-        "rows are left out.",
-        f"{_COCO}, with a switch trained for each budget.",
-    ),
-    "tableS2": TableSpec(
-        STYLE,
-        ("macs", "segm_ap", "boundary_ap"),
-        _table_s2,
-        "APr, APc and APf are the mask AP of the classes whose `frequency` is r, c and f. On LVIS, these and LVIS AP "
-        "follow its federated rule; the other columns are COCO's AP, at most 100 detections a picture and every "
-        "picture searched for every class.",
-        "R50 weights trained on LVIS, and its val set.",
-    ),
-    "tableS3": TableSpec(
-        STYLE,
-        _ALL,
-        _table_s3,
-        "Other pyramids for the mask branch, made as wide as brings them to the cost of the r-FPN, all at 112.",
-        f"{_COCO}, for each pyramid.",
-    ),
+TABLES: dict[str, PlanTable] = {
+    "table1": _table1,
+    "table2": _table2,
+    "table3": _table3,
+    "table4": _table4,
+    "table5": _table5,
+    "table7": _table7,
+    "table8": _table8,
+    "tableS1": _table_s1,
+    "tableS2": _table_s2,
+    "tableS3": _table_s3,
 }
-"""Every table by the name of its report."""
+"""The tables by the name of their report."""

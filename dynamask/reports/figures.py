@@ -81,7 +81,7 @@ def make_figure5(comparison: Comparison) -> Report:
         for name, values in losses.items()
     }
     rankings, differences = rank_sizes(evidence)
-    facts = comparison.facts([evidence])
+    facts = comparison.facts(evidence)
     flat = [(name, "mean", size, v) for name, own in means.items() for size, v in zip(MASK_SIZES, own)]
     flat += [(name, rank, None, v) for name, own in rankings.items() for rank, v in own.items()]
     flat += [(f"edge_loss − {name}", rank, None, v) for name, own in differences.items() for rank, v in own.items()]
@@ -204,7 +204,7 @@ def make_figure7(comparison: Comparison, count: int = 6, budget: float | None = 
         keys = ("image_id", "class", "score", "mask_size")
         rows += [{**evidence.provenance(), **dict(zip(keys, (image_id, *instance)))} for instance in found]
     chosen_by = "the switch" if budget is None else f"the switch under {budget} mean GMACs a picture"
-    facts = comparison.facts([evidence], sizes_chosen_by=chosen_by, drawn=f"detections with score ≥ {score}")
+    facts = comparison.facts(evidence, sizes_chosen_by=chosen_by, drawn=f"detections with score ≥ {score}")
     legend = [[f"{size}×{size}", here, f"{colour} ({name})"] for size, (name, colour, here) in LEGEND.items()]
     blocks = [
         Paragraph(FIGURES["figure7"]),

@@ -97,9 +97,9 @@ class RowPlan:
         """The weights of the members."""
         return [member.evidence for member in self.members]
 
-    def draws(self, measure: str) -> np.ndarray:
-        """Draws (1 + B,) of a measure, the mean over the members."""
-        return np.mean([member.draws(measure) for member in self.members], axis=0)
+    def draws(self, measure: str) -> list[np.ndarray]:
+        """Draws (1 + B,) of a measure for each member."""
+        return [member.draws(measure) for member in self.members]
 
 
 def row_plan(
@@ -129,6 +129,11 @@ class Contrast:
     second: RowPlan
 
     @property
+    def evidences(self) -> list[Evidence]:
+        """The weights of both sides."""
+        return [*self.first.evidences, *self.second.evidences]
+
+    @property
     def pairs(self) -> list[tuple[Member, Member]]:
         """Members that are paired."""
         found = []
@@ -137,14 +142,14 @@ class Contrast:
             found += [(first, second) for second in fitting[:1]]
         return found
 
-    def draws(self, measure: str) -> np.ndarray:
-        """Draws of the difference in a measure, see :meth:`Evidence.draws`."""
+    def draws(self, measure: str) -> list[np.ndarray]:
+        """Draws (1 + B,) of the difference in a measure for each pair; a single one if the means are compared."""
         pairs = self.pairs
         if not pairs and len(self.first.members) == len(self.second.members) == 1:
             pairs = [(self.first.members[0], self.second.members[0])]
         if not pairs:
-            return self.first.draws(measure) - self.second.draws(measure)
-        return np.mean([_difference(first, second, measure) for first, second in pairs], axis=0)
+            return [np.mean(self.first.draws(measure), axis=0) - np.mean(self.second.draws(measure), axis=0)]
+        return [_difference(first, second, measure) for first, second in pairs]
 
 
 def _paired(one: Evidence, other: Evidence) -> bool:
@@ -220,41 +225,28 @@ class Row:
         return {**self.columns(), **self.details}
 
 
-def measure_row(plan: RowPlan, measures: Sequence[str], values: dict[str, Any], ranges: bool) -> Row:
-    """Measure a row.
+def measure_row(
+    item: RowPlan | Contrast,
+    measures: Sequence[str],
+    values: dict[str, Any],
+    ranges: bool = False,
+    details: dict[str, Any] | None = None,
+) -> Row:
+    """Measure a row or a difference.
 
     Args:
+        measures: see :meth:`Evidence.draws`; in true boxes a measure is undefined if the pictures hold no instance.
         values: further columns.
-        ranges: add the range of each measure over the members.
+        ranges: add the range of each measure over seeds.
+        details: further values of the JSON.
     """
-    figures = {measure: _figure(plan, plan.evidences, measure) for measure in measures}
-    spread = {m: _range([member.draws(m) for member in plan.members]) for m in measures} if ranges else {}
-    return Row(plan.label, "", values, figures, spread)
-
-
-def measure_difference(
-    contrast: Contrast, measures: Sequence[str], values: dict[str, Any], ranges: bool, details: dict[str, Any]
-) -> Row:
-    """Measure a difference; the ranges are over pairs, other arguments as in :func:`measure_row`."""
-    sides = [*contrast.first.evidences, *contrast.second.evidences]
-    figures = {measure: _figure(contrast, sides, measure) for measure in measures}
-    spread = {}
-    if ranges:
-        pairs = contrast.pairs
-        compared = {m: [a.draws(m) - b.draws(m) for a, b in pairs] or [contrast.draws(m)] for m in measures}
-        spread = {measure: _range(draws) for measure, draws in compared.items()}
-    return Row(contrast.label, contrast.second.label, values, figures, spread, details)
-
-
-def _figure(measured: RowPlan | Contrast, evidences: Sequence[Evidence], measure: str) -> Interval:
-    """A measure with its interval; undefined without weights, or in true boxes without a true instance."""
-    true_boxes = measure in IOU_MEASURES
-    if not evidences or (true_boxes and not all(e.collected.true_boxes.results for e in evidences)):
-        return Interval()
-    return interval_of(measured.draws(measure), centre=not true_boxes)
-
-
-def _range(draws: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
-    """Least and largest value over all pictures; None without a finite one."""
-    values = [float(values[0]) for values in draws if np.isfinite(values[0])]
-    return min(values, default=None), max(values, default=None)
+    figures, spread = {}, {}
+    for name in measures:
+        true_boxes = name in IOU_MEASURES
+        known = not true_boxes or all(evidence.collected.true_boxes.results for evidence in item.evidences)
+        draws = item.draws(name) if known else []
+        figures[name] = interval_of(np.mean(draws, axis=0), centre=not true_boxes) if draws else Interval()
+        finite = [float(values[0]) for values in draws if np.isfinite(values[0])]
+        spread[name] = (min(finite, default=None), max(finite, default=None))
+    against = item.second.label if isinstance(item, Contrast) else ""
+    return Row(item.label, against, values, figures, spread if ranges else {}, details or {})

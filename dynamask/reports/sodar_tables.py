@@ -33,7 +33,7 @@ from dynamask.reports.sodar_models import (
     train_command,
     trained_config,
 )
-from dynamask.reports.tables import TableSpec, TableStyle, conclusion
+from dynamask.reports.tables import PlanTable, TableStyle, conclusion
 from dynamask.structures import DynaMaskError, Interval
 from dynamask.viz import charts
 
@@ -277,7 +277,7 @@ def _difference_values(contrast: Contrast, comparison: Comparison) -> dict[str, 
 
 def _details(contrast: Contrast) -> dict[str, Any]:
     """The difference at every IoU threshold, and how much larger it is at 0.80 and 0.90 than at 0.50."""
-    by_iou = contrast.draws("segm_by_iou")
+    by_iou = np.mean(contrast.draws("segm_by_iou"), axis=0)
     rises = {"80": by_iou[6] - by_iou[0], "90": by_iou[8] - by_iou[0]}
     return {
         "by_iou": [interval_of(draws, centre=True).to_dict() for draws in by_iou],
@@ -317,64 +317,12 @@ STYLE = TableStyle(
     units=_units,
     kinds=_kinds,
 )
-_COCO = "trained on COCO train2017 by the paper's schedule, its val2017, and LVIS' masks of the same pictures"
-_QUALITY = ("segm_ap", "range", "ious", "areas", "boundary_ap")
-_COSTS = (*_QUALITY, "parameters", "picture macs")
-
-
-def tables(voting_ious: Sequence[float] = VOTING_IOUS) -> dict[str, TableSpec]:
-    """The tables that need weights, by the name of their report.
-
-    Args:
-        voting_ious: of Table II, the overlaps from which candidates vote.
-    """
-    return {
-        "sodar-table2": TableSpec(
-            STYLE,
-            _QUALITY,
-            partial(plan_voting, ious=voting_ious),
-            "Every mask is replaced by a weighted mean of the candidates that overlap it: with equal weights, weighted "
-            "by their scores, or by their overlap. Only inference changes; the weights are the same.",
-            f"SOLO-R50 weights {_COCO}.",
-        ),
-        "sodar-table3": TableSpec(
-            STYLE,
-            _COSTS,
-            plan_aggregation,
-            "The same model with and without the aggregation of neighbouring mask representations.",
-            f"R50 and R101 weights {_COCO}.",
-        ),
-        "sodar-table4": TableSpec(
-            STYLE,
-            _COSTS,
-            plan_interpolation,
-            "A finer classification grid on the same mask grid (+cls), or a coarser mask grid under the same "
-            "classification grid (−mask). Values are counted, not measured: those of the mask maps of all cells, which "
-            "the paper's code keeps, and those that are decoded at once here; `benchmarks/decoding.py memory` "
-            "measures.",
-            f"R101 weights {_COCO}.",
-        ),
-        "sodar-table5": TableSpec(
-            STYLE,
-            _COSTS,
-            plan_deformable,
-            "SODAR whose neighbours move by learned offsets, against the same model with fixed neighbours.",
-            f"R101 weights {_COCO}.",
-        ),
-        "sodar-table6": TableSpec(
-            STYLE,
-            _QUALITY,
-            plan_ablations,
-            "One design choice per row. θ is the number of weights that the aggregation of one mask has; MACs a pixel "
-            "are those that decode a mask, its representations included; parameters are counted from the built model.",
-            f"SOLO-R101 weights {_COCO}, for each row.",
-        ),
-        "sodar-table8": TableSpec(
-            STYLE,
-            ("segm_ap", "range", "areas", "boundary_ap", "picture macs"),
-            plan_all_models,
-            "All given weights side by side, and each one-stage model against DynaMask at the same MACs of a whole "
-            "picture.",
-            "R101 weights trained on COCO for 72 epochs, and the answers of the test-dev server.",
-        ),
-    }
+TABLES: dict[str, PlanTable] = {
+    "sodar-table2": plan_voting,
+    "sodar-table3": plan_aggregation,
+    "sodar-table4": plan_interpolation,
+    "sodar-table5": plan_deformable,
+    "sodar-table6": plan_ablations,
+    "sodar-table8": plan_all_models,
+}
+"""The tables that need weights, by the name of their report."""

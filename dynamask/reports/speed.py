@@ -177,7 +177,7 @@ def make_table6(comparison: Comparison, options: SpeedOptions) -> Report:
     paper = PAPER["table6"]
     plans, missing = timed_rows(comparison)
     measures = ("segm_ap", "boundary_ap")
-    measured = [measure_row(plan, measures, STYLE.row_values(plan, comparison, paper), False) for plan in plans]
+    measured = [measure_row(plan, measures, STYLE.row_values(plan, comparison, paper)) for plan in plans]
     hardware, device = machine(), comparison.main.predictor.device
     times = time_all(comparison, plans, options)
     used = list(dict.fromkeys(plan.evidences[0] for plan in plans))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dynamask.reports.catalogue import REPORTS
 from dynamask.reports.comparison import Comparison, Evidence
 from dynamask.reports.paper import AP_COLUMNS, PAPER, PaperTable, row_name
 from dynamask.reports.render import (
@@ -20,8 +21,7 @@ from dynamask.reports.render import (
     significance,
     with_interval,
 )
-from dynamask.reports.rows import Contrast, Row, RowPlan, TablePlan, measure_difference, measure_row
-from dynamask.reports.titles import TITLES
+from dynamask.reports.rows import Contrast, Row, RowPlan, TablePlan, measure_row
 from dynamask.structures import MASK_SIZES
 
 MEASURES = {
@@ -67,40 +67,29 @@ class TableStyle:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class TableSpec:
-    """A table.
-
-    Attributes:
-        style: of its paper.
-        columns: keys of ``MEASURES`` and of ``_COLUMNS`` in the order to show; the paper's own follow.
-        plan: its rows and differences; raises :class:`DynaMaskError` where no weights fit.
-        text: what it shows.
-        needs: what it takes to compare our figures with the paper's.
-    """
-
-    style: TableStyle
-    columns: tuple[str, ...]
-    plan: Callable[[Comparison], TablePlan]
-    text: str
-    needs: str
+PlanTable = Callable[[Comparison], TablePlan]
+"""Plans the rows and differences of a table; raises :class:`DynaMaskError` where no weights fit."""
 
 
-def make_table(name: str, spec: TableSpec, comparison: Comparison) -> Report:
+def make_table(name: str, style: TableStyle, plan_table: PlanTable, comparison: Comparison) -> Report:
     """Measure a table and lay it out.
 
     Args:
-        name: of the report, a key of ``PAPER`` and ``TITLES``.
+        name: of the report.
+        style: of the tables of its paper.
+        plan_table: plans its rows.
 
     Raises:
         DynaMaskError: no given weights fit, or nothing was detected.
     """
-    style, paper, plan = spec.style, PAPER[name], spec.plan(comparison)
+    paper, plan = PAPER[name], plan_table(comparison)
     measures = plan.measures or style.measures
     rows = [measure_row(row, measures, style.row_values(row, comparison, paper), style.seeds) for row in plan.rows]
     differences = [
-        measure_difference(c, measures, style.difference_values(c, comparison), style.seeds, style.details(c))
-        for c in plan.contrasts
+        measure_row(
+            contrast, measures, style.difference_values(contrast, comparison), style.seeds, style.details(contrast)
+        )
+        for contrast in plan.contrasts
     ]
     used = list({(e.name, e.checkpoint.sha256): e for row in plan.rows for e in row.evidences}.values())
     facts = comparison.facts(used)
@@ -115,34 +104,33 @@ def make_table(name: str, spec: TableSpec, comparison: Comparison) -> Report:
     }
     columns = [row.columns() for row in (*rows, *differences)]
     keys = list(dict.fromkeys(key for row in columns for key in row))
-    title = TITLES[name].rsplit(" (", 1)[0]
+    title = REPORTS[name].title.rsplit(" (", 1)[0]
     return Report(
         name,
         f"{paper.number.split(' (')[0]}{style.paper and f' of {style.paper}'}: {title}",
         facts,
-        _blocks(spec, plan, rows, differences, comparison, paper, used),
+        _blocks(name, style, plan, rows, differences, comparison, used),
         [{"table": name, **{key: row.get(key) for key in keys}} for row in columns],
         data,
     )
 
 
 def _blocks(
-    spec: TableSpec,
+    name: str,
+    style: TableStyle,
     plan: TablePlan,
     rows: Sequence[Row],
     differences: list[Row],
     comparison: Comparison,
-    paper: PaperTable,
     used: Sequence[Evidence],
 ) -> list[Block]:
     """The document of a table."""
-    style = spec.style
-    measures = plan.measures or style.measures
-    blocks: list[Block] = [Paragraph(spec.text)]
+    entry, paper, measures = REPORTS[name], PAPER[name], plan.measures or style.measures
+    blocks: list[Block] = [Paragraph(entry.text)]
     if plan.figures is not None:
         figures = plan.figures([row.to_dict() for row in rows], [row.to_dict() for row in differences])
         blocks += [Figure(figure) for figure in figures]
-    columns = [column for column in spec.columns if column in measures or column in _COLUMNS]
+    columns = [column for column in entry.columns if column in measures or column in _COLUMNS]
     beside = [name for name, printed in _PAPER_COLUMNS.items() if printed in paper.columns]
     columns += [name for name in beside if name in rows[0].values and any(row.paper for row in plan.rows)]
     columns += [] if style.seeds else ["checkpoint"]
@@ -155,7 +143,7 @@ def _blocks(
     if len({evidence.checkpoint.images_seen for evidence in used}) > 1:
         blocks.append(Paragraph(UNEQUAL_TRAINING))
     about = (
-        f"{paper.about[0].upper()}{paper.about[1:]}; {style.units(paper)} To compare ours with it takes {spec.needs}"
+        f"{paper.about[0].upper()}{paper.about[1:]}; {style.units(paper)} To compare ours with it takes {entry.needs}"
     )
     blocks += [Heading("Checkpoints"), checkpoint_table(used, style.kinds(comparison))]
     return [*blocks, Heading(f"The paper's {paper.number}"), Paragraph(about), paper_table(paper)]
