@@ -141,7 +141,7 @@ def open_comparison(arguments: argparse.Namespace, collect: CollectOptions | Non
     """Open the weights and the data of a report.
 
     Args:
-        collect: what to predict; by default what tables need.
+        collect: selects what is predicted; by default everything that tables need.
     """
     check_cache(arguments.cache)
     one_stage = arguments.report.startswith("sodar-")

@@ -21,8 +21,8 @@ def paired_bootstrap(differences: np.ndarray, samples: int = 2000, seed: int = 0
 
     Args:
         differences: (N,) one number per instance, for example IoU of method A minus IoU of method B.
-        samples: how many times N instances are drawn with replacement.
-        seed: of the draws; the same seed gives the same interval.
+        samples: number of times that N instances are drawn with replacement.
+        seed: seed of the draws; the same seed gives the same interval.
 
     Returns:
         The interval in the unit of the differences.
@@ -80,13 +80,13 @@ class PictureBootstrap:
     """Resamples whole pictures, because the instances of one picture are not independent.
 
     Args:
-        image_ids: of all judged pictures, those without an instance included; each once.
-        samples: how many times as many pictures are drawn with replacement.
-        seed: of the draws.
+        image_ids: ids of all pictures, those without an instance included; each once.
+        samples: number of times that P pictures are drawn with replacement.
+        seed: seed of the draws.
 
     Attributes:
         image_ids: (P,) sorted.
-        weights: (samples, P) int64, how often each picture was drawn.
+        weights: (samples, P) int64, number of times that each picture was drawn.
 
     Raises:
         DynaMaskError: there is no picture.
@@ -95,7 +95,7 @@ class PictureBootstrap:
     def __init__(self, image_ids: Sequence[int], samples: int = 1000, seed: int = 0) -> None:
         self.image_ids = np.unique(np.asarray(image_ids, dtype=np.int64))
         if len(self.image_ids) == 0:
-            raise DynaMaskError("there are no pictures to judge on; give data with at least one picture")
+            raise DynaMaskError("there are no pictures to evaluate on; give data with at least one picture")
         count = len(self.image_ids)
         self.weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
 

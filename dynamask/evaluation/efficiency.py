@@ -1,6 +1,6 @@
-"""How long things take, fairly: cases interleaved in one process, and the machine named.
+"""Timing of several cases in one process, memory use, and a description of the machine.
 
-In every round each case runs once, in rotating order, so that a machine that slows down slows all of them.
+In every round each case runs once, in rotating order, so that a machine that slows down affects all cases alike.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 import torchvision
 
 Case = Callable[[int], object]
-"""What is timed; it is given the number of the round."""
+"""A function that is timed; its argument is the number of the round."""
 
 
 def cpu_name() -> str:
-    """Model name of the CPU as the system gives it."""
+    """Model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -36,17 +36,16 @@ def usable_cores() -> int:
 
 
 def resident(field: str) -> int:
-    """Resident bytes of this process (Linux): "VmRSS" now, "VmHWM" at most since it started or the mark was reset.
+    """Resident memory of this process in bytes (Linux): "VmRSS" now, "VmHWM" its peak since the start or a reset.
 
-    The system's count of a child's peak (``getrusage``) begins with its parent's, so it is of no use for one case of
-    several.
+    The peak that ``getrusage`` gives for a child process includes its parent's, so it cannot compare cases.
     """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def machine() -> dict[str, Any]:
-    """The machine and libraries that figures were measured on; ``load`` is its one-minute load average now."""
+    """The machine and the library versions; ``load`` is the current one-minute load average."""
     return {
         "cpu": cpu_name(),
         "cores": usable_cores(),
@@ -60,7 +59,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_line(facts: dict[str, Any]) -> str:
-    """The machine in one line."""
+    """The result of :func:`machine` in one line."""
     return (
         f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}, "
         f"torchvision {facts['torchvision']}, load {facts['load']} at the start"
@@ -68,24 +67,29 @@ def machine_line(facts: dict[str, Any]) -> str:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done what it was given; a CPU always has."""
+    """Wait for all work that was submitted to a CUDA device; nothing to do for other devices."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def device_name(device: torch.device) -> str:
-    """A device in words."""
+    """Name of the GPU or the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def interleave(
     cases: dict[str, Case], rounds: int, warmup: int = 2, device: torch.device | None = None
 ) -> dict[str, np.ndarray]:
-    """Milliseconds (rounds,) of each case; every case gets the number of the round, the same for all.
+    """Time cases in interleaved rounds.
 
     Args:
-        warmup: rounds before the first that counts.
-        device: waited for before and after every case.
+        cases: functions by name.
+        rounds: timed runs of each case.
+        warmup: rounds before these that are not timed; their numbers are negative.
+        device: synchronised before and after every case.
+
+    Returns:
+        (rounds,) milliseconds by case.
     """
     on = device or torch.device("cpu")
     names, times = list(cases), {name: np.zeros(rounds) for name in cases}
@@ -104,7 +108,7 @@ def interleave(
 def rows_of(
     part: str, times: dict[str, np.ndarray], reference: str, extra: dict[str, dict[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """One row per case: its quantiles in milliseconds, the ratio to the reference, and what else is known of it."""
+    """One row per case: quantiles in milliseconds, median ratio to the reference case, and its ``extra`` values."""
     return [
         {
             "part": part,

@@ -88,25 +88,9 @@ def _cropped_pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     a, b = np.asarray(a).astype(bool, copy=False), np.asarray(b).astype(bool, copy=False)
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(f"masks of shapes {a.shape} and {b.shape} cannot be compared")
-    corners = [_bounding_box(mask) for mask in (a, b)]
-    top, left = (min(c[i] for c in corners) for i in (0, 1))
-    bottom, right = (max(c[i] for c in corners) for i in (2, 3))
-    crop = slice(top, max(top, bottom)), slice(left, max(left, right))
-    return _as_uint8(a[crop]), _as_uint8(b[crop]), a.shape
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right (exclusive) of a mask; a box that widens no other if it is empty."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if rows.size == 0:
-        return mask.shape[0], mask.shape[1], 0, 0
-    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-
-
-def _as_uint8(mask: np.ndarray) -> np.ndarray:
-    """A contiguous uint8 0/1 copy or view of a bool mask."""
-    return np.ascontiguousarray(mask).view(np.uint8)
+    left, top, width, height = cv2.boundingRect((a | b).view(np.uint8))
+    crop = slice(top, top + height), slice(left, left + width)
+    return *(np.ascontiguousarray(mask[crop]).view(np.uint8) for mask in (a, b)), a.shape
 
 
 def rim(mask: np.ndarray, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How well a signal ranks the mask sizes of an instance, against the quality that they have."""
+"""Ranking of the mask sizes of an instance by a signal, for example a loss, compared with their quality."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dynamask.structures import Interval
 
 
 def pairwise(signal: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many pairs of sizes a signal puts in the order of their quality, instance by instance.
+    """Count the pairs of sizes that a signal puts in the order of their quality, per instance.
 
     Args:
-        signal: (N, K), higher where the size is said to be better.
+        signal: (N, K), higher means predicted to be better.
         quality: (N, K), higher is better.
 
     Returns:
@@ -21,9 +21,9 @@ def pairwise(signal: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.nd
     right, pairs = np.zeros(len(signal)), np.zeros(len(signal))
     for j in range(signal.shape[1]):
         for k in range(j + 1, signal.shape[1]):
-            truth, said = np.sign(quality[:, k] - quality[:, j]), np.sign(signal[:, k] - signal[:, j])
+            truth, predicted = np.sign(quality[:, k] - quality[:, j]), np.sign(signal[:, k] - signal[:, j])
             pairs += truth != 0
-            right += np.where(truth == 0, 0.0, np.where(said == 0, 0.5, said == truth))
+            right += np.where(truth == 0, 0.0, np.where(predicted == 0, 0.5, predicted == truth))
     return right, pairs
 
 
@@ -43,11 +43,11 @@ def _row_ranks(values: np.ndarray) -> np.ndarray:
 
 
 class SizeRanking:
-    """Signals against quality, with intervals over pictures.
+    """Agreement of signals with the quality of the sizes, with intervals over pictures.
 
     Args:
         quality: (N, K), higher is better.
-        bootstrap: over the pictures.
+        bootstrap: bootstrap over the pictures.
         rows: (N,) pictures of the instances.
     """
 
@@ -55,35 +55,34 @@ class SizeRanking:
         self.quality, self.bootstrap, self.rows = quality, bootstrap, rows
 
     def accuracy(self, signal: np.ndarray) -> np.ndarray:
-        """(1 + B,) share of all pairs of sizes of one instance that the signal puts in the right order."""
+        """Draws (1 + B,) of the share of pairs of sizes that the signal puts in the right order, over all instances."""
         right, pairs = pairwise(signal, self.quality)
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.bootstrap.draws(right, self.rows) / self.bootstrap.draws(pairs, self.rows)
 
     def correlation(self, signal: np.ndarray) -> np.ndarray:
-        """(1 + B,) mean over instances of Spearman's rank correlation between signal and quality of the sizes."""
+        """Draws (1 + B,) of the mean over instances of Spearman's rank correlation between signal and quality."""
         values = row_spearman(signal, self.quality)
         known = np.isfinite(values)
         if not known.any():
             return np.full(1 + len(self.bootstrap.weights), np.nan)
         return self.bootstrap.draws(values[known], self.rows[known])
 
-    def of_gain(self, signal: np.ndarray) -> Interval:
-        """Rank correlation, across instances, of what signal and quality say the finest size gains on the coarsest."""
-        return self.bootstrap.spearman(
-            signal[:, -1] - signal[:, 0], self.quality[:, -1] - self.quality[:, 0], self.rows
-        )
+    def gain_correlation(self, signal: np.ndarray) -> Interval:
+        """Rank correlation over instances between the gains of the finest size over the coarsest in both."""
+        gains = [values[:, -1] - values[:, 0] for values in (signal, self.quality)]
+        return self.bootstrap.spearman(*gains, self.rows)
 
     def figures(self, signal: np.ndarray) -> dict[str, Interval]:
-        """All three of one signal."""
+        """``pairs``, ``spearman`` and ``gain``: accuracy, correlation and correlation of the gains."""
         return {
             "pairs": interval_of(self.accuracy(signal)),
             "spearman": interval_of(self.correlation(signal)),
-            "gain": self.of_gain(signal),
+            "gain": self.gain_correlation(signal),
         }
 
     def difference(self, first: np.ndarray, second: np.ndarray) -> dict[str, Interval]:
-        """``pairs`` and ``spearman`` of the first signal minus the second, paired."""
+        """``pairs`` and ``spearman`` of the first signal minus those of the second, paired."""
         return {
             "pairs": interval_of(self.accuracy(first) - self.accuracy(second)),
             "spearman": interval_of(self.correlation(first) - self.correlation(second)),

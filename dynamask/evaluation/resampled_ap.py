@@ -33,7 +33,7 @@ class _Group:
     Attributes:
         detections: (D,) indices of detections.
         crowd: (G,) bool, true instances that are crowd regions.
-        ious: by IoU type (4, D, G), at every mask size; zero at sizes without masks.
+        ious: IoUs (4, D, G) at every mask size, by IoU type; zero at sizes without masks.
     """
 
     detections: np.ndarray
@@ -78,7 +78,7 @@ class ResampledAP:
         annotations: content of a COCO file.
         results: N COCO results without masks (``image_id``, ``category_id``, ``score``).
         rles: per result {size index: RLE}, the same sizes everywhere.
-        image_ids: of the pictures to judge.
+        image_ids: ids of the pictures to evaluate on.
 
     Attributes:
         image_ids: (P,) sorted.
@@ -164,7 +164,7 @@ class ResampledAP:
         """AP in 0–1 of sets of pictures; NaN where a set holds no true instance.
 
         Args:
-            matches: from :meth:`match`.
+            matches: result of :meth:`match`.
             weights: (B, P) integers, how often each picture of ``image_ids`` counts; once each by default.
             categories: ids of the categories to average over; all by default.
 

@@ -54,7 +54,7 @@ class CurveResult:
     """A budget curve.
 
     Attributes:
-        points: of all policies, budgets and measures.
+        points: the points of all policies, budgets and measures.
         known_complexity: see :meth:`TrueBoxCurve.known_complexity`.
         operating_points: see :meth:`DetectionCurve.operating_points`; None without detections.
     """
@@ -78,10 +78,10 @@ def compute_curve(
     Args:
         collected: its predictions, with ``options.views`` other views.
         macs: MACs of an instance at each size.
-        dataset: that it was predicted on.
+        dataset: the data set of the predictions.
         bootstrap: resampled sets of its pictures.
         precision: AP of the detections in such sets; None leaves the detections out.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Raises:
         DynaMaskError: there is no instance, or nothing was detected.
@@ -197,7 +197,7 @@ def curve_series(
     """The series of a chart, one for each policy that has points.
 
     Args:
-        boxes, measure, against: as in :class:`CurvePoint`.
+        boxes, measure, against: see :class:`CurvePoint`.
         bands: the policies whose intervals are drawn as bands.
     """
     series = []

@@ -21,7 +21,7 @@ from dynamask.reports.collect import Collected
 from dynamask.structures import DynaMaskError
 
 VERSION = 2
-"""Of the files; part of their keys."""
+"""Version of the file format; part of the keys."""
 
 
 def data_digest(dataset: Data, indices: Sequence[int]) -> str:
@@ -57,7 +57,7 @@ def collected_once(folder: Path | None, key: dict[str, Any], collect: Callable[[
     """Read predictions from a cache, or collect and store them.
 
     Args:
-        folder: of the cache; None for no cache.
+        folder: folder of the cache; None for no cache.
         key: JSON values that identify weights, data and options.
         collect: collects the predictions.
 

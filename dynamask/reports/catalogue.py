@@ -12,10 +12,10 @@ class ReportEntry:
     """A report.
 
     Attributes:
-        title: with the number in the paper in parentheses; also the help of the command.
-        columns: of a table, keys of :data:`dynamask.reports.tables.MEASURES` and of the other columns there.
-        text: what a table shows.
-        needs: what it takes to compare a table with the paper's.
+        title: title, followed by the number in the paper in parentheses; also the help of the command.
+        columns: columns of a table, keys of ``MEASURES`` and ``_COLUMNS`` in :mod:`dynamask.reports.tables`.
+        text: description of a table.
+        needs: weights and data that are needed to compare a table with the paper's.
     """
 
     title: str

@@ -84,7 +84,7 @@ def make_classes(
         budget: mean GMACs per instance over the data set; by default the switch chooses freely.
         min_instances: classes with fewer are left out of the figure and listed apart.
         score: score from which detections were collected, for the text.
-        name: of the report.
+        name: name of the report.
 
     Raises:
         DynaMaskError: there is no instance of a known class, or no class has enough.

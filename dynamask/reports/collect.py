@@ -30,9 +30,9 @@ class Collected:
     Attributes:
         true_boxes: instances in the true boxes, without their masks.
         detections: detected instances; None if they were not asked for.
-        views: by measure (V, N, 4), quality of ``true_boxes`` in V other views of the same pictures.
-        size_losses: by name of ``SIZE_LOSSES`` (N, 4), losses of ``true_boxes``; empty if they were not asked for.
-        picture_macs: of every picture with detections, see :func:`dynamask.reports.picture_macs.picture_macs`.
+        views: quality (V, N, 4) of ``true_boxes`` in V other views of the same pictures, by measure.
+        size_losses: losses (N, 4) of ``true_boxes`` by name in ``SIZE_LOSSES``; empty if they were not asked for.
+        picture_macs: MACs of every picture by part, see :func:`dynamask.reports.picture_macs.picture_macs`.
     """
 
     true_boxes: Instances = field(default_factory=Instances)
@@ -55,8 +55,8 @@ def collect(
     """Predict the pictures at some indices of a data set.
 
     Args:
-        options: what to predict; size losses need weights with an r-FPN.
-        seed: of the other views, together with the image id.
+        options: selects what is predicted; size losses need weights with an r-FPN.
+        seed: seed of the other views, combined with the image id.
         progress: show a bar.
     """
     detected = EvaluationOptions(policy="oracle", score=options.score)  # the oracle's matching to true instances

@@ -37,15 +37,15 @@ class Evidence:
 
     Args:
         name: bundled name or path, as given.
-        predictor: of these weights.
-        checkpoint: of the weights.
-        comparison: that it is part of.
+        predictor: predictor of these weights.
+        checkpoint: description of the weights.
+        comparison: the comparison that these weights are part of.
 
     Attributes:
-        one_stage: whether the masks have no sizes to choose from.
+        one_stage: True if the masks have no sizes to choose from.
         mask_sizes: the sizes that the weights can make, coarse to fine.
         macs: MACs of an instance at each mask size; empty for one-stage models.
-        has_switch: whether a trained switch chooses the sizes; the switches of bundled baselines do not count.
+        has_switch: True if a trained switch chooses the sizes; the switches of bundled baselines do not count.
     """
 
     def __init__(self, name: str, predictor: Predictor, checkpoint: Checkpoint, comparison: Comparison) -> None:
@@ -188,11 +188,11 @@ class Comparison:
     """Several weights on the same pictures.
 
     Args:
-        dataset: as the weights see it.
-        indices: of the pictures.
+        dataset: the data set, with the classes of the weights.
+        indices: indices of the pictures.
         source: names of data, split and command.
-        options: how to compare.
-        collect_options: what is predicted.
+        options: options of the comparison.
+        collect_options: selects what is predicted.
         families: the model families that are accepted, "two-stage" and "one-stage".
     """
 
@@ -228,7 +228,7 @@ class Comparison:
             raise DynaMaskError(f"{name} is {wrong[predictor.family]}")
         for other in self.evidences:
             if predictor.class_names != other.predictor.class_names:
-                raise DynaMaskError(f"{name} and {other.name} know different classes; judge them in separate reports")
+                raise DynaMaskError(f"{name} and {other.name} know different classes; compare them in separate reports")
             if predictor.family == "one-stage" and checkpoint.sha256 == other.checkpoint.sha256:
                 raise DynaMaskError(f"{name} and {other.name} are the same weights; give them once")
         self.evidences.append(Evidence(name, predictor, checkpoint, self))
@@ -267,7 +267,7 @@ class Comparison:
 
     @cached_property
     def digest(self) -> str:
-        """Of the data, for the cache."""
+        """Digest of the data, for the cache."""
         return data_digest(self.dataset, self.indices)
 
     def collect(self, evidence: Evidence) -> Collected:
@@ -302,8 +302,8 @@ class Comparison:
             facts["checkpoint"] = f"sha256 {checkpoint.sha256}"
         else:
             facts = {"weights": ", ".join(e.label for e in (self.evidences if used is None else used))}
-        judged, annotations = set(self.image_ids), self.dataset.coco["annotations"]
-        instances = sum(a["image_id"] in judged and not a.get("iscrowd") for a in annotations)
+        chosen, annotations = set(self.image_ids), self.dataset.coco["annotations"]
+        instances = sum(a["image_id"] in chosen and not a.get("iscrowd") for a in annotations)
         facts |= {"data": self.source.data, "split": self.source.split, "pictures": len(self.indices)}
         facts |= {"true instances": instances, "seed": self.options.seed}
         facts |= {name.replace("_", " "): value for name, value in more.items()} | {"command": self.source.command}

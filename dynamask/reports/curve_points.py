@@ -35,7 +35,7 @@ class CurvePoint:
         budget_macs: the budget in mean MACs, where there is one.
         mean_macs: mean MACs of an instance under the policy.
         value: the estimate.
-        shares: of the mask sizes in 0–1; None for policies that are no single choice of sizes.
+        shares: shares of the mask sizes in 0–1; None for policies that are no single choice of sizes.
     """
 
     boxes: str
@@ -58,9 +58,9 @@ class BudgetCurve:
     """The choices of sizes that a budget curve compares.
 
     Args:
-        instances: with the masks of every size.
+        instances: instances with the masks of every size.
         macs: MACs of an instance at each size.
-        dataset: that the instances are from.
+        dataset: the data set of the instances.
         budgets: number of budgets.
         boxes: "gt" or "detected".
 
@@ -112,8 +112,8 @@ class TrueBoxCurve(BudgetCurve):
     """Mean mask and boundary IoU in true boxes.
 
     Args:
-        views: by measure (V, N, 4) quality in other views of the pictures; for V = 0 there is no noise-aware oracle.
-        bootstrap: over the pictures.
+        views: quality (V, N, 4) in other views, by measure; for V = 0 there is no noise-aware oracle.
+        bootstrap: bootstrap over the pictures.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class TrueBoxCurve(BudgetCurve):
         """Rank correlation of the size chosen at half the full cost with the known complexity, and with object size.
 
         Args:
-            annotations: of the instances; the result is None unless each has a ``complexity``.
+            annotations: annotations of the instances; the result is None unless each has a ``complexity``.
         """
         if any(a is None or a.get("complexity") is None for a in annotations):
             return None
@@ -240,8 +240,8 @@ class DetectionCurve(BudgetCurve):
 
     Args:
         precision: AP of the same detections under resampling.
-        permutations: how many permutations the random choice is the mean over.
-        seed: of the permutations.
+        permutations: number of permutations that the random choice is averaged over.
+        seed: seed of the permutations.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class DetectionCurve(BudgetCurve):
         of its MACs.
 
         Args:
-            drop: in AP, 0–1.
+            drop: largest accepted loss of AP, 0–1.
             steps: number of budgets that are tried for the first.
 
         Returns:

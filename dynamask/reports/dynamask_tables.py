@@ -77,7 +77,7 @@ def _table1(comparison: Comparison) -> TablePlan:
 
 
 def conclude_table1(differences: list[Row]) -> list[str]:
-    """Whether FCN heads stop gaining or lose mask AP beyond 28 while the r-FPN goes on gaining."""
+    """Sentences on the paper's claim that FCN heads stop gaining or lose AP beyond 28 and the r-FPN goes on gaining."""
     signs: dict[str, list[int]] = {}
     sentences = []
     for name in ("FCN head", "r-FPN"):
@@ -253,7 +253,7 @@ def _table_s3(comparison: Comparison) -> TablePlan:
 
 
 def _conclude_s3(differences: list[Row]) -> list[str]:
-    """Whether the r-FPN is better than each other pyramid."""
+    """A sentence on the r-FPN against each other pyramid."""
     measures = ("segm_ap", "boundary_ap", "boundary_iou")
     words = [[f"{MEASURES[m]} {significance(row.figures[m])}" for m in measures] for row in differences]
     return [f"{row.label}: {'; '.join(own)}." for row, own in zip(differences, words)]

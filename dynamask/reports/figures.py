@@ -47,11 +47,11 @@ _RANK_TITLES = {
 }
 _SIGNAL_TITLES = {**SIZE_LOSSES, FINER: FINER}
 Rankings = dict[str, dict[str, Interval]]
-"""By signal, then by key of ``_RANK_TITLES``."""
+"""Intervals by signal, then by key of ``_RANK_TITLES``."""
 
 
 def rank_sizes(evidence: Evidence) -> tuple[Rankings, Rankings]:
-    """How well each loss ranks the mask sizes by true boundary IoU.
+    """Measure how well each loss ranks the mask sizes by true boundary IoU.
 
     Returns:
         "pairs", "spearman" and "gain" of each loss and of ``FINER``, see :class:`SizeRanking`; and, for every other
@@ -141,7 +141,7 @@ def _figure5_blocks(
 
 
 def conclude_figure5(rankings: Rankings, differences: Rankings) -> list[str]:
-    """Whether the edge loss ranks the sizes better than the mask loss, as the paper assumes."""
+    """Sentences on the paper's assumption that the edge loss ranks the sizes better than the mask loss."""
     gap = differences["mask_loss"]["pairs"]
     edge, mask = (number(rankings[name]["pairs"].mean, 3) for name in ("edge_loss", "mask_loss"))
     if gap.low is None:
@@ -182,7 +182,7 @@ def make_figure7(comparison: Comparison, count: int = 6, budget: float | None = 
     """Figure 7: pictures with the masks in the colours of their sizes.
 
     Args:
-        count: of pictures.
+        count: number of pictures.
         budget: mean GMACs per instance, met in every picture; by default the switch chooses freely.
         score: detections below it are not drawn.
 

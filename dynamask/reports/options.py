@@ -16,12 +16,12 @@ VOTING_IOUS = (0.7,)
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """How weights are compared.
+    """Options of a comparison of weights.
 
     Attributes:
         samples: resampled sets of pictures for means over instances, at least 2.
         ap_samples: the same for AP; at least 2.
-        seed: of the resampling, the permutations and the other views.
+        seed: seed of the resampling, the permutations and the other views.
         cache: folder for predictions; None keeps none.
         progress: show a bar for every pass over the pictures.
     """
@@ -40,7 +40,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class CollectOptions:
-    """What is predicted for every picture.
+    """Selects what is predicted for every picture.
 
     Attributes:
         true_boxes: masks in the true boxes.
@@ -79,7 +79,7 @@ class CurveOptions:
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """How models are timed.
+    """Options of the timing of models.
 
     Attributes:
         rounds: timed runs of each case, at least 1.

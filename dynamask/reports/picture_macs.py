@@ -48,7 +48,7 @@ def picture_macs(predictor: Predictor, prediction: Prediction, detector: dict[st
     """MACs of one prediction by part.
 
     Args:
-        detector: from :func:`count_detector_macs`.
+        detector: counts of :func:`count_detector_macs`.
 
     Returns:
         "backbone" (with the FPN) and "head" (of a two-stage model RPN and box head); of a two-stage model "projections"

@@ -11,7 +11,7 @@ from dynamask.models.weights import file_digest, list_baselines, list_bundled, r
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a report was made from.
+    """Data and command of a report.
 
     Attributes:
         data: name of the data set.
@@ -29,13 +29,13 @@ class Checkpoint:
     """A weights file and its training; what the file does not say is None.
 
     Attributes:
-        sha256: of the file.
+        sha256: SHA-256 of the file in hex.
         model: name of its configuration.
-        images_seen: in training.
-        seed: of the training.
-        budget_target: of the switch, as a share of the full MACs.
-        baseline: it is one of the bundled baselines.
-        switch_trained: whether the training ever used the switch.
+        images_seen: number of images seen in training.
+        seed: seed of the training.
+        budget_target: budget that the switch was trained for, as a share of the full MACs.
+        baseline: True for the bundled baselines.
+        switch_trained: True if the training used the switch.
         training: the header's record of the training.
     """
 

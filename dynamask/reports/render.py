@@ -138,15 +138,15 @@ Block = Heading | Paragraph | Table | Figure | Picture
 
 @dataclass(frozen=True)
 class Report:
-    """What is written.
+    """A report before it is written.
 
     Attributes:
-        name: of the files, without ending.
-        title: of the document.
+        name: name of the files, without ending.
+        title: title of the document.
         facts: (name, value) pairs at its head: weights, data, command.
         blocks: the document.
-        rows: of the CSV; dicts with equal keys.
-        data: of the JSON; without NaN.
+        rows: rows of the CSV, dicts with equal keys.
+        data: content of the JSON, without NaN.
     """
 
     name: str
@@ -231,9 +231,9 @@ def summary(
     Args:
         facts: (name, value) pairs at its head.
         how: the paragraph on how the figures were measured; reports have it each, the summary once.
-        reports: in the order to show.
-        missing: by name, why a report was not made.
-        checkpoints: of all weights.
+        reports: reports in the order to show.
+        missing: reasons why reports were not made, by name.
+        checkpoints: table of the checkpoints of all weights.
     """
     anchors = {
         r.name: "".join(c for c in r.title.lower().replace(" ", "-") if c.isalnum() or c == "-") for r in reports

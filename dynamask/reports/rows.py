@@ -153,7 +153,7 @@ class Contrast:
 
 
 def _paired(one: Evidence, other: Evidence) -> bool:
-    """Whether both are the same weights, or trained with one seed on the same data."""
+    """Return True for the same weights, and for weights trained with one seed on the same data."""
     first, second = one.checkpoint, other.checkpoint
     same_training = (first.seed, first.trained_on) == (second.seed, second.trained_on)
     return first.sha256 == second.sha256 or (first.seed is not None and same_training)
@@ -173,10 +173,10 @@ class TablePlan:
     """The rows of a table before they are measured.
 
     Attributes:
-        rows: from top to bottom.
+        rows: rows from top to bottom.
         contrasts: differences between rows.
-        missing: what was not given: mask branches in tables of the DynaMask paper, sentences in those of SODAR.
-        measures: of rows and differences; None for those of the table's style.
+        missing: rows without weights: their mask branches in tables of the DynaMask paper, sentences in those of SODAR.
+        measures: measures of rows and differences; None for those of the table's style.
         conclude: sentences from the measured differences.
         figures: charts of the measured rows and differences, given as dicts.
         blocks: further blocks of the document.
@@ -197,10 +197,10 @@ class Row:
 
     Attributes:
         label: its first cell.
-        against: of a difference, the label of the second row.
+        against: label of the second row of a difference; empty for rows.
         values: provenance, costs and other columns.
-        figures: by measure.
-        ranges: by measure the least and the largest value over seeds; empty where seeds do not matter.
+        figures: intervals by measure.
+        ranges: least and largest value over seeds by measure; empty where seeds do not matter.
         details: values for the JSON alone.
     """
 

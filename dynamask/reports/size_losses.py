@@ -28,7 +28,7 @@ def size_losses(regions: CachedRegions, boxes: Tensor, masks: Tensor) -> np.ndar
     """The losses of ``SIZE_LOSSES`` for the instances of one picture.
 
     Args:
-        regions: of a prediction in true boxes, by an r-FPN.
+        regions: regions of a prediction in true boxes, by an r-FPN.
         boxes: (n, 4) xyxy in picture pixels.
         masks: (n, H, W) true masks, 0 or 1.
 

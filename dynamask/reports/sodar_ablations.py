@@ -48,8 +48,8 @@ ABLATIONS: dict[str, dict[str, Any] | None] = {
     "conv-kernel-3x3": {},
     "two-stage-loss": {"direct_weight": 1.0},
 }
-"""Per row of the paper the fields of the aggregation that differ from SODAR's own, which is repeated in each section of
-the table; None is the model without aggregation."""
+"""The fields of the aggregation that differ from SODAR's own, by row of the paper; None removes the aggregation.
+SODAR's own is repeated in each section of the table."""
 
 
 def ablated_config(base: SoloConfig, changed: dict[str, Any] | None) -> SoloConfig:
@@ -97,7 +97,7 @@ def plan_ablations(comparison: Comparison) -> TablePlan:
 
 
 def _matches(given: SoloConfig, config: SoloConfig) -> bool:
-    """Whether given weights are of a row; the two-stage loss may have any weight."""
+    """Return True if given weights are those of a row; the two-stage loss may have any weight."""
     return not interpolation(given) and same_base(given, config) and same_design(given.aggregation, config.aggregation)
 
 

@@ -138,7 +138,7 @@ def _agreement(agrees: bool | None) -> str:
 
 
 def _conclude(rows: list[dict[str, Any]]) -> list[str]:
-    """How many figures agree, without and with moving neighbours."""
+    """Count the figures that agree, without and with moving neighbours."""
     fixed = [row for row in rows if "deformable" not in row["row"]]
     moving = [row for row in rows if "deformable" in row["row"]]
     steps = [row for row in fixed if row["step"] is not None]

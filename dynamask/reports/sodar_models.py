@@ -41,8 +41,8 @@ class Group:
     """Seeds of one model: weights with the same configuration and length of training.
 
     Attributes:
-        config: of the first.
-        evidences: by seed.
+        config: configuration of the first weights.
+        evidences: the weights, sorted by seed.
         label: the model's name, different from those of the other groups.
     """
 
@@ -160,13 +160,13 @@ def _flat(config: SoloConfig) -> dict[str, Any]:
 
 
 def same_base(one: SoloConfig, other: SoloConfig, grids: bool = True) -> bool:
-    """Whether two models are equal apart from the aggregation and, unless ``grids``, the grids."""
+    """Return True if two models are equal apart from the aggregation and, unless ``grids``, the grids."""
     ignored = {"aggregation", "mask_grids"} | (set() if grids else {"grids"})
     return all(trained_config(one)[key] == value for key, value in trained_config(other).items() if key not in ignored)
 
 
 def same_design(one: AggregationConfig | None, other: AggregationConfig | None) -> bool:
-    """Whether two aggregations are equal apart from widths and the weight of the two-stage loss, if both have it."""
+    """Return True if aggregations are equal apart from widths and the weight of a two-stage loss that both have."""
     if one is None or other is None:
         return one is other
     own, theirs = dataclasses.asdict(one), dataclasses.asdict(other)
@@ -214,7 +214,7 @@ def train_command(model: str, like: Group, changed: dict[str, Any], out: str) ->
         model: name of a preset.
         like: the given weights.
         changed: further flags, by their names in Python ("agg_layers", "grids"), with their values.
-        out: what the output folder is named after.
+        out: text that the output folder is named after.
     """
     words = ["dynamask", "train", "--data", str(like.training.get("data") or "DATA"), "--model", model]
     for field, value in changed.items():

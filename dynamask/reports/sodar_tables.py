@@ -67,7 +67,7 @@ def plan_voting(comparison: Comparison, ious: Sequence[float] = VOTING_IOUS) -> 
 
 
 def _conclude_voting(differences: list[Row], searched: bool) -> list[str]:
-    """What the best scheme changes."""
+    """A sentence on the change by the best scheme."""
     known = [row for row in differences if row.figures["segm_ap"].mean is not None]
     if not known:
         return []
@@ -116,7 +116,7 @@ def _gains_figure(_rows: list[dict[str, Any]], differences: list[dict[str, Any]]
 
 
 def conclude_aggregation(differences: list[Row]) -> list[str]:
-    """Whether gains grow with the IoU threshold, as in the paper; one sentence per difference."""
+    """Sentences on the paper's claim that gains grow with the IoU threshold, one per difference."""
     sentences = []
     for row in differences:
         rises = {iou: Interval(**rise) for iou, rise in row.details["rise"].items()}

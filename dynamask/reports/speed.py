@@ -61,7 +61,7 @@ def kept_detections(heads: Sequence[Any], count: int) -> Iterator[None]:
 
 
 def whole_case(plan: RowPlan, pictures: list[np.ndarray]) -> Case:
-    """From the picture to pasted masks."""
+    """Time from the picture to pasted masks."""
     (member,) = plan.members
     budget = None if member.limit is None else member.limit / 1e9
 
@@ -74,7 +74,7 @@ def whole_case(plan: RowPlan, pictures: list[np.ndarray]) -> Case:
 
 @torch.inference_mode()
 def branch_case(plan: RowPlan, pictures: list[np.ndarray]) -> Case:
-    """From the feature pyramid and the boxes to mask probabilities."""
+    """Time from the feature pyramid and the boxes to mask probabilities."""
     (member,) = plan.members
     predictor = member.evidence.predictor
     model, macs, inputs = predictor.model, predictor.costs.macs_per_instance, []

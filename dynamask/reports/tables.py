@@ -36,20 +36,20 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class TableStyle:
-    """What the tables of one paper have in common.
+    """The common properties of the tables of one paper.
 
     Attributes:
         paper: name of the paper after "Tab. N"; empty for DynaMask's own.
         measures: keys of ``MEASURES``, for rows and differences.
         row_values: columns of a row beside its measures.
         difference_values: columns of a difference beside its measures.
-        seeds: whether a row is of several seeds, so that their range is shown.
-        details: of a difference, for the JSON.
+        seeds: True if rows are means over seeds, so that the range over them is shown.
+        details: further values of a difference for the JSON.
         missing: sentences on rows without weights.
         differences: the sentence above the differences.
         how: the paragraph on how the figures were measured.
         units: the sentence on the paper's own figures.
-        kinds: by SHA-256, the names of models in the table of checkpoints; by default that is the mask branch.
+        kinds: names of models for the table of checkpoints by SHA-256; the default is the mask branch.
         data: further values of the JSON.
     """
 
@@ -75,8 +75,8 @@ def make_table(name: str, style: TableStyle, plan_table: PlanTable, comparison: 
     """Measure a table and lay it out.
 
     Args:
-        name: of the report.
-        style: of the tables of its paper.
+        name: name of the report.
+        style: style of the tables of its paper.
         plan_table: plans its rows.
 
     Raises:
@@ -160,7 +160,7 @@ def rows_table(rows: Sequence[Row], plans: Sequence[RowPlan], columns: Sequence[
 
     Args:
         columns: keys of ``MEASURES`` and ``_COLUMNS``.
-        paper: for the head of the column with its AP.
+        paper: the paper's table, for the head of the column with its AP.
     """
     extra = list(dict.fromkeys(name for plan in plans for name in plan.cells))
     header, body = ["", *extra], [[plan.label, *(plan.cells.get(name, "–") for name in extra)] for plan in plans]
