@@ -82,14 +82,6 @@ def test_nothing_detected_is_zero_and_everything_is_one():
     assert judging.precision_recall([0.2, 0.9], [True, True], 2).ap == 1
 
 
-def test_matching_takes_the_best_that_is_left():
-    ious = np.array([[0.6, 0.7], [0.9, 0.8], [0.7, 0.2]])
-    assert judging.match_greedily(ious, 0.5).tolist() == [True, True, False]
-    assert judging.match_greedily(ious, 0.75).tolist() == [False, True, False]
-    assert judging.match_greedily(np.zeros((2, 0)), 0.5).tolist() == [False, False]
-    assert judging.match_greedily(np.zeros((0, 2)), 0.5).tolist() == []
-
-
 @pytest.mark.parametrize("size_index", [0, 3])
 def test_ap_by_hand_is_the_evaluators(scenes, size_index):
     found = instances(scenes, spurious=2)

@@ -14,6 +14,7 @@ def test_each_prediction_takes_the_best_free_true_instance():
     allowed[0, 0] = False
     assert match_greedily(IOUS, allowed) == [1, 0, None, 2]
     assert match_greedily(IOUS, exclusive=np.array([False, False, True, True])) == [0, 0, 0, 2]
+    assert match_greedily(IOUS, threshold=IOUS.max() + 0.01) == [None] * len(IOUS)
     assert match_greedily(np.zeros((2, 0))) == [None, None] and match_greedily(np.zeros((0, 2))) == []
 
 

@@ -11,14 +11,18 @@ MATCH_IOU = 0.5
 
 
 def match_greedily(
-    ious: np.ndarray, allowed: np.ndarray | None = None, exclusive: np.ndarray | None = None
+    ious: np.ndarray,
+    allowed: np.ndarray | None = None,
+    exclusive: np.ndarray | None = None,
+    threshold: float = MATCH_IOU,
 ) -> list[int | None]:
-    """The true instance of each prediction: the free one with the largest IoU, from :data:`MATCH_IOU`.
+    """The true instance of each prediction: the free one with the largest IoU, from a threshold on.
 
     Args:
         ious: (N, G) of N predictions, the best score first, and G true instances.
         allowed: (N, G) bool, which pairs may match; all by default.
         exclusive: (N,) bool, whether a prediction takes its true instance from those after it; all do by default.
+        threshold: least IoU of a match.
 
     Returns:
         N indices of true instances, None where nothing matches.
@@ -26,7 +30,7 @@ def match_greedily(
     free = np.ones(ious.shape[1], dtype=bool)
     matches: list[int | None] = []
     for row, values in enumerate(ious):
-        usable = free & (values >= MATCH_IOU) & (True if allowed is None else allowed[row])
+        usable = free & (values >= threshold) & (True if allowed is None else allowed[row])
         best = int(np.where(usable, values, -1.0).argmax()) if usable.any() else None
         matches.append(best)
         if best is not None and (exclusive is None or exclusive[row]):

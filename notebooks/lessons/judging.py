@@ -15,6 +15,7 @@ from dynamask.evaluation import mask_quality
 from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
 from dynamask.evaluation.choices import at, permuted, shares
 from dynamask.evaluation.mask_quality import boundary_width, mask_iou
+from dynamask.evaluation.matching import match_greedily
 from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.ops.rle import decode_rle
@@ -90,21 +91,6 @@ def precision_recall(scores: Sequence[float], hit: Sequence[bool], positives: in
     return PrecisionRecall(found, ordered, recall, precision, envelope, sampled, float(sampled.mean()))
 
 
-def match_greedily(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """Match detections by falling score, each to the best true instance that is still free: (D,) bool hits.
-
-    Args:
-        ious: (D, G) of detections by falling score with the true instances of their picture and class.
-        threshold: least IoU of a match.
-    """
-    left, hit = np.ones(ious.shape[1], dtype=bool), np.zeros(len(ious), dtype=bool)
-    for row, values in enumerate(ious):
-        fitting = np.where(left & (values >= threshold), values, -1.0)
-        if fitting.size and fitting.max() >= 0:
-            hit[row], left[fitting.argmax()] = True, False
-    return hit
-
-
 @dataclass(frozen=True)
 class ClassDetections:
     """All detections of one class by picture.
@@ -121,8 +107,9 @@ class ClassDetections:
 
     def curve(self, threshold: float) -> PrecisionRecall:
         """Return precision and recall at an IoU threshold."""
-        hits = [match_greedily(ious, threshold) for ious in self.ious]
-        return precision_recall(np.concatenate(self.scores), np.concatenate(hits), self.positives)
+        matches = [match for ious in self.ious for match in match_greedily(ious, threshold=threshold)]
+        hits = [match is not None for match in matches]
+        return precision_recall(np.concatenate(self.scores), hits, self.positives)
 
 
 def detections_of_class(found: Instances, choice: np.ndarray, dataset: ShapesDataset, name: str) -> ClassDetections:
