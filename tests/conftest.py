@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Environment of the test processes, and fixtures of the browser tests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import shutil
 
 import pytest
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Before torch and Gradio are imported: one thread and a range of ports for each worker.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GRADIO_SERVER_PORT", str(7860 + 100 * int(worker.removeprefix("gw"))))
+
 CAMERA = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium with a made-up camera; where none is found, the test is skipped with the reason."""
+    """A headless Chromium with a fake camera; without Chromium the tests are skipped."""
     api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     with api.sync_playwright() as playwright:
