@@ -51,8 +51,8 @@ SLIDE = """async (moves) => {
 }"""
 
 
-def flowers(count: int, size: tuple[int, int]) -> Any:
-    """A session of `count` made-up instances on a noisy picture of (H, W)."""
+def made_up_session(count: int, size: tuple[int, int]) -> Any:
+    """A session of ``count`` made-up instances on a noise picture of (H, W)."""
     from app.session import Session, SessionInstances
     from app.source_pictures import SourcePicture
     from dynamask.structures import MASK_SIZES
@@ -86,13 +86,13 @@ def flowers(count: int, size: tuple[int, int]) -> Any:
     return Session("1", "none", picture, size, (1,), macs, 0, 0, {"detect": 0.0, "mask_branch": 0.0}, found)
 
 
-class MadeUp:
-    """What the page needs of an explorer, with one made-up picture."""
+class MadeUpExplorer:
+    """The part of an explorer that the page uses, with one made-up picture."""
 
     def __init__(self, count: int) -> None:
         from app.catalog import WeightsCatalog
 
-        self.session, self.catalog = flowers(count, (480, 640)), WeightsCatalog(lambda name: None, "none", [])
+        self.session, self.catalog = made_up_session(count, (480, 640)), WeightsCatalog(lambda name: None, "none", [])
 
     def first_view(self) -> str:
         """The made-up view."""
@@ -110,12 +110,12 @@ class MadeUp:
 
 
 def slider(browser: Any) -> dict[str, Any]:
-    """Milliseconds from a slider's event to the redrawn canvas, with 30 and 100 instances."""
+    """Milliseconds from an event of the slider to the redrawn canvas, with 30 and 100 instances."""
     from app import ui
 
     results = {}
     for count in (30, 100):
-        page = ui.build(MadeUp(count))
+        page = ui.build(MadeUpExplorer(count))
         _, address, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.goto(address)
@@ -132,7 +132,7 @@ def slider(browser: Any) -> dict[str, Any]:
 
 @contextmanager
 def served(weights: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """`python -m app` on a free port: its address and process, started just now."""
+    """Start ``python -m app`` on a free port; yields its address and process."""
     port = harness.free_port()
     command = [sys.executable, "-m", "app", "--weights", weights, "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -158,7 +158,7 @@ def wait_for_page(tab: Any, address: str, seconds: float = 180) -> None:
 
 
 def start(browser: Any, weights: str) -> dict[str, Any]:
-    """Seconds from the process's start to the page with its first picture, the browser being open."""
+    """Seconds from the start of the process to the page with its first picture, in an open browser."""
     tab = browser.new_page()
     begun = time.perf_counter()
     with served(weights) as (address, _):
@@ -169,7 +169,7 @@ def start(browser: Any, weights: str) -> dict[str, Any]:
 
 
 def new_picture(width: int, height: int, seed: int, folder: Path) -> Path:
-    """A photograph of the examples, cut and scaled to a size of its own."""
+    """Path of an example photograph, resized to its own size."""
     files = sorted((ROOT / "app" / "examples").glob("*.jpg"))
     path = folder / f"visitor-{seed}.jpg"
     buffer = io.BytesIO()

@@ -1,8 +1,8 @@
-"""Speed on the CPU against torchvision's Mask R-CNN, interleaved in one process.
+"""Speed on the CPU against torchvision's Mask R-CNN, with the cases of both in turns in one process.
 
-In every round each case runs once, in rotating order, so that a machine that slows down slows all of them. Printed are
-the median and the 10 % and 90 % quantiles of each case, and its ratio to the part's reference: the median over rounds
-of the ratio within the round.
+In every round each case runs once, in rotating order, so that a change of speed affects all cases. The table
+has the median and the 10 % and 90 % quantiles of each case, and the median over rounds of its ratio to the reference of
+the part within the round.
 
     python benchmarks/speed.py --weights people --mask-rcnn-weights FILE --json FILE
 """
@@ -116,7 +116,7 @@ def real_batches(arguments: argparse.Namespace, count: int, batch_size: int) -> 
 
 
 class RegionCount:
-    """Counts the regions that go through a module, by a forward hook on it."""
+    """Counts the regions in the input of a module, with a forward hook."""
 
     def __init__(self, module: nn.Module) -> None:
         self.counts: list[int] = []
@@ -124,14 +124,14 @@ class RegionCount:
 
     @property
     def mean(self) -> float:
-        """Regions a pass."""
+        """Mean number of regions per forward pass."""
         return float(np.mean(self.counts)) if self.counts else 0.0
 
 
 def measure_prediction(
     predictor: Predictor, baseline: MaskRCNN, pixels: np.ndarray, count: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """Photograph to pasted masks. Both keep the ``count`` best detections, whatever their scores."""
+    """From a photograph to pasted masks. Both models keep the ``count`` best detections, whatever their scores."""
     counts: dict[str, int] = {}
 
     def ours(policy: str) -> Case:
@@ -162,7 +162,7 @@ def measure_prediction(
 
 
 def measure_training(ours: nn.Module, theirs: nn.Module, batches: list[Batch], rounds: int) -> list[dict[str, Any]]:
-    """One optimiser step with the preset's recipe on the same batches, drawn to the same size; all losses on."""
+    """One optimiser step with the recipe of the preset on the same batches at the same sizes, with all losses."""
     config, losses = default_training(PRESET)
     ours.mask_branch.switch_enabled = True
     ours.mask_branch.loss_config = losses
@@ -189,7 +189,7 @@ def measure_training(ours: nn.Module, theirs: nn.Module, batches: list[Batch], r
 
 
 def measure_select(predictor: Predictor, pixels: np.ndarray, count: int, rounds: int) -> list[dict[str, Any]]:
-    """Another policy or budget on an explored picture, masks pasted."""
+    """Another policy or budget for a prediction with all sizes, up to pasted masks."""
     prediction = predictor(pixels, boxes=mixed_boxes(count, PHOTO), all_sizes=True)
     macs = predictor.costs.macs_per_instance
     budgets = np.linspace(macs[0], macs[-1], 9) * (1 + 1e-9) / 1e9
@@ -282,7 +282,7 @@ def measure_branch(
 
 
 def load_ours(weights: str) -> Predictor:
-    """A predictor: of a weights file or bundled name, or "random" weights of the preset for one class."""
+    """The predictor of a weights file or bundled name, or with "random" weights of the preset for one class."""
     if weights != "random":
         predictor = load(weights)
         predictor.check_switch("the benchmark of speed")
@@ -300,7 +300,7 @@ def load_theirs(weights: str, config: ModelConfig) -> MaskRCNN:
 
 
 def fresh_copies(predictor: Predictor, baseline: MaskRCNN) -> tuple[nn.Module, nn.Module]:
-    """Models of their own for training, with the same weights; the losses are those of the preset's recipe."""
+    """Copies of both models for training; the losses are those of the recipe of the preset."""
     config = predictor.model.config
     ours = build_model(config, loss_config=default_training(PRESET)[1])
     ours.load_state_dict(predictor.model.state_dict())

@@ -132,5 +132,5 @@ def test_the_command_of_several_processes_parses(tmp_path):
 
 
 def test_made_up_instances_fill_a_session():
-    session = page.flowers(3, (48, 64))
-    assert len(session.instances.boxes) == 3 and session.source.shape == (48, 64, 3)
+    session = page.made_up_session(3, (48, 64))
+    assert len(session.instances) == 3 and session.image_size == (48, 64)
