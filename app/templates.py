@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 APP_DIR = Path(__file__).resolve().parent
 TEMPLATES_DIR, STATIC_DIR = APP_DIR / "templates", APP_DIR / "static"
@@ -29,9 +30,19 @@ def static_prefix() -> str:
     return f"dynamask-{digest.hexdigest()[:12]}"
 
 
-def static_route() -> Mount:
-    """The route that serves `static/`."""
-    return Mount(f"/{static_prefix()}", StaticFiles(directory=STATIC_DIR))
+def static_route() -> Route:
+    """The route that serves the modules of `static/`.
+
+    It is not a mount, because mounts find no files behind a proxy that removes the root path from addresses.
+    """
+    files = {path.name: path for path in STATIC_DIR.glob("*.js")}
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+
+    async def serve(request: Request) -> Response:
+        path = files.get(request.path_params["name"])
+        return Response(status_code=404) if path is None else FileResponse(path, 200, headers, "text/javascript")
+
+    return Route(f"/{static_prefix()}/{{name}}", serve)
 
 
 def module_loader(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import graphlib
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,38 @@ def test_a_hundred_instances_are_solved_at_once(library):
     macs = [10_071_040, 17_297_792, 24_743_712, 32_189_633]
     timed = f"(given) => {{ const start = performance.now(); ({ASSIGN})(given); return performance.now() - start; }}"
     assert library.evaluate(timed, [[{"probs": row} for row in probs], "budget", macs, macs[1]]) < 2000
+
+
+def test_modules_import_what_others_export_and_without_cycles():
+    sources = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
+    exports = {
+        name: set(re.findall(r"^export (?:async )?(?:function|const|let) ([\w$]+)", text, re.M))
+        for name, text in sources.items()
+    }
+    imports = {}
+    for name, text in sources.items():
+        found = re.findall(r'^import \{ ([^}]+) \} from "\./(\w+\.js)";$', text, re.M)
+        assert len(found) == len(re.findall(r"^import\b", text, re.M)), name
+        for names, file in found:
+            assert set(names.split(", ")) <= exports[file], (name, file)
+        imports[name] = {file for _, file in found}
+    order = list(graphlib.TopologicalSorter(imports).static_order())  # raises CycleError
+    assert {"explore.js", "budget_curve.js", "class_table.js"} <= set(order) == set(sources)
+    assert not imports["masks.js"] and not imports["policies.js"]  # pure
+
+
+@pytest.mark.parametrize("root_path", ["", "/tools/dynamask"])
+def test_modules_are_served_behind_a_proxy_and_nothing_else(root_path):
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    from starlette.applications import Starlette
+    from starlette.testclient import TestClient
+
+    from app.templates import module_loader, static_prefix, static_route
+
+    client = TestClient(Starlette(routes=[static_route()]), root_path=root_path)
+    answer = client.get(f"/{static_prefix()}/masks.js")
+    assert answer.text == (STATIC / "masks.js").read_text(encoding="utf-8")
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert f"{static_prefix()}/explore.js" in module_loader("explore")
+    for name in ("absent.js", "..%2Fui.py", "../ui.py"):
+        assert client.get(f"/{static_prefix()}/{name}").status_code == 404

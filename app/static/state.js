@@ -58,7 +58,7 @@ export function styles() {
   return (state.paper && state.view.paper_styles) || state.view.styles;
 }
 
-// Colour and outline of an instance at index `k`: those of its size or level, or a colour of its own.
+// Colour and outline of an instance at index `k`: those of its size or level, or its own with `each`.
 export function styleOf(one, k) {
   return state.each && oneStage() ? { ...styles()[k], ...instanceColour(one.index) } : styles()[k];
 }
