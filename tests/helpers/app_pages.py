@@ -80,6 +80,7 @@ def reset(page: Any) -> None:
     page.evaluate("location.hash = `w=people&e=first.jpg&p=learned&t=0.5&o=0.45&time=${performance.now()}`")
     page.wait_for_function(f"{STATE}.view.weights === 'people' && {STATE}.view.key === 'first.jpg'", timeout=20_000)
     page.fill(".dm-budget", "200")
+    drawn(page)  # the policy "budget" is checked now
     page.check("[name=dm-policy][value=learned]", force=True)
     idle(page)
     page.requests.clear()
