@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
@@ -101,32 +100,22 @@ def make_classes(
         choice = at_budget(instances.logits(), macs, policies.budget_in_macs(budget, macs))
     names, choice = [str(named[i]) for i in kept], choice[kept]
     rows = class_rows(names, choice, instances.quality("boundary_iou")[kept], min_instances)
-    enough = [row for row in rows if not row["few"]]
-    if not enough:
+    if all(row["few"] for row in rows):
         raise DynaMaskError(f"no class has {min_instances} instances; give more data or a smaller --min-instances")
     counts, cost = {"pictures": len(comparison.indices), "instances": len(names)}, mean_macs(choice, macs)
     chosen_by = "the switch" if budget is None else f"the switch under a budget of {budget} mean GMACs"
     where = f"detections with score ≥ {score}" if detected else "true boxes"
     facts = comparison.facts(evidence, **counts, boxes=where, sizes_chosen_by=chosen_by)
-    blocks: list[Block] = [
-        Paragraph(
-            f"Share of the mask sizes among the instances of each class, the class with the finest masks first; "
-            f"{cost / 1e9:.4f} mean GMACs per instance ({cost / macs[-1]:.0%} of the full branch's). "
-            f"{FIGURES['figure8']}"
-        )
-    ]
+    text = (
+        "Share of the mask sizes among the instances of each class, the class with the finest masks first; "
+        f"{cost / 1e9:.4f} mean GMACs per instance ({cost / macs[-1]:.0%} of the full branch's). {FIGURES['figure8']}"
+    )
+    blocks: list[Block] = [Paragraph(text)]
     if len(kept) < len(named):
-        count = len(named) - len(kept)
-        blocks.append(Paragraph(f"Detections that match no true instance have no class and are left out: {count:,}."))
-    blocks += [
-        Figure(_figure(names, choice, {row["class"]: row["instances"] for row in enough})),
-        Heading("By class"),
-        Paragraph("BIoU S: mean boundary IoU over the instances with a true mask, if all of them had size S."),
-        _table(enough),
-    ]
-    few = [row for row in rows if row["few"]]
-    if few:
-        blocks += [Heading(f"Classes with fewer than {min_instances} instances"), _table(few)]
+        left_out = len(named) - len(kept)
+        text = f"Detections that match no true instance have no class and are left out: {left_out:,}."
+        blocks.append(Paragraph(text))
+    blocks += _class_blocks(names, choice, rows, min_instances)
     data = {
         "facts": dict(facts),
         "checkpoint": evidence.checkpoint.to_dict(),
@@ -139,10 +128,22 @@ def make_classes(
     return Report(name, f"Mask sizes by class, {evidence.label}", facts, blocks, rows, data)
 
 
-def _figure(names: Sequence[str], choice: np.ndarray, counts: dict[str, int]) -> go.Figure:
-    """Stacked bars of the classes in ``counts``, which gives the instances of each."""
-    kept = [i for i, name in enumerate(names) if name in counts]
-    return class_distribution([f"{names[i]} ({counts[names[i]]:,})" for i in kept], np.array(MASK_SIZES)[choice[kept]])
+def _class_blocks(
+    names: Sequence[str], choice: np.ndarray, rows: Sequence[dict[str, Any]], min_instances: int
+) -> list[Block]:
+    """Stacked bars and a table of the classes with enough instances, and a table of the others."""
+    counts = {row["class"]: row["instances"] for row in rows if not row["few"]}
+    shown = [i for i, name in enumerate(names) if name in counts]
+    titles = [f"{names[i]} ({counts[names[i]]:,})" for i in shown]
+    few = [row for row in rows if row["few"]]
+    note = "BIoU S: mean boundary IoU over the instances with a true mask, if all of them had size S."
+    blocks: list[Block] = [
+        Figure(class_distribution(titles, np.array(MASK_SIZES)[choice[shown]])),
+        Heading("By class"),
+        Paragraph(note),
+        _table([row for row in rows if not row["few"]]),
+    ]
+    return blocks + ([Heading(f"Classes with fewer than {min_instances} instances"), _table(few)] if few else [])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -55,14 +55,13 @@ class CurvePoint:
 
 
 class BudgetCurve:
-    """The choices of sizes that a budget curve compares.
+    """The choices of sizes that a budget curve compares, and the points that both kinds of boxes have.
 
     Args:
         instances: instances with the masks of every size.
         macs: MACs of an instance at each size.
         dataset: the data set of the instances.
         budgets: number of budgets.
-        boxes: "gt" or "detected".
 
     Attributes:
         named: choice (N,) of each policy without a budget, by name.
@@ -73,39 +72,79 @@ class BudgetCurve:
         DynaMaskError: there is no instance.
     """
 
-    def __init__(self, instances: Instances, macs: Sequence[int], dataset: Data, budgets: int, boxes: str) -> None:
+    boxes: str
+    measures: tuple[str, ...]
+
+    def __init__(self, instances: Instances, macs: Sequence[int], dataset: Data, budgets: int) -> None:
         if not instances.results:
-            what = "instance of the weights' classes" if boxes == "gt" else "detection"
+            what = "instance of the weights' classes" if self.boxes == "gt" else "detection"
             raise DynaMaskError(f"the pictures hold no {what}; give other data")
-        self.instances, self.macs, self.boxes = instances, tuple(macs), boxes
-        self.logits = instances.logits()
+        self.instances, self.macs, self.logits = instances, tuple(macs), instances.logits()
         self.named = {policy: choice_of(policy, instances, dataset) for policy in ("learned", "size", *FIXED)}
         self.limits = budget_limits(self.logits, macs, budgets)
         self.budgeted = [self.at_budget(limit) for limit in self.limits]
+        self._random_curves: dict[str, list[Draws]] = {}
 
     def at_budget(self, limit: float) -> np.ndarray:
         """(N,) learned sizes under a budget in mean MACs."""
         return at_budget(self.logits, self.macs, limit)
+
+    def instance_macs(self, choice: np.ndarray) -> np.ndarray:
+        """(N,) float64 MACs of each instance under a choice (N,)."""
+        return np.array(self.macs, dtype=np.float64)[choice]
+
+    def draws(self, measure: str, choice: np.ndarray) -> Draws:
+        """A measure and the mean MACs of a choice (N,)."""
+        raise NotImplementedError
+
+    def random(self, measure: str, choice: np.ndarray) -> Draws:
+        """The mean of a measure over permutations of a choice (N,), and its mean MACs."""
+        raise NotImplementedError
+
+    def random_curve(self, measure: str) -> list[Draws]:
+        """:meth:`random` of the learned choice under each budget."""
+        if measure not in self._random_curves:
+            self._random_curves[measure] = [self.random(measure, choice) for choice in self.budgeted]
+        return self._random_curves[measure]
+
+    def rivals(self, measure: str, policy: str, choice: np.ndarray, budget: float | None) -> list[CurvePoint]:
+        """A learned choice against policies at its own MACs; under a budget also the quality of these."""
+        raise NotImplementedError
+
+    def points(self) -> list[CurvePoint]:
+        """All points: every policy at its own MACs, the learned sizes at every budget, and paired differences."""
+        points = []
+        for measure in self.measures:
+            for name, choice in self.named.items():
+                points.append(self.point(measure, name, choice, self.draws(measure, choice).quality))
+            points += self.rivals(measure, "learned", self.named["learned"], None)
+            for limit, choice in zip(self.limits, self.budgeted):
+                points.append(self.point(measure, "budget", choice, self.draws(measure, choice).quality, budget=limit))
+                points += self.rivals(measure, "budget", choice, limit)
+            curve = [self.draws(measure, choice) for choice in self.budgeted]
+            for name in ("size", *FIXED):
+                limit = mean_macs(self.named[name], self.macs)
+                own = self.at_budget(limit)
+                gap = at_equal_cost(self.draws(measure, own), self.draws(measure, self.named[name]), curve)
+                points.append(self.point(measure, "budget", own, gap, name, limit))
+        return points
 
     def point(
         self,
         measure: str,
         policy: str,
         cost: np.ndarray | float,
-        value: Interval,
+        value: np.ndarray | Interval,
         against: str = "",
         budget: float | None = None,
     ) -> CurvePoint:
-        """One point; ``cost`` is a choice (N,) or its mean MACs."""
+        """One point; ``cost`` is a choice (N,) or its mean MACs, ``value`` its draws (1 + B,) or their interval."""
+        spent, split = cost, (None,) * len(MASK_SIZES)
         if isinstance(cost, np.ndarray):
             spent, split = mean_macs(cost, self.macs), tuple(shares(cost).tolist())
-        else:
-            spent, split = cost, (None,) * len(MASK_SIZES)
+        if isinstance(value, np.ndarray):
+            value = interval_of(value, centre=self.boxes == "detected")
         return CurvePoint(self.boxes, measure, policy, against, budget, spent, value, split)
-
-    def instance_macs(self, choice: np.ndarray) -> np.ndarray:
-        """(N,) float64 MACs of each instance under a choice (N,)."""
-        return np.array(self.macs, dtype=np.float64)[choice]
 
 
 class TrueBoxCurve(BudgetCurve):
@@ -116,6 +155,8 @@ class TrueBoxCurve(BudgetCurve):
         bootstrap: bootstrap over the pictures.
     """
 
+    boxes, measures = "gt", IOU_MEASURES
+
     def __init__(
         self,
         instances: Instances,
@@ -125,92 +166,57 @@ class TrueBoxCurve(BudgetCurve):
         views: dict[str, np.ndarray],
         bootstrap: PictureBootstrap,
     ) -> None:
-        super().__init__(instances, macs, dataset, budgets, "gt")
+        super().__init__(instances, macs, dataset, budgets)
         image_ids = np.array([result["image_id"] for result in instances.results], dtype=np.int64)
         self.bootstrap, self.rows = bootstrap, bootstrap.rows(image_ids)
         self.quality = {measure: instances.quality(measure) for measure in IOU_MEASURES}
         self.expected = {measure: quality.mean(axis=0) for measure, quality in views.items() if len(quality)}
         self.size_means = {m: np.stack([self._mean(column) for column in q.T]) for m, q in self.quality.items()}
 
-    def points(self) -> list[CurvePoint]:
-        """All points of both measures."""
-        return [point for m in IOU_MEASURES for point in (*self._policies(m), *self._differences(m))]
-
     def _mean(self, values: np.ndarray) -> np.ndarray:
         """Draws (1 + B,) of the mean of values (N,)."""
         return self.bootstrap.draws(values, self.rows)
 
-    def _draws(self, measure: str, choice: np.ndarray) -> Draws:
+    def draws(self, measure: str, choice: np.ndarray) -> Draws:
+        """See :meth:`BudgetCurve.draws`."""
         return Draws(self._mean(at(self.quality[measure], choice)), self._mean(self.instance_macs(choice)))
 
-    def _random(self, measure: str, choice: np.ndarray) -> Draws:
-        """Mean over all permutations of a choice, with the shares of the sizes in each resampled set."""
+    def random(self, measure: str, choice: np.ndarray) -> Draws:
+        """The exact mean over all permutations, with the shares of the sizes in each resampled set."""
         split = np.stack([self._mean((choice == k).astype(np.float64)) for k in range(len(self.macs))])  # (K, 1 + B)
         quality = (split * self.size_means[measure]).sum(axis=0)
         return Draws(quality, self._mean(self.instance_macs(choice)))
 
-    def _policies(self, measure: str) -> list[CurvePoint]:
-        """The learned, size-based and fixed choices, and every policy at every budget."""
-        points = [
-            self.point(measure, name, choice, interval_of(self._draws(measure, choice).quality))
-            for name, choice in self.named.items()
-        ]
-        curve = [self._random(measure, choice) for choice in self.budgeted]
-        points += self._at_equal_macs(measure, "learned", self.named["learned"], None, curve)
-        for limit, choice in zip(self.limits, self.budgeted):
-            own = interval_of(self._draws(measure, choice).quality)
-            points.append(self.point(measure, "budget", choice, own, budget=limit))
-            points += self._at_equal_macs(measure, "budget", choice, limit, curve)
-        return points
-
-    def _at_equal_macs(
-        self, measure: str, policy: str, choice: np.ndarray, budget: float | None, curve: Sequence[Draws]
-    ) -> list[CurvePoint]:
-        """A choice against a random one, the best mixture and the oracles that cost as much.
-
-        Args:
-            curve: the random choice at every budget.
-        """
+    def rivals(self, measure: str, policy: str, choice: np.ndarray, budget: float | None) -> list[CurvePoint]:
+        """See :meth:`BudgetCurve.rivals`: a random choice, the best mixture of two sizes, and the oracles."""
         quality, limit = self.quality[measure], mean_macs(choice, self.macs)
         macs = np.array(self.macs, dtype=np.float64)
-        own, random = self._draws(measure, choice), self._random(measure, choice)
+        own, random = self.draws(measure, choice), self.random(measure, choice)
         mixture = best_mix_quality(self.size_means[measure], macs, own.macs)
         gain = own.quality - random.quality
         points = [
-            self.point(measure, policy, choice, interval_of(gain), "random", budget),
-            self.point(measure, policy, choice, interval_of(own.quality - mixture), "mix", budget),
+            self.point(measure, policy, choice, gain, "random", budget),
+            self.point(measure, policy, choice, own.quality - mixture, "mix", budget),
         ]
-        mean_of_mix = interval_of(self._mean(blind_mix(quality, macs, limit)))
-        rivals: list[tuple[str, np.ndarray | float, Interval, np.ndarray]] = [
+        mean_of_mix = self._mean(blind_mix(quality, macs, limit))
+        rivals: list[tuple[str, np.ndarray | float, np.ndarray, np.ndarray]] = [
             ("mix", limit, mean_of_mix, mixture - random.quality)
         ]
         for name, known in (("oracle", quality), ("noise-aware oracle", self.expected.get(measure))):
             if known is None:
                 continue
             best = best_under_budget(known, self.macs, limit)
-            draws = self._draws(measure, best)
-            best_gain = at_equal_cost(draws, random, curve)
-            rivals.append((name, best, interval_of(draws.quality), best_gain))
-            share = share_of_gain(gain, best_gain)
-            points.append(self.point(measure, policy, choice, share, f"share of {name}", budget))
+            draws = self.draws(measure, best)
+            best_gain = at_equal_cost(draws, random, self.random_curve(measure))
+            rivals.append((name, best, draws.quality, best_gain))
+            points.append(
+                self.point(measure, policy, choice, share_of_gain(gain, best_gain), f"share of {name}", budget)
+            )
         if budget is not None:
-            points.append(self.point(measure, "random", limit, interval_of(random.quality), budget=budget))
+            points.append(self.point(measure, "random", limit, random.quality, budget=budget))
             for name, cost, value, gain_over_random in rivals:
                 points.append(self.point(measure, name, cost, value, budget=budget))
-                points.append(self.point(measure, name, cost, interval_of(gain_over_random), "random", budget))
-        return points
-
-    def _differences(self, measure: str) -> list[CurvePoint]:
-        """Learned sizes at the MACs of the size-based and the fixed choices, minus these."""
-        points = []
-        curve = [self._draws(measure, choice) for choice in self.budgeted]
-        for name, other in self.named.items():
-            if name == "learned":
-                continue
-            limit = mean_macs(other, self.macs)
-            own = self.at_budget(limit)
-            gap = at_equal_cost(self._draws(measure, own), self._draws(measure, other), curve)
-            points.append(self.point(measure, "budget", own, interval_of(gap), name, limit))
+                points.append(self.point(measure, name, cost, gain_over_random, "random", budget))
         return points
 
     def known_complexity(self, annotations: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -244,6 +250,8 @@ class DetectionCurve(BudgetCurve):
         seed: seed of the permutations.
     """
 
+    boxes, measures = "detected", tuple(f"{iou_type}_ap" for iou_type in MASK_TYPES)
+
     def __init__(
         self,
         instances: Instances,
@@ -254,49 +262,28 @@ class DetectionCurve(BudgetCurve):
         permutations: int = 5,
         seed: int = 0,
     ) -> None:
-        super().__init__(instances, macs, dataset, budgets, "detected")
+        super().__init__(instances, macs, dataset, budgets)
         self.precision, self.permutations, self.seed = precision, permutations, seed
 
-    def points(self) -> list[CurvePoint]:
-        """All points of mask and boundary AP."""
-        return [point for iou_type in MASK_TYPES for point in self._points(iou_type, f"{iou_type}_ap")]
+    def draws(self, measure: str, choice: np.ndarray) -> Draws:
+        """See :meth:`BudgetCurve.draws`."""
+        quality = self.precision.draws(choice, measure.removesuffix("_ap"))
+        return Draws(quality, self.precision.means(self.instance_macs(choice)))
 
-    def _draws(self, iou_type: str, choice: np.ndarray) -> Draws:
-        return Draws(self.precision.draws(choice, iou_type), self.precision.means(self.instance_macs(choice)))
-
-    def _random(self, iou_type: str, choice: np.ndarray) -> Draws:
-        """Mean over permutations of a choice."""
+    def random(self, measure: str, choice: np.ndarray) -> Draws:
+        """See :meth:`BudgetCurve.random`; the same permutations for every choice."""
         rng = np.random.default_rng(self.seed)
-        draws = [self._draws(iou_type, rng.permutation(choice)) for _ in range(self.permutations)]
+        draws = [self.draws(measure, rng.permutation(choice)) for _ in range(self.permutations)]
         return Draws(np.mean([d.quality for d in draws], axis=0), np.mean([d.macs for d in draws], axis=0))
 
-    def _points(self, iou_type: str, measure: str) -> list[CurvePoint]:
-        random_curve = [self._random(iou_type, choice) for choice in self.budgeted]
-
-        def own(choice: np.ndarray) -> Interval:
-            return _centred(self.precision.draws(choice, iou_type))
-
-        def gain(choice: np.ndarray) -> Interval:
-            random = self._random(iou_type, choice)
-            return _centred(at_equal_cost(self._draws(iou_type, choice), random, random_curve))
-
-        points = [self.point(measure, name, choice, own(choice)) for name, choice in self.named.items()]
-        learned = self.named["learned"]
-        points.append(self.point(measure, "learned", learned, gain(learned), "random"))
-        for limit, choice, random in zip(self.limits, self.budgeted, random_curve):
+    def rivals(self, measure: str, policy: str, choice: np.ndarray, budget: float | None) -> list[CurvePoint]:
+        """See :meth:`BudgetCurve.rivals`: a random choice."""
+        random = self.random(measure, choice)
+        gain = at_equal_cost(self.draws(measure, choice), random, self.random_curve(measure))
+        points = [self.point(measure, policy, choice, gain, "random", budget)]
+        if budget is not None:
             spent = mean_macs(choice, self.macs)
-            points += [
-                self.point(measure, "budget", choice, own(choice), budget=limit),
-                self.point(measure, "random", spent, _centred(random.quality), budget=limit),
-                self.point(measure, "budget", choice, gain(choice), "random", limit),
-            ]
-        curve = [self._draws(iou_type, choice) for choice in self.budgeted]
-        for name, other in self.named.items():
-            if name != "learned":
-                limit = mean_macs(other, self.macs)
-                choice = self.at_budget(limit)
-                gap = at_equal_cost(self._draws(iou_type, choice), self._draws(iou_type, other), curve)
-                points.append(self.point(measure, "budget", choice, _centred(gap), name, limit))
+            points.insert(0, self.point(measure, "random", spent, random.quality, budget=budget))
         return points
 
     def operating_points(self, drop: float = 0.001, steps: int = 40) -> dict[str, Any]:
@@ -311,21 +298,14 @@ class DetectionCurve(BudgetCurve):
             ``within_drop`` (None if no budget is) and ``half``, each with its mean MACs, the share of the full MACs
             that it saves, and the differences in mask and boundary AP to the finest size.
         """
-        full = self.named[FIXED[-1]]
-        goal = self.precision.draws(full, "segm")[0] - drop
+        goal = self.precision.draws(self.named[FIXED[-1]], "segm")[0] - drop
         choices = (self.at_budget(limit) for limit in budget_limits(self.logits, self.macs, steps))
         within = next((choice for choice in choices if self.precision.value(choice, "segm") >= goal), None)
-        return {
-            "drop": drop,
-            "within_drop": None if within is None else self._operating_point(within, full),
-            "half": self._operating_point(self.at_budget(self.macs[-1] / 2), full),
-        }
+        half = self._operating_point(self.at_budget(self.macs[-1] / 2))
+        return {"drop": drop, "within_drop": None if within is None else self._operating_point(within), "half": half}
 
-    def _operating_point(self, choice: np.ndarray, full: np.ndarray) -> dict[str, Any]:
-        cost, draws = mean_macs(choice, self.macs), self.precision.draws
-        gaps = {f"{t}_ap_minus_full": _centred(draws(choice, t) - draws(full, t)) for t in MASK_TYPES}
-        return {"mean_macs": cost, "saved": 1 - cost / self.macs[-1], **gaps}
-
-
-def _centred(draws: np.ndarray) -> Interval:
-    return interval_of(draws, centre=True)
+    def _operating_point(self, choice: np.ndarray) -> dict[str, Any]:
+        cost, full = mean_macs(choice, self.macs), self.named[FIXED[-1]]
+        gaps = {m: self.draws(m, choice).quality - self.draws(m, full).quality for m in self.measures}
+        intervals = {f"{measure}_minus_full": interval_of(gap, centre=True) for measure, gap in gaps.items()}
+        return {"mean_macs": cost, "saved": 1 - cost / self.macs[-1], **intervals}

@@ -43,29 +43,12 @@ class Heading:
 
     text: str
 
-    def to_markdown(self, level: int) -> str:
-        """The heading at a level."""
-        return f"{'#' * level} {self.text}"
-
-    def to_html(self, plotlyjs: bool) -> str:
-        """The heading."""
-        return f"<h2>{html.escape(self.text)}</h2>"
-
 
 @dataclass(frozen=True)
 class Paragraph:
     """Text; what is in backticks is code."""
 
     text: str
-
-    def to_markdown(self, level: int) -> str:
-        """The text."""
-        return self.text
-
-    def to_html(self, plotlyjs: bool) -> str:
-        """The text as a paragraph."""
-        text = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(self.text))
-        return f"<p>{text}</p>"
 
 
 @dataclass(frozen=True)
@@ -80,34 +63,12 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def to_markdown(self, level: int) -> str:
-        """The table with its rule."""
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
-        lines = [f"| {' | '.join(row)} |" for row in (self.header, *cells)]
-        rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(self.header))) + "|"
-        return "\n".join([lines[0], rule, *lines[1:]])
-
-    def to_html(self, plotlyjs: bool) -> str:
-        """The table in a box that scrolls sideways."""
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
-        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
 
 @dataclass(frozen=True)
 class Figure:
     """A plotly figure, on the page only."""
 
     figure: go.Figure
-
-    def to_markdown(self, level: int) -> str:
-        """Nothing."""
-        return ""
-
-    def to_html(self, plotlyjs: bool) -> str:
-        """The figure, with plotly.js before it if asked for."""
-        return f'<div class="scroll"><div class="figure">{page_html(self.figure, plotlyjs=plotlyjs)}</div></div>'
 
 
 @dataclass(frozen=True)
@@ -121,16 +82,6 @@ class Picture:
 
     jpeg: bytes
     caption: str
-
-    def to_markdown(self, level: int) -> str:
-        """Nothing."""
-        return ""
-
-    def to_html(self, plotlyjs: bool) -> str:
-        """The picture with its caption."""
-        encoded, caption = base64.b64encode(self.jpeg).decode("ascii"), html.escape(self.caption)
-        image = f'<img alt="{caption}" src="data:image/jpeg;base64,{encoded}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 Block = Heading | Paragraph | Table | Figure | Picture
@@ -192,8 +143,40 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 
 def blocks_markdown(blocks: Sequence[Block], level: int = 2) -> str:
     """Blocks as Markdown, headings at a level; figures and pictures are left out."""
-    texts = (block.to_markdown(level) for block in blocks)
-    return "\n\n".join(text for text in texts if text)
+    texts = []
+    for block in blocks:
+        match block:
+            case Heading(text):
+                texts.append(f"{'#' * level} {text}")
+            case Paragraph(text):
+                texts.append(text)
+            case Table(header, rows):
+                cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+                head, *body = (f"| {' | '.join(row)} |" for row in (header, *cells))
+                rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(header))) + "|"
+                texts.append("\n".join([head, rule, *body]))
+    return "\n\n".join(texts)
+
+
+def _html(block: Block, plotlyjs: bool) -> str:
+    """A block as HTML; a figure with plotly.js before it if asked for."""
+    match block:
+        case Heading(text):
+            return f"<h2>{html.escape(text)}</h2>"
+        case Paragraph(text):
+            code = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
+            return f"<p>{code}</p>"
+        case Table(header, rows):
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+            body = "".join(f"<tr>{line}</tr>" for line in lines)
+            return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+        case Figure(figure):
+            return f'<div class="scroll"><div class="figure">{page_html(figure, plotlyjs=plotlyjs)}</div></div>'
+        case Picture(jpeg, caption):
+            encoded, text = base64.b64encode(jpeg).decode("ascii"), html.escape(caption)
+            image = f'<img alt="{text}" src="data:image/jpeg;base64,{encoded}">'
+            return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -218,7 +201,7 @@ def page(report: Report) -> str:
     ]
     plotlyjs = True  # once, with the first figure
     for block in report.blocks:
-        parts.append(block.to_html(plotlyjs))
+        parts.append(_html(block, plotlyjs))
         plotlyjs = plotlyjs and not isinstance(block, Figure)
     return "\n".join([*parts, "</body></html>\n"])
 
@@ -245,7 +228,7 @@ def summary(
         "data cannot be compared with them. The command below writes pages with pictures, CSV and JSON beside this "
         "summary.",
         _facts(facts),
-        checkpoints.to_markdown(2),
+        blocks_markdown([checkpoints]),
         how,
         f"Here: {', '.join(f'[{name}](#{anchor})' for name, anchor in anchors.items())}.",
     ]

@@ -66,7 +66,7 @@ def make_counts(command: str) -> Report:
     rows = [_row(row, counts, dict(paper.rows)) for row in LABELS]
     facts = [
         ("counted", f"{WIDTH}×{HEIGHT} pixels, {CLASSES} classes, ResNet-101"),
-        ("agrees", f"operations within {SHARE:.0%} of the paper's, parameters within its last digit (0.05 M)"),
+        ("comes out", f"operations within {SHARE:.0%} of the paper's, parameters within its last digit (0.05 M)"),
         ("command", command),
     ]
     blocks = [
