@@ -217,7 +217,7 @@ cell_masks.suppression_figure(case, config.update_threshold)
 # %%
 from lessons import two_models
 
-from dynamask.viz.cells import cell_figure, representations_figure
+from dynamask.viz.cells import cell_figure
 
 sodar = dynamask.load("shapes-sodar")
 seen = sodar(scene.image)
@@ -230,7 +230,7 @@ cell_figure(scene.image, view)
 # object?
 
 # %%
-representations_figure(view)
+cell_masks.representation_pictures(view)
 
 # %% [markdown]
 # Nobody has told the network which sign shall mean "inside", nor that other objects shall stay out. The small network

@@ -90,17 +90,18 @@ def test_cell_figure_draws_the_grid_inside_the_picture_and_arrows_where_cells_mo
     assert "grid of representations 3 × 3" in [trace.name for trace in coarser.data]
 
 
-def test_representations_share_a_crop_and_a_scale():
-    view = view_of()
-    drawn = cells.representations_figure(view)
-    maps = [trace for trace in drawn.data if trace.type == "heatmap"]
-    top, bottom, left, right = cells.object_crop(view)
-    assert len(maps) == 6 and {np.shape(trace.z) for trace in maps} == {(bottom - top, right - left)}
-    np.testing.assert_allclose(maps[1].z, view.representations[1, top:bottom, left:right])
-    np.testing.assert_allclose(maps[5].z, view.mask[top:bottom, left:right])
-    axis = drawn.layout.coloraxis
-    assert axis.cmax == -axis.cmin > 0 and (drawn.layout.coloraxis2.cmin, drawn.layout.coloraxis2.cmax) == (0, 1)
-    assert [note.text for note in drawn.layout.annotations][0] == "top (1, 2)"
+def test_tiles_share_a_crop_and_a_scale():
+    maps = torch.linspace(-3, 3, 60).expand(5, 30, 60) * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5])[:, None, None]
+    view = view_of(representations=maps)
+    top, bottom, left, right = crop = cells.object_crop(view, margin=5.0)
+    tiles = cells.tile_pictures(view, crop, side=right - left)
+    assert len(tiles) == 6 and {tile.shape for tile in tiles} == {(bottom - top, right - left, 3)}
+    for tile in tiles[:5]:
+        assert tile[5, 2, 2] > tile[5, 2, 0] and tile[5, -3, 0] > tile[5, -3, 2], "blue is negative, red is positive"
+        assert (tile[:, 30 - left] == 17).all(), "a line at logit 0"
+    strong, weak = (tile[5, -3].astype(int) for tile in (tiles[0], tiles[4]))
+    assert weak.sum() > strong.sum(), "half the logit is paler"
+    assert cells.logit_limit(view_of(representations=maps * 100), crop) == cells.MAX_LOGIT
 
 
 @pytest.mark.parametrize(
@@ -120,5 +121,5 @@ def test_every_kind_of_model_is_explained(aggregation, overrides):
     count = 1 if aggregation is None else aggregation.samples
     assert len(cells.place_names(view)) == len(view.representations) == len(view.positions) == count
     cells.cell_figure(pixels, view)
-    assert sum(t.type == "heatmap" for t in cells.representations_figure(view).data) == count + 1
+    assert len(cells.tile_pictures(view, cells.object_crop(view))) == count + 1
     assert cells.cell_sentence(view).endswith(".")

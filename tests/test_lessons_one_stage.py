@@ -176,6 +176,8 @@ def test_moved_neighbours(seen):
 
 
 def test_figures_of_neighbours(seen, scene):
+    shown = cell_masks.representation_pictures(seen.cells.explain(0))
+    assert len(shown.data) == 6 and shown.layout.annotations[5].text == "mask"
     assert len(cell_masks.swap_figure(seen, scene.image, [0, 1]).data) == 4
     masks = [[full_size(seen, redrawn(seen, i, theta=theta_of(seen, j))) for j in (0, 1)] for i in (0, 1)]
     other_theta = [mask_iou(masks[0][0], masks[0][1]), mask_iou(masks[1][1], masks[1][0])]

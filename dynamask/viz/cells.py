@@ -17,7 +17,7 @@ from plotly.colors import sample_colorscale
 
 from dynamask.config import NEIGHBOURS
 from dynamask.models.solo.explain import CellView
-from dynamask.viz.charts import figure, panel_figure
+from dynamask.viz.charts import figure
 from dynamask.viz.overlay import UInt8Array, encode_jpeg
 from dynamask.viz.style import hex_to_rgb, translucent
 
@@ -129,7 +129,10 @@ def sampled_colours(scale: str, count: int) -> list[str]:
 
 
 def tile_pictures(view: CellView, crop: Crop, side: int = TILE_SIDE) -> list[UInt8Array]:
-    """Return the panels of :func:`representations_figure` as pictures (h, w, 3) uint8 RGB: S representations, the mask.
+    """Return pictures (h, w, 3) uint8 RGB of the S representations as logits and of the mask as probabilities.
+
+    All have the same crop; all representations have the same colours, up to :func:`logit_limit`. A line marks logit 0
+    and probability 0.5.
 
     Args:
         view: of one instance.
@@ -212,8 +215,7 @@ def cell_figure(pixels: UInt8Array, view: CellView) -> go.Figure:
         coarse = {"color": "rgba(255, 255, 255, 0.85)", "width": 1, "dash": "dot"}
         grid_name = f"grid of representations {view.mask_grid} × {view.mask_grid}"
         drawn.add_scatter(**grid_lines(size, view.frame, view.mask_grid), **lines, line=coarse, name=grid_name)
-    whole = (0, view.mask.shape[0], 0, view.mask.shape[1])
-    drawn.add_trace(_contour(view, whole, view.mask.numpy(), 0.5, "#FFFFFF", "outline of the mask"))
+    drawn.add_trace(_outline(view))
     aggregated = view.neighbours is not None and len(view.base) > 0
     if aggregated:
         drawn.add_scatter(**_squares(view), **lines, line={"color": NEIGHBOUR_COLOUR, "width": 2.5}, name="neighbours")
@@ -236,25 +238,22 @@ def cell_figure(pixels: UInt8Array, view: CellView) -> go.Figure:
     return drawn.update_layout(legend=legend, margin={"l": 0, "r": 0, "t": 8, "b": 8})
 
 
-def _contour(view: CellView, crop: Crop, z: npt.NDArray[np.float32], at: float, colour: str, name: str) -> go.Contour:
-    """One line around the part of a map (its crop `z`) that is above a value."""
+def _outline(view: CellView) -> go.Contour:
+    """The line at which the mask's probability is 0.5."""
+    dy, dx = (side / cells for side, cells in zip(view.frame, view.mask.shape))
     return go.Contour(
-        z=z,
-        **_map_place(view, crop),
-        contours={"start": at, "end": at, "size": 1, "coloring": "none"},
-        line={"color": colour, "width": 2},
+        z=view.mask.numpy(),
+        x0=dx / 2,
+        dx=dx,
+        y0=dy / 2,
+        dy=dy,
+        contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
+        line={"color": "#FFFFFF", "width": 2},
         showscale=False,
         hoverinfo="skip",
-        name=name,
-        showlegend=name != "",
+        name="outline of the mask",
+        showlegend=True,
     )
-
-
-def _map_place(view: CellView, crop: Crop) -> dict[str, float]:
-    """Position and spacing of a crop of the maps for a Plotly trace."""
-    x0, y0, x1, y1 = crop_box(view, crop)
-    dx, dy = (x1 - x0) / (crop[3] - crop[2]), (y1 - y0) / (crop[1] - crop[0])
-    return {"x0": x0 + dx / 2, "dx": dx, "y0": y0 + dy / 2, "dy": dy}
 
 
 def _add_positions(drawn: go.Figure, view: CellView) -> None:
@@ -275,47 +274,3 @@ def _add_positions(drawn: go.Figure, view: CellView) -> None:
     for (x0, y0), (x1, y1), shift in zip(start.tolist(), end.tolist(), shifted):
         if shift:
             drawn.add_annotation(x=x1, y=y1, ax=x0, ay=y0, **axes, **arrow)
-
-
-def representations_figure(view: CellView, crop: Crop | None = None) -> go.Figure:
-    """Draw each representation as logits and the resulting mask as probabilities, side by side.
-
-    All panels have the same crop; all representations have the same colours; a line marks logit 0 and probability 0.5.
-
-    Args:
-        view: of one instance.
-        crop: of the maps, by default that of :func:`object_crop`.
-    """
-    crop = object_crop(view) if crop is None else crop
-    part = (slice(crop[0], crop[1]), slice(crop[2], crop[3]))
-    places = [position_text(place) for place in view.positions.tolist()]
-    titles = [*(f"{name} {place}" for name, place in zip(place_names(view), places)), "mask"]
-    columns = min(3, len(titles))
-    rows = -(-len(titles) // columns)
-    (x0, y0, x1, y1), limit = crop_box(view, crop), logit_limit(view, crop)
-    side = 210 * min(1.4, max(0.5, (y1 - y0) / (x1 - x0)))
-    height = round(rows * (side + 34) + 70)
-    drawn = panel_figure(titles, height, columns, horizontal_spacing=0.03, vertical_spacing=0.28 / (rows + 1))
-    for i, title in enumerate(titles):
-        last = i == len(titles) - 1
-        z = (view.mask if last else view.representations[i])[part].numpy()
-        panel = {"row": i // columns + 1, "col": i % columns + 1}
-        scale = "coloraxis2" if last else "coloraxis"
-        heat = go.Heatmap(z=z, **_map_place(view, crop), coloraxis=scale, name=title, hovertemplate="%{z:.2f}")
-        drawn.add_trace(heat, **panel)
-        drawn.add_trace(_contour(view, crop, z, 0.5 if last else 0.0, "#FFFFFF" if last else "#111111", ""), **panel)
-        anchor = drawn.data[-1].xaxis or "x"
-        drawn.update_xaxes(range=[x0, x1], visible=False, constrain="domain", **panel)
-        drawn.update_yaxes(range=[y1, y0], visible=False, scaleanchor=anchor, constrain="domain", **panel)
-    return drawn.update_layout(
-        margin={"l": 4, "r": 4, "t": 34, "b": 4},
-        coloraxis={"colorscale": LOGIT_SCALE, "cmin": -limit, "cmax": limit, "colorbar": _bar("logit", 0.0)},
-        coloraxis2={"colorscale": PROBABILITY_SCALE, "cmin": 0, "cmax": 1, "colorbar": _bar("probability", 0.52)},
-    )
-
-
-def _bar(title: str, start: float) -> dict[str, object]:
-    """A low colour bar under the figure."""
-    text = {"text": title, "side": "bottom", "font": {"size": 12}}
-    place = {"orientation": "h", "x": start, "xanchor": "left", "y": -0.02, "yanchor": "top", "len": 0.46}
-    return {**place, "thickness": 10, "nticks": 5, "title": text, "tickfont": {"size": 11}, "outlinewidth": 0}

@@ -15,12 +15,13 @@ from dynamask.config import NEIGHBOURS, STRIDES, SoloConfig
 from dynamask.data.shapes import Scene, ShapesDataset
 from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.solo.aggregation import decode, dynamic_network, sample_vectors
+from dynamask.models.solo.explain import CellView
 from dynamask.models.solo.inference import find_candidates, mask_ious, matrix_nms
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass
 from dynamask.predict import Prediction
 from dynamask.viz import charts, style
-from dynamask.viz.cells import grid_lines
+from dynamask.viz.cells import grid_lines, logit_limit, object_crop, place_names, position_text, tile_pictures
 from lessons.picture_grids import LEGEND, error_picture, fit_axes, image_trace, picture_grid, shade, with_slider
 
 NEIGHBOUR_NAMES = ("top", "left", "centre", "right", "bottom")
@@ -380,6 +381,16 @@ def representations_of(prediction: Prediction, index: int, moved: Tensor | None 
     positions = aggregation.positions(cell, config.grids[level], config.representation_grids[level], offsets)
     image = torch.zeros_like(cell)
     return decode(sample_vectors(grid.vectors, image, positions, aggregation.config.border), image, grid.features)[0]
+
+
+def representation_pictures(view: CellView) -> go.Figure:
+    """Show each representation around an instance as logits, and the resulting mask as probabilities."""
+    crop, places = object_crop(view), view.positions.tolist()
+    names = [*(f"{name} {position_text(place)}" for name, place in zip(place_names(view), places)), "mask"]
+    tiles, limit = tile_pictures(view, crop), logit_limit(view, crop)
+    rows = range(0, len(tiles), 3)
+    title = f"logits: blue −{limit:.1f}, white 0, red {limit:.1f}; mask: blue 0, yellow 1"
+    return picture_grid([tiles[i : i + 3] for i in rows], [names[i : i + 3] for i in rows], title, cell=210)
 
 
 @torch.no_grad()
