@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.coco_files import rectangle
 from helpers.command_line import refusal, run
 from PIL import Image
 
 import dynamask
+from dynamask import cli
 from dynamask.models.build import create_model
 from dynamask.models.weights import save_model
 
@@ -21,50 +23,25 @@ MODEL = "dynamask_resnet18_fpn_small"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Five small pictures of discs, the last one empty, with one crowd region; polygons and RLE."""
+    """Five pictures of noise with a square each, the last one empty, a crowd region, and random weights."""
     root = tmp_path_factory.mktemp("world")
     (root / "images").mkdir()
-    rng = np.random.default_rng(0)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 96, 128, 3), dtype=np.uint8)
     images, annotations = [], []
-    for number in range(1, 6):
-        picture = rng.integers(0, 60, (96, 128, 3), dtype=np.uint8)
+    common = {"category_id": 7, "iscrowd": 0, "area": 1600}
+    for number, pixels in enumerate(noise, start=1):
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 128})
-        if number < 5:
-            x, y, r = 40 + 8 * number, 48, 20
-            angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-            polygon = np.stack([x + r * np.cos(angle), y + r * np.sin(angle)], axis=1)
-            rows, columns = np.mgrid[:96, :128]
-            picture[(columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 < r * r] = (250, 220, 30)
-            annotations.append(
-                {
-                    "id": number,
-                    "image_id": number,
-                    "category_id": 7,
-                    "iscrowd": 0,
-                    "area": 3.1 * r * r,
-                    "bbox": [x - r, y - r, 2 * r, 2 * r],
-                    "segmentation": [polygon.ravel().tolist()],
-                }
-            )
-        Image.fromarray(picture).save(root / "images" / f"{number}.png")
-    annotations.append(
-        {
-            "id": 99,
-            "image_id": 1,
-            "category_id": 7,
-            "iscrowd": 1,
-            "area": 64,
-            "bbox": [0, 0, 8, 8],
-            "segmentation": {"size": [96, 128], "counts": [0, 8, *[88, 8] * 7, 96 * 128 - 8 - 96 * 7]},
-        }
-    )
-    (root / "annotations.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "disc"}]})
-    )
+        x = 8 * number
+        polygon = [x, 28, x + 40, 28, x + 40, 68, x, 68]
+        place = {"id": number, "image_id": number, "bbox": [x, 28, 40, 40], "segmentation": [polygon]}
+        annotations += [{**place, **common}] if number < 5 else []
+    crowd = {**common, "id": 99, "image_id": 1, "iscrowd": 1, "area": 64, **rectangle((96, 128), 0, 0, 8, 8)}
+    coco = {"images": images, "annotations": [*annotations, crowd], "categories": [{"id": 7, "name": "disc"}]}
+    (root / "annotations.json").write_text(json.dumps(coco))
     torch.manual_seed(0)
-    model = create_model(
-        MODEL, class_names=("__background__", "disc"), category_ids=(7,), test_min_size=96, max_size=128
-    )
+    classes = {"class_names": ("__background__", "disc"), "category_ids": (7,)}
+    model = create_model(MODEL, **classes, test_min_size=96, max_size=128)
     save_model(model, root / "random.safetensors", training={"images_seen": 0})
     return root
 
@@ -88,16 +65,6 @@ def evaluate(capsys, world, more=""):
     code, out, err = run(capsys, *words(command + more, world))
     assert code == 0, err
     return json.loads(out)
-
-
-def results_of(world, kept=None):
-    """COCO results that equal the true instances of the data set, of all images or of some."""
-    truth = json.loads((world / "annotations.json").read_text())
-    return [
-        {"image_id": a["image_id"], "category_id": 7, "score": 0.9, "segmentation": a["segmentation"]}
-        for a in truth["annotations"]
-        if not a["iscrowd"] and (kept is None or a["image_id"] in kept)
-    ]
 
 
 def test_costs_json_is_alone_on_stdout(capsys):
@@ -140,9 +107,11 @@ def test_evaluate_on_true_boxes(capsys, world):
 
 @pytest.mark.parametrize("modulus", [None, 2])
 def test_evaluate_results_file(capsys, world, tmp_path, modulus):
-    ids = [image["id"] for image in json.loads((world / "annotations.json").read_text())["images"]]
+    truth = json.loads((world / "annotations.json").read_text())
+    ids = [image["id"] for image in truth["images"]]
     kept = {i for i in ids if modulus is None or int(hashlib.sha256(str(i).encode()).hexdigest(), 16) % modulus == 0}
-    results = results_of(world, kept)
+    found = [a for a in truth["annotations"] if not a["iscrowd"] and a["image_id"] in kept]
+    results = [{**{key: a[key] for key in ("image_id", "category_id", "segmentation")}, "score": 0.9} for a in found]
     (tmp_path / "results.json").write_text(json.dumps(results))
     command = "evaluate --predictions RESULTS --annotations WORLD/annotations.json --json - "
     command += "" if modulus is None else f"--holdout {modulus}"
@@ -242,18 +211,9 @@ def imported(code, cwd):
 
 
 def test_help_and_argument_errors_import_no_torch(tmp_path):
-    commands = [
-        "",
-        *["analyze", "costs", "data", "evaluate", "predict", "recipes", "report", "runs", "shapes", "train", "weights"],
-    ]
-    commands += [
-        "data check",
-        "report table1",
-        "report budget-curve",
-        "report all",
-        "report sodar-all",
-        "weights export",
-    ]
+    parts = ("table1", "budget-curve", "all", "sodar-all")
+    commands = ["", *(module.__name__.rpartition(".")[2] for module in cli.COMMANDS), "data check", "weights export"]
+    commands += [f"report {part}" for part in parts]
     lines = [*(f"{command} -h" for command in commands), "predict", "nothing", "weights list --what"]
     code = f"""
 from dynamask.cli import main
@@ -269,9 +229,8 @@ for line in {lines}:
 def test_importing_the_package_is_lazy(tmp_path):
     names = "import dynamask; dynamask.list_models(); dynamask.DynaMaskError, dynamask.MASK_SIZES, dir(dynamask)"
     assert not {"torch", "numpy"} & imported(names, tmp_path)
-    heavy = imported(
-        "import dynamask; dynamask.load, dynamask.create_model, dynamask.Predictor, dynamask.viz", tmp_path
-    )
+    names = "import dynamask; dynamask.load, dynamask.create_model, dynamask.Predictor, dynamask.viz"
+    heavy = imported(names, tmp_path)
     assert "torch" in heavy and not {"timm", "plotly", "gradio", "ipywidgets", "tensorboard"} & heavy
     with pytest.raises(AttributeError, match="module 'dynamask' has no attribute 'lode'"):
         dynamask.lode  # noqa: B018
