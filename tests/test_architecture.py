@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-PENDING = pytest.mark.xfail(reason="not true everywhere yet", strict=False)
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
@@ -240,7 +239,6 @@ def test_test_modules_import_no_test_module():
     assert not found
 
 
-@PENDING
 def test_files_and_functions_are_short():
     lengths = {}
     for path in sources(*PROJECT):
@@ -252,7 +250,6 @@ def test_files_and_functions_are_short():
     assert longer.keys() == LONGER.keys(), longer
 
 
-@PENDING
 def test_formatting_is_left_to_ruff_except_in_tables_of_constants():
     found = []
     for path in sources(*PROJECT, "tests"):

@@ -290,16 +290,16 @@ def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path
     save_model(changed(tiny_model(class_names=names)), shelf / "toy.safetensors")
     capsys.readouterr()
     out = tmp_path / "run"
-    words = ["train", "--data", scenes, "--model", "dynamask_mobilenetv2_fpn_small", "--mask-branch", "pointrend",
-             "--init", "toy", "--freeze", "detector", "--iterations", 2, "--batch-size", 1, "--out", out]  # fmt: skip
-    code, _, error = run(capsys, *words, *small_flags())
+    train = f"train --data {scenes} --model dynamask_mobilenetv2_fpn_small --mask-branch pointrend --init toy "
+    train += f"--freeze detector --iterations 2 --batch-size 1 --out {out}"
+    code, _, error = run(capsys, *train.split(), *small_flags())
     assert code == 0 and "without its mask branch (region_fpn); the mask branch (pointrend) has random weights" in error
     weights = out / "last.safetensors"
     trained, start = load_file(weights), load_file(shelf / "toy.safetensors")
     assert all(torch.equal(trained[key], start[key]) for key in start if not key.startswith(BRANCH))
     save_branch(weights, tmp_path / "branch.safetensors", "toy")
-    code, text, _ = run(capsys, "evaluate", "--weights", tmp_path / "branch.safetensors", "--data", scenes,
-                        "--boxes", "gt", "--json", "-")  # fmt: skip
+    evaluate = f"evaluate --weights {tmp_path}/branch.safetensors --data {scenes} --boxes gt --json -"
+    code, text, _ = run(capsys, *evaluate.split())
     summary = json.loads(text)
     assert code == 0 and summary["size_shares"] == {"14": 0.0, "28": 0.0, "56": 0.0, "112": 1.0}
     assert math.isfinite(summary["mean_mask_iou"]) and summary["mean_macs_per_instance"] > 0
@@ -324,10 +324,9 @@ def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(
     rows = []
     for branch in ("region_fpn", "fcn:14"):
         out = tmp_path / branch.replace(":", "-")
-        words = ["train", "--data", "shapes:7:4", "--model", "dynamask_mobilenetv2_fpn_small", "--mask-branch", branch,
-                 "--init", "toy", "--init-part", "detector", "--freeze", "detector", "--iterations", "3",
-                 "--batch-size", "1", "--log-every", "1", "--out", str(out)]  # fmt: skip
-        assert cli.main([*words, *small_flags()]) == 0
+        train = f"train --data shapes:7:4 --model dynamask_mobilenetv2_fpn_small --mask-branch {branch} --init toy "
+        train += f"--init-part detector --freeze detector --iterations 3 --batch-size 1 --log-every 1 --out {out}"
+        assert cli.main([*train.split(), *small_flags()]) == 0
         with (out / "log.csv").open(encoding="utf-8", newline="") as stream:
             rows.append(list(csv.DictReader(stream)))
     assert len(rows[0]) == len(rows[1]) == 3
@@ -336,8 +335,8 @@ def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(
 
 
 def test_an_init_part_without_init_is_refused(tmp_path, capsys):
-    code, _, error = run(capsys, "train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small",
-                         "--init-part", "detector", "--out", tmp_path / "run")  # fmt: skip
+    train = "train --data shapes:0:4 --model dynamask_mobilenetv2_fpn_small --init-part detector --out"
+    code, _, error = run(capsys, *train.split(), tmp_path / "run")
     assert code == 2 and "--init-part needs --init" in error and not (tmp_path / "run").exists()
 
 
@@ -358,8 +357,8 @@ def test_an_init_part_without_init_is_refused(tmp_path, capsys):
     ],
 )
 def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, said):
-    code, _, error = run(capsys, "train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small",
-                         "--out", tmp_path / "run", *words)  # fmt: skip
+    train = f"train --data shapes:0:4 --model dynamask_mobilenetv2_fpn_small --out {tmp_path}/run"
+    code, _, error = run(capsys, *train.split(), *words)
     assert code == 2 and said in error and "would have no effect; leave it out or" in error
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 

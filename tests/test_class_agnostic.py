@@ -30,10 +30,9 @@ def data(tmp_path) -> tuple[Path, Path]:
 
     def square(number: int, image: int, category: int) -> dict:
         x = 4.0 * number
-        return {
-            "id": number, "image_id": image, "category_id": category, "bbox": [x, 5.0, 20.0, 20.0], "area": 400.0,
-            "iscrowd": 0, "segmentation": [[x, 5, x + 20, 5, x + 20, 25, x, 25]],
-        }  # fmt: skip
+        polygon = [x, 5, x + 20, 5, x + 20, 25, x, 25]
+        entry = {"id": number, "image_id": image, "category_id": category, "iscrowd": 0, "area": 400.0}
+        return {**entry, "bbox": [x, 5.0, 20.0, 20.0], "segmentation": [polygon]}
 
     coco = {
         "images": [{"id": i, "file_name": f, "width": 64, "height": 48} for i, f in ((1, "a.png"), (2, "b.png"))],
