@@ -20,7 +20,7 @@
 from lessons import pyramid
 
 import dynamask
-from dynamask.data.shapes import make_scene
+from dynamask.data.shapes import ShapesDataset, make_scene
 
 predictor = dynamask.load("shapes")
 scene = make_scene(seed=1001, index=14)
@@ -204,14 +204,14 @@ pyramid.attention_pictures(traced)
 # %%
 from lessons import fast
 
-scenes = [make_scene(seed=1001, index=index) for index in range(fast(4, 40))]
-scores = {"as trained": pyramid.scene_scores(predictor, scenes)[1]}
+scenes = ShapesDataset(fast(4, 40), seed=1001)
+scores = {"as trained": pyramid.boundary_scores(predictor, scenes)}
 with pyramid.zero_offsets(fpn, align=False, attend=True):
-    scores["no offsets in Deform Conv 2"] = pyramid.scene_scores(predictor, scenes)[1]
+    scores["no offsets in Deform Conv 2"] = pyramid.boundary_scores(predictor, scenes)
 with pyramid.zero_offsets(fpn, align=True, attend=False):
-    scores["no offsets in Deform Conv 1"] = pyramid.scene_scores(predictor, scenes)[1]
+    scores["no offsets in Deform Conv 1"] = pyramid.boundary_scores(predictor, scenes)
 with pyramid.zero_offsets(fpn):
-    scores["no offsets at all"] = pyramid.scene_scores(predictor, scenes)[1]
+    scores["no offsets at all"] = pyramid.boundary_scores(predictor, scenes)
 print(len(scores["as trained"]), "objects, in their true boxes")
 pyramid.ablation_bars(scores, "Without offsets")
 
@@ -235,11 +235,11 @@ assert (first[1:] < second[1:]).all(), "Deform Conv 1 is missed more"
 # %%
 crops = {"as trained": scores["as trained"]}
 with pyramid.crops_with_stride(fpn, 4):
-    crops["every P cropped with stride 4"] = pyramid.scene_scores(predictor, scenes)[1]
+    crops["every P cropped with stride 4"] = pyramid.boundary_scores(predictor, scenes)
 with pyramid.crops_not_aligned(fpn):
-    crops["RoIAlign not aligned"] = pyramid.scene_scores(predictor, scenes)[1]
+    crops["RoIAlign not aligned"] = pyramid.boundary_scores(predictor, scenes)
 with pyramid.without_image(fpn):
-    crops["no P: L alone"] = pyramid.scene_scores(predictor, scenes)[1]
+    crops["no P: L alone"] = pyramid.boundary_scores(predictor, scenes)
 pyramid.ablation_bars(crops, "Other crops")
 
 # %%
@@ -346,7 +346,7 @@ import numpy as np
 
 from dynamask.evaluation.choices import spearman
 
-complexity = np.concatenate([one.complexity for one in scenes])
+complexity = np.concatenate([scenes.scene(index).complexity for index in range(len(scenes))])
 lost = (scores["as trained"] - scores["no offsets at all"])[:, 3]
 print(f"Spearman {spearman(lost, complexity):+.2f} over {len(lost)} objects")
 assert len(lost) == len(complexity)

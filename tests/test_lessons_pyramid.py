@@ -6,14 +6,14 @@ import torch
 from helpers.small_models import tiny_model
 from lessons import pyramid
 
-from dynamask.data.shapes import make_scene
+from dynamask.data.shapes import CLASS_NAMES, ShapesDataset, make_scene
 from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES
 
 
 @pytest.fixture(scope="module")
 def predictor():
-    model = tiny_model(num_classes=11).eval()
+    model = tiny_model(class_names=CLASS_NAMES).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for stage in model.mask_branch.region_fpn.stages:
@@ -108,12 +108,11 @@ def test_own_stride_changes_nothing_at_the_last_stage(predictor):
             assert torch.equal(fpn.stage(3, coarse, map_, rois), usual)
 
 
-def test_scores_have_a_row_for_every_object(predictor, scene):
-    empty = make_scene(1001, 9)
-    masks, boundaries = pyramid.scene_scores(predictor, [scene, empty])
-    assert masks.shape == boundaries.shape == (len(scene), len(MASK_SIZES))
-    assert ((masks >= 0) & (masks <= 1)).all()
-    assert pyramid.scene_scores(predictor, [empty])[0].shape == (0, len(MASK_SIZES))
+def test_scores_have_a_row_for_every_object(predictor):
+    dataset = ShapesDataset(2, 1001)
+    scores = pyramid.boundary_scores(predictor, dataset)
+    assert scores.shape == (sum(len(dataset.scene(i)) for i in range(2)), len(MASK_SIZES))
+    assert ((scores >= 0) & (scores <= 1)).all()
 
 
 def test_components_of_a_constant_feature_are_grey():

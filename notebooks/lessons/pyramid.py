@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import roi_align
 
-from dynamask.data.shapes import Scene
-from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.data.shapes import ShapesDataset
+from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_STRIDES, RegionFPN, RegionState
-from dynamask.ops.masks import paste_mask
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import charts
@@ -405,22 +404,10 @@ def without_image(fpn: RegionFPN) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
-def scene_scores(predictor: Predictor, scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
-    """Measure every object of the scenes at every size in its true box: mask and boundary IoU, (N, K) float64 each."""
-    fpn, scores = predictor.model.mask_branch.region_fpn, []
-    for scene in scenes:
-        if not len(scene):
-            continue
-        boxes = torch.from_numpy(scene.boxes)
-        state = region_state(predictor, scene.image, boxes, torch.from_numpy(scene.labels))
-        every = torch.arange(len(scene))
-        by_size = [fpn.mask_logits(state, k, every).sigmoid() for k in range(len(MASK_SIZES))]
-        for i, truth in enumerate(scene.masks):
-            pasted = [paste_mask(probs[i], boxes[i], truth.shape).numpy() for probs in by_size]
-            scores.append([[iou(truth, mask) for mask in pasted] for iou in (mask_iou, boundary_iou)])
-    array = np.array(scores, dtype=np.float64).reshape(-1, 2, len(MASK_SIZES))
-    return array[:, 0], array[:, 1]
+def boundary_scores(predictor: Predictor, dataset: ShapesDataset) -> np.ndarray:
+    """Measure the boundary IoU (N, K) of every object of a data set at every size, in its true box."""
+    options = EvaluationOptions(boxes="gt")
+    return collect(predictor, dataset, range(len(dataset)), options, every_size=True).quality("boundary_iou")
 
 
 def ablation_bars(scores: dict[str, np.ndarray], title: str = "") -> go.Figure:
