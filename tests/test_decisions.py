@@ -20,7 +20,7 @@ from dynamask.structures import DynaMaskError
 from tools import decision_tables, decisions, switch_training
 
 DOC = Path(decisions.__file__).parents[1] / "docs" / "decisions.md"
-SCHEDULE = dataclasses.replace(DEFAULT, iterations=150, batch_size=32, lr=5e-3)
+SCHEDULE = dataclasses.replace(DEFAULT, iterations=80, batch_size=32, warmup=5, lr=1e-2)
 
 
 # The switch on a cache

@@ -62,10 +62,16 @@ def assert_same_step(found: Step, expected: Step) -> None:
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_processes_and_micro_batches_take_the_step_of_the_joint_batch(joint, tmp_path, name):
+def test_micro_batches_take_the_step_of_the_joint_batch(tmp_path, name):
     expected = step(tmp_path, name)
     for accumulate in (2, 4):
         assert_same_step(step(tmp_path, name, accumulate=accumulate), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_two_processes_take_the_step_of_the_joint_batch(joint, tmp_path, name):
+    expected = step(tmp_path, name)
     for accumulate in splits(name):
         for rank in range(2):
             assert_same_step(joint[rank]["steps"][name, accumulate], expected)
@@ -105,12 +111,14 @@ def test_the_budget_that_holds_jointly_costs_nothing_in_any_part(tmp_path):
     assert values["loss_budget"] == 0 and values["mean_macs"] < values["target_macs"]
 
 
+@pytest.mark.slow
 def test_evaluation_shared_by_two_processes_equals_that_of_one(joint):
     expected = evaluation()
     assert expected[0]["segm"]["AP"] > 0.3
     assert joint[0]["evaluation"] == joint[1]["evaluation"] == expected
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_is_raised_in_all(joint):
     first, second = joint[0]["failing"], joint[1]["failing"]
     assert first[:2] == ["ReportedElsewhereError: process 1 refuses", "DynaMaskError: process 0 refuses"]
@@ -200,7 +208,7 @@ def test_a_stop_of_one_process_stops_all_and_the_run_continues_bit_for_bit(small
     assert_equal_runs(out, whole)
     state = load_newest_run(out)
     assert state["parts"] == [2, 1] and state["loader"]["position"] == 60
-    draws = [own["torch"] for own in state["random_of_ranks"]]
+    draws = [own["cpu"] for own in state["random"]]
     assert len(draws) == 2 and not torch.equal(*draws), "processes draw for themselves"
     with pytest.warns(UserWarning, match="saved with 2 processes and 1 micro-batches and continues with 1 and 1"):
         one = toy_run(tmp_path / "other", batch_size=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 
@@ -68,16 +67,14 @@ def test_a_switch_that_is_sure_beyond_doubt_has_finite_gradients(scenes: LessonS
     assert all(math.isfinite(value) for value in point.losses.values()) and point.shares[3] == 1
 
 
-def test_same_seed_same_run_whatever_others_draw(scenes: LessonScenes, predictor: Predictor):
-    before = copy.deepcopy(predictor.model.state_dict())
+def test_a_run_depends_on_its_seed_and_not_on_other_visitors(scenes: LessonScenes):
     first, second, third = run(scenes, seed=1), run(scenes, seed=1), run(scenes, seed=2)
     for training in (first, second, third):
-        torch.rand(7)  # another visitor's draws
+        torch.rand(7)  # random numbers drawn for another visitor
         training.work(2, math.inf)
         training.work(3, math.inf)
     assert first.history == second.history != third.history
     assert [point.step for point in first.history] == [0, 2, 5]
-    assert all(torch.equal(value, before[key]) for key, value in predictor.model.state_dict().items())
 
 
 def test_a_lower_budget_target_makes_the_choices_cheaper(scenes: LessonScenes):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import random
 import re
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dynamask.files import replacing
@@ -22,24 +20,16 @@ _RUN_KEYS = {"step", "settings", "model", "average", "optimizer", "loader", "ran
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators that training draws from."""
-    python = random.getstate()
-    numpy = np.random.get_state()
+    """State of torch's random number generators; training draws from no others."""
     return {
-        "torch": torch.get_rng_state(),
-        "python": [python[0], list(python[1]), python[2]],
-        "numpy": [numpy[0], numpy[1].tolist(), int(numpy[2]), int(numpy[3]), float(numpy[4])],
+        "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """The inverse of :func:`random_state`."""
-    torch.set_rng_state(state["torch"])
-    version, values, gauss = state["python"]
-    random.setstate((version, tuple(values), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 

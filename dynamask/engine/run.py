@@ -197,8 +197,7 @@ class Run:
             "average": average,
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
-            "random": random_states[0],
-            "random_of_ranks": random_states,
+            "random": random_states,
             "parts": [self.ranks.size, self.config.accumulate],
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "threads": torch.get_num_threads(),
@@ -258,7 +257,7 @@ class Run:
                 stacklevel=2,
             )
         if ours[0] == theirs[0]:
-            restore_random_state(state["random_of_ranks"][self.ranks.rank] if ours[0] > 1 else state["random"])
+            restore_random_state(state["random"][self.ranks.rank])
         else:
             self._seed_rank()
 
