@@ -2,11 +2,11 @@
 
 import csv
 import json
-import shlex
 
 import numpy as np
 import pytest
 import torch
+from helpers.reports import parsed_command, run_report
 from helpers.small_models import TINY
 from PIL import Image
 
@@ -57,11 +57,6 @@ def given(data, weights="classes"):
     return ["--weights", str(data / f"{weights}.safetensors"), "--data", str(data)]
 
 
-def run(capsys, *words):
-    code = cli.main(["report", *map(str, words)])
-    return code, capsys.readouterr()
-
-
 @pytest.fixture(scope="module")
 def curve(data):
     out = data / "curve"
@@ -93,9 +88,8 @@ def test_the_document_names_weights_data_and_command(curve, data):
     text = (out / "budget-curve.md").read_text()
     for fact in ("12 images seen", str(data), "all pictures", "seed: 0", "pictures: 4", "sha256"):
         assert fact in text
-    command = next(line for line in text.splitlines() if line.startswith("- command")).split("`")[1]
-    parsed = cli.build_parser().parse_args(shlex.split(command)[1:])
-    assert vars(parsed) | {"parser": 0} == vars(cli.build_parser().parse_args(["report", *words])) | {"parser": 0}
+    given_words = cli.build_parser().parse_args(["report", *words])
+    assert vars(parsed_command(out / "budget-curve.md")) | {"parser": 0} == vars(given_words) | {"parser": 0}
     for heading in ("In true boxes", "On detections", "Two operating points", "Known complexity"):
         assert f"## {heading}" in text
     html = (out / "budget-curve.html").read_text()
@@ -106,17 +100,17 @@ def test_the_cache_is_used_for_the_same_weights_data_and_options(curve, data, ca
     out, words = curve
     before, collect = json.loads((out / "budget-curve.json").read_text()), comparison.collect
     monkeypatch.setattr(comparison, "collect", lambda *_: pytest.fail("predicted again"))
-    code, printed = run(capsys, *words, "--json", "-")
+    code, printed = run_report(capsys, *words, "--json", "-")
     assert code == 0 and json.loads(printed.out)["rows"] == before["rows"]
     calls = []
     monkeypatch.setattr(comparison, "collect", lambda *a: calls.append(1) or collect(*a))
-    assert run(capsys, *words, "--seed", "1")[0] == 0 and len(calls) == 1  # other views
+    assert run_report(capsys, *words, "--seed", "1")[0] == 0 and len(calls) == 1  # other views
     kept = (data / "annotations.json").read_text()
     annotations = json.loads(kept)
     annotations["annotations"][0]["bbox"][2] += 1
     try:
         (data / "annotations.json").write_text(json.dumps(annotations))
-        assert run(capsys, *words)[0] == 0 and len(calls) == 2
+        assert run_report(capsys, *words)[0] == 0 and len(calls) == 2
     finally:
         (data / "annotations.json").write_text(kept)
 
@@ -136,12 +130,12 @@ def test_the_cache_is_used_for_the_same_weights_data_and_options(curve, data, ca
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(data, capsys, tmp_path, words, message):
     name, *more = (word.format(data=data) for word in words)
-    code, printed = run(capsys, name, *given(data), "--out", tmp_path / "o", *more)
+    code, printed = run_report(capsys, name, *given(data), "--out", tmp_path / "o", *more)
     assert code == 2 and message in printed.err and printed.err.count("\n") == 1 and not (tmp_path / "o").exists()
 
 
 def test_classes_of_class_agnostic_weights_are_those_of_the_annotations(data, capsys, tmp_path):
-    code, _ = run(capsys, "classes", *given(data, "agnostic"), "--out", tmp_path, "--min-instances", "2")
+    code, _ = run_report(capsys, "classes", *given(data, "agnostic"), "--out", tmp_path, "--min-instances", "2")
     result = json.loads((tmp_path / "classes.json").read_text())
     assert code == 0 and {row["class"]: row["instances"] for row in result["classes"]} == {"box": 3, "crate": 3}
     for row in result["classes"]:
@@ -153,7 +147,7 @@ def test_classes_of_class_agnostic_weights_are_those_of_the_annotations(data, ca
 
 def test_classes_of_detections(data, capsys, tmp_path):
     words = ["--boxes", "detected", "--score", "0", "--min-instances", "1"]
-    code, _ = run(capsys, "figure8", *given(data), "--out", tmp_path, *words)
+    code, _ = run_report(capsys, "figure8", *given(data), "--out", tmp_path, *words)
     result = json.loads((tmp_path / "figure8.json").read_text())
     assert code == 0 and result["boxes"] == "detected" and sum(row["instances"] for row in result["classes"]) > 0
     assert {row["class"] for row in result["classes"]} <= {"box", "crate"}

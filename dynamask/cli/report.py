@@ -77,7 +77,7 @@ def _add_common_flags(parser: argparse.ArgumentParser, one_stage: bool) -> None:
         )
     parser.add_argument("--weights", required=not one_stage, nargs="+", metavar="W", help=text)
     add_data(parser)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="device of torch (default: cpu)")
     _add_numbers(parser, *(() if one_stage else ("samples",)), "ap_samples", "seed")
     text = "folder to store predictions in, and to read them from where weights, data and settings are the same"
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import numpy as np
+
 from dynamask.evaluation.choices import shares
-from dynamask.evaluation.lvis import evaluate_lvis, is_federated
+from dynamask.evaluation.lvis import FREQUENCY_KEYS, evaluate_lvis, is_federated
 from dynamask.models.masks.policies import Policy
 from dynamask.reports.comparison import Comparison, Evidence
 from dynamask.reports.paper import PAPER, PaperTable
@@ -22,8 +24,6 @@ FCN_HEADS = tuple(f"fcn:{size}" for size in MASK_SIZES)
 PYRAMIDS = {"panet": "PANet", "bifpn": "BiFPN", "nasfpn": "NAS-FPN"}
 SIZE_BASED = "size-based (Eq. 8)"
 SWITCH = "sizes of the switch"
-FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}
-"""Names of the AP of LVIS's rare (1–10 pictures in training), common (11–100) and frequent classes."""
 _FULL_GMACS = PAPER["table7"].figure(str(FULL), "G")
 SHORT_BUDGET = PAPER["table5"].figure("0.4, 0.4", "G") / _FULL_GMACS
 LONG_BUDGET = PAPER["table5"].figure("1.0, 0.4", "G") / _FULL_GMACS
@@ -217,7 +217,7 @@ def _table_s2(comparison: Comparison) -> TablePlan:
 def categories_by_frequency(comparison: Comparison) -> dict[str, list[int]]:
     """Category ids by "r", "c" and "f"; empty lists where the categories carry no frequency."""
     categories = comparison.dataset.coco["categories"]
-    return {key: [c["id"] for c in categories if c.get("frequency") == key] for key in FREQUENCIES}
+    return {key: [c["id"] for c in categories if c.get("frequency") == key] for key in FREQUENCY_KEYS.values()}
 
 
 def ap_by_frequency(evidence: Evidence, policy: Policy) -> dict[str, float | None]:
@@ -229,12 +229,13 @@ def ap_by_frequency(evidence: Evidence, policy: Policy) -> dict[str, float | Non
     coco = comparison.dataset.coco
     if is_federated(coco):
         figures = evaluate_lvis(coco, evidence.results(choice), ("segm",), comparison.image_ids)["segm"]
-        return {"LVIS AP": figures["AP"], **{name: figures[name] for name in FREQUENCIES.values()}}
+        return {"LVIS AP": figures["AP"], **{name: figures[name] for name in FREQUENCY_KEYS}}
     ap = evidence.precision.ap
-    matches, found = ap.match(choice, "segm"), {}
-    for key, categories in categories_by_frequency(comparison).items():
-        value = float(ap.average_precision(matches, categories=categories)[0])
-        found[FREQUENCIES[key]] = value if value == value else None
+    matches, categories = ap.match(choice, "segm"), categories_by_frequency(comparison)
+    found = {}
+    for name, key in FREQUENCY_KEYS.items():
+        value = float(ap.average_precision(matches, categories=categories[key])[0])
+        found[name] = None if np.isnan(value) else value
     return found
 
 

@@ -23,22 +23,13 @@ def choice_of(policy: str | Policy, instances: Instances, dataset: Data) -> np.n
         return np.array(instances.choice, dtype=np.int64)
     if policy.size is not None:
         return policies.fixed(len(instances.results), policy.size).numpy()
-    return size_based_choice(instances, image_sizes(dataset))
-
-
-def size_based_choice(instances: Instances, sizes: dict[int, tuple[int, int]]) -> np.ndarray:
-    """(N,) size indices of Eq. 8; ``sizes`` gives the (height, width) of pictures by image id."""
-    picks = []
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset.coco["images"]}
+    choice = []
     for result in instances.results:
         x, y, width, height = result["bbox"]
         box = torch.tensor([[x, y, x + width, y + height]])
-        picks.append(int(policies.size_based(box, sizes[result["image_id"]])))
-    return np.array(picks, dtype=np.int64)
-
-
-def image_sizes(dataset: Data) -> dict[int, tuple[int, int]]:
-    """(height, width) by image id."""
-    return {image["id"]: (image["height"], image["width"]) for image in dataset.coco["images"]}
+        choice.append(int(policies.size_based(box, sizes[result["image_id"]])))
+    return np.array(choice, dtype=np.int64)
 
 
 def mean_macs(choice: np.ndarray, macs: Sequence[int]) -> float:
