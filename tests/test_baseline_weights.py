@@ -1,23 +1,21 @@
 """Baselines in the trainer, on the disk, in the predictor and on the command line."""
 
-import csv
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from helpers.runs import flags
 from helpers.small_models import TINY, picture, target, tiny_model
 from safetensors.torch import load_file, save_file
 
 from app import catalog as app_catalog
 from dynamask import cli
 from dynamask.config import MASK_BRANCHES
-from dynamask.data.sources import open_data
 from dynamask.engine.train import freeze
 from dynamask.models import weights
-from dynamask.models.detectors.rcnn import LOSSES
-from dynamask.models.weights import initialise, load_model, read_header, save_branch, save_model
+from dynamask.models.weights import initialise, read_header, save_branch, save_model
 from dynamask.predict import Predictor, TwoStagePredictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -146,12 +144,6 @@ def test_what_does_not_fit_is_refused_and_nothing_is_loaded(shelf):
 # -- weights on the disk ---------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_comes_back(baseline):
-    model, whole, _ = baseline
-    again = load_model(whole)
-    assert again.config.mask_branch == "fcn:28" and same(model.state_dict(), again.state_dict())
-
-
 def test_a_branch_alone_is_joined_with_its_detector(baseline):
     model, whole, branch = baseline
     assert all(key.startswith(BRANCH) for key in load_file(branch))
@@ -164,10 +156,6 @@ def test_a_branch_alone_is_joined_with_its_detector(baseline):
     assert list(weights.list_baselines()) == ["toy-fcn-28"] and list(weights.list_bundled()) == ["toy"]
     with pytest.raises(DynaMaskError, match="choose from toy, toy-fcn-28"):
         load("toy-fcn-29")
-
-
-def test_a_branch_can_be_gone_on_from(baseline):
-    model, _, branch = baseline
     again = tiny_model(seed=4, mask_branch="fcn:28")
     initialise(again, branch)
     assert same(model.state_dict(), again.state_dict())
@@ -190,17 +178,17 @@ def test_another_detector_is_refused(baseline, shelf, detector_model):
 
 
 @pytest.mark.parametrize(
-    "header",
+    ("name", "entries"),
     [
-        {"format": "dynamask-branch-1", "config": "{}", "training": "{}"},
-        {"format": "dynamask-branch-1", "config": "{}", "training": "{}", "detector": '"toy"'},
-        {"format": "dynamask-branch-1", "config": "{}", "training": "{}", "detector": '{"name": "toy"}'},
-        {"format": "dynamask-1", "config": "{", "training": "{}"},
-        {"format": "dynamask-1", "config": "{}"},
+        ("dynamask-branch-1", {}),
+        ("dynamask-branch-1", {"detector": '"toy"'}),
+        ("dynamask-branch-1", {"detector": '{"name": "toy"}'}),
+        ("dynamask-1", {"config": "{"}),
+        ("dynamask-1", {"training": ""}),
     ],
-    ids=["no detector", "a name alone", "no digest", "no JSON", "no training"],
 )
-def test_a_damaged_header_is_said(tmp_path, header):
+def test_a_damaged_header_is_refused(tmp_path, name, entries):
+    header = {"format": name, "config": "{}", "training": "{}", **entries}
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata=header)
     with pytest.raises(DynaMaskError, match=r"the header of .* is damaged"):
         load(tmp_path / "w.safetensors")
@@ -274,14 +262,6 @@ def test_costs_of_a_baseline(capsys):
     assert code == 2 and error.startswith("dynamask: error: mask branch 'fcn:29' is unknown") and error.count("\n") == 1
 
 
-def small_flags() -> list[str]:
-    """The widths of the small models of these tests as flags of ``train``."""
-    flags = []
-    for name, value in TINY.items():
-        flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    return flags
-
-
 def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path, capsys):
     scenes = tmp_path / "scenes"
     assert cli.main(["shapes", "--images", "3", "--seed", "7", "--out", str(scenes)]) == 0
@@ -290,16 +270,16 @@ def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path
     save_model(changed(tiny_model(class_names=names)), shelf / "toy.safetensors")
     capsys.readouterr()
     out = tmp_path / "run"
-    train = f"train --data {scenes} --model dynamask_mobilenetv2_fpn_small --mask-branch pointrend --init toy "
-    train += f"--freeze detector --iterations 2 --batch-size 1 --out {out}"
-    code, _, error = run(capsys, *train.split(), *small_flags())
+    words = ["train", "--data", scenes, "--model", "dynamask_mobilenetv2_fpn_small", "--mask-branch", "pointrend"]
+    words += ["--init", "toy", "--freeze", "detector", "--iterations", 2, "--batch-size", 1, "--out", out]
+    code, _, error = run(capsys, *words, *flags(TINY))
     assert code == 0 and "without its mask branch (region_fpn); the mask branch (pointrend) has random weights" in error
     weights = out / "last.safetensors"
     trained, start = load_file(weights), load_file(shelf / "toy.safetensors")
     assert all(torch.equal(trained[key], start[key]) for key in start if not key.startswith(BRANCH))
     save_branch(weights, tmp_path / "branch.safetensors", "toy")
-    evaluate = f"evaluate --weights {tmp_path}/branch.safetensors --data {scenes} --boxes gt --json -"
-    code, text, _ = run(capsys, *evaluate.split())
+    words = ("evaluate", "--weights", tmp_path / "branch.safetensors", "--data", scenes)
+    code, text, _ = run(capsys, *words, "--boxes", "gt", "--json", "-")
     summary = json.loads(text)
     assert code == 0 and summary["size_shares"] == {"14": 0.0, "28": 0.0, "56": 0.0, "112": 1.0}
     assert math.isfinite(summary["mean_mask_iou"]) and summary["mean_macs_per_instance"] > 0
@@ -317,49 +297,26 @@ def test_train_from_a_bundled_detector_then_evaluate_and_predict(shelf, tmp_path
     assert code == 2 and "have no trained switch" in error and not (tmp_path / "r").exists()
 
 
-def test_two_runs_with_one_seed_see_the_same_regions_whatever_their_mask_branch(shelf, tmp_path, detector_model):
-    """The detector's losses at every step tell: they depend on the pictures and on the regions that were drawn."""
-    names = ("__background__", *open_data("shapes:7:4", None, None).class_names[1:])
-    save_model(changed(tiny_model(class_names=names)), shelf / "toy.safetensors")
-    rows = []
-    for branch in ("region_fpn", "fcn:14"):
-        out = tmp_path / branch.replace(":", "-")
-        train = f"train --data shapes:7:4 --model dynamask_mobilenetv2_fpn_small --mask-branch {branch} --init toy "
-        train += f"--init-part detector --freeze detector --iterations 3 --batch-size 1 --log-every 1 --out {out}"
-        assert cli.main([*train.split(), *small_flags()]) == 0
-        with (out / "log.csv").open(encoding="utf-8", newline="") as stream:
-            rows.append(list(csv.DictReader(stream)))
-    assert len(rows[0]) == len(rows[1]) == 3
-    for ours, theirs in zip(*rows):
-        assert {key: ours[key] for key in LOSSES} == {key: theirs[key] for key in LOSSES}
-
-
 def test_an_init_part_without_init_is_refused(tmp_path, capsys):
-    train = "train --data shapes:0:4 --model dynamask_mobilenetv2_fpn_small --init-part detector --out"
-    code, _, error = run(capsys, *train.split(), tmp_path / "run")
+    words = ("train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small", "--out", tmp_path / "run")
+    code, _, error = run(capsys, *words, "--init-part", "detector")
     assert code == 2 and "--init-part needs --init" in error and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (
-            ["--mask-branch", "fcn:28", "--switch-weight", "1"],
-            "branch fcn:28 has no switch, so --switch-weight",
-        ),
-        (
-            ["--mask-branch", "panet", "--edge-weight", "1", "--budget-target", "0.5"],
-            "has no switch, so --budget-target",
-        ),
-        (["--mask-branch", "pointrend", "--edge-weight", "1"], "pointrend predicts no edges, so --edge-weight"),
-        (["--model", "solov2_mobilenetv2_fpn_small", "--mask-weight", "2"], "has no mask branch, so --mask-weight"),
-        (["--model", "solov2_mobilenetv2_fpn_small", "--no-detach-switch"], "has no mask branch, so --detach-switch"),
+        ("--mask-branch fcn:28 --switch-weight 1", "branch fcn:28 has no switch, so --switch-weight"),
+        ("--mask-branch panet --edge-weight 1 --budget-target 0.5", "has no switch, so --budget-target"),
+        ("--mask-branch pointrend --edge-weight 1", "pointrend predicts no edges, so --edge-weight"),
+        ("--model solov2_mobilenetv2_fpn_small --mask-weight 2", "has no mask branch, so --mask-weight"),
+        ("--model solov2_mobilenetv2_fpn_small --no-detach-switch", "has no mask branch, so --detach-switch"),
     ],
 )
-def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, said):
-    train = f"train --data shapes:0:4 --model dynamask_mobilenetv2_fpn_small --out {tmp_path}/run"
-    code, _, error = run(capsys, *train.split(), *words)
-    assert code == 2 and said in error and "would have no effect; leave it out or" in error
+def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, message):
+    start = ("train", "--data", "shapes:0:4", "--model", "dynamask_mobilenetv2_fpn_small", "--out", tmp_path / "run")
+    code, _, error = run(capsys, *start, *words.split())
+    assert code == 2 and message in error and "would have no effect; leave it out or" in error
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 

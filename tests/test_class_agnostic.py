@@ -1,4 +1,4 @@
-"""Class-agnostic models: every class of a file served as one, and the names kept for reports."""
+"""Class-agnostic training: the classes of a file are merged, and their names kept for reports."""
 
 import json
 from pathlib import Path
@@ -30,9 +30,9 @@ def data(tmp_path) -> tuple[Path, Path]:
 
     def square(number: int, image: int, category: int) -> dict:
         x = 4.0 * number
-        polygon = [x, 5, x + 20, 5, x + 20, 25, x, 25]
-        entry = {"id": number, "image_id": image, "category_id": category, "iscrowd": 0, "area": 400.0}
-        return {**entry, "bbox": [x, 5.0, 20.0, 20.0], "segmentation": [polygon]}
+        outline = [x, 5, x + 20, 5, x + 20, 25, x, 25]
+        shape = {"bbox": [x, 5.0, 20.0, 20.0], "area": 400.0, "iscrowd": 0, "segmentation": [outline]}
+        return {"id": number, "image_id": image, "category_id": category, **shape}
 
     coco = {
         "images": [{"id": i, "file_name": f, "width": 64, "height": 48} for i, f in ((1, "a.png"), (2, "b.png"))],
@@ -62,14 +62,11 @@ def test_a_merged_data_set_has_the_same_masks_and_one_label(data):
         assert set(one.target(index)["labels"].tolist()) == {1}
 
 
-def test_only_weights_whose_one_class_is_object_see_classes_merged(data):
+def test_classes_are_merged_only_for_weights_with_the_one_class_object(data):
     assert open_data(None, *data, ("__background__", "object")).class_names == ("__background__", "object")
     for names in (("__background__", "cat"), ("__background__", "object", "cat")):
         assert open_data(None, *data, names).class_names == ("__background__", "cat", "dog")
-
-
-def test_a_file_with_a_class_called_object_is_not_merged(data):
-    coco = json.loads(data[1].read_text())
+    coco = json.loads(data[1].read_text())  # a file with a class of this name is not merged
     coco["categories"][0]["name"] = "object"
     data[1].write_text(json.dumps(coco))
     assert open_data(None, *data, ("__background__", "object")).class_names == ("__background__", "object", "dog")

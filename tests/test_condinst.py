@@ -1,8 +1,9 @@
-"""CondInst, the aggregation's second user."""
+"""CondInst with and without SODAR's aggregation."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.small_models import picture, target
 
 from dynamask.config import AggregationConfig
 from dynamask.models.backbone import BackboneWithFPN
@@ -19,21 +20,13 @@ def small(aggregation=None, seed=0):
     return CondInst(transform, backbone, 3, aggregation, channels=16, depth=1, groups=8, mask_cells=20)
 
 
-def scene():
-    masks = torch.zeros(2, 64, 80)
-    masks[0, 8:40, 6:30] = 1
-    masks[1, 20:60, 40:76] = 1
-    boxes = torch.tensor([[6.0, 8.0, 30.0, 40.0], [40.0, 20.0, 76.0, 60.0]])
-    return torch.rand(3, 64, 80), {"boxes": boxes, "labels": torch.tensor([1, 3]), "masks": masks}
-
-
 @pytest.mark.parametrize(
     "aggregation", [None, AggregationConfig(), AggregationConfig(context="without", weights="static", neighbours="8")]
 )
-def test_losses_reach_every_parameter_and_masks_come_out(aggregation):
+def test_losses_reach_every_parameter_and_detections_have_masks(aggregation):
     model = small(aggregation)
-    image, target = scene()
-    losses = model([image], [target])
+    image = picture(64, 80)
+    losses = model([image], [target(64, 80)])
     assert set(losses) == {"loss_category", "loss_box_reg", "loss_centerness", "loss_dice"}
     assert all(torch.isfinite(value) and value > 0 for value in losses.values())
     sum(losses.values()).backward()
@@ -46,8 +39,7 @@ def test_losses_reach_every_parameter_and_masks_come_out(aggregation):
 
 def test_a_picture_without_an_object_trains():
     model = small(AggregationConfig())
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "masks": torch.zeros(0, 64, 80)}
-    losses = model([scene()[0]], [empty])
+    losses = model([picture(64, 80)], [target(64, 80, objects=0)])
     assert losses["loss_dice"].item() == 0
     sum(losses.values()).backward()
 

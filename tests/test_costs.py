@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers.small_models import branch_of, pyramid, some_rois, tiny_model
+from helpers.small_models import branch_of, pyramid, some_rois
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynamask.config import MASK_BRANCHES
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES
@@ -12,10 +13,17 @@ from dynamask.structures import MASK_SIZES
 PAPER = (0.23e9, 0.62e9, 1.01e9, 1.40e9)
 
 
+NAMES = ("__background__", *(f"class_{i}" for i in range(80)))
+
+
 @pytest.fixture(scope="module", params=["dynamask_mobilenetv2_fpn_small", "dynamask_resnet50_fpn"])
-def branch(request) -> MaskBranch:
-    config = model_config(request.param, class_names=("__background__", *(f"class_{i}" for i in range(80))))
-    return branch_of(config).eval()
+def model_name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def branch(model_name) -> MaskBranch:
+    return branch_of(model_config(model_name, class_names=NAMES)).eval()
 
 
 @torch.no_grad()
@@ -31,17 +39,23 @@ def counted_macs(branch: MaskBranch, choice: list[int], features: dict[str, torc
     return total // 2
 
 
-@pytest.mark.parametrize("choice", [[0], [1], [2], [3], [2, 0, 3, 1], []], ids=str)
-def test_counter_finds_exactly_the_claimed_macs(branch, choice):
-    channels = branch.region_fpn.base[0].in_channels
-    features = pyramid(channels, batch=2, side=128)
-    costs = branch.costs
-    maps = [(8, 8), (16, 16), (32, 32)]
-    of_one_image = costs.image_macs(maps, len(choice))
-    projections = sum(macs for row, macs in of_one_image.items() if row.startswith("projection"))
-    assert of_one_image["switch"] == costs.switch_macs * len(choice)
-    instances = sum(costs.macs_per_instance[k] for k in choice)
-    assert counted_macs(branch, choice, features) == instances + of_one_image["switch"] + 2 * projections
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [("region_fpn", choice) for choice in ([0], [1], [2], [3], [2, 0, 3, 1], [])]
+    + [(name, None) for name in MASK_BRANCHES[1:]],
+    ids=str,
+)
+def test_counter_finds_exactly_the_claimed_macs(model_name, name, choice):
+    config = model_config(model_name, class_names=NAMES, mask_branch=name)
+    branch = branch_of(config).eval()
+    if choice is None:  # the finest and the coarsest size of a baseline
+        choice = [MASK_SIZES.index(branch.mask_sizes[-1]), MASK_SIZES.index(branch.mask_sizes[0])]
+    costs, count = branch.costs, len(choice)
+    rows = costs.image_macs([(128 // stride,) * 2 for stride in costs.projection_strides], count)
+    assert rows["switch"] == costs.switch_macs * count and (costs.switch_macs > 0) == (name == "region_fpn")
+    projections = sum(macs for row, macs in rows.items() if row.startswith("projection"))
+    expected = sum(costs.macs_per_instance[k] for k in choice) + rows["switch"] + 2 * projections
+    assert counted_macs(branch, choice, pyramid(config.fpn_channels, batch=2, side=128)) == expected
 
 
 @torch.no_grad()
@@ -61,6 +75,8 @@ def test_paper_preset_lands_on_the_figures_of_table_7():
     costs = branch_of(model_config("dynamask_resnet50_fpn")).costs
     for claimed, paper in zip(costs.macs_per_instance, PAPER, strict=True):
         assert claimed == pytest.approx(paper, rel=0.03)
+    fractions = costs.fractions
+    assert fractions[-1] == 1 and list(fractions) == sorted(fractions) and fractions[0] > 0
     assert 0 < costs.switch_macs < 0.01 * costs.macs_per_instance[-1]
     steps = [after - before for before, after in zip(costs.macs_per_instance, costs.macs_per_instance[1:])]
     assert max(steps) < 1.01 * min(steps), "each step costs the same: the side doubles and the channels halve"
@@ -71,13 +87,6 @@ def test_costs_do_not_depend_on_the_number_of_classes():
     two = branch_of(model_config("dynamask_mobilenetv2_fpn_small")).costs
     agnostic = branch_of(model_config("dynamask_mobilenetv2_fpn_small", class_agnostic=True)).costs
     assert many == two == agnostic
-
-
-def test_whole_model_reports_the_costs_of_its_branch():
-    model = tiny_model()
-    assert model.mask_branch.costs == branch_of(model.config).costs
-    fractions = model.mask_branch.costs.fractions
-    assert fractions[-1] == 1 and list(fractions) == sorted(fractions) and fractions[0] > 0
 
 
 def test_rows_of_the_picture_name_their_stride():

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard as HubCard
 
 import dynamask
 from dynamask.config import AggregationConfig
+from dynamask.models import weights
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import ModelCard, find_weights, parse_hub_name
 from dynamask.models.solo.model import SoloNet
@@ -184,3 +185,31 @@ def test_folders_that_contradict_themselves_are_refused(model, tmp_path):
         model.save_pretrained(tmp_path / "file")
     with pytest.raises(DynaMaskError, match="is not a name on the hub"):
         DynaMask.from_pretrained(str(tmp_path / "missing"))
+
+
+# Bundled weights
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    """An empty folder in the place of the bundled weights."""
+    monkeypatch.setattr(weights, "checkpoint_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_bundled_weights_are_found_by_name(checkpoints):
+    assert weights.list_bundled() == {}
+    (checkpoints / "manifest.json").write_text(json.dumps({"people": {"file": "people.safetensors"}}))
+    with pytest.raises(DynaMaskError, match="dogs.*people"):
+        weights.bundled_path("dogs")
+    with pytest.raises(DynaMaskError, match=r"people\.safetensors.*missing"):
+        weights.bundled_path("people")
+    (checkpoints / "people.safetensors").write_bytes(b"x")
+    assert weights.bundled_path("people") == checkpoints / "people.safetensors"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"people": 1}', '{"people": {}}'])
+def test_a_broken_manifest_is_one_sentence(checkpoints, text):
+    (checkpoints / "manifest.json").write_text(text)
+    with pytest.raises(DynaMaskError, match="manifest"):
+        weights.list_bundled()

@@ -47,19 +47,14 @@ def numpy_of(tensors: list) -> list:
     return [tensor.detach().numpy() for tensor in tensors]
 
 
-def test_mask_and_edge_loss_equal_equations_3_and_4():
+@pytest.mark.parametrize("selected", [True, False])
+def test_the_loss_of_selected_sizes_equals_equations_3_and_4(selected):
     logits, targets, y = problem()
     table = losses.resolution_losses(logits, targets)
     assert table.shape == (6, 4)
-    expected = equation_3(numpy_of(logits), numpy_of(targets), y.numpy())
-    assert float(losses.selected_loss(table, y)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_all_resolutions_weigh_a_quarter_each():
-    logits, targets, _ = problem()
-    table = losses.resolution_losses(logits, targets)
-    expected = equation_3(numpy_of(logits), numpy_of(targets), np.full((6, 4), 0.25))
-    assert float(losses.selected_loss(table, None)) == pytest.approx(expected, rel=1e-5)
+    weights = y.numpy() if selected else np.full((6, 4), 0.25)
+    expected = equation_3(numpy_of(logits), numpy_of(targets), weights)
+    assert float(losses.selected_loss(table, y if selected else None)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("target", [0.1, 0.4, 0.69, 1.0])
@@ -370,17 +365,6 @@ def test_first_phase_leaves_the_switch_alone_and_trains_every_edge_predictor():
     assert float(found["loss_budget"].detach()) == float(found["loss_entropy"].detach()) == 0
     assert not any(reached(loss, branch.switch) for loss in found.values())
     assert all(reached(found["loss_edge"], predictor) for predictor in branch.region_fpn.edge_predictors)
-
-
-@pytest.mark.parametrize("supervision", ["all", "selected"])
-def test_branch_without_a_positive_region(supervision):
-    branch = tiny_branch(loss_config=LossConfig(mask_supervision=supervision))
-    state = branch.begin(pyramid(), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
-    found = branch.losses(state, [torch.zeros(0, size, size) for size in MASK_SIZES])
-    assert all(float(loss.detach()) == 0 for loss in found.values())
-    sum(found.values()).backward()
-    gradients = [p.grad for p in branch.parameters() if p.grad is not None]
-    assert gradients and all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
 
 
 # Weights

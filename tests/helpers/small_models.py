@@ -130,6 +130,14 @@ def pyramid(channels: int = 8, batch: int = 2, side: int = 128, seed: int = 1) -
     }
 
 
+def ramp(side: int, channels: int) -> dict[str, Tensor]:
+    """Feature maps of a square picture whose values are the x coordinate, in pixels, of the centres of their cells."""
+    return {
+        str(i): ((torch.arange(side // stride) + 0.5) * stride).expand(1, channels, side // stride, -1).clone()
+        for i, stride in enumerate((4, 8, 16, 32))
+    }
+
+
 def some_rois(count: int = 5, batch: int = 2, side: int = 128, seed: int = 2) -> Tensor:
     """Random rois (R, 5) inside square pictures of ``side`` pixels, the batch index alternating."""
     generator = torch.Generator().manual_seed(seed)
