@@ -16,7 +16,7 @@ from dynamask.config import MASK_BRANCHES
 from dynamask.engine.train import freeze
 from dynamask.models import weights
 from dynamask.models.weights import initialise, read_header, save_branch, save_model
-from dynamask.predict import Predictor, TwoStagePredictor, load
+from dynamask.predict import TwoStagePredictor, load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 BRANCH = "roi_heads.mask_branch."
@@ -197,21 +197,12 @@ def test_a_damaged_header_is_refused(tmp_path, name, entries):
 # -- prediction ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def one_size() -> Predictor:
-    return TwoStagePredictor(changed(tiny_model(mask_branch="fcn:28")))
-
-
-@pytest.fixture(scope="module")
-def four_sizes() -> Predictor:
-    return TwoStagePredictor(changed(tiny_model(mask_branch="bifpn")))
-
-
 def pixels() -> torch.Tensor:
     return (picture(64, 80) * 255).to(torch.uint8)
 
 
-def test_a_branch_without_a_switch_takes_its_finest_size(one_size, four_sizes):
+def test_a_branch_without_a_switch_takes_its_finest_size():
+    one_size, four_sizes = (TwoStagePredictor(changed(tiny_model(mask_branch=name))) for name in ("fcn:28", "bifpn"))
     assert one_size.mask_sizes == (28,) and four_sizes.mask_sizes == MASK_SIZES
     assert not one_size.has_switch and TwoStagePredictor(tiny_model()).has_switch
     for predictor, size in ((one_size, 28), (four_sizes, 112)):
@@ -222,24 +213,12 @@ def test_a_branch_without_a_switch_takes_its_finest_size(one_size, four_sizes):
         assert p.switch_probs is None
         assert {result["mask_size"] for result in p.to_coco(1)} == {size}
     assert four_sizes.select(p, "fixed:28").mask_size.tolist() == [28] * 5
+    with pytest.raises(DynaMaskError, match="these weights give no masks of 112; choose one of 28"):
+        one_size(pixels(), score=0.0).mask_at(0, 112)
+    with pytest.raises(DynaMaskError, match="'size' needs a switch.*fixed:14, fixed:28, fixed:56, fixed:112"):
+        four_sizes(pixels(), policy="size")
     nothing = one_size(pixels(), boxes=np.zeros((0, 4)), all_sizes=True)
     assert len(nothing) == 0 and nothing.masks.shape == (0, 64, 80)
-
-
-def test_sizes_and_policies_that_a_branch_lacks_are_refused(one_size, four_sizes):
-    p = one_size(pixels(), score=0.0)
-    assert p.mask_at(0, 28).shape == (64, 80)
-    with pytest.raises(DynaMaskError, match="these weights give no masks of 112; choose one of 28"):
-        p.mask_at(0, 112)
-    with pytest.raises(DynaMaskError, match="cannot follow the policy 'fixed:56'; choose one of fixed:28"):
-        one_size(pixels(), policy="fixed:56")
-    for predictor, offered in ((one_size, "fixed:28"), (four_sizes, "fixed:14, fixed:28, fixed:56, fixed:112")):
-        with pytest.raises(DynaMaskError, match=f"'size' needs a switch, and these weights have none.*{offered}"):
-            predictor(pixels(), policy="size")
-        with pytest.raises(DynaMaskError, match=f"a budget needs a switch.*one of {offered}"):
-            predictor(pixels(), budget=1.0)
-        with pytest.raises(DynaMaskError, match="policy 'best' is unknown"):
-            predictor(pixels(), policy="best")
 
 
 # -- command line ----------------------------------------------------------------------------------------------------

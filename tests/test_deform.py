@@ -26,26 +26,25 @@ def values_and_gradients(function, tensors: list) -> list:
     return [out.detach(), *torch.autograd.grad(out, tensors, cotangent)]
 
 
-@pytest.mark.parametrize("reach", [0.3, 1.0, 20.0], ids=["near", "a pixel", "far out of the border"])
-@pytest.mark.parametrize("size", [(5, 7), (1, 1), (1, 6), (4, 1)])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_equals_torchvision(groups, size, reach):
-    tensors = problem(groups, size, (3, 3), reach)
-    ours = values_and_gradients(sampled_deform_conv2d, tensors)
-    theirs = values_and_gradients(lambda *t: torchvision_deform_conv2d(*t, padding=1), tensors)
-    for name, mine, reference in zip(("value", "input", "offset", "weight", "bias"), ours, theirs):
-        torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
-    assert ours[0].abs().max() > 0
+CASES = [
+    (groups, size, (3, 3), reach)
+    for groups in (1, 2, 4)
+    for size in ((5, 7), (1, 1), (1, 6), (4, 1))
+    for reach in (0.3, 1.0, 20.0)
+]
 
 
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 1), (5, 3)])
-def test_equals_torchvision_for_other_kernels(kernel):
-    tensors = problem(2, (6, 5), kernel, 1.0)
+@pytest.mark.parametrize(
+    ("groups", "size", "kernel", "reach"), [*CASES, *((2, (6, 5), kernel, 1.0) for kernel in ((1, 1), (3, 1), (5, 3)))]
+)
+def test_equals_torchvision(groups, size, kernel, reach):
+    tensors = problem(groups, size, kernel, reach)
     padding = (kernel[0] // 2, kernel[1] // 2)
     ours = values_and_gradients(sampled_deform_conv2d, tensors)
     theirs = values_and_gradients(lambda *t: torchvision_deform_conv2d(*t, padding=padding), tensors)
-    for mine, reference in zip(ours, theirs):
-        torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-9)
+    for name, mine, reference in zip(("value", "input", "offset", "weight", "bias"), ours, theirs):
+        torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    assert ours[0].abs().max() > 0
 
 
 def test_samples_half_over_the_border_fade_to_zero():
@@ -59,12 +58,9 @@ def test_samples_half_over_the_border_fade_to_zero():
 
 def test_without_offsets_it_is_a_convolution():
     x, offset, weight, bias = problem(1, (6, 5), (3, 3), 0.0)
-    torch.testing.assert_close(
-        sampled_deform_conv2d(x, offset, weight, bias), F.conv2d(x, weight, bias, padding=1), atol=1e-12, rtol=0
-    )
-    torch.testing.assert_close(
-        sampled_deform_conv2d(x, offset, weight), F.conv2d(x, weight, padding=1), atol=1e-12, rtol=0
-    )
+    for b in (bias, None):
+        expected = F.conv2d(x, weight, b, padding=1)
+        torch.testing.assert_close(sampled_deform_conv2d(x, offset, weight, b), expected, atol=1e-12, rtol=0)
 
 
 def test_no_region_gives_an_empty_output():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers.small_models import pyramid, some_rois, tiny_branch, tiny_model
+from helpers.small_models import count_rows, pyramid, some_rois, tiny_branch, tiny_model
 from torch import nn
 
 from dynamask.models.masks.export import (
@@ -68,27 +68,20 @@ def check_routed(program, branch, count: int, pictures: int, side: int, choice: 
 )
 def test_routed_program_equals_the_branch(model, routed, count, pictures, side):
     check_routed(routed.module(), model.mask_branch, count, pictures, side, torch.arange(count) % 4)
+    check_routed(routed.module(), model.mask_branch, count, pictures, side, torch.full((count,), count % 4))
 
 
-def test_the_switch_chooses_where_nothing_is_given(model, routed):
+def test_the_switch_chooses_where_no_size_is_given(model, routed):
     out = check_routed(routed.module(), model.mask_branch, 8, 2, 256, torch.full((8,), -1))
     assert len(set(out["size_index"].tolist())) > 1
     mixed = check_routed(routed.module(), model.mask_branch, 8, 2, 256, torch.tensor([-1, 3, -1, 0, 0, -1, 2, 1]))
     assert mixed["size_index"][1] == 3
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_every_region_may_have_one_size(model, routed, index):
-    check_routed(routed.module(), model.mask_branch, 3, 1, 128, torch.full((3,), index))
-
-
 def test_a_stage_runs_for_its_regions_alone(model):
     calls = []
     module = RoutedMasks(model.mask_branch)
-    handles = [
-        stage.register_forward_hook(lambda _, given, __, k=k: calls.append((k, len(given[0]))))
-        for k, stage in enumerate(module.region_fpn.stages)
-    ]
+    handles = count_rows(module.region_fpn.stages, calls)
     features, rois, labels = inputs(5, 1, 128)
     module(*features.values(), rois, labels, torch.tensor([0, 3, 1, 2, 1]))
     for handle in handles:
@@ -125,7 +118,7 @@ def test_a_program_is_saved_and_loaded(model, routed, tmp_path):
 
 
 @pytest.mark.slow
-def test_who_loads_one_needs_torchvision_alone(model, routed, tmp_path):
+def test_loading_a_program_needs_only_torchvision(model, routed, tmp_path):
     path = save_exported(routed, tmp_path / "branch.pt2", model)
     script = (
         "import json, sys, torch, torchvision\n"
@@ -140,7 +133,7 @@ def test_who_loads_one_needs_torchvision_alone(model, routed, tmp_path):
     assert json.loads(run.stdout) == [[1, 112, 112], False]
 
 
-def test_what_cannot_be_exported_or_read_is_said(model, routed, tmp_path):
+def test_what_cannot_be_exported_or_read_is_refused(model, routed, tmp_path):
     with pytest.raises(DynaMaskError, match="mask size 30 does not exist; choose one of 14"):
         export_mask_branch(model, 30)
     with pytest.raises(DynaMaskError, match="does not end in .pt2; ONNX"):

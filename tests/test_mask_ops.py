@@ -60,16 +60,11 @@ def test_crop_at_one_cell_a_pixel_is_a_slice():
     assert crops.dtype == torch.float32
 
 
-def test_crop_half_a_pixel_off_averages_neighbours():
-    mask = torch.tensor([[[0, 1, 1, 0, 1, 0]] * 6])
-    crop = crop_masks(mask, torch.tensor([[0.5, 1.0, 4.5, 5.0]]), 4)[0]
-    assert crop[1].tolist() == [0.5, 1.0, 0.5, 0.5]
-
-
 def test_crop_takes_the_share_of_the_area():
+    stripes = torch.tensor([[[0, 1, 1, 0, 1, 0]] * 6])  # half a pixel off averages neighbours
+    assert crop_masks(stripes, torch.tensor([[0.5, 1.0, 4.5, 5.0]]), 4)[0, 1].tolist() == [0.5, 1.0, 0.5, 0.5]
     mask = torch.tensor([[[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]])
-    crop = crop_masks(mask, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), 2)
-    assert crop[0].tolist() == [[0.75, 0.0], [0.0, 0.25]]
+    assert crop_masks(mask, torch.tensor([[0.0, 0.0, 4.0, 4.0]]), 2)[0].tolist() == [[0.75, 0.0], [0.0, 0.25]]
 
 
 def test_window_holds_the_pixels_whose_centres_lie_in_the_box():
@@ -83,40 +78,30 @@ def test_window_holds_the_pixels_whose_centres_lie_in_the_box():
 def test_paste_at_one_cell_a_pixel_is_the_mask_itself():
     probs = torch.rand(5, 5, generator=torch.Generator().manual_seed(2))
     box = (2.0, 1.0, 7.0, 6.0)
-    values = paste_mask_window(probs, box, paste_window(box, (9, 9)))
-    torch.testing.assert_close(values, probs)
-    pasted = paste_mask(probs, box, (9, 9))
+    torch.testing.assert_close(paste_mask_window(probs, box, paste_window(box, (9, 9))), probs)
     expected = torch.zeros(9, 9, dtype=torch.bool)
     expected[1:6, 2:7] = probs >= 0.5
-    assert torch.equal(pasted, expected)
+    assert torch.equal(paste_mask(probs, box, (9, 9)), expected)
 
 
-def test_paste_reads_bilinearly_at_pixel_centres_and_zero_beyond_the_mask():
+def test_paste_reads_bilinearly_at_pixel_centres_and_zero_outside_the_mask():
     values = paste_mask_window(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), (0, 0, 4, 4), (0, 4, 0, 4))
     down, across = torch.tensor([0.75, 1.0, 1.0, 0.75]), torch.tensor([0.75, 0.75, 0.25, 0.0])
     torch.testing.assert_close(values, torch.outer(down, across))
-
-
-def test_paste_half_a_pixel_off_averages_neighbours():
-    probs = torch.tensor([[0.8, 0.4, 0.2, 1.0]] * 4)
-    box = (0.5, 0.5, 4.5, 4.5)
-    values = paste_mask_window(probs, box, paste_window(box, (6, 6)))
+    box = (0.5, 0.5, 4.5, 4.5)  # half a pixel off averages neighbours
+    values = paste_mask_window(torch.tensor([[0.8, 0.4, 0.2, 1.0]] * 4), box, paste_window(box, (6, 6)))
     assert values.shape == (4, 4)
     torch.testing.assert_close(values[1], torch.tensor([0.4, 0.6, 0.3, 0.6]))
 
 
-def test_threshold_belongs_to_the_mask():
+def test_paste_at_the_threshold_outside_the_image_and_without_area():
     probs = torch.tensor([[0.5, 0.49], [0.3, 0.9]])
     assert paste_mask(probs, (0, 0, 2, 2), (2, 2)).tolist() == [[True, False], [False, True]]
-    assert paste_mask(probs, (0, 0, 2, 2), (2, 2), threshold=0.3).tolist() == [[True, True], [True, True]]
-
-
-def test_paste_outside_beyond_and_without_area():
+    assert paste_mask(probs, (0, 0, 2, 2), (2, 2), threshold=0.3).all()
     full = torch.ones(3, 3)
     assert not paste_mask(full, torch.tensor([20.0, 20.0, 25.0, 25.0]), (8, 8)).any()
     assert not paste_mask(full, (2.6, 2.0, 2.6, 5.0), (8, 8)).any()
-    beyond = paste_mask(full, (-4.0, -4.0, 12.0, 12.0), (8, 8))
-    assert beyond.all()
+    assert paste_mask(full, (-4.0, -4.0, 12.0, 12.0), (8, 8)).all()
 
 
 def test_masks_of_mixed_sizes_land_in_their_boxes():
@@ -131,10 +116,8 @@ def test_no_mask_at_all():
     none = torch.zeros(0, 4)
     assert crop_masks(torch.zeros(0, 5, 5), none, 14).shape == (0, 14, 14)
     assert paste_masks(torch.zeros(0, 14, 14), none, (5, 7)).shape == (0, 5, 7)
-    assert [tuple(crop.shape) for crop in crop_mask_pyramid(torch.zeros(0, 5, 5), none, (2, 4))] == [
-        (0, 2, 2),
-        (0, 4, 4),
-    ]
+    coarse, fine = crop_mask_pyramid(torch.zeros(0, 5, 5), none, (2, 4))
+    assert coarse.shape == (0, 2, 2) and fine.shape == (0, 4, 4)
     assert mask_edges(torch.zeros(0, 4, 4)).shape == (0, 4, 4)
 
 
