@@ -194,7 +194,6 @@ class FeatureCache:
         mask_iou, boundary_iou: (N, 4) of the pasted masks in image pixels.
         switch_logits: (N, 4) of the model's own switch.
         box: (N, 4) xyxy in pixels of the view.
-        image_size: (N, 2) height and width in pixels.
         label, image_id, instance, view: (N,) int64; all views of an instance share its number. View 0 is the image with
             the annotated box, see :func:`views_of`.
         complexity: (N,) in 0–1; NaN where the data set does not give it.
@@ -210,7 +209,6 @@ class FeatureCache:
     boundary_iou: Tensor
     switch_logits: Tensor
     box: Tensor
-    image_size: Tensor
     label: Tensor
     image_id: Tensor
     instance: Tensor
@@ -373,7 +371,6 @@ def _columns(predictor: TwoStagePredictor, views: Views, labels: Sequence[int] |
         "boundary_iou": torch.from_numpy(boundary_iou).float(),
         "switch_logits": prediction.switch_logits,
         "box": views.boxes,
-        "image_size": torch.tensor([[height, width]]).repeat(len(state), 1),
         "label": prediction.labels,
     }
 

@@ -28,7 +28,6 @@ def synthetic_cache(count: int = 120, views: int = 2, seed: int = 0) -> FeatureC
         boundary_iou=quality + 0.01 * noise,
         switch_logits=noise,
         box=torch.tensor([[0.0, 0.0, 40.0, 40.0]]) + noise.cumsum(1),
-        image_size=torch.tensor([[96, 128]]).repeat(count * views, 1),
         label=torch.ones_like(instances),
         image_id=instances // 3,
         instance=instances,
