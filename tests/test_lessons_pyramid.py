@@ -119,16 +119,3 @@ def test_components_of_a_constant_feature_are_grey():
     assert (pyramid.components(torch.ones(4, 6, 6)) == 128).all()
     varied = pyramid.components(torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0)))
     assert varied.shape == (6, 6, 3) and varied.dtype == np.uint8 and len(np.unique(varied)) > 10
-
-
-def test_figures_show_every_stage(predictor, scene, traced):
-    box = scene.boxes[0].tolist()
-    assert len(pyramid.coarse_to_fine(traced).data) == 13
-    assert len(pyramid.stage_pictures(traced).data) == 12
-    assert len(pyramid.stride_pictures(predictor, scene.image, box).data) == 6
-    assert len(pyramid.attention_pictures(traced).data) == 8
-    assert "4 times" in pyramid.offset_arrows(traced, 3, stretch=4).layout.title.text
-    assert len(pyramid.sampling_slider(traced, 1, rows=(3, 9), column=14).layout.sliders[0].steps) == 2
-    assert len(pyramid.mask_pictures(scene.image, scene.masks[0], box, [scene.masks[0]] * 4).data) == 5
-    bars = pyramid.ablation_bars({"as trained": np.full((3, 4), 0.5), "without": np.full((3, 4), 0.25)})
-    assert [trace.y[0] for trace in bars.data] == [0.5, 0.25]
