@@ -270,8 +270,7 @@ def _row_values(plan: RowPlan, comparison: Comparison, paper: PaperTable) -> dic
 def _difference_values(contrast: Contrast, comparison: Comparison) -> dict[str, Any]:
     """Provenance of a difference; ``seeds`` is the number of pairs, 0 where the means are compared."""
     pairs = contrast.pairs
-    sides = (*contrast.first.evidences, *contrast.second.evidences)
-    used = list(dict.fromkeys(member.evidence for pair in pairs for member in pair)) or list(sides)
+    used = list(dict.fromkeys(member.evidence for pair in pairs for member in pair)) or contrast.evidences
     return {**_provenance(used, comparison), "seeds": len(pairs)}
 
 
