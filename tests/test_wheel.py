@@ -99,7 +99,11 @@ def test_a_plain_install_trains_and_names_the_missing_extras(outside, tmp_path):
     script = PLAIN_INSTALL + f"from dynamask.cli import main; sys.exit(main({words.split()}))"
     done = run(sys.executable, "-c", script, **outside)
     assert "TensorBoard is not installed" in done.stderr and (tmp_path / "run" / "log.csv").is_file()
+    overlays = (
+        f"from dynamask.cli import main; sys.exit(main({[*words.split(), '--overlay-every', '1', '--out', 'more']}))"
+    )
     for script, message in (
+        (overlays, "--overlay-every writes to TensorBoard; install it with `pip install"),
         ("import dynamask; dynamask.viz.explore", "explore needs ipywidgets; install it with `pip install"),
         ("from app.__main__ import main; main([])", "the app needs Gradio; install it with `pip install"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def open_validation(arguments: argparse.Namespace, training: Data, overlays: boo
         training: the training data; its classes are those of the model.
         overlays: whether overlays are drawn; without images to validate on, they are drawn on training images.
     """
+    if overlays and importlib.util.find_spec("tensorboard") is None:
+        raise DynaMaskError("--overlay-every writes to TensorBoard; install it with `pip install 'dynamask[train]'`")
     given = (arguments.val_data, arguments.val_images, arguments.val_annotations)
     held = any(given) or bool(arguments.holdout)
     if not any(given) and arguments.val_split is not None:
