@@ -70,7 +70,7 @@ class BaseModelConfig:
 
     def __post_init__(self) -> None:
         if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:
-            raise DynaMaskError("category_ids and class_names disagree; give one id per class besides the background")
+            raise DynaMaskError("category_ids and class_names disagree; give one id per class, without the background")
 
     @property
     def detector_kind(self) -> str:
@@ -241,7 +241,7 @@ class AggregationConfig:
 
     @property
     def samples(self) -> int:
-        """Number S of mask representations in the input: 1, 3, 4, 5 or 9; 0 with the context alone."""
+        """Number S of mask representations in the input: 1, 3, 4, 5 or 9; 0 with only the context."""
         if self.context == "only":
             return 0
         return 4 if self.neighbours == "corners" else len(NEIGHBOURS[self.neighbours])

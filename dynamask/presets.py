@@ -16,7 +16,7 @@ class Preset:
     Attributes:
         config: of the model, without the classes of a data set.
         schedule: by default the paper's COCO 1× schedule.
-        losses: by default the paper's; read by two-stage models alone.
+        losses: by default the paper's; only two-stage models use them.
     """
 
     config: ModelConfig | SoloConfig
@@ -116,7 +116,7 @@ def _solo_and_sodar(
     Returns:
         The plain model; SODAR on the plain grids; "cls"; "mask"; "deformable", with learned offsets of neighbours.
     """
-    # the towers of SOLOv2 are 512 wide, SODAR's own tower beside them 256
+    # SODAR's tower is 256 wide, those of SOLOv2 512
     aggregation = AggregationConfig(tower_channels=256 if plain.tower_channels > 256 else 0)
     on_coarser = dataclasses.replace(aggregation, neighbours=neighbours)
     moving = dataclasses.replace(aggregation, deformable=True)

@@ -36,7 +36,7 @@ _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What a model card says besides the model's own settings.
+    """Contents of a model card that do not follow from the model's settings.
 
     Attributes:
         licence: an identifier of the hub, such as "apache-2.0"; "other" makes no claim.
@@ -109,7 +109,7 @@ class PretrainedModel(nn.Module):
 
         Args:
             folder: created if it does not exist.
-            hub_name: "owner/name", from which the card says how to load the model; by default from its path.
+            hub_name: "owner/name", from which the card shows how to load the model; by default a path.
 
         Returns:
             The folder.
@@ -209,15 +209,17 @@ def _fetch(name: str, local_files_only: bool) -> Path:
 
 def check_folder_config(path: Path) -> None:
     """Refuse a folder whose config.json differs from the configuration in the header of its weights."""
-    beside = path.parent / CONFIG
-    if path.name != WEIGHTS or not beside.is_file():
+    config_file = path.parent / CONFIG
+    if path.name != WEIGHTS or not config_file.is_file():
         return
     try:
-        written = json.loads(beside.read_text(encoding="utf-8"))
+        written = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DynaMaskError(f"{beside} cannot be read as JSON; save the model again") from error
+        raise DynaMaskError(f"{config_file} cannot be read as JSON; save the model again") from error
     if written != read_header(path)["config"]:
-        raise DynaMaskError(f"{beside} and the header of {path.name} describe different models; save the model again")
+        raise DynaMaskError(
+            f"{config_file} and the header of {path.name} describe different models; save the model again"
+        )
 
 
 def verify_folder(folder: Path) -> list[str]:

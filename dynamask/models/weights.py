@@ -27,7 +27,7 @@ FORMAT = "dynamask-1"
 BRANCH_FORMAT = "dynamask-branch-1"
 """Format of files that hold only a mask branch, and name the bundled weights that hold its detector."""
 BASELINES = "baselines"
-"""Folder of the baselines within the bundled weights, with a manifest of its own."""
+"""Folder of the baselines within the bundled weights, with their own manifest."""
 PARTS = ("all", "detector", "backbone")
 """Parts of a model that :func:`load_weights` can load: "detector" is everything but the mask branch, or but SODAR's
 aggregation; "backbone" includes the FPN."""
@@ -55,7 +55,7 @@ def register_builder(builder: Builder) -> Builder:
 
 
 def checkpoint_dir() -> Path:
-    """Folder of the bundled weights: inside the package in a built wheel, beside it in a checkout."""
+    """Folder of the bundled weights: inside the package in a built wheel, next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "checkpoints"
     return inside if inside.is_dir() else package.parent / "checkpoints"
@@ -128,7 +128,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """``config`` and ``training`` of a weights file; for a mask branch alone also its ``detector``.
+    """``config`` and ``training`` of a weights file; for files of only a mask branch also its ``detector``.
 
     Raises:
         DynaMaskError: the file is missing, unreadable, or not written by dynamask.
@@ -155,7 +155,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a weights file; the detector of a mask branch alone is read from the bundled weights it names.
+    """All tensors of a weights file; files of only a mask branch are completed by the detector of bundled weights.
 
     Raises:
         DynaMaskError: the file is not a weights file, or its detector is not bundled or of another version.
@@ -167,10 +167,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         whole = bundled_path(named["name"])
     except DynaMaskError as error:
-        raise DynaMaskError(f"weights {path} hold a mask branch alone, and its detector is missing: {error}") from error
+        raise DynaMaskError(f"weights {path} hold only a mask branch, and its detector is missing: {error}") from error
     if file_digest(whole) != named["sha256"]:
         raise DynaMaskError(
-            f"weights {path} hold a mask branch alone, trained on another version of the detector {named['name']!r} "
+            f"weights {path} hold only a mask branch, trained on another version of the detector {named['name']!r} "
             "than the bundled one; train it again or install the version that brought it"
         )
     return {**_part(load_file(whole), "detector"), **tensors}

@@ -116,7 +116,7 @@ def region_proposal_network(
 def box_heads(
     channels: int, hidden: int, num_classes: int, samples: int, score_threshold: float, detections_per_img: int
 ) -> RoIHeads:
-    """torchvision's RoI heads for boxes alone, with the thresholds of its Mask R-CNN.
+    """torchvision's RoI heads for boxes, without masks, with the thresholds of its Mask R-CNN.
 
     Args:
         channels: of the feature pyramid.

@@ -126,7 +126,7 @@ def starting_theta(config: AggregationConfig) -> Tensor:
     """Initial θ (D,) of a network that returns the centre representation, so that training starts from the plain model.
 
     Two hidden units pass the representation and its negative through the ReLUs; the others are random, and the last
-    layer initially ignores them. "corners" are averaged. With the context alone, or a single hidden unit, all weights
+    layer initially ignores them. "corners" are averaged. With only the context, or a single hidden unit, all weights
     are random. The paper initialises from N(0, 0.01²) instead.
     """
     middle, parts = config.kernel // 2, []

@@ -32,7 +32,7 @@ def frozen_norms() -> tuple[type[nn.Module], ...]:
 
 @cache
 def operations_per_element() -> dict[type[nn.Module], int]:
-    """Operations per output element that SODAR's Table VII counts besides convolutions."""
+    """Operations per output element that SODAR's Table VII counts in addition to convolutions."""
     return {nn.GroupNorm: 4, nn.ReLU: 1, nn.BatchNorm2d: 2, **dict.fromkeys(frozen_norms(), 2)}
 
 

@@ -28,7 +28,7 @@ class CellView:
             after the model's offsets and clipped to the grid as the model clips them. Without aggregation (1, 2): the
             cell itself.
         base: (S, 2) positions without offsets.
-        representations: (S, h, w) float32 logits of each neighbour alone.
+        representations: (S, h, w) float32 logits of each neighbour.
         mask: (h, w) float32 in [0, 1], the result, on the same part of the image.
         neighbours: which neighbours are aggregated, a key of ``NEIGHBOURS``; None without aggregation. S is 0 where
             only the context is used.

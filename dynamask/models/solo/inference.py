@@ -77,7 +77,7 @@ class Candidates:
 
 
 class CellModel(Protocol):
-    """What inference needs of a model; see :class:`dynamask.models.solo.model.SoloNet`."""
+    """Interface of the models that inference needs; see :class:`dynamask.models.solo.model.SoloNet`."""
 
     config: SoloConfig
     level_groups: tuple[tuple[int, ...], ...]
