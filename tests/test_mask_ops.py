@@ -1,10 +1,11 @@
-"""Masks meet boxes: one pixel convention, held by hand-made cases and by a round trip."""
+"""Mask geometry: hand-made cases of the pixel convention, a round trip, edges and boundaries."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from dynamask.evaluation.mask_quality import boundary_iou, boundary_width
 from dynamask.ops.masks import (
     crop_mask_pyramid,
     crop_masks,
@@ -184,3 +185,15 @@ def test_boundary_iou_on_the_grid_equals_its_definition():
     empty = torch.zeros(3, 1, 24, 24)
     assert (grid_boundary_iou(empty, truth.float(), boxes, width) == 0).all()
     assert (grid_boundary_iou(empty, empty[:, 0], boxes, width) == 1).all()
+
+
+def test_boundary_iou_on_the_grid_equals_that_of_the_picture_where_the_grids_agree():
+    masks, _ = wavy_objects(4)
+    side = float(CANVAS)
+    width = torch.tensor([float(boundary_width((CANVAS, CANVAS)))] * 2)
+    boxes = torch.tensor([[0.0, 0.0, side, side]] * 2)
+    candidates = torch.stack([masks[1:3], masks[[0, 3]]]).float()
+    found = grid_boundary_iou(candidates, masks[:2].float(), boxes, width)
+    for i, row in enumerate(candidates.numpy().astype(bool)):
+        expected = [boundary_iou(candidate, masks[i].numpy()) for candidate in row]
+        assert found[i].tolist() == pytest.approx(expected, abs=1e-6)

@@ -88,11 +88,6 @@ def test_every_loss_reaches_the_module_it_is_meant_to_train(model):
             parameters = list(module.parameters())
             found = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
             assert any(g is not None and bool(g.abs().max() > 0) for g in found), (name, type(module).__name__)
-    for name in ("loss_mask", "loss_classifier", "loss_objectness"):
-        (gradient,) = torch.autograd.grad(
-            losses[name], [model.backbone.fpn.inner_blocks[3][0].weight], retain_graph=True
-        )
-        assert gradient.abs().max() > 0, name
 
 
 @pytest.mark.parametrize("objects", [(0,), (0, 0), (2, 0)], ids=["one empty", "all empty", "one of two empty"])

@@ -22,6 +22,21 @@ def _without_gradients():
         yield
 
 
+@pytest.fixture
+def counted():
+    """Function that hooks modules and returns a growing list of (position, rows) of their calls."""
+    handles = []
+
+    def hook(modules) -> list:
+        calls = []
+        handles.extend(count_rows(modules, calls))
+        return calls
+
+    yield hook
+    for handle in handles:
+        handle.remove()
+
+
 def rows_per_stage(calls: list) -> list[int]:
     return [sum(rows for stage, rows in calls if stage == k) for k in range(3)]
 
@@ -36,34 +51,24 @@ def rows_per_stage(calls: list) -> list[int]:
         ([0, 0, 3, 0, 0], [1, 1, 1]),
     ],
 )
-def test_stages_run_for_the_regions_that_need_them(branch, choice, rows):
-    calls, base = [], []
-    handles = count_rows(branch.region_fpn.stages, calls) + count_rows([branch.region_fpn.base], base)
-    try:
-        state = branch.begin(pyramid(), some_rois(), LABELS)
-        assert calls == [] and base == [(0, 5)]
-        masks = branch.masks(state, torch.tensor(choice))
-        assert rows_per_stage(calls) == rows
-        assert all(count > 0 for _, count in calls), "no stage runs on nothing"
-        again = branch.masks(state, torch.tensor(choice))
-        assert rows_per_stage(calls) == rows and base == [(0, 5)], "what is known is not computed again"
-    finally:
-        for handle in handles:
-            handle.remove()
+def test_stages_run_for_the_regions_that_need_them(branch, counted, choice, rows):
+    calls, base = counted(branch.region_fpn.stages), counted([branch.region_fpn.base])
+    state = branch.begin(pyramid(), some_rois(), LABELS)
+    assert calls == [] and base == [(0, 5)]
+    masks = branch.masks(state, torch.tensor(choice))
+    assert rows_per_stage(calls) == rows
+    assert all(count > 0 for _, count in calls), "no stage runs on nothing"
+    again = branch.masks(state, torch.tensor(choice))
+    assert rows_per_stage(calls) == rows and base == [(0, 5)], "what is known is not computed again"
     assert [tuple(mask.shape) for mask in masks] == [(MASK_SIZES[k],) * 2 for k in choice]
     assert all(torch.equal(a, b) for a, b in zip(masks, again))
 
 
-def test_a_later_size_runs_the_missing_stages_alone(branch):
+def test_a_later_size_runs_only_the_missing_stages(branch, counted):
     state = branch.begin(pyramid(), some_rois(), LABELS)
     branch.masks(state, torch.tensor([1, 0, 2, 0, 1]))
-    calls = []
-    handles = count_rows(branch.region_fpn.stages, calls)
-    try:
-        branch.masks(state, torch.tensor([2, 0, 3, 1, 0]))
-    finally:
-        for handle in handles:
-            handle.remove()
+    calls = counted(branch.region_fpn.stages)
+    branch.masks(state, torch.tensor([2, 0, 3, 1, 0]))
     assert rows_per_stage(calls) == [1, 1, 1]
     assert [len(rows) for rows in state.rows] == [5, 4, 2, 1]
     assert [tuple(f.shape[1:]) for f in state.features] == [(16, 14, 14), (8, 28, 28), (4, 56, 56), (2, 112, 112)]

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 from urllib.error import URLError
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d
 
+from dynamask.config import ModelConfig
 from dynamask.models.build import create_model
 from dynamask.models.detectors import torchvision_weights
 from dynamask.models.detectors.torchvision_weights import (
@@ -159,12 +161,10 @@ def list_or_number(value):
 
 
 def test_names_before_version_013_are_understood(theirs, tmp_path):
-    old = {}
-    for key, value in theirs.state_dict().items():
-        for block in ("inner_blocks", "layer_blocks"):
-            for level in range(4):
-                key = key.replace(f"{block}.{level}.0.", f"{block}.{level}.")
-        old[key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = value
+    new = theirs.state_dict()
+    old = {
+        re.sub(r"((?:inner|layer)_blocks\.\d)\.0\.|(rpn\.head\.conv)\.0\.0\.", r"\1\2.", key): new[key] for key in new
+    }
     assert set(old) != set(theirs.state_dict())
     new_model, old_model = coco_model(), coco_model()
     load_torchvision_detector(new_model, saved(tmp_path, theirs.state_dict()))
@@ -183,22 +183,17 @@ def test_classes_are_found_by_name_and_the_others_stay(theirs, tmp_path):
     source = state["roi_heads.box_predictor.cls_score.weight"]
     assert giraffe == 25
     assert torch.equal(predictor.cls_score.weight[[0, 1, 3]], source[[0, giraffe, 1]])
-    assert torch.equal(predictor.cls_score.weight[2], start[0]) and torch.equal(
-        predictor.bbox_pred.weight[8:12], start[1]
-    )
+    assert torch.equal(predictor.cls_score.weight[2], start[0])
+    assert torch.equal(predictor.bbox_pred.weight[8:12], start[1])
     boxes = state["roi_heads.box_predictor.bbox_pred.weight"]
     assert torch.equal(predictor.bbox_pred.weight[4:8], boxes[4 * giraffe : 4 * giraffe + 4])
 
 
 def test_rows_follow_the_category_ids():
-    assert coco_rows(coco_model(fpn_channels=8, region_channels=8, box_head_channels=8).config) == [0, *CLASSES]
-    assert coco_rows(
-        tiny_model(class_names=("__background__", "class_1", "class_2"), category_ids=(44, 91)).config
-    ) == [
-        0,
-        44,
-        None,
-    ]
+    named = ModelConfig(class_names=("__background__", *CLASSES.values()), category_ids=tuple(CLASSES))
+    assert coco_rows(named) == [0, *CLASSES]
+    unnamed = ModelConfig(class_names=("__background__", "class_1", "class_2"), category_ids=(44, 91))
+    assert coco_rows(unnamed) == [0, 44, None]
 
 
 def test_a_faster_rcnn_of_other_classes_fits_too(tmp_path):
