@@ -32,6 +32,7 @@ MASK_SIDE = 320
 PAPER_COLOURS: dict[int, str] = {14: "#FFFF00", 28: "#00B050", 56: "#0000FF", 112: "#FF0000"}
 """The paper's colours of the sizes, which are hard to tell apart with colour blindness: an option, not the default."""
 
+
 def as_json(value: Any) -> str:
     """JSON text without NaN, inert inside a page: `<` is escaped."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

@@ -270,9 +270,7 @@ def build_parser() -> argparse.ArgumentParser:
     three.set_defaults(run=rank)
     four = commands.add_parser("branches", help="compare mask branches that were trained differently")
     four.add_argument("--table", required=True, help="name of the table in the document")
-    four.add_argument(
-        "--caches", nargs="+", required=True, metavar="NAME=FILE", help="the first is the reference"
-    )
+    four.add_argument("--caches", nargs="+", required=True, metavar="NAME=FILE", help="the first is the reference")
     four.set_defaults(run=branches)
     for command in (two, three, four):
         add_json(command)

@@ -81,9 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights to start from")
     add_data(parser, "train on the pictures that `train --holdout M` trains on")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="cached features; written there if missing")
-    parser.add_argument(
-        "--views", type=int, default=1, help="jittered views of each instance (default: 1)"
-    )
+    parser.add_argument("--views", type=int, default=1, help="jittered views of each instance (default: 1)")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of LossConfig")
     parser.add_argument("--steps", type=int, default=SCHEDULE.iterations, help=f"(default: {SCHEDULE.iterations})")
     parser.add_argument("--lr", type=float, default=SCHEDULE.lr, help=f"(default: {SCHEDULE.lr:g})")
