@@ -409,6 +409,42 @@ def test_lazy_decoding_equals_dense_maps():
             assert torch.allclose(model.mask_logits(encoded, level, torch.zeros_like(cells), cells), dense, atol=1e-5)
 
 
+def scene(height=64, width=80, objects=2):
+    boxes = torch.tensor([[8.0, 10.0, 38.0, 50.0], [42.0, 20.0, 72.0, 60.0]])[:objects]
+    masks = torch.zeros(objects, height, width, dtype=torch.uint8)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist()):
+        mask[y0:y1, x0:x1] = 1
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(3))
+    return image, {"boxes": boxes, "labels": torch.arange(objects) + 1, "masks": masks}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aggregation", [None, AggregationConfig()])
+def test_two_pictures_are_learned_by_heart(aggregation):
+    model = small(aggregation, grids=(12, 8, 6, 4, 3))
+    (image, first), other = scene(), scene()
+    pictures = [image, other[0].flip(2)]
+    mirrored = {**first, "boxes": 80 - first["boxes"][:, [2, 1, 0, 3]], "masks": first["masks"].flip(2)}
+    targets = [first, mirrored]
+    mirrored["boxes"][:, [1, 3]] = first["boxes"][:, [1, 3]]
+    for pixels, marked in zip(pictures, targets):
+        for label, mask in zip(marked["labels"], marked["masks"]):
+            pixels[:, mask.bool()] = torch.tensor([0.2, 0.9])[label - 1]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(150):
+        losses = model(pictures, targets)
+        optimizer.zero_grad()
+        (losses["loss_category"] + 3 * losses["loss_dice"]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+    found = model.eval()(pictures)
+    for detections, marked in zip(found, targets):
+        for label, mask in zip(marked["labels"], marked["masks"].bool()):
+            own = detections["masks"][(detections["labels"] == label) & (detections["scores"] > 0.3)]
+            ious = [(m & mask).sum() / (m | mask).sum() for m in own]
+            assert max(ious, default=0.0) > 0.8
+
+
 # --- Table VII -------------------------------------------------------------------------------------------------------
 
 
