@@ -121,7 +121,8 @@ def _cropped_masks(found: SessionInstances, image_size: tuple[int, int]) -> list
 
 
 def _instance(session: Session, found: SessionInstances, i: int) -> dict[str, Any]:
-    """Class, score, box (xyxy in pixels of the picture) and origin of an instance, and its quality where it is known.
+    """Class, score and origin of an instance, its box and what its mask covers (`mask_box`), both xyxy in pixels of the
+    picture, and its quality where it is known.
 
     With a switch: `probs`, its probabilities. For one-stage weights: `level`, `cell` (row, column) and `spot`, the
     cell's centre (x, y) in pixels of the picture.
@@ -130,6 +131,7 @@ def _instance(session: Session, found: SessionInstances, i: int) -> dict[str, An
         "label": found.names[i],
         "score": float(found.scores[i]),
         "box": found.boxes[i].tolist(),
+        "mask_box": found.mask_boxes[i].tolist(),
         "drawn": bool(found.drawn[i]),
     }
     if session.levels is None:

@@ -28,6 +28,7 @@ class SessionInstances:
 
     Attributes:
         boxes: (R, 4) xyxy in pixels of the picture.
+        mask_boxes: (R, 4) likewise, what the masks cover.
         labels: (R,) from 1.
         names: R names of classes.
         scores: (R,) 0–1; 1 for boxes that the visitor drew.
@@ -42,6 +43,7 @@ class SessionInstances:
     """
 
     boxes: FloatArray
+    mask_boxes: FloatArray
     labels: npt.NDArray[np.int64]
     names: list[str]
     scores: FloatArray
@@ -63,6 +65,7 @@ class SessionInstances:
         count, sizes, cells = len(prediction), prediction.mask_sizes, prediction.cells
         common = {
             "boxes": prediction.boxes.double().numpy(),
+            "mask_boxes": prediction.mask_boxes.double().numpy(),
             "labels": prediction.labels.numpy(),
             "names": [prediction.class_names[label] for label in prediction.labels.tolist()],
             "scores": prediction.scores.double().numpy(),
@@ -94,7 +97,7 @@ class SessionInstances:
         if self.rles is not None:
             return decode_rle(self.rles[row])
         grid = torch.from_numpy(self.grids[row][size_index]).float() / 255
-        return paste_mask(grid, self.boxes[row].tolist(), image_size).numpy()
+        return paste_mask(grid, self.mask_boxes[row].tolist(), image_size).numpy()
 
     def compared(self, truth: npt.NDArray[np.bool_]) -> SessionInstances:
         """The same instances with their quality at every size.

@@ -173,6 +173,9 @@ class ModelConfig(BaseModelConfig):
     """RoIs sampled per image in training, a quarter of them positive."""
     mask_rois: int = 128
     """Positive RoIs per image that train the mask branch, at most."""
+    region_margin: float = 0.0
+    """Share (0–0.5) of a box's width and height by which its region is enlarged on every side, before the mask branch
+    reads features and before masks are pasted: masks can reach beyond boxes that cut an object off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,6 +185,8 @@ class ModelConfig(BaseModelConfig):
             )
         if self.region_channels % 8:
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
+        if not 0 <= self.region_margin <= 0.5:
+            raise DynaMaskError(f"region_margin is {self.region_margin}; give a share of the box from 0 to 0.5")
 
     @property
     def detector_kind(self) -> str:

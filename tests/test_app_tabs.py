@@ -35,6 +35,7 @@ def session_of(probs: np.ndarray, quality: np.ndarray | None = None) -> Session:
     table = np.full((count, 4), math.nan) if quality is None else quality
     instances = SessionInstances(
         boxes=np.tile([0.0, 0.0, 8.0, 8.0], (count, 1)),
+        mask_boxes=np.tile([0.0, 0.0, 8.0, 8.0], (count, 1)),
         labels=np.ones(count, np.int64),
         names=["person"] * count,
         scores=np.ones(count),

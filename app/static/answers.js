@@ -96,16 +96,17 @@ async function decodeView(view) {
   return createImageBitmap(image);
 }
 
-// Instances with their masks, their boxes in pixels of the view, and their index on the page, counted from `first`.
+// Instances with their masks, their boxes and what the masks cover in pixels of the view, and their index on the page, counted from `first`.
 async function decodeInstances(instances, masks, view, first) {
   const bytes = await inflate(masks);
   const grids = view.family === "one-stage" ? splitByShape(bytes, instances.map((one) => one.shape))
     : splitMasks(bytes, view.styles.map((style) => style.size), instances.length);
   const [sx, sy] = [view.view[0] / view.size[0], view.view[1] / view.size[1]];
+  const inView = ([x0, y0, x1, y1]) => [x0 * sx, y0 * sy, x1 * sx, y1 * sy];
   return instances.map((one, i) => ({
     ...one, masks: grids[i], index: first + i, outlines: [], sprites: [],
     spot: one.spot ? [one.spot[0] * sx, one.spot[1] * sy] : null,
-    viewBox: [one.box[0] * sx, one.box[1] * sy, one.box[2] * sx, one.box[3] * sy],
+    viewBox: inView(one.box), viewMaskBox: inView(one.mask_box),
   }));
 }
 

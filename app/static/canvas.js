@@ -11,8 +11,8 @@ const FONT = "system-ui, sans-serif";
 
 // Values of an instance's mask at index `k` in the pixels of the view, see `pasteField`.
 export function maskField(one, k) {
-  if (oneStage()) return pasteField(one.masks[0], one.shape[1], one.viewBox, ...state.view.view, one.shape[0]);
-  return pasteField(one.masks[k], state.view.styles[k].size, one.viewBox, ...state.view.view);
+  if (oneStage()) return pasteField(one.masks[0], one.shape[1], one.viewMaskBox, ...state.view.view, one.shape[0]);
+  return pasteField(one.masks[k], state.view.styles[k].size, one.viewMaskBox, ...state.view.view);
 }
 
 // The outline of an instance at index `k`, traced once.
@@ -116,7 +116,7 @@ function sprite(one, k, scale, unit) {
   const key = `${state.opacity} ${state.paper} ${state.each} ${state.boxes} ${scale} ${unit}`;
   if (one.sprites[k]?.key === key) return one.sprites[k];
   const pad = 5 * unit;
-  const [left, top, right, bottom] = one.viewBox;
+  const [left, top, right, bottom] = one.viewMaskBox;
   const { width, height } = page.canvas;
   const [x, y] = [left, top].map((side) => Math.max(0, Math.floor((side - pad) * scale)));
   const w = Math.max(1, Math.min(width, Math.ceil((right + pad) * scale)) - x);

@@ -64,7 +64,7 @@ function sizeChooser(held, choose) {
 // ---- tiles ----
 
 function tiles(one, pick) {
-  const crop = make("figure", { className: "dm-tile" }, cropFrame(one.viewBox),
+  const crop = make("figure", { className: "dm-tile" }, cropFrame(one.viewMaskBox),
     make("figcaption", {}, make("span", {}, "crop")),
     make("div", { className: "dm-tile-frame dm-tile-word", "aria-hidden": "true" }, "edges (Eq. 4)"));
   return [crop, ...styles().map((style, k) => make("figure", { className: k === pick ? "dm-tile dm-chosen" : "dm-tile" },
@@ -95,10 +95,10 @@ export function cropFrame(viewBox) {
 
 // A mask on its own cells over the crop, with the outline that it gives in the picture.
 function maskFrame(one, style, k) {
-  return canvasFrame(`Mask of ${style.size} × ${style.size} cells`, one.viewBox, (context, w, h, scale) => {
-    drawCrop(context, one.viewBox, w, h, "grayscale(1) brightness(0.55)");
+  return canvasFrame(`Mask of ${style.size} × ${style.size} cells`, one.viewMaskBox, (context, w, h, scale) => {
+    drawCrop(context, one.viewMaskBox, w, h, "grayscale(1) brightness(0.55)");
     drawCells(context, one.masks[k], style.size, style.colour, 0.8, w, h);
-    const [x0, y0] = one.viewBox;
+    const [x0, y0] = one.viewMaskBox;
     context.setTransform(scale, 0, 0, scale, -x0 * scale, -y0 * scale);
     context.strokeStyle = "#fff";
     context.lineWidth = 2 / scale;
@@ -107,7 +107,7 @@ function maskFrame(one, style, k) {
 }
 
 function edgeFrame(one, style, k) {
-  return canvasFrame(`Edges of the mask of ${style.size} × ${style.size} cells`, one.viewBox, (context, w, h) => {
+  return canvasFrame(`Edges of the mask of ${style.size} × ${style.size} cells`, one.viewMaskBox, (context, w, h) => {
     drawCells(context, edgeCells(one.masks[k], style.size).map((edge) => edge * 255), style.size, "#f4f6fa", 1, w, h);
   });
 }

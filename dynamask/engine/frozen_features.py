@@ -29,7 +29,7 @@ from dynamask.models.masks import losses
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
-from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, mask_edges
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes, mask_edges
 from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -146,11 +146,11 @@ def logits_of_sizes(
         branch: a mask branch with an edge predictor at every size.
         state: of R regions, on the device of the branch.
         masks: (G, H, W) true masks in image pixels, values 0 or 1.
-        boxes: (R, 4) xyxy in image pixels.
+        boxes: (R, 4) xyxy in image pixels, without the margin of the branch.
         index: (R,) int64, the mask of each region; by default region i has mask i.
     """
     every, sizes = torch.arange(len(state), device=state.rois.device), range(len(MASK_SIZES))
-    crops = crop_mask_pyramid(masks, boxes, MASK_SIZES, index)
+    crops = crop_mask_pyramid(masks, enlarge_boxes(boxes, branch.region_margin), MASK_SIZES, index)
     return SizeLogits(
         [branch.head.mask_logits(state, k, every) for k in sizes],
         [branch.head.edge_logits(state, k, every) for k in sizes],
@@ -358,7 +358,8 @@ def _columns(predictor: TwoStagePredictor, views: Views, labels: Sequence[int] |
     state = prediction.regions.state.to(next(branch.parameters()).device)
     index = torch.arange(len(views.masks)).repeat(len(views.numbers))
     logits = logits_of_sizes(branch, state, views.masks, views.boxes, index)
-    scale = (state.rois[:, 3:] - state.rois[:, 1:3]).cpu().sum(0) / (views.boxes[:, 2:] - views.boxes[:, :2]).sum(0)
+    covered = enlarge_boxes(views.boxes, branch.region_margin)
+    scale = (state.rois[:, 3:] - state.rois[:, 1:3]).cpu().sum(0) / (covered[:, 2:] - covered[:, :2]).sum(0)
     network_diagonal = math.hypot(width * float(scale[0]), height * float(scale[1]))
     errors = errors_of_sizes(state, logits, BOUNDARY_WIDTH_RATIO * network_diagonal)
     truth = views.masks[index].numpy().astype(bool)

@@ -105,7 +105,7 @@ def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None
     switch = None
     if config.mask_branch == "region_fpn":
         switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
-    return MaskBranch(head, switch, loss_config, config.mask_rois)
+    return MaskBranch(head, switch, loss_config, config.mask_rois, config.region_margin)
 
 
 def _mask_classes(config: ModelConfig) -> int:

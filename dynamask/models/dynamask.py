@@ -12,7 +12,7 @@ from dynamask.models.detectors.base import Detector, EncodedImages, boxes_to_roi
 from dynamask.models.hub import PretrainedModel
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
-from dynamask.ops.masks import paste_mask_window, paste_window
+from dynamask.ops.masks import enlarge_boxes, paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES
 
 
@@ -81,11 +81,15 @@ class DynaMask(PretrainedModel):
             found["boxes"] = resize_boxes(found["boxes"], network, size)
             found["mask_size"] = size_index.new_tensor(MASK_SIZES)[size_index[rows]]
             found["switch_logits"] = state.switch_logits[rows]
-            found["masks"] = _paste_probs([mask_logits[row].sigmoid() for row in rows], found["boxes"], size)
+            covered = enlarge_boxes(found["boxes"], self.mask_branch.region_margin)
+            found["masks"] = _paste_probs([mask_logits[row].sigmoid() for row in rows], covered, size)
         return detections
 
     def regions(self, encoded: EncodedImages, boxes: list[Tensor], labels: list[Tensor]) -> RegionState:
-        """Start the mask branch on boxes (R_i, 4) of each image, in network-input pixels; labels (R_i,) ≥ 1."""
+        """Start the mask branch on boxes (R_i, 4) of each image, in network-input pixels; labels (R_i,) ≥ 1.
+
+        The branch enlarges the boxes by its margin.
+        """
         return self.mask_branch.begin(encoded.features, boxes_to_rois(boxes), torch.cat(labels))
 
     def card_paragraphs(self) -> tuple[str, str]:

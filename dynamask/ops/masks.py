@@ -19,6 +19,23 @@ BOUNDARY_WIDTH_RATIO = 0.02
 """Width of the boundary region of the boundary IoU, as a fraction of the image diagonal."""
 
 
+def enlarge_boxes(boxes: Tensor, margin: float) -> Tensor:
+    """Enlarge boxes around their centres; they may then reach beyond the image.
+
+    Args:
+        boxes: (…, 4) xyxy, or rois (…, 5) whose first column is kept.
+        margin: share of the width and of the height that is added on every side, ≥ 0.
+
+    Returns:
+        A tensor of the same shape; ``boxes`` itself if the margin is 0.
+    """
+    if margin == 0:
+        return boxes
+    low, high = boxes[..., -4:-2], boxes[..., -2:]
+    added = (high - low) * margin
+    return torch.cat([boxes[..., :-4], low - added, high + added], dim=-1)
+
+
 def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Area-sample each full-image mask inside its box (aligned, at least one sample per image pixel).
 

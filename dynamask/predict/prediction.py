@@ -17,7 +17,7 @@ from dynamask.models.solo.costs import decoding_macs
 from dynamask.models.solo.explain import CellView, explain
 from dynamask.models.solo.inference import EncodedGrids
 from dynamask.models.solo.model import SoloNet
-from dynamask.ops.masks import paste_mask, paste_masks
+from dynamask.ops.masks import enlarge_boxes, paste_mask, paste_masks
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -143,13 +143,21 @@ class Prediction:
         """The sizes of ``MASK_SIZES`` that :meth:`mask_at` gives, coarse to fine; () where masks have no size."""
         return () if self.regions is None else self.regions.branch.mask_sizes
 
+    @property
+    def mask_boxes(self) -> Tensor:
+        """(R, 4) float32 xyxy in image pixels: what each mask covers, the box enlarged by the weights' margin.
+
+        It may reach beyond the image. Without a mask branch it is the box itself.
+        """
+        return self.boxes if self.regions is None else enlarge_boxes(self.boxes, self.regions.branch.region_margin)
+
     @cached_property
     def masks(self) -> Tensor:
         """(R, H, W) bool, pasted on first use."""
         if self.cells is not None:
             return self.cells.masks
         probs = [self.mask_probs_at(i, size) for i, size in enumerate(self.mask_size.tolist())]
-        return paste_masks(probs, self.boxes, self.image_size)
+        return paste_masks(probs, self.mask_boxes, self.image_size)
 
     def mask(self, index: int) -> Tensor:
         """(H, W) bool of one instance at its size."""
@@ -157,10 +165,10 @@ class Prediction:
 
     def mask_at(self, index: int, size: int) -> Tensor:
         """(H, W) bool of one instance at a size of :attr:`mask_sizes`; a size not computed yet is computed now."""
-        return paste_mask(self.mask_probs_at(index, size), self.boxes[index], self.image_size)
+        return paste_mask(self.mask_probs_at(index, size), self.mask_boxes[index], self.image_size)
 
     def mask_probs_at(self, index: int, size: int) -> Tensor:
-        """(size, size) float32 in [0, 1] of one instance.
+        """(size, size) float32 in [0, 1] of one instance, the cells of its row of :attr:`mask_boxes`.
 
         Raises:
             DynaMaskError: these weights give no masks of this size.

@@ -85,7 +85,8 @@ class Explorer(widgets.VBox):
         Policy.parse(policy).check_budget(budget)
         if budget is not None:
             budget_in_macs(budget, self._macs)
-        shown, self._boxes = _shown(prediction, image)
+        shown, factors = _shown(prediction, image)
+        self._boxes, self._mask_boxes = prediction.boxes * factors, prediction.mask_boxes * factors
         self._overlay = CachedOverlay(shown, self._mask)
         self._learned = self._chosen(LEARNED).tolist()
         self._choice = list(self._learned)
@@ -123,7 +124,7 @@ class Explorer(widgets.VBox):
     def _mask(self, index: int, size: int) -> np.ndarray:
         """(h, w) bool mask of an instance in pixels of the picture on the page."""
         probs = self._given.mask_probs_at(index, size)
-        return paste_mask(probs, self._boxes[index], self._overlay.image.shape[:2]).numpy()
+        return paste_mask(probs, self._mask_boxes[index], self._overlay.image.shape[:2]).numpy()
 
     def _compute_masks(self) -> None:
         """Compute every mask at every size and its appearance, with a progress bar if it takes long."""
@@ -314,7 +315,7 @@ class Explorer(widgets.VBox):
         if (i, chosen) != self._explained:
             if i not in self._crops:
                 masks = [self._given.mask_probs_at(i, size).numpy() for size in MASK_SIZES]
-                self._crops[i] = crop_jpegs(self._overlay.image, self._boxes[i].tolist(), masks)
+                self._crops[i] = crop_jpegs(self._overlay.image, self._mask_boxes[i].tolist(), masks)
             self.crops.value = crops_html(self._crops[i], self._gmacs, chosen, learned)
             self._explained = (i, chosen)
         title = f"#{i + 1} {self._given.class_names[int(self._given.labels[i])]}"
@@ -381,14 +382,15 @@ def crop_jpegs(picture: UInt8Array, box: Sequence[float], masks: Sequence[np.nda
 
     Args:
         picture: (H, W, 3) uint8 RGB.
-        box: xyxy in pixels of the picture.
+        box: xyxy in pixels of the picture; beyond the picture its border pixels are repeated.
         masks: one (S, S) in [0, 1] for each of ``MASK_SIZES``.
     """
     height, width = picture.shape[:2]
-    x0, y0 = (int(np.clip(np.floor(v), 0, limit - 1)) for v, limit in zip(box[:2], (width, height)))
-    x1, y1 = (int(np.clip(np.ceil(v), low + 1, limit)) for v, low, limit in zip(box[2:], (x0, y0), (width, height)))
+    x0, y0 = (math.floor(v) for v in box[:2])
+    x1, y1 = (max(low + 1, math.ceil(v)) for v, low in zip(box[2:], (x0, y0)))
+    rows, columns = np.arange(y0, y1).clip(0, height - 1), np.arange(x0, x1).clip(0, width - 1)
     size = int(np.clip(round(CROP_HEIGHT * (x1 - x0) / (y1 - y0)), 40, 2 * CROP_HEIGHT)), CROP_HEIGHT
-    crop = cv2.resize(picture[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
+    crop = cv2.resize(picture[rows][:, columns], size, interpolation=cv2.INTER_AREA)
     encoded = []
     for mask_size, probs in zip(MASK_SIZES, masks):
         cells = cv2.resize((np.asarray(probs) >= 0.5).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
@@ -415,7 +417,7 @@ def crops_html(crops: Sequence[bytes], gmacs: Sequence[float], chosen: int, lear
 
 
 def _shown(prediction: Prediction, image: PictureSource | None) -> tuple[np.ndarray, torch.Tensor]:
-    """The picture on the page, (h, w, 3) uint8 RGB, and the boxes (R, 4) in its pixels."""
+    """The picture on the page, (h, w, 3) uint8 RGB, and the factors (4,) from boxes of the prediction to its pixels."""
     picture = prediction.picture if image is None else read_picture(image)
     if picture is None:
         raise DynaMaskError("the prediction holds no picture; pass it: explore(prediction, image)")
@@ -430,5 +432,4 @@ def _shown(prediction: Prediction, image: PictureSource | None) -> tuple[np.ndar
     if scale != 1:
         side = (max(1, round(width * scale)), max(1, round(height * scale)))
         shown = cv2.resize(picture, side, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    factors = torch.tensor([shown.shape[1] / width, shown.shape[0] / height] * 2)
-    return shown, prediction.boxes * factors
+    return shown, torch.tensor([shown.shape[1] / width, shown.shape[0] / height] * 2)

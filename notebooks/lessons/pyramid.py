@@ -17,6 +17,7 @@ from torchvision.ops import roi_align
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import EvaluationOptions, collect
 from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_STRIDES, RegionFPN, RegionState
+from dynamask.ops.masks import enlarge_boxes
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
 from dynamask.viz import charts
@@ -63,7 +64,7 @@ class RegionTrace:
 
     Attributes:
         picture: (H, W, 3) uint8, the whole picture.
-        box: xyxy in its pixels.
+        box: xyxy in its pixels, with the margin of the mask branch.
         features: the region feature after each size, K tensors (C_k, S_k, S_k).
         mask_probs: K tensors (S_k, S_k) in [0, 1].
         edge_probs: likewise, of the edge predictors.
@@ -143,7 +144,9 @@ def trace(predictor: Predictor, picture: np.ndarray, box: Sequence[float], label
         )
         for k, size in enumerate(MASK_SIZES[1:])
     ]
-    return RegionTrace(picture, tuple(float(v) for v in box), [f[0] for f in state.features], masks, edges, stages)
+    margin = predictor.model.mask_branch.region_margin
+    region = enlarge_boxes(torch.tensor(list(box), dtype=torch.float64), margin)
+    return RegionTrace(picture, tuple(region.tolist()), [f[0] for f in state.features], masks, edges, stages)
 
 
 def components(feature: Tensor) -> np.ndarray:

@@ -32,7 +32,7 @@ def instances(prediction: Prediction) -> MarkdownTable:
 
 def grids(prediction: Prediction, index: int) -> go.Figure:
     """Show the masks of one instance at the four sizes, as predicted and pasted onto the picture."""
-    rows, columns = box_window(prediction.boxes[index].tolist(), prediction.image_size)
+    rows, columns = box_window(prediction.mask_boxes[index].tolist(), prediction.image_size)
     cells, pasted = [], []
     for size, colour in SIZE_COLOURS.items():
         probs = prediction.mask_probs_at(index, size).numpy()[..., None]  # (S, S, 1)

@@ -32,7 +32,7 @@ def blob(size: int, petals: int, phase: float) -> torch.Tensor:
 class FakeRegions:
     """The masks of `count` flowers, as a prediction reads them."""
 
-    branch = SimpleNamespace(mask_sizes=MASK_SIZES)
+    branch = SimpleNamespace(mask_sizes=MASK_SIZES, region_margin=0.0)
 
     def __init__(self, count: int) -> None:
         self.grids = [[blob(size, 3 + i % 5, i) for size in MASK_SIZES] for i in range(count)]

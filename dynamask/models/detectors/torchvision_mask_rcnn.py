@@ -17,8 +17,8 @@ def build_mask_rcnn(config: ModelConfig, backbone_weights: str | Path | None = N
     """torchvision's Mask R-CNN with the backbone and the sizes of a configuration, stored as ``model.config``.
 
     Args:
-        config: ``region_channels`` is the width of the mask head; ``mask_rois`` is not used, because torchvision trains
-            its mask head on every positive RoI.
+        config: ``region_channels`` is the width of the mask head. ``mask_rois`` and ``region_margin`` are not used:
+            torchvision trains its mask head on every positive RoI, and its masks cover the boxes.
         backbone_weights: None, "timm", or the path of a .safetensors file under timm's names.
     """
     count, width = len(config.class_names), config.region_channels

@@ -15,7 +15,7 @@ from dynamask.models.masks import losses
 from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
-from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid
+from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes
 from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 from dynamask.structures import MASK_SIZES
 
@@ -32,6 +32,8 @@ class MaskBranch(nn.Module):
             finest size.
         loss_config: the branch reads everything but the weights, which the trainer applies.
         mask_rois: positive regions per picture that :meth:`training_losses` uses, at most.
+        region_margin: share of a box's width and height by which its region is enlarged on every side; masks cover the
+            enlarged region.
 
     Attributes:
         switch_enabled: False in phase one, which trains all sizes and chooses none.
@@ -46,6 +48,7 @@ class MaskBranch(nn.Module):
         switch: MaskSwitchModule | None = None,
         loss_config: LossConfig | None = None,
         mask_rois: int = 128,
+        region_margin: float = 0.0,
     ) -> None:
         super().__init__()
         self.add_module(head.NAME, head)
@@ -53,6 +56,7 @@ class MaskBranch(nn.Module):
         self.switch = switch
         self.loss_config = loss_config or LossConfig()
         self.mask_rois = mask_rois
+        self.region_margin = region_margin
         self.switch_enabled = True
         self.means: Means = LOCAL_MEANS
         self.tally = torch.zeros(2 + len(MASK_SIZES))
@@ -79,7 +83,7 @@ class MaskBranch(nn.Module):
 
         Args:
             features: the image-level pyramid {"0": P2, …}.
-            rois: (R, 5) batch index and xyxy in network-input pixels.
+            rois: (R, 5) batch index and boxes xyxy in network-input pixels, without the margin.
             labels: (R,) int64 ≥ 1.
             size_index: (R,) int64 in 0–3; by default the switch chooses.
 
@@ -94,9 +98,10 @@ class MaskBranch(nn.Module):
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Compute the head's first features of R regions, and the switch logits from them.
 
-        Without a switch all probability lies on the finest size. Arguments as of :meth:`forward`.
+        The ``rois`` of the state are the given boxes enlarged by the margin. Without a switch all probability lies on
+        the finest size. Arguments as of :meth:`forward`.
         """
-        state = self.head.begin(features, rois, labels)
+        state = self.head.begin(features, enlarge_boxes(rois, self.region_margin), labels)
         if self.switch is None:
             state.switch_logits = rois.new_full((len(rois), len(MASK_SIZES)), -math.inf)
             state.switch_logits[:, MASK_SIZES.index(self.mask_sizes[-1])] = 0.0
@@ -142,10 +147,10 @@ class MaskBranch(nn.Module):
             image_sizes: (height, width) of each picture in the network input.
         """
         regions = [_sample(p, self.mask_rois) for p in positives]
-        crops = [
-            crop_mask_pyramid(target["masks"], r.boxes * target["mask_scale"], MASK_SIZES, r.matched)
-            for r, target in zip(regions, targets)
-        ]
+        crops = []
+        for r, target in zip(regions, targets):
+            covered = enlarge_boxes(r.boxes, self.region_margin) * target["mask_scale"]
+            crops.append(crop_mask_pyramid(target["masks"], covered, MASK_SIZES, r.matched))
         target_masks = [(torch.cat(crop) >= 0.5).float() for crop in zip(*crops)]  # (N, S, S) of each size
         rois = boxes_to_rois([r.boxes for r in regions])
         state = self.begin(features, rois, torch.cat([r.labels for r in regions]))

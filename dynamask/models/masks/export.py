@@ -22,6 +22,7 @@ from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import class_logits
 from dynamask.models.masks.region_fpn import LEVEL_STRIDES, RegionFPN, crop_assigned_level
+from dynamask.ops.masks import enlarge_boxes
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 METADATA = "dynamask.json"
@@ -37,13 +38,13 @@ class _Traceable(nn.Module):
             raise DynaMaskError("only a model with DynaMask's own region pyramid can be exported")
         self.region_fpn = branch.region_fpn
         self.switch = branch.switch
+        self.region_margin = branch.region_margin
 
-    def begin(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[list[Tensor], Tensor]:
-        """P2 … P5 and rois (R, 5) → projected maps and the 14×14 feature (R, C, 14, 14)."""
-        features = dict(zip("0123", maps))
-        return self.region_fpn.project(features), self.region_fpn.base(
-            crop_assigned_level(features, rois, MASK_SIZES[0])
-        )
+    def begin(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """P2 … P5 and boxes as rois (R, 5) → projected maps, 14×14 features (R, C, 14, 14), and the rois enlarged."""
+        features, rois = dict(zip("0123", maps)), enlarge_boxes(boxes, self.region_margin)
+        crops = crop_assigned_level(features, rois, MASK_SIZES[0])
+        return self.region_fpn.project(features), self.region_fpn.base(crops), rois
 
     def masks(self, size_index: int, feature: Tensor, labels: Tensor) -> Tensor:
         """Mask probabilities (n, S, S) of the class of each region from features (n, C, S, S)."""
@@ -60,8 +61,8 @@ class FixedSizeMasks(_Traceable):
         self.size_index = MASK_SIZES.index(size)
 
     def forward(self, p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor, rois: Tensor, labels: Tensor) -> Tensor:
-        """Maps (B, C, H_l, W_l), rois (R, 5), labels (R,) int64 ≥ 1 → mask probabilities (R, S, S)."""
-        maps, feature = self.begin((p2, p3, p4, p5), rois)
+        """Maps (B, C, H_l, W_l), boxes (R, 5), labels (R,) int64 ≥ 1 → mask probabilities (R, S, S)."""
+        maps, feature, rois = self.begin((p2, p3, p4, p5), rois)
         for k in range(1, self.size_index + 1):
             feature = self.region_fpn.stage(k, feature, maps[k - 1], rois)
         return self.masks(self.size_index, feature, labels)
@@ -77,7 +78,7 @@ class RoutedMasks(_Traceable):
 
         Args:
             p2, p3, p4, p5: the image-level pyramid, (B, C, H_l, W_l) at strides 4, 8, 16, 32.
-            rois: (R, 5) batch index and xyxy in network-input pixels.
+            rois: (R, 5) batch index and boxes xyxy in network-input pixels, without the margin.
             labels: (R,) int64 ≥ 1.
             size_index: (R,) int64 index into (14, 28, 56, 112); −1 selects the choice of the switch.
 
@@ -85,7 +86,7 @@ class RoutedMasks(_Traceable):
             ``switch_logits`` (R, 4), ``size_index`` (R,) as used, and for each size S ``rows_S`` (n_S,), the ascending
             indices of the regions of this size, with their mask probabilities ``masks_S`` (n_S, S, S).
         """
-        maps, feature = self.begin((p2, p3, p4, p5), rois)
+        maps, feature, rois = self.begin((p2, p3, p4, p5), rois)
         switch_logits = self.switch(feature)
         chosen = torch.where(size_index < 0, switch_logits.argmax(dim=1), size_index)
         out = {"switch_logits": switch_logits, "size_index": chosen}
@@ -143,6 +144,7 @@ def save_exported(program: ExportedProgram, path: str | Path, model: DynaMask, s
         "size": size,
         "strides": list(LEVEL_STRIDES),
         "channels": config.fpn_channels,
+        "region_margin": model.mask_branch.region_margin,
         "device": next(model.parameters()).device.type,
         "inputs": ["p2", "p3", "p4", "p5", "rois", "labels", *(["size_index"] if size is None else [])],
         "torch": torch.__version__,
