@@ -106,7 +106,7 @@ def as_list(value):
 
 def test_flags_that_are_given_win_whatever_their_value():
     given = parsed("dynamask train --recipe shapes-1 --data shapes:7:50 --out x --warm-start 0 --jitter")
-    assert (given.warm_start, given.jitter, given.data) == (0.0, True, "shapes:7:50")
+    assert (given.warm_start, given.jitter, given.data) == (0.0, True, ["shapes:7:50"])
     assert (given.iterations, given.stop_at, given.model) == (2400, 1450, "dynamask_mobilenetv2_fpn_small")
     assert parsed("dynamask train --recipe objects --out x").merge_classes is True
     initialised = parsed("dynamask train --recipe coco-r50-1x --init a.pth --out x")

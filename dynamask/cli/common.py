@@ -77,13 +77,22 @@ def print_line(text: str, target: str | None = None) -> None:
 
 
 def add_data(
-    parser: argparse.ArgumentParser, holdout: str = "only the pictures that `train --holdout M` holds out"
+    parser: argparse.ArgumentParser,
+    holdout: str = "only the pictures that `train --holdout M` holds out",
+    several: bool = False,
 ) -> None:
-    """Add ``--data``, ``--split``, ``--images``, ``--annotations``, and ``--holdout`` with this help."""
-    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
+    """Add ``--data``, ``--split``, ``--images``, ``--annotations``, and ``--holdout`` with this help.
+
+    With ``several``, the flags that name data can be repeated, and their values are lists.
+    """
+    more: dict[str, Any] = {"action": "append", "default": []} if several else {}
+    again = "; repeat it for several data sets" if several else ""
+    parser.add_argument("--data", metavar="DATA", help=DATA_HELP + again, **more)
     parser.add_argument("--split", metavar="NAME", help="split of --data, if it has several")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures, with --annotations")
-    parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help=f"folder of pictures, with --annotations{again}", **more
+    )
+    parser.add_argument("--annotations", type=Path, metavar="JSON", help=f"COCO annotations{again}", **more)
     parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
 
 

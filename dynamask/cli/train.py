@@ -26,7 +26,9 @@ def add(commands: Any) -> None:
         "Several devices: torchrun --nproc-per-node N -m dynamask train …; they share each batch.",
     )
     add_data(
-        parser, "validate on the pictures whose SHA-256 of the image id is divisible by M, and train on the others"
+        parser,
+        "validate on the pictures whose SHA-256 of the image id is divisible by M, and train on the others",
+        several=True,
     )
     parser.add_argument(
         "--recipe", metavar="NAME", help="recipe with the values of flags that are not given; see `dynamask recipes`"

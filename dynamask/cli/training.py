@@ -21,7 +21,7 @@ from dynamask.cli.validation import Validation, evaluate_finished, open_validati
 from dynamask.config import AggregationConfig, BaseModelConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
 from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.loaders import TrainingLoader
-from dynamask.data.sources import open_data
+from dynamask.data.sources import open_together
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.distributed import Ranks, check_device, joined
@@ -103,7 +103,7 @@ def _prepare_run(
         "train": dataclasses.asdict(config),
         "losses": dataclasses.asdict(loss_config),
         "model": model.config.to_dict(),
-        "data": arguments.data,
+        **_named_data(arguments),
         "split": arguments.split,
         "freeze": arguments.freeze,
         "merge_classes": arguments.merge_classes,
@@ -111,6 +111,15 @@ def _prepare_run(
     }
     settings = json.loads(json.dumps(settings))  # as they are after reading them from a file
     return partial(Run, model, loader, config, arguments.out, settings=settings, ranks=ranks), validation
+
+
+def _named_data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record of the training data: ``data`` as it was given, a list if it was repeated, and the names of the files.
+
+    Folders are left out of the names, so that a run can be resumed after its data was moved.
+    """
+    data = arguments.data[0] if len(arguments.data) == 1 else arguments.data or None
+    return {"data": data, "annotations": [path.name for path in arguments.annotations]}
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -197,7 +206,7 @@ def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[
         scale_jitter=config.scale_jitter,
         jitter_size=config.jitter_size,
     )
-    dataset = open_data(
+    dataset = open_together(
         arguments.data,
         arguments.images,
         arguments.annotations,

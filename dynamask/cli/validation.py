@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamask.cli.common import held_out, print_summary, write_json
-from dynamask.data.sources import Data, open_data
+from dynamask.data.sources import Data, open_data, open_together
 from dynamask.engine.evaluate import EvaluationOptions, category_map, run_evaluation
 from dynamask.engine.log import RunLog
 from dynamask.engine.run import Run
@@ -85,8 +85,8 @@ def open_validation(arguments: argparse.Namespace, training: Data, overlays: boo
         dataset = open_data(*given, training.class_names, split=arguments.val_split, default_split="val")
         category_map(training, dataset)
         return Validation(dataset, range(len(dataset)), True)
-    source = (arguments.data, arguments.images, arguments.annotations)
-    dataset = open_data(*source, training.class_names, split=arguments.split)
+    sources = (arguments.data, arguments.images, arguments.annotations)
+    dataset = open_together(*sources, training.class_names, split=arguments.split)
     indices = held_out(dataset, arguments.holdout, True) if held else range(len(dataset))
     return Validation(dataset, indices, held)
 

@@ -104,7 +104,7 @@ def read_in_size(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 class HasImageIds(Protocol):
-    """A data set that has an image id for each index."""
+    """A data set that has an image id for each index, and possibly ``source_ids`` that count instead."""
 
     image_ids: list[int]
 
@@ -113,10 +113,12 @@ def split_by_image_id(dataset: HasImageIds, validation: bool, modulus: int = 8) 
     """Ascending indices of one side of the published split of a data set.
 
     A picture belongs to validation if and only if the SHA-256 of its decimal image id, read as an integer, is divisible
-    by ``modulus``; nothing but the id counts.
+    by ``modulus``; nothing but the id counts. If several data sets were combined, it is the id that the picture has in
+    its own one, so that pictures with the same id are on the same side.
     """
 
     def in_validation(image_id: int) -> bool:
         return int(hashlib.sha256(str(image_id).encode()).hexdigest(), 16) % modulus == 0
 
-    return [index for index, image_id in enumerate(dataset.image_ids) if in_validation(image_id) == validation]
+    ids = getattr(dataset, "source_ids", dataset.image_ids)
+    return [index for index, image_id in enumerate(ids) if in_validation(image_id) == validation]

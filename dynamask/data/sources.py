@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from dynamask.data import cityscapes
 from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import CocoDataset
+from dynamask.data.combined import CombinedDataset
 from dynamask.data.instances import OBJECT, Transforms
 from dynamask.data.shapes import SIDES, ShapesDataset
 from dynamask.structures import DynaMaskError
 
-Data = CocoDataset | CityscapesDataset | ShapesDataset
+SingleData = CocoDataset | CityscapesDataset | ShapesDataset
+Data = SingleData | CombinedDataset
 
 LAYOUTS = (
     "images/ with annotations.json; annotations/instances_SPLIT2017.json with SPLIT2017/ (COCO); lvis_v1_SPLIT.json "
@@ -32,7 +35,7 @@ def open_data(
     merge_classes: bool = False,
     split: str | None = None,
     default_split: str = "train",
-) -> Data:
+) -> SingleData:
     """Open the data set that a user named.
 
     Args:
@@ -74,6 +77,36 @@ def open_data(
     return CocoDataset(
         images, annotations, transforms, merge_classes=merge_classes or ("missing" if agnostic else False)
     )
+
+
+def open_together(
+    data: Sequence[str],
+    images: Sequence[Path],
+    annotations: Sequence[Path],
+    class_names: Sequence[str] | None = None,
+    transforms: Transforms | None = None,
+    merge_classes: bool = False,
+    split: str | None = None,
+) -> Data:
+    """Open the data set that a user named, or several as one :class:`CombinedDataset`.
+
+    Args:
+        data: values of ``--data``, each as :func:`open_data` takes them; instead of the next two.
+        images: picture folders.
+        annotations: COCO JSON files, one for each picture folder.
+        class_names, transforms, merge_classes, split: for each data set, see :func:`open_data`.
+
+    Raises:
+        DynaMaskError: unequal numbers of folders and files, or anything that :func:`open_data` refuses.
+    """
+    if images and annotations and len(images) != len(annotations):
+        raise DynaMaskError(
+            f"--images is given {len(images)} times and --annotations {len(annotations)} times; give both for every "
+            "data set"
+        )
+    sources = list(zip_longest(data, images, annotations)) or [(None, None, None)]
+    parts = [open_data(*source, class_names, transforms, merge_classes, split) for source in sources]
+    return parts[0] if len(parts) == 1 else CombinedDataset(parts)
 
 
 def is_shapes(data: str) -> bool:

@@ -51,7 +51,8 @@ class Checkpoint:
     @property
     def trained_on(self) -> str:
         """Data of the training, as its command named them."""
-        return str(self.training.get("data") or "unknown")
+        data = self.training.get("data") or "unknown"
+        return data if isinstance(data, str) else ", ".join(data)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without the record of the training."""

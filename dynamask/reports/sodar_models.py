@@ -216,7 +216,11 @@ def train_command(model: str, like: Group, changed: dict[str, Any], out: str) ->
         changed: further flags, by their names in Python ("agg_layers", "grids"), with their values.
         out: text that the output folder is named after.
     """
-    words = ["dynamask", "train", "--data", str(like.training.get("data") or "DATA"), "--model", model]
+    data = like.training.get("data") or "DATA"
+    words = ["dynamask", "train"]
+    for each in [data] if isinstance(data, str) else data:
+        words += ["--data", each]
+    words += ["--model", model]
     for field, value in changed.items():
         words += _flag(field, value)
     usual = dataclasses.asdict(default_training(model)[0])
