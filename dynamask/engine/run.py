@@ -27,6 +27,7 @@ from dynamask.engine.checkpoint import (
 from dynamask.engine.compiling import compile_body
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.optimizer import WeightAverage, build_optimizer
+from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.structures import DynaMaskError
 
 FREE_SETTINGS = (
@@ -127,9 +128,12 @@ class Run:
         return next((module for module in self.model.modules() if hasattr(module, "means")), None)
 
     def set_phase(self) -> None:
-        """Turn the switch off during the warm start, and on after it."""
-        if self.branch is not None:
-            self.branch.switch_enabled = self.step >= self.config.warm_start * self.config.iterations
+        """Turn the switch on after the warm start, and the offsets of the r-FPN on at their start."""
+        if self.branch is None:
+            return
+        self.branch.switch_enabled = self.step >= self.config.warm_start * self.config.iterations
+        if self.config.offset_start and isinstance(self.branch.head, RegionFPN):
+            self.branch.head.set_deformable(self.step >= self.config.offset_start * self.config.iterations)
 
     def tally(self) -> Tensor:
         """(T,) counts of the mask branch in the last forward pass, on the CPU; empty for a model without them."""

@@ -88,3 +88,8 @@ class DeformConv2d(nn.Module):
     def forward(self, input: Tensor, offset: Tensor) -> Tensor:
         """(N, C, H, W) and (N, offset_channels, H, W) → (N, C_out, H, W)."""
         return deform_conv2d(input, offset, self.weight, self.bias)
+
+    def plain(self, input: Tensor) -> Tensor:
+        """The same convolution with all offsets zero: (N, C, H, W) → (N, C_out, H, W)."""
+        padding = (self.weight.shape[2] // 2, self.weight.shape[3] // 2)
+        return F.conv2d(input, self.weight, self.bias, padding=padding)

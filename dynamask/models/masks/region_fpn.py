@@ -14,6 +14,7 @@ from torchvision.ops.poolers import LevelMapper
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead, RegionState, class_logits, start_small
 from dynamask.ops.deform import DeformConv2d
+from dynamask.ops.means import connected_zero
 from dynamask.structures import MASK_SIZES
 
 LEVEL_STRIDES = (4, 8, 16, 32)
@@ -50,10 +51,15 @@ class FeatureAggregationModule(nn.Module):
     Args:
         channels: C of L and of P.
         offset_groups: groups of channels that share an offset field.
+
+    Attributes:
+        deformable: apply the offsets. Without them both convolutions are plain, which is equal, and several times
+            faster, while the offsets are zero as they are at the start.
     """
 
     def __init__(self, channels: int, offset_groups: int) -> None:
         super().__init__()
+        self.deformable = True
         self.align = DeformConv2d(channels, channels, offset_groups)
         self.attend = DeformConv2d(channels, channels, offset_groups)
         self.align_offsets = nn.Conv2d(2 * channels, self.align.offset_channels, 3, padding=1)
@@ -64,6 +70,9 @@ class FeatureAggregationModule(nn.Module):
 
     def forward(self, region: Tensor, image: Tensor) -> Tensor:
         """L and P, both (R, C, S, S) → fused feature (R, C, S, S), ReLU applied."""
+        if not self.deformable:
+            fused = F.relu(self.attend.plain(F.relu(self.align.plain(region)) + image))
+            return fused + connected_zero([*self.align_offsets.parameters(), *self.attend_offsets.parameters()])
         aligned = F.relu(self.align(region, self.align_offsets(torch.cat([region, image], dim=1))))
         offsets = self.attend_offsets(torch.cat([aligned, image], dim=1))
         return F.relu(self.attend(aligned + image, offsets))
@@ -171,6 +180,11 @@ class RegionFPN(PyramidHead):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(conv.bias)
         start_small(*self.mask_predictors, *self.edge_predictors)
+
+    def set_deformable(self, deformable: bool) -> None:
+        """Set :attr:`FeatureAggregationModule.deformable` of all stages."""
+        for stage in self.stages:
+            stage.aggregate.deformable = deformable
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Project the maps and compute the 14×14 feature of R regions; see :meth:`MaskHead.begin`."""
