@@ -21,6 +21,8 @@ MASK_BRANCHES = (
     "nasfpn",
 )
 """The paper's r-FPN and the baselines that it is compared with (:mod:`dynamask.models.masks.heads`)."""
+DETECTORS = ("faster_rcnn", "nanodet_plus")
+"""Detectors of the two-stage family (:mod:`dynamask.models.detectors`)."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDES = (8, 8, 16, 32, 32)
@@ -147,6 +149,13 @@ class ModelConfig(BaseModelConfig):
     FAMILY: ClassVar[str] = "two-stage"
 
     name: str = "dynamask_resnet50_fpn"
+    detector: str = "faster_rcnn"
+    """One of ``DETECTORS``. "nanodet_plus" stretches pictures to a square: ``min_sizes`` and ``test_min_size`` are its
+    sides, and the anchors, proposals and box head below are not used."""
+    detector_norm: str = "folded"
+    """NanoDet-Plus: "folded", convolutions with a bias, or "batch", with batch norm, for training from scratch."""
+    pyramid_top_down: bool = True
+    """NanoDet-Plus: add coarser levels of the mask branch's pyramid to finer ones."""
     mask_branch: str = "region_fpn"
     """One of ``MASK_BRANCHES``; only the r-FPN has a switch."""
     region_channels: int = 256
@@ -179,6 +188,7 @@ class ModelConfig(BaseModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_choices(self, detector=DETECTORS, detector_norm=("folded", "batch"))
         if self.mask_branch not in MASK_BRANCHES:
             raise DynaMaskError(
                 f"mask branch {self.mask_branch!r} is unknown; choose one of {', '.join(MASK_BRANCHES)}"

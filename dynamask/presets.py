@@ -70,6 +70,21 @@ _DYNAMASK_SMALL = ModelConfig(
     box_samples=64,
     mask_rois=5,
 )
+_DYNAMASK_NANODET = ModelConfig(
+    detector="nanodet_plus",
+    fpn_channels=64,
+    frozen_stride=0,
+    region_channels=96,
+    offset_groups=(1, 1, 1),
+    switch_channels=16,
+    switch_hidden=128,
+    class_agnostic=True,
+    region_margin=0.1,
+    min_sizes=(416,),
+    test_min_size=416,
+    max_size=416,
+    mask_rois=8,
+)
 _SOLO = SoloConfig()
 _SOLOV2 = SoloConfig(kind="solov2", tower_channels=512, tower_depth=4)
 _SOLOV2_SMALL = SoloConfig(
@@ -148,6 +163,8 @@ _SMALL: list[ModelConfig | SoloConfig] = [
         image_std=(0.5, 0.5, 0.5),
     ),
     dataclasses.replace(_DYNAMASK_SMALL, name="dynamask_resnet18_fpn_small", backbone="resnet18"),
+    dataclasses.replace(_DYNAMASK_NANODET, name="dynamask_nanodet_plus_m", backbone="shufflenet_v2_x1_0"),
+    dataclasses.replace(_DYNAMASK_NANODET, name="dynamask_nanodet_plus_m_1.5x", backbone="shufflenet_v2_x1_5"),
     *_solo_and_sodar(_SOLOV2_SMALL, "sodar_v2", "mobilenetv2_fpn_small", **_SMALL_GRIDS),
 ]
 PRESETS: dict[str, Preset] = {

@@ -12,20 +12,27 @@ from dynamask.config import TrainConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in groups: the backbone has its own learning rate; AdamW does not decay biases and norms."""
+    """Trainable parameters in groups: pretrained parts have their own rate; AdamW does not decay biases and norms."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    pretrained = pretrained_modules(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = config.optimizer == "sgd" or parameter.ndim > 1
-            groups.setdefault(("backbone.body." in name, decayed), []).append(parameter)
+            groups.setdefault((name.startswith(pretrained), decayed), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": config.lr * (config.backbone_lr_factor if in_body else 1.0),
+            "lr": config.lr * (config.backbone_lr_factor if slow else 1.0),
             "weight_decay": config.weight_decay if decayed else 0.0,
         }
-        for (in_body, decayed), parameters in groups.items()
+        for (slow, decayed), parameters in groups.items()
     ]
+
+
+def pretrained_modules(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the names of the parameters that start from pretrained weights."""
+    detector = getattr(model, "detector", None)
+    return ("backbone.body.",) if detector is None else tuple(f"detector.{p}" for p in detector.PRETRAINED_MODULES)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

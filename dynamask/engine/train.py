@@ -33,7 +33,10 @@ def freeze(model: nn.Module, part: str) -> None:
     Raises:
         DynaMaskError: nothing would be left to train.
     """
-    kept = {"detector": "mask_branch.", "all-but-switch": "mask_branch.switch."}[part]
+    kept = ("mask_branch.switch.",)
+    if part == "detector":
+        detector = getattr(model, "detector", None)
+        kept = ("mask_branch.", *(f"detector.{prefix}" for prefix in getattr(detector, "MASK_MODULES", ())))
     if not any(name.startswith(kept) for name, _ in model.named_parameters()):
         raise DynaMaskError(f"--freeze {part} leaves nothing to train: this mask branch has no switch; freeze less")
     for name, parameter in model.named_parameters():

@@ -9,6 +9,9 @@ import torch
 
 from dynamask.config import LossConfig, ModelConfig, SoloConfig
 from dynamask.models.backbone import BackboneWithFPN
+from dynamask.models.detectors.base import Detector
+from dynamask.models.detectors.gfl_head import GFLHead
+from dynamask.models.detectors.nanodet import NECK_CHANNELS, NanoDetBackbone, NanoDetDetector, StretchTransform
 from dynamask.models.detectors.rcnn import RCNNDetector, box_heads, region_proposal_network
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.branch import MaskBranch
@@ -65,9 +68,8 @@ def build_model(
     """Assemble a model from its configuration."""
     if isinstance(config, SoloConfig):
         return build_solo(config, backbone_weights)
-    backbone = build_backbone(config, backbone_weights)
-    mask_branch = build_mask_branch(config, loss_config)
-    return DynaMask(_build_detector(config, backbone), mask_branch, config)
+    detector = _DETECTORS[config.detector](config, backbone_weights)
+    return DynaMask(detector, build_mask_branch(config, loss_config), config)
 
 
 def build_backbone(config: ModelConfig | SoloConfig, weights: str | Path | None = None) -> BackboneWithFPN:
@@ -81,7 +83,8 @@ def build_transform(config: ModelConfig | SoloConfig) -> TwoSizeTransform:
     return TwoSizeTransform(sizes, config.max_size, list(config.image_mean), list(config.image_std))
 
 
-def _build_detector(config: ModelConfig, backbone: BackboneWithFPN) -> RCNNDetector:
+def _faster_rcnn(config: ModelConfig, backbone_weights: str | Path | None) -> RCNNDetector:
+    backbone = build_backbone(config, backbone_weights)
     heads = box_heads(
         config.fpn_channels,
         config.box_head_channels,
@@ -97,6 +100,27 @@ def _build_detector(config: ModelConfig, backbone: BackboneWithFPN) -> RCNNDetec
         post_nms={"training": config.rpn_post_nms_train, "testing": config.rpn_post_nms_test},
     )
     return RCNNDetector(build_transform(config), backbone, rpn, heads)
+
+
+def _nanodet_plus(config: ModelConfig, backbone_weights: str | Path | None) -> NanoDetDetector:
+    if config.backbone not in NECK_CHANNELS:
+        raise DynaMaskError(
+            f"NanoDet-Plus has no backbone {config.backbone!r}; choose one of {', '.join(NECK_CHANNELS)}"
+        )
+    if backbone_weights is not None:
+        raise DynaMaskError("NanoDet-Plus takes no --backbone-weights; give weights of the whole detector with --init")
+    norm = config.detector_norm == "batch"
+    backbone = NanoDetBackbone(config.backbone, config.fpn_channels, norm, config.pyramid_top_down)
+    head = GFLHead(backbone.neck_channels, len(config.class_names) - 1, norm)
+    sides = (*config.min_sizes, config.test_min_size)
+    transform = StretchTransform(sides, list(config.image_mean), list(config.image_std))
+    return NanoDetDetector(transform, backbone, head, config.score_threshold, config.detections_per_img)
+
+
+_DETECTORS: dict[str, Callable[[ModelConfig, str | Path | None], Detector]] = {
+    "faster_rcnn": _faster_rcnn,
+    "nanodet_plus": _nanodet_plus,
+}
 
 
 def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None) -> MaskBranch:

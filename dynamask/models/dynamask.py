@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.transform import resize_boxes
 
 from dynamask.config import ModelConfig
-from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import Detector, EncodedImages, boxes_to_rois
 from dynamask.models.hub import PretrainedModel
 from dynamask.models.masks.branch import MaskBranch
@@ -32,7 +31,7 @@ class DynaMask(PretrainedModel):
         self.config = config
 
     @property
-    def backbone(self) -> BackboneWithFPN:
+    def backbone(self) -> nn.Module:
         """The detector's backbone with its feature pyramid."""
         return self.detector.backbone
 

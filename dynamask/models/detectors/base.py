@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-
-from dynamask.models.backbone import BackboneWithFPN
 
 Target = dict[str, Tensor]
 
@@ -21,7 +20,7 @@ class EncodedImages:
 
     Attributes:
         images: the network input (B, 3, H, W), with the (height, width) of each picture inside it.
-        features: {"0": P2, "1": P3, …}, each (B, C, H_l, W_l) float32.
+        features: {"0": P2, …, "3": P5}, each (B, C, H_l, W_l) float32, and further maps that the detector reads.
         original_sizes: (height, width) of each picture before resizing.
     """
 
@@ -66,9 +65,18 @@ class Detector(nn.Module, ABC):
     Args:
         transform: resizes, normalises and pads a list of pictures; it returns an ``ImageList`` and resized targets.
         backbone: maps (B, 3, H, W) to the feature pyramid.
+
+    Attributes:
+        MASK_MODULES: prefixes of the names of modules that only the mask branch reads; freezing the detector leaves
+            them to be trained with it.
+        PRETRAINED_MODULES: prefixes of the names of modules that start from pretrained weights; their learning rate is
+            multiplied by ``backbone_lr_factor``.
     """
 
-    def __init__(self, transform: GeneralizedRCNNTransform, backbone: BackboneWithFPN) -> None:
+    MASK_MODULES: ClassVar[tuple[str, ...]] = ()
+    PRETRAINED_MODULES: ClassVar[tuple[str, ...]] = ("backbone.body.",)
+
+    def __init__(self, transform: GeneralizedRCNNTransform, backbone: nn.Module) -> None:
         super().__init__()
         self.transform = transform
         self.backbone = backbone
