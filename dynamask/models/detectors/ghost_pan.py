@@ -1,4 +1,4 @@
-"""Ghost-PAN, the path-aggregation neck of NanoDet-Plus: Ghost modules (Han et al., CVPR 2020), separable convolutions."""
+"""Ghost-PAN, the neck of NanoDet-Plus: Ghost modules (Han et al., CVPR 2020) and separable convolutions."""
 
 from __future__ import annotations
 

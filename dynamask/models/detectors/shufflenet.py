@@ -48,7 +48,7 @@ class ShuffleNetBody(nn.Module):
 
 
 def _exchange(module: nn.Module, norm: bool) -> None:
-    """Replace ReLUs by LeakyReLUs and, unless ``norm``, fold the batch norms: identities, and convolutions with bias."""
+    """Replace ReLUs by LeakyReLUs and, without ``norm``, batch norms by identities; convolutions get a bias."""
     for name, child in module.named_children():
         if isinstance(child, nn.ReLU):
             setattr(module, name, nn.LeakyReLU(SLOPE, inplace=True))
