@@ -128,9 +128,9 @@ class NanoDetDetector(Detector):
 
     def detect(self, encoded: EncodedImages) -> list[dict[str, Tensor]]:
         """See :meth:`Detector.detect`; every pair of cell and class above the threshold is a candidate."""
-        return self._select(self.cells(encoded.features), encoded.image_sizes)
+        return self.select(self.cells(encoded.features), encoded.image_sizes)
 
-    def _select(self, cells: CellPredictions, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def select(self, cells: CellPredictions, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Threshold and class-wise NMS on each picture of the given (height, width)."""
         found = []
         for boxes, scores, size in zip(cells.boxes, cells.class_logits.sigmoid(), sizes):
@@ -171,8 +171,8 @@ class NanoDetDetector(Detector):
         else:
             losses = detection_losses(cells, targets)
         with torch.no_grad():
-            found = self._select(cells, encoded.image_sizes)
-        regions = [_positive_regions(t, f["boxes"], s) for t, f, s in zip(targets, found, encoded.image_sizes)]
+            found = self.select(cells, encoded.image_sizes)
+        regions = [positive_regions(t, f["boxes"], s) for t, f, s in zip(targets, found, encoded.image_sizes)]
         return losses, regions
 
     @torch.no_grad()
@@ -183,7 +183,7 @@ class NanoDetDetector(Detector):
         return teacher.head(teacher.backbone.neck(maps[2:]))
 
 
-def _positive_regions(target: Target, found: Tensor, size: tuple[int, int]) -> PositiveRegions:
+def positive_regions(target: Target, found: Tensor, size: tuple[int, int]) -> PositiveRegions:
     """The regions of one picture that train the mask branch.
 
     Args:
