@@ -39,8 +39,9 @@ from torchvision.transforms import v2
 from benchmarks import harness
 from benchmarks.harness import Result
 from dynamask.config import IMAGENET_MEAN, IMAGENET_STD
+from dynamask.data.batch_augmentation import partners
 from dynamask.data.coco import CocoDataset
-from dynamask.data.copy_paste import KEPT_OBJECTS, MIN_VISIBLE, CopyPaste, partners
+from dynamask.data.copy_paste import KEPT_OBJECTS, MIN_VISIBLE, CopyPaste
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.step import as_float

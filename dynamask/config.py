@@ -445,6 +445,9 @@ class TrainConfig:
     """Probability of cropping a picture to a random window."""
     copy_paste: float = 0.0
     """Probability that objects of another picture are pasted over a picture."""
+    cut_outs: float = 0.0
+    """Probability that one or two outlines of the shapes world, filled with texture of another picture, are put over a
+    picture; they train the masks only."""
     seed: int = 0
     workers: int = 2
     save_every: int = 500
@@ -475,7 +478,7 @@ class TrainConfig:
         )
         _check_at_least(self, 1, "batch_size", "iterations", "save_every", "log_every", "keep", "accumulate")
         _check_at_least(self, 0, "jitter_size", "val_every", "overlay_every")
-        _check_shares(self, "warm_start", "offset_start", "crop", "copy_paste")
+        _check_shares(self, "warm_start", "offset_start", "crop", "copy_paste", "cut_outs")
         if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[1] <= 8:
             raise DynaMaskError(f"scale_jitter is {self.scale_jitter}; give two ascending factors, above 0, up to 8")
         if self.batch_size % self.accumulate:

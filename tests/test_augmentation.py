@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dynamask.config import TrainConfig
-from dynamask.data.copy_paste import CopyPaste, partners, paste
+from dynamask.data.batch_augmentation import partners
+from dynamask.data.copy_paste import CopyPaste, paste
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.transforms import GREY, TrainingTransforms
 from dynamask.structures import DynaMaskError
@@ -269,5 +270,5 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_copy_paste_that_cannot_be_is_refused():
     with pytest.raises(DynaMaskError, match="give one from 0 to 1"):
         CopyPaste(Scenes(), 2.0)
-    with pytest.raises(DynaMaskError, match="no picture to copy objects from"):
+    with pytest.raises(DynaMaskError, match="no picture to copy from"):
         CopyPaste(Scenes(), 0.5, indices=[])

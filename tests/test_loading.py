@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from benchmarks import harness, loading
+from dynamask.data.batch_augmentation import partners
 from dynamask.data.coco import CocoDataset
-from dynamask.data.copy_paste import CopyPaste, partners
+from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.step import as_float
 

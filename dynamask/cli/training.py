@@ -20,6 +20,7 @@ from dynamask.cli.stop_signals import StopSignals
 from dynamask.cli.validation import Validation, evaluate_finished, open_validation, periodic
 from dynamask.config import AggregationConfig, BaseModelConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
 from dynamask.data.copy_paste import CopyPaste
+from dynamask.data.cut_outs import CutOuts
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.sources import open_together
 from dynamask.data.transforms import TrainingTransforms
@@ -86,11 +87,10 @@ def _prepare_run(
     torch.manual_seed(config.seed)
     preset = model_config(arguments.model)
     classes = {"class_names": dataset.class_names, "category_ids": dataset.category_ids}
-    model = build_model(
-        dataclasses.replace(preset, **classes, **_given_model_fields(arguments, preset)),
-        arguments.backbone_weights,
-        loss_config,
-    )
+    built = dataclasses.replace(preset, **classes, **_given_model_fields(arguments, preset))
+    if config.cut_outs and not (arguments.merge_classes or getattr(built, "class_agnostic", False)):
+        raise DynaMaskError("cut-outs have no class; give --class-agnostic or --merge-classes, or leave out --cut-outs")
+    model = build_model(built, arguments.backbone_weights, loss_config)
     _refuse_unused_losses(model, given_losses)
     if arguments.init is not None:
         _initialise(model, arguments)
@@ -217,4 +217,6 @@ def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[
     indices = held_out(dataset, arguments.holdout, False) if arguments.holdout else None
     if config.copy_paste:
         dataset = CopyPaste(dataset, config.copy_paste, indices)
+    if config.cut_outs:
+        dataset = CutOuts(dataset, config.cut_outs, indices)
     return dataset, indices

@@ -7,103 +7,33 @@ second picture comes from the same batch, as in torchvision's references, so tha
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from dynamask.data.transforms import is_visible, keep_visible, kept_objects, pixels_of, shrink_to_masks
-from dynamask.structures import DynaMaskError
+from dynamask.data.batch_augmentation import BatchAugmentation, Sample
+from dynamask.data.transforms import is_visible, keep_visible, kept_objects, mask_only, pixels_of, shrink_to_masks
 
 MIN_VISIBLE = 0.1
 """Objects are dropped if a smaller fraction than this remains visible."""
 KEPT_OBJECTS = 0.5
 """Probability with which each object of the second picture is taken."""
-Sample = tuple[Tensor, dict[str, Any]]
 
 
-class CopyPaste(Dataset):
-    """A data set with copy-paste between its pictures.
+class CopyPaste(BatchAugmentation):
+    """A data set with copy-paste between its pictures."""
 
-    The training loader calls :meth:`among` for a whole batch; indexing is for batches of one picture. All draws come
-    from torch's global generator, which the loader seeds per sample, so that runs are reproducible and resumable. The
-    attributes are those of the wrapped data set.
-    """
+    TITLE = "copy-paste"
 
-    def __init__(self, dataset: Any, probability: float, indices: Sequence[int] | None = None) -> None:
-        """Wrap a data set.
-
-        Args:
-            dataset: returns (image, target) like :class:`dynamask.data.instances.InstanceDataset`, augmented or not.
-            probability: probability per picture that anything is pasted.
-            indices: pictures whose objects may be pasted when indexing, to exclude those held out; None for all.
-
-        Raises:
-            DynaMaskError: a probability outside 0-1, or no picture to take objects from.
-        """
-        if not 0 <= probability <= 1:
-            raise DynaMaskError(f"the probability of copy-paste is {probability}; give one from 0 to 1")
-        self.dataset, self.probability = dataset, probability
-        self.indices = list(range(len(dataset)) if indices is None else indices)
-        if not self.indices:
-            raise DynaMaskError("there is no picture to copy objects from: give annotations that list some")
-        self.image_ids = dataset.image_ids
-        self.class_names, self.category_ids = dataset.class_names, dataset.category_ids
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Picture and target at ``index``, possibly with objects of another picture, which is read as well."""
-        sample = self.dataset[index]
-        if torch.rand(()) >= self.probability:
-            return sample
-        other = self.indices[int(torch.randint(len(self.indices), ()))]
-        return _pasted(sample, self.dataset[other])
-
-    def among(
-        self, samples: Sequence[Sample], draws: Sequence[contextlib.AbstractContextManager[Any]] | None = None
-    ) -> list[Sample]:
-        """The pictures of a batch, each possibly with objects of its partner (:func:`partners`).
-
-        Args:
-            samples: of the wrapped data set, without pasting; they are not changed.
-            draws: context managers in which the draws of each picture are made; None continues the global stream.
-        """
-        pasted: list[Sample] = []
-        for sample, other, drawing in zip(samples, partners(len(samples)), draws or repeat(contextlib.nullcontext())):
-            with drawing:
-                pasted.append(_pasted(sample, samples[other]) if torch.rand(()) < self.probability else sample)
-        return pasted
-
-
-def partners(count: int) -> list[int]:
-    """Index of the picture whose objects each picture of a batch gets.
-
-    The pictures are taken in pairs; the last three of an odd number form a ring, and a single picture is its own
-    partner. The order of a batch is random already. If several processes share a batch and each has an even number of
-    its pictures, the partners are those of a single process.
-    """
-    if count == 1:
-        return [0]
-    others = [place ^ 1 for place in range(count)]
-    if count % 2:
-        others[-3:] = count - 2, count - 1, count - 3
-    return others
-
-
-def _pasted(sample: Sample, source: Sample) -> Sample:
-    """A picture with about half of the objects of another one, crowds excluded, at a random place."""
-    objects = source[1]
-    chosen = (torch.rand(len(objects["masks"])) < KEPT_OBJECTS) & (objects["iscrowd"] == 0)
-    places = torch.rand(2).tolist()
-    return paste(*sample, source[0], kept_objects(objects, chosen), places)
+    def changed(self, sample: Sample, other: Sample) -> Sample:
+        """The picture with about half of the objects of another one, crowds excluded, at a random place."""
+        objects = other[1]
+        chosen = (torch.rand(len(objects["masks"])) < KEPT_OBJECTS) & (objects["iscrowd"] == 0)
+        places = torch.rand(2).tolist()
+        return paste(*sample, other[0], kept_objects(objects, chosen), places)
 
 
 def paste(
@@ -141,14 +71,36 @@ def paste(
     moved["boxes"] = moved["boxes"] + torch.tensor([at, here] * 2)
     cover = np.bitwise_or.reduce(moved["masks"].numpy(), axis=0)  # (down, across)
     (top, bottom), (left, right) = (_span(cover.any(axis=axis)) for axis in (1, 0))
-    cover = torch.from_numpy(cover[top:bottom, left:right])  # the rest of the image is not touched
+    moved["masks"] = moved["masks"][:, top:bottom, left:right]  # the rest of the image is not touched
+    covered = torch.from_numpy(cover[top:bottom, left:right]).bool()
     inside = (slice(here + top, here + bottom), slice(at + left, at + right))
     seen = image.clone()
-    seen[:, *inside] = torch.where(cover.bool(), source[:, *window][:, top:bottom, left:right], seen[:, *inside])
-    own = _uncovered(target, cover, inside, min_visible, room=len(moved["masks"]))
-    own["masks"][-len(moved["masks"]) :, here : here + down, at : at + across] = moved["masks"]
-    both = {key: torch.cat([own[key], moved[key]]) for key in ("boxes", "labels", "area", "iscrowd")}
-    return seen, {**own, **both}
+    seen[:, *inside] = torch.where(covered, source[:, *window][:, top:bottom, left:right], seen[:, *inside])
+    return seen, put_over(target, moved, inside, min_visible)
+
+
+def put_over(
+    target: dict[str, Any], objects: dict[str, Any], window: tuple[slice, slice], min_visible: float = MIN_VISIBLE
+) -> dict[str, Any]:
+    """The target of a picture after objects were put over it; the arguments are not changed.
+
+    Args:
+        target: of the picture, as for :func:`paste`.
+        objects: their targets, boxes in the picture's pixels and masks (M, h, w) in the window's; M at least 1.
+        window: rows and columns of the picture that the objects lie in, as slices with a start and a stop.
+        min_visible: as for :func:`paste`.
+
+    Returns:
+        The remaining objects of the picture, then the given ones. It has ``mask_only`` if one of the targets has it.
+    """
+    masks = objects["masks"]
+    cover = torch.from_numpy(np.bitwise_or.reduce(masks.numpy(), axis=0))
+    own = _uncovered(target, cover, window, min_visible, room=len(masks))
+    own["masks"][-len(masks) :, *window] = masks
+    both = {key: torch.cat([own[key], objects[key]]) for key in ("boxes", "labels", "area", "iscrowd")}
+    if "mask_only" in own or "mask_only" in objects:
+        both["mask_only"] = torch.cat([mask_only(own), mask_only(objects)])
+    return {**own, **both}
 
 
 def _uncovered(

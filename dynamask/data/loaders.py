@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dynamask.data.copy_paste import CopyPaste, Sample
+from dynamask.data.batch_augmentation import BatchAugmentation, Sample
 from dynamask.structures import DynaMaskError
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -85,19 +85,26 @@ def _running(loader: DataLoader) -> Iterator[Batch]:
 class _SeededSamples(Dataset):
     """Batches by (epoch, index) keys; the random draws of a sample depend on (seed, epoch, index) alone.
 
-    With copy-paste, objects come from the other pictures of the batch; a batch of one picture reads another one.
+    Augmentations that mix pictures take the other pictures of the batch; for a batch of one picture they read another.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
+        self.plain, self.mixing = dataset, list[BatchAugmentation]()
+        while isinstance(self.plain, BatchAugmentation):
+            self.mixing.insert(0, self.plain)
+            self.plain = self.plain.dataset
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample | DynaMaskError]:
         """The samples of a batch in order, or errors; torch's loader asks for whole batches where it can."""
-        shared = isinstance(self.dataset, CopyPaste) and len(keys) > 1
-        samples = [self._read(self.dataset.dataset if shared else self.dataset, key) for key in keys]
-        if not shared or any(isinstance(sample, DynaMaskError) for sample in samples):
+        if len(keys) == 1:
+            return [self._read(self.dataset, keys[0])]
+        samples = [self._read(self.plain, key) for key in keys]
+        if any(isinstance(sample, DynaMaskError) for sample in samples):
             return samples
-        return self.dataset.among(samples, [self._drawing(key, stage=1) for key in keys])
+        for stage, augmentation in enumerate(self.mixing, start=1):
+            samples = augmentation.among(samples, [self._drawing(key, stage=stage) for key in keys])
+        return samples
 
     def _read(self, dataset: Dataset, key: tuple[int, int]) -> Sample | DynaMaskError:
         with self._drawing(key):
@@ -144,9 +151,9 @@ class TrainingLoader:
 
     Each epoch is a new permutation of the pictures; a batch may contain the end of one epoch and the start of the next.
     The n-th sample of a run depends on the seed and n alone, not on the batch size and the number of workers. With
-    copy-paste, whose objects come from the same batch, this holds for batches of an even number of pictures. Iterating
-    again continues where it stopped. Processes that share a run have loaders that differ in ``part`` only, and their
-    parts of a batch make up the batch of a single process.
+    copy-paste and cut-outs, which use two pictures of the same batch, this holds for batches of an even number of
+    pictures. Iterating again continues where it stopped. Processes that share a run have loaders that differ in
+    ``part`` only, and their parts of a batch make up the batch of a single process.
     """
 
     def __init__(

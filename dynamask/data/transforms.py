@@ -15,6 +15,8 @@ from dynamask.ops.masks import resize_masks
 
 GREY = 114
 """Fill value of added borders, 8-bit grey."""
+OBJECT_FIELDS = ("boxes", "labels", "masks", "area", "iscrowd", "mask_only")
+"""Fields of a target with one entry per object."""
 
 
 class TrainingTransforms:
@@ -131,8 +133,13 @@ def kept_objects(target: dict[str, Any], keep: Tensor) -> dict[str, Any]:
     """The target of the objects in ``keep`` (N,) bool; fields may be missing, and nothing is copied if all are kept."""
     if keep.all():
         return dict(target)
-    fields = [key for key in ("boxes", "labels", "masks", "area", "iscrowd") if key in target]
+    fields = [key for key in OBJECT_FIELDS if key in target]
     return {**target, **{key: target[key][keep] for key in fields}}
+
+
+def mask_only(target: dict[str, Any]) -> Tensor:
+    """(N,) bool: the objects of a target that train the masks but not the detector; all False without the field."""
+    return target.get("mask_only", torch.zeros(len(target["labels"]), dtype=torch.bool))
 
 
 def pixels_of(masks: Tensor) -> Tensor:
