@@ -31,11 +31,12 @@ FEATURES = {
     "size": {"policy": "size"},
     "boxes": {"boxes": [[4.0, 4.0, 60.0, 50.0]]},
     "labels": {"boxes": [[4.0, 4.0, 60.0, 50.0]], "labels": [1]},
+    "detections": {"detections": [{"bbox": [4.0, 4.0, 56.0, 46.0], "score": 0.7, "category_id": 1}]},
     "all_sizes": {"all_sizes": True},
     **{f"fixed:{size}": {"policy": f"fixed:{size}"} for size in MASK_SIZES},
 }
 """Arguments beside their defaults, which a family may refuse."""
-DEFAULTS = {"policy": "learned", "budget": None, "boxes": None, "labels": None, "all_sizes": False}
+DEFAULTS = {"policy": "learned", "all_sizes": False} | dict.fromkeys(("budget", "boxes", "labels", "detections"))
 
 
 @cache
@@ -56,7 +57,7 @@ def predicted(name: str) -> Prediction:
 def supported(predictor: Predictor) -> set[str]:
     """The keys of FEATURES that the predictor's capabilities promise."""
     features = {f"fixed:{size}" for size in predictor.mask_sizes}
-    features |= {"boxes", "labels"} if predictor.takes_boxes else set()
+    features |= {"boxes", "labels", "detections"} if predictor.takes_boxes else set()
     features |= {"all_sizes"} if predictor.mask_sizes else set()
     return features | ({"budget", "size"} if predictor.has_switch else set())
 
@@ -130,14 +131,17 @@ def test_a_feature_works_or_is_refused_in_one_sentence(name, feature):
         p = predictor(scene(), score=SCORE, **arguments)
         if "policy" in arguments and feature != "size":
             assert p.mask_size.tolist() == [int(feature.partition(":")[2])] * len(p)
+        if "detections" in arguments:
+            assert p.boxes.tolist() == [[4.0, 4.0, 60.0, 50.0]] and p.scores.tolist() == pytest.approx([0.7])
+            assert p.to_coco(1)[0]["category_id"] == 1
         if "boxes" in arguments:
             assert torch.equal(p.boxes, torch.tensor(arguments["boxes"])) and p.scores.tolist() == [1.0]
         return
     with pytest.raises(DynaMaskError) as caught:
         predictor(scene(), score=SCORE, **arguments)
     message = str(caught.value)
-    named = {"budget": "budget", "size": "size", "boxes": "boxes", "labels": "labels", "all_sizes": "all_sizes"}
-    assert named.get(feature, "policy") in message and "\n" not in message
+    named = "policy" if feature.startswith("fixed:") else feature
+    assert named in message and "\n" not in message
 
 
 def test_select_follows_what_a_call_follows(name):

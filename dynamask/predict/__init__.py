@@ -11,8 +11,9 @@ from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import find_weights
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import load_model
+from dynamask.predict.given import check_boxes
 from dynamask.predict.prediction import CachedRegions, Cells, Prediction
-from dynamask.predict.predictors import OneStagePredictor, Predictor, TwoStagePredictor, check_boxes
+from dynamask.predict.predictors import OneStagePredictor, Predictor, TwoStagePredictor
 from dynamask.structures import DynaMaskError
 
 __all__ = [

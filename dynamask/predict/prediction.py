@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,18 @@ if TYPE_CHECKING:
     import supervision
 
 
+KEPT_REGIONS = 128
+"""Largest number of regions of an image whose features at finer sizes are kept."""
+REGIONS_AT_ONCE = 32
+"""Regions whose masks are computed together where their features are not kept."""
+
+
 class CachedRegions:
     """Features and masks of one image's regions, shared by all predictions that are selected from each other.
 
-    The features are kept in CPU memory and moved to the branch's device only while a stage runs.
+    The features are kept in CPU memory and moved to the branch's device only while a stage runs. For more than
+    ``KEPT_REGIONS`` regions only the first feature is kept, and the others are computed anew for each choice of sizes,
+    so that memory stays bounded.
     """
 
     def __init__(self, branch: MaskBranch, state: RegionState) -> None:
@@ -44,11 +53,21 @@ class CachedRegions:
         if not missing:
             return
         state = self.state.to(next(self.branch.parameters()).device)
-        for size in sorted({k for _, k in missing}, reverse=True):  # finer sizes compute the features of coarser ones
-            rows = [row for row, k in missing if k == size]
+        if len(state) <= KEPT_REGIONS:
+            self._compute(state, range(len(state)), missing)
+            self.state = state.to("cpu")
+            return
+        for start in range(0, len(missing), REGIONS_AT_ONCE):
+            rows, sizes = zip(*missing[start : start + REGIONS_AT_ONCE])
+            some = state.take(torch.tensor(rows, device=state.rois.device))
+            self._compute(some, rows, list(enumerate(sizes)))
+
+    def _compute(self, state: RegionState, regions: Sequence[int], pairs: list[tuple[int, int]]) -> None:
+        """Compute the masks of some (row of the state, size index); ``regions`` are the state's rows here."""
+        for size in sorted({k for _, k in pairs}, reverse=True):  # finer sizes compute the features of coarser ones
+            rows = [row for row, k in pairs if k == size]
             logits = self.branch.head.mask_logits(state, size, torch.tensor(rows, device=state.rois.device))
-            self._probs |= {(row, size): probs for row, probs in zip(rows, logits.sigmoid().cpu())}
-        self.state = state.to("cpu")
+            self._probs |= {(regions[row], size): probs for row, probs in zip(rows, logits.sigmoid().cpu())}
 
     def ensure_all(self) -> None:
         """Compute the masks of all regions at every size that the branch gives."""
@@ -109,6 +128,7 @@ class Prediction:
         timings: milliseconds of each step.
         class_names: names by label; index 0 is the background.
         category_ids: COCO category_id of label i at index i − 1.
+        class_ids: class id of label i at index i − 1 in :meth:`to_supervision`; () for the labels themselves.
         mask_size: (R,) int64, side of each mask in mask pixels; None for models whose masks have no size.
         switch_logits: (R, 4) float32; None without a switch.
         regions: cached features of the mask branch; None for models without a mask branch.
@@ -125,6 +145,7 @@ class Prediction:
     timings: dict[str, float]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    class_ids: tuple[int, ...] = ()
     mask_size: Tensor | None = None
     switch_logits: Tensor | None = None
     regions: CachedRegions | None = None
@@ -200,8 +221,8 @@ class Prediction:
     def to_supervision(self) -> supervision.Detections:
         """The instances as ``supervision.Detections``.
 
-        ``class_id`` is the label, and ``data`` holds ``class_name``, ``macs`` and, where masks have a size,
-        ``mask_size``.
+        ``class_id`` is the label, or the class id of the detections that were given, and ``data`` holds ``class_name``,
+        ``macs`` and, where masks have a size, ``mask_size``.
 
         Raises:
             DynaMaskError: the package supervision is not installed.
@@ -211,6 +232,7 @@ class Prediction:
         except ImportError as error:
             raise DynaMaskError("supervision is not installed; run pip install supervision") from error
         names = [self.class_names[label] for label in self.labels.tolist()]
+        own = [self.class_ids[label - 1] if self.class_ids else label for label in self.labels.tolist()]
         data = {"class_name": np.array(names, dtype=str), "macs": self.macs.numpy()}
         if self.mask_size is not None:
             data["mask_size"] = self.mask_size.numpy()
@@ -218,7 +240,7 @@ class Prediction:
             xyxy=self.boxes.numpy(),
             mask=self.masks.numpy(),
             confidence=self.scores.numpy(),
-            class_id=self.labels.numpy(),
+            class_id=np.array(own, dtype=np.int64),
             data=data,
         )
 

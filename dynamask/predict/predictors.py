@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -21,10 +21,9 @@ from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.solo.inference import detect
 from dynamask.models.solo.model import SoloNet
+from dynamask.predict.given import Boxes, Detections, GivenDetections, check_boxes, read_detections, whole_numbers
 from dynamask.predict.prediction import CachedRegions, Cells, Prediction
 from dynamask.structures import DynaMaskError
-
-Boxes = Sequence[Sequence[float]] | np.ndarray | Tensor
 
 
 class Predictor(Protocol):
@@ -80,6 +79,7 @@ class Predictor(Protocol):
         boxes: Boxes | None = None,
         labels: Sequence[int] | None = None,
         all_sizes: bool = False,
+        detections: Detections | None = None,
     ) -> Prediction:
         """Predict on one image.
 
@@ -89,10 +89,14 @@ class Predictor(Protocol):
             policy: "learned", "size" (Eq. 8) or "fixed:S".
             budget: mean GMACs per instance, met exactly on this image by the sizes that the switch prefers; only with
                 the policy "learned".
-            score: detections below this score, 0–1, are left out; by default 0.5, for one-stage models 0.3.
+            score: detections below this score, 0–1, are left out; by default 0.5, for one-stage models 0.3, and for
+                given detections 0.
             boxes: (R, 4) xyxy in image pixels: predict masks in these boxes instead of detecting.
             labels: (R,) labels ≥ 1 of the given boxes; by default the box head classifies them.
             all_sizes: compute the masks of every size, so that :meth:`select` never has to.
+            detections: of another model: predict masks in their boxes. The prediction has their scores and classes,
+                best score first. See :func:`dynamask.predict.given.read_detections` for the forms; weights with a mask
+                for each class need the class names of the detections, or without names their category ids.
 
         Raises:
             DynaMaskError: an image or argument that cannot be used.
@@ -123,19 +127,24 @@ class _ModelPredictor:
         boxes: Boxes | None = None,
         labels: Sequence[int] | None = None,
         all_sizes: bool = False,
+        detections: Detections | None = None,
     ) -> Prediction:
         """See :meth:`Predictor.__call__`."""
         choice = self.check_choice(policy, budget)
-        score = self.default_score if score is None else score
+        if score is None:
+            score = self.default_score if detections is None else 0.0
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
         if labels is not None and boxes is None:
             raise DynaMaskError("labels were given without boxes; give the boxes as well, or neither")
-        if boxes is not None and not self.takes_boxes:
-            raise DynaMaskError("a one-stage model takes no boxes; omit boxes and labels")
+        if boxes is not None and detections is not None:
+            raise DynaMaskError("boxes and detections were both given; give one of the two")
+        if not self.takes_boxes and not (boxes is None and detections is None):
+            given = "boxes; omit boxes and labels" if detections is None else "detections; omit them"
+            raise DynaMaskError(f"a one-stage model takes no {given}")
         if all_sizes and not self.mask_sizes:
             raise DynaMaskError("a one-stage model has one mask size; omit all_sizes")
-        prediction = self._predict(read_picture(image), score, boxes, labels)
+        prediction = self._predict(read_picture(image), score, boxes, labels, detections)
         if all_sizes:
             start = time.perf_counter()
             prediction.regions.ensure_all()
@@ -149,6 +158,29 @@ class _ModelPredictor:
     def _to_input(self, pixels: np.ndarray) -> list[Tensor]:
         """A batch of one (3, H, W) float32 in [0, 1] on the model's device, from (H, W, 3) uint8."""
         return [torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).float() / 255.0]
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """The objects of one image before the mask branch runs.
+
+    Attributes:
+        boxes: (R, 4) xyxy in image pixels.
+        inside: (R, 4) the same in network-input pixels.
+        labels: (R,) int64 ≥ 1.
+        mask_labels: (R,) int64 ≥ 1, the classes of the weights whose masks are predicted.
+        scores: (R,) in [0, 1].
+        class_names, category_ids, class_ids: as of :class:`Prediction`.
+    """
+
+    boxes: Tensor
+    inside: Tensor
+    labels: Tensor
+    mask_labels: Tensor
+    scores: Tensor
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    class_ids: tuple[int, ...] = ()
 
 
 class TwoStagePredictor(_ModelPredictor):
@@ -209,46 +241,73 @@ class TwoStagePredictor(_ModelPredictor):
 
     @torch.inference_mode()
     def _predict(
-        self, pixels: np.ndarray, score: float, boxes: Boxes | None, labels: Sequence[int] | None
+        self,
+        pixels: np.ndarray,
+        score: float,
+        boxes: Boxes | None,
+        labels: Sequence[int] | None,
+        detections: Detections | None,
     ) -> Prediction:
         """Run backbone, detector (unless boxes are given) and the shared part of the mask branch; no size is chosen."""
         image_size = pixels.shape[:2]
         start = time.perf_counter()
         encoded, _ = self.model.detector.encode(self._to_input(pixels))
-        network_size = encoded.image_sizes[0]
-        if boxes is None:
-            found = self.model.detector.detect(encoded)[0]
-            found = {key: values[found["scores"] >= score] for key, values in found.items()}
-            inside, classes, scores = found["boxes"], found["labels"], found["scores"]
-            outside = resize_boxes(inside, network_size, image_size)
+        if detections is not None:
+            found = self._given(encoded, read_detections(detections, image_size).at_least(score))
+        elif boxes is not None:
+            found = self._in_boxes(encoded, check_boxes(boxes, image_size), labels)
         else:
-            outside = check_boxes(boxes, image_size).to(self.device)
-            inside = resize_boxes(outside, image_size, network_size)
-            classes = self._labels_of(encoded, inside, labels)
-            scores = torch.ones(len(outside))
+            found = self._detected(encoded, score)
         detect_time = _milliseconds(start)
         start = time.perf_counter()
-        state = self.model.regions(encoded, [inside], [classes])
+        state = self.model.regions(encoded, [found.inside], [found.mask_labels])
         return Prediction(
-            boxes=outside.cpu().float(),
-            labels=classes.cpu(),
-            scores=scores.cpu().float(),
-            macs=torch.zeros(len(outside), dtype=torch.int64),
-            image_macs=self.costs.image_macs([tuple(m.shape[-2:]) for m in state.maps], len(outside)),
+            boxes=found.boxes.cpu().float(),
+            labels=found.labels.cpu(),
+            scores=found.scores.cpu().float(),
+            macs=torch.zeros(len(found.boxes), dtype=torch.int64),
+            image_macs=self.costs.image_macs([tuple(m.shape[-2:]) for m in state.maps], len(found.boxes)),
             image_size=image_size,
             picture=pixels,
             timings={"detect": detect_time, "regions": _milliseconds(start)},
-            class_names=self.class_names,
-            category_ids=self.category_ids,
+            class_names=found.class_names,
+            category_ids=found.category_ids,
+            class_ids=found.class_ids,
             switch_logits=state.switch_logits.cpu().float() if self.has_switch else None,
             regions=CachedRegions(self.model.mask_branch, state),
         )
+
+    def _detected(self, encoded: EncodedImages, score: float) -> _Objects:
+        """The objects that the detector finds."""
+        found = self.model.detector.detect(encoded)[0]
+        found = {key: values[found["scores"] >= score] for key, values in found.items()}
+        boxes = resize_boxes(found["boxes"], encoded.image_sizes[0], encoded.original_sizes[0])
+        labels, names = found["labels"], self.class_names
+        return _Objects(boxes, found["boxes"], labels, labels, found["scores"], names, self.category_ids)
+
+    def _in_boxes(self, encoded: EncodedImages, boxes: Tensor, labels: Sequence[int] | None) -> _Objects:
+        """The objects in given boxes (R, 4) in image pixels."""
+        boxes = boxes.to(self.device)
+        inside = resize_boxes(boxes, encoded.original_sizes[0], encoded.image_sizes[0])
+        classes = self._labels_of(encoded, inside, labels)
+        return _Objects(boxes, inside, classes, classes, torch.ones(len(boxes)), self.class_names, self.category_ids)
+
+    def _given(self, encoded: EncodedImages, given: GivenDetections) -> _Objects:
+        """The objects that another model has found."""
+        if self.model.config.class_agnostic or len(self.class_names) == 2:
+            mask_labels = torch.ones(len(given), dtype=torch.int64)
+        else:
+            mask_labels = given.labels_of(self.class_names, self.category_ids)
+        boxes = given.boxes.to(self.device)
+        inside, ids = resize_boxes(boxes, encoded.original_sizes[0], encoded.image_sizes[0]), given.class_ids
+        mask_labels = mask_labels.to(self.device)
+        return _Objects(boxes, inside, given.labels, mask_labels, given.scores, given.class_names, ids, ids)
 
     def _labels_of(self, encoded: EncodedImages, boxes: Tensor, labels: Sequence[int] | None) -> Tensor:
         """(R,) int64 labels of given boxes: checked, or predicted by the box head."""
         count = len(self.class_names) - 1
         if labels is not None:
-            given = _whole_numbers(labels)
+            given = whole_numbers(labels)
             if len(given) != len(boxes) or bool(((given < 1) | (given > count)).any()):
                 raise DynaMaskError(
                     f"labels do not fit; give one label from 1 to {count} for each of {len(boxes)} boxes"
@@ -293,9 +352,14 @@ class OneStagePredictor(_ModelPredictor):
 
     @torch.inference_mode()
     def _predict(
-        self, pixels: np.ndarray, score: float, boxes: Boxes | None, labels: Sequence[int] | None
+        self,
+        pixels: np.ndarray,
+        score: float,
+        boxes: Boxes | None,
+        labels: Sequence[int] | None,
+        detections: Detections | None,
     ) -> Prediction:
-        """Run the network; there are no boxes and labels."""
+        """Run the network; there are no boxes, labels and detections."""
         start = time.perf_counter()
         encoded, _ = self.model.encode(self._to_input(pixels))
         encode_time = _milliseconds(start)
@@ -332,38 +396,3 @@ class OneStagePredictor(_ModelPredictor):
 def _milliseconds(start: float) -> float:
     """Time since a reading of ``time.perf_counter``."""
     return (time.perf_counter() - start) * 1e3
-
-
-def _whole_numbers(labels: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-    """Labels as (R,) int64; :class:`DynaMaskError` unless they are whole numbers."""
-    try:
-        values = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        values = torch.tensor([math.nan])
-    if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
-        raise DynaMaskError("labels are not a list of whole numbers; give one for each box")
-    return values.to(torch.int64).reshape(-1)
-
-
-def check_boxes(boxes: Boxes, image_size: tuple[int, int]) -> Tensor:
-    """Boxes xyxy as (R, 4) float32, clipped to an image of (H, W) pixels.
-
-    Raises:
-        DynaMaskError: the boxes are not four numbers each, or one has no area inside the image.
-    """
-    try:
-        given = torch.as_tensor(np.asarray(boxes, dtype=np.float32))
-    except (TypeError, ValueError):
-        given = None
-    if given is None or (given.numel() and (given.ndim != 2 or given.shape[1] != 4)):
-        raise DynaMaskError("boxes are not a list of [x0, y0, x1, y1]; give four numbers for each")
-    given = given.reshape(-1, 4)
-    height, width = image_size
-    clipped = torch.minimum(given.clamp_min(0), given.new_tensor([width, height, width, height]))
-    for row, box in zip(given.tolist(), clipped.tolist()):
-        if not all(map(math.isfinite, row)) or box[2] <= box[0] or box[3] <= box[1]:
-            raise DynaMaskError(
-                f"box {row} has no area inside the picture of {width} x {height} pixels; "
-                "give [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
-            )
-    return clipped

@@ -44,6 +44,14 @@ class RegionState:
         lists = [[tensor.to(device) for tensor in group] for group in (self.maps, self.features, self.rows)]
         return RegionState(self.rois.to(device), self.labels.to(device), *lists, self.switch_logits.to(device))
 
+    def take(self, rows: Tensor) -> RegionState:
+        """The state of the regions ``rows`` (n,), with the features that all of them have."""
+        every = torch.arange(len(rows), device=rows.device)
+        complete = [bool(torch.isin(rows, known).all()) for known in self.rows]
+        features = [self.gather(k, rows) if all_ else self.features[k][:0] for k, all_ in enumerate(complete)]
+        kept = [every if all_ else every[:0] for all_ in complete]
+        return RegionState(self.rois[rows], self.labels[rows], self.maps, features, kept, self.switch_logits[rows])
+
     def gather(self, k: int, rows: Tensor) -> Tensor:
         """Features k (n, C, S, S) of the regions ``rows`` (n,), which must have been computed."""
         if len(rows) == len(self.rows[k]) and torch.equal(rows, self.rows[k]):
