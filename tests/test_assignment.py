@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from helpers.small_models import picture, target, tiny_nanodet
 
 from dynamask.models.detectors.assignment import (
     BACKGROUND,
@@ -144,3 +145,12 @@ def test_twenty_objects_on_a_picture_of_416_pixels_are_assigned_in_milliseconds(
         assign_objects(*case)
         times.append(time.thread_time() - start)
     assert min(times) < 0.02
+
+
+def test_a_detector_passes_on_which_objects_are_only_masks():
+    model, objects = tiny_nanodet(), {**target(objects=2), "mask_only": torch.tensor([False, True])}
+    encoded, targets = model.detector.encode([picture()] * 2, [objects, target(objects=2)])
+    assert targets[0]["mask_only"].tolist() == [False, True]
+    assert "mask_only" not in targets[1]
+    losses, _ = model.detector.losses(encoded, targets)
+    assert all(torch.isfinite(value) for value in losses.values())

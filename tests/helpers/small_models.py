@@ -67,6 +67,18 @@ def tiny_model(seed: int = 0, num_classes: int = 4, loss_config: LossConfig | No
     return create_model("dynamask_mobilenetv2_fpn_small", num_classes, loss_config=loss_config, **{**TINY, **overrides})
 
 
+def tiny_nanodet(seed: int = 0, num_classes: int = 4, size: str = "m", **overrides) -> DynaMask:
+    """A model on NanoDet-Plus with random weights, on 64-px pictures; the detector has its full width.
+
+    Args:
+        size: "m" or "m_1.5x".
+    """
+    torch.manual_seed(seed)
+    tiny = {key: TINY[key] for key in ("fpn_channels", "region_channels", "switch_channels", "switch_hidden")}
+    tiny |= {"min_sizes": (64,), "test_min_size": 64, "max_size": 64, "mask_rois": 3, "detections_per_img": 5}
+    return create_model(f"dynamask_nanodet_plus_{size}", num_classes, **{**tiny, **overrides})
+
+
 def tiny_solo(
     aggregation: AggregationConfig | None = None, kind: str = "solov2", seed: int = 0, **overrides
 ) -> SoloNet:

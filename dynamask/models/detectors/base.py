@@ -92,7 +92,8 @@ class Detector(nn.Module, ABC):
 
         Returns:
             The batch, and the targets with ``boxes`` in network-input pixels, ``masks`` unchanged in pixels of the
-            original picture, and ``mask_scale`` (4,), the factors from a network-input box to those pixels.
+            original picture, ``mask_scale`` (4,), the factors from a network-input box to those pixels, and
+            ``mask_only`` where it was given.
             Feature maps are float32 under autocast, too, because anchors and boxes take their type.
         """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
@@ -100,7 +101,7 @@ class Detector(nn.Module, ABC):
         batch, resized = self.transform(images, plain)
         if targets is not None:
             for target, given, size, network in zip(resized, targets, sizes, batch.image_sizes):
-                target["masks"] = given["masks"]
+                target.update({key: given[key] for key in ("masks", "mask_only") if key in given})
                 target["mask_scale"] = target["boxes"].new_tensor([size[1] / network[1], size[0] / network[0]] * 2)
         features = {level: map_.float() for level, map_ in self.backbone(batch.tensors).items()}
         return EncodedImages(batch, features, sizes), resized
