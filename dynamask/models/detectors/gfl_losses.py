@@ -6,8 +6,6 @@ distances from a cell's point to the left, top, right and bottom of its box. Bin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,9 +13,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from dynamask.models.detectors.assignment import IGNORED, AssignedCells, assign_cells
 from dynamask.models.detectors.base import Target
-
-if TYPE_CHECKING:
-    from dynamask.models.detectors.gfl_head import CellPredictions
+from dynamask.models.detectors.gfl_head import CellPredictions
 
 TEACHER_MIN_SCORE = 0.05
 """Cells whose highest score is not above it have no part in the boxes that the teacher teaches."""
