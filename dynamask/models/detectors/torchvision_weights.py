@@ -13,13 +13,12 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from dynamask.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
+from dynamask.models.detectors.state_dicts import check_fit, has_foreign_tensor, read_state_dict
 from dynamask.models.dynamask import DynaMask
 from dynamask.structures import DynaMaskError, first_sentence
 
@@ -61,7 +60,7 @@ def load_torchvision_detector(model: DynaMask, source: str | Path) -> list[str]:
     stored = read_torchvision_state(source)
     own = model.detector.state_dict()
     picked, unknown = _pick_classes(stored, own, model.config, source)
-    _check_fit(picked, own, source)
+    check_fit(picked, own, source)
     eps = 0.0 if _is_published(source) else 1e-5  # of the source's BatchNorm, as torchvision sets it
     _fold_eps(picked, model.detector, eps, source)
     model.detector.load_state_dict(picked)
@@ -71,16 +70,9 @@ def load_torchvision_detector(model: DynaMask, source: str | Path) -> list[str]:
 def is_torchvision_source(source: str | Path) -> bool:
     """Whether a name or path means weights of torchvision's detector, and not a weights file of dynamask."""
     path = Path(source)
-    if str(source) == TORCHVISION or path.suffix in (".pth", ".pt"):
-        return True
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    try:
-        with safe_open(path, framework="pt") as stored:
-            ours = (stored.metadata() or {}).get("format", "").startswith("dynamask")
-            return not ours and f"{CLASSIFIER}.weight" in stored.keys()  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return False  # reading it as a weights file gives the error message
+    return (
+        str(source) == TORCHVISION or path.suffix in (".pth", ".pt") or has_foreign_tensor(path, f"{CLASSIFIER}.weight")
+    )
 
 
 def read_torchvision_state(source: str | Path) -> dict[str, Tensor]:
@@ -89,7 +81,11 @@ def read_torchvision_state(source: str | Path) -> dict[str, Tensor]:
     Raises:
         DynaMaskError: see :func:`load_torchvision_detector`.
     """
-    stored = _download() if str(source) == TORCHVISION else _read_file(Path(source))
+    stored = (
+        _download()
+        if str(source) == TORCHVISION
+        else read_state_dict(Path(source), "torchvision's maskrcnn_resnet50_fpn")
+    )
     if any(key in stored for key in _ONLY_IN_V2):
         raise DynaMaskError(
             f"weights {source} are torchvision's maskrcnn_resnet50_fpn_v2, whose FPN, RPN and box head differ; "
@@ -117,27 +113,6 @@ def _download() -> dict[str, Tensor]:
         ) from error
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise DynaMaskError(
-            f"weights {path} do not exist; give torchvision, or the path of a .pth or .safetensors file"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            stored = load_file(path)
-        else:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DynaMaskError(
-            f"weights {path} cannot be read as a file of tensors alone ({first_sentence(error)}); give a state dict"
-        ) from error
-    if isinstance(stored, dict) and isinstance(stored.get("model"), dict):
-        stored = stored["model"]
-    if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise DynaMaskError(f"weights {path} hold no state dict; give one of torchvision's maskrcnn_resnet50_fpn")
-    return stored
-
-
 def _is_published(source: str | Path) -> bool:
     """Whether this is the file that torchvision publishes, by the start of its SHA-256, which is part of its name."""
     if str(source) == TORCHVISION:
@@ -152,8 +127,10 @@ def _is_published(source: str | Path) -> bool:
 def _check_settings(config: ModelConfig) -> None:
     """Refuse a model whose input normalisation or anchors differ from torchvision's."""
     paper = ModelConfig()
-    if config.FAMILY != paper.FAMILY:
-        raise DynaMaskError("torchvision's detector fits the two-stage models alone; give --backbone-weights instead")
+    if config.detector_kind != paper.detector_kind:
+        raise DynaMaskError(
+            "torchvision's detector is a Faster R-CNN, and that of this model is not; give weights of its own detector"
+        )
     if (config.image_mean, config.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise DynaMaskError("torchvision's weights need the ImageNet mean and std; omit image_mean and image_std")
     if config.anchor_sizes != paper.anchor_sizes:
@@ -202,19 +179,6 @@ def _pick_classes(
                 target[known] = stored[name].unflatten(0, (len(weight), per_class))[source_rows]
                 picked[name] = target.flatten(0, 1)
     return picked, [name for name, row in zip(config.class_names, rows) if row is None]
-
-
-def _check_fit(picked: dict[str, Tensor], own: dict[str, Tensor], source: str | Path) -> None:
-    """Refuse tensors whose names or shapes differ from those of the model's detector."""
-    missing, foreign = sorted(set(own) - set(picked)), sorted(set(picked) - set(own))
-    shapes = sorted(key for key in set(own) & set(picked) if own[key].shape != picked[key].shape)
-    problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
-        for what, keys in (("missing", missing), ("too many", foreign), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise DynaMaskError(f"weights {source} do not fit this model's detector ({'; '.join(problems)})")
 
 
 def _fold_eps(picked: dict[str, Tensor], detector: nn.Module, eps: float, source: str | Path) -> None:
