@@ -48,8 +48,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--init",
         metavar="FILE|NAME|torchvision",
-        help="initial weights: a .safetensors file or the name of bundled weights, or the detector of torchvision's "
-        "COCO Mask R-CNN ('torchvision' downloads it, a .pth file contains it)",
+        help="initial weights: a .safetensors file or the name of bundled weights; or those of a detector alone, which "
+        "are torchvision's COCO Mask R-CNN ('torchvision' downloads it, a .pth file contains it), or NanoDet-Plus for "
+        "the nanodet_plus models (.pth, .ckpt or .safetensors)",
     )
     parser.add_argument(
         "--init-part",

@@ -30,6 +30,7 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, train
 from dynamask.models.build import build_model
+from dynamask.models.detectors.nanodet_weights import is_nanodet_source, load_nanodet
 from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.hub import find_weights
 from dynamask.models.weights import initialise, save_model
@@ -183,6 +184,12 @@ def _scale_lr(config: TrainConfig, arguments: argparse.Namespace, recipe: TrainC
 
 def _initialise(model: nn.Module, arguments: argparse.Namespace) -> None:
     """Load the weights of ``--init``."""
+    if is_nanodet_source(model, arguments.init):
+        if arguments.init_part not in (None, "detector"):
+            raise DynaMaskError(f"{arguments.init} holds a whole detector and nothing else; leave out --init-part")
+        message = load_nanodet(model, arguments.init, allow_other_classes=arguments.freeze is None)
+        print(f"dynamask: {message}", file=sys.stderr)
+        return
     if not is_torchvision_source(arguments.init):
         message = initialise(model, find_weights(arguments.init), arguments.init_part)
         print(f"dynamask: {message}", file=sys.stderr)
