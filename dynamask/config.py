@@ -436,6 +436,8 @@ class TrainConfig:
     """Decay per step of the exponential moving average of the weights, which is saved; 0 saves the last weights."""
     jitter: bool = False
     """Photometric jitter."""
+    hue: float = 0.0
+    """Largest shift of the hue by the photometric jitter, as a share of the colour circle, 0–0.5."""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest factor by which a picture is scaled before it is cropped or padded; (0.1, 2.0) is the
     large-scale jitter of Ghiasi et al. (CVPR 2021)."""
@@ -479,6 +481,8 @@ class TrainConfig:
         _check_at_least(self, 1, "batch_size", "iterations", "save_every", "log_every", "keep", "accumulate")
         _check_at_least(self, 0, "jitter_size", "val_every", "overlay_every")
         _check_shares(self, "warm_start", "offset_start", "crop", "copy_paste", "cut_outs")
+        if not 0 <= self.hue <= 0.5 or (self.hue and not self.jitter):
+            raise DynaMaskError(f"hue is {self.hue}; give a share of the colour circle from 0 to 0.5, with jitter")
         if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[1] <= 8:
             raise DynaMaskError(f"scale_jitter is {self.scale_jitter}; give two ascending factors, above 0, up to 8")
         if self.batch_size % self.accumulate:

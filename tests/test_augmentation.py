@@ -41,6 +41,11 @@ def test_jitter_changes_colours_alone():
     jittered, kept = TrainingTransforms(flip=0.0)(image, target)
     assert jittered.dtype == torch.uint8 and not torch.equal(jittered, image)
     assert same((image, kept), (image, target))
+    red = torch.tensor([200, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
+    for hue in (0.0, 0.1):
+        torch.manual_seed(0)
+        turned, _ = TrainingTransforms(flip=0.0, hue=hue)(red, scene(1, 0, (8, 8))[1])
+        assert bool(turned[1].float().sub(turned[2].float()).any()) == (hue > 0), "red has equal green and blue"
 
 
 @pytest.mark.parametrize(
@@ -256,6 +261,8 @@ def test_a_broken_picture_in_a_batch_is_one_sentence():
     [
         {"copy_paste": 1.5},
         {"crop": -0.1},
+        {"hue": 0.6, "jitter": True},
+        {"hue": 0.1},
         {"scale_jitter": (2.0, 0.5)},
         {"scale_jitter": (0.0, 1.0)},
         {"scale_jitter": (1.0,)},

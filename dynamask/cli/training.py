@@ -212,6 +212,7 @@ def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[
         crop=config.crop,
         scale_jitter=config.scale_jitter,
         jitter_size=config.jitter_size,
+        hue=config.hue,
     )
     dataset = open_together(
         arguments.data,

@@ -35,6 +35,7 @@ class TrainingTransforms:
         min_visible: float = 0.25,
         scale_jitter: tuple[float, float] = (1.0, 1.0),
         jitter_size: int = 0,
+        hue: float = 0.0,
     ) -> None:
         """Choose the transforms.
 
@@ -49,8 +50,9 @@ class TrainingTransforms:
                 larger than the frame is cut at a random place, what is smaller is padded with grey on the right and
                 below. (1, 1) without a `jitter_size` leaves pictures as they are.
             jitter_size: side of the frame, square, in pixels; 0 takes each picture's own size.
+            hue: with `photometric`, the largest shift of the hue, as a share of the colour circle, 0-0.5.
         """
-        self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25) if photometric else None
+        self.jitter = v2.ColorJitter(0.25, 0.25, 0.25, hue) if photometric else None
         fill = {tv_tensors.Image: GREY, tv_tensors.Mask: 0}
         steps = [v2.RandomZoomOut(fill=fill, side_range=(1.0, 2.0), p=zoom_out)] if zoom_out > 0 else []
         self.geometry = v2.Compose([*steps, v2.RandomHorizontalFlip(p=flip)])
