@@ -6,12 +6,12 @@ from argparse import Namespace
 import pytest
 import torch
 from helpers.nanodet_checkpoints import public_state, write_checkpoint
-from helpers.small_models import tiny_model, tiny_nanodet, tiny_solo
+from helpers.small_models import picture, target, tiny_model, tiny_nanodet, tiny_solo
 from safetensors.torch import save_file
 from torch import nn
 
 from dynamask.cli.training import _initialise
-from dynamask.models.detectors.nanodet_weights import is_nanodet_source, load_nanodet, read_nanodet_state
+from dynamask.models.detectors.nanodet_weights import add_teacher, is_nanodet_source, load_nanodet, read_nanodet_state
 from dynamask.models.detectors.torchvision_weights import load_torchvision_detector
 from dynamask.models.weights import save_model
 from dynamask.structures import DynaMaskError
@@ -217,3 +217,34 @@ def test_the_command_says_what_was_loaded_and_refuses_other_classes_for_a_frozen
         _initialise(tiny_nanodet(num_classes=6), Namespace(init=path, init_part=None, freeze="detector"))
     with pytest.raises(DynaMaskError, match="leave out --init-part"):
         _initialise(tiny_nanodet(), Namespace(init=path, init_part="backbone", freeze=None))
+
+
+def test_a_teacher_comes_from_a_public_checkpoint_or_from_our_weights(tmp_path, public):
+    path, own = write_checkpoint(tmp_path / "three.pth", public), tmp_path / "own.safetensors"
+    student = tiny_nanodet()
+    load_nanodet(student, path)
+    save_model(student, own)
+    for source in (path, own):
+        add_teacher(student, source)
+        losses = student.train()([picture()], [target()])
+        assert float(losses["loss_teacher_scores"].detach()) == pytest.approx(0.0, abs=1e-6)
+        assert float(losses["loss_teacher_boxes"].detach()) == pytest.approx(0.0, abs=1e-6)
+    other = tiny_nanodet(seed=1)
+    add_teacher(other, path)
+    assert float(other.train()([picture()], [target()])["loss_teacher_scores"].detach()) > 1e-3
+
+
+def test_teachers_that_do_not_fit_are_refused(tmp_path, public):
+    rcnn, five = tmp_path / "rcnn.safetensors", tmp_path / "five.safetensors"
+    save_model(tiny_model(), rcnn)
+    save_model(tiny_nanodet(num_classes=6), five)
+    path = write_checkpoint(tmp_path / "three.pth", public)
+    for model, source, match in (
+        (tiny_model(), path, "takes no teacher"),
+        (tiny_nanodet(), rcnn, "has another detector"),
+        (tiny_nanodet(), five, "has other classes"),
+        (tiny_nanodet(num_classes=6), path, "have 3 classes and the model has 5"),
+        (tiny_nanodet(), tmp_path / "none.safetensors", "do not exist"),
+    ):
+        with pytest.raises(DynaMaskError, match=match):
+            add_teacher(model, source)

@@ -59,6 +59,12 @@ def add(commands: Any) -> None:
         "aggregation), or backbone and FPN (default: the largest part that fits)",
     )
     parser.add_argument(
+        "--teacher",
+        metavar="FILE|NAME",
+        help="for the nanodet_plus models: train scores and boxes towards those of this detector instead of the "
+        "annotated boxes; a file of NanoDet-Plus as for --init, or weights of dynamask",
+    )
+    parser.add_argument(
         "--freeze", choices=["detector", "all-but-switch"], help="train only the mask branch, or only the switch"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the newest state in --out")

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import Run
 from dynamask.engine.train import freeze, train
 from dynamask.models.build import build_model
-from dynamask.models.detectors.nanodet_weights import is_nanodet_source, load_nanodet
+from dynamask.models.detectors.nanodet_weights import add_teacher, is_nanodet_source, load_nanodet
 from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.hub import find_weights
 from dynamask.models.weights import initialise, save_model
@@ -95,6 +96,8 @@ def _prepare_run(
     _refuse_unused_losses(model, given_losses)
     if arguments.init is not None:
         _initialise(model, arguments)
+    if arguments.teacher is not None:
+        add_teacher(model, arguments.teacher)
     torch.manual_seed(config.seed)  # makes the following draws independent of the layers built so far
     if arguments.freeze is not None:
         freeze(model, arguments.freeze)
@@ -107,6 +110,7 @@ def _prepare_run(
         **_named_data(arguments),
         "split": arguments.split,
         "freeze": arguments.freeze,
+        "teacher": arguments.teacher and Path(arguments.teacher).name,
         "merge_classes": arguments.merge_classes,
         "holdout": arguments.holdout,
     }
@@ -130,6 +134,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     check_folder(arguments.out)
     if arguments.init_part is not None and arguments.init is None:
         raise DynaMaskError("--init-part needs --init; give both")
+    if arguments.teacher is not None and arguments.freeze is not None:
+        raise DynaMaskError("--freeze leaves the detector as it is, so --teacher would have no effect; leave out one")
     if not arguments.resume and checkpoints(arguments.out):
         raise DynaMaskError(f"{arguments.out} holds a run already; add --resume to continue it or choose another --out")
 

@@ -6,6 +6,7 @@ training only, are not used.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from dynamask.models.detectors.gfl_head import BINS
 from dynamask.models.detectors.nanodet import NECK_CHANNELS, NanoDetDetector
 from dynamask.models.detectors.shufflenet import STAGE_WIDTHS
 from dynamask.models.detectors.state_dicts import CHECKPOINTS, check_fit, has_foreign_tensor, read_state_dict
+from dynamask.models.hub import find_weights
+from dynamask.models.weights import load_model
 from dynamask.structures import DynaMaskError
 
 EPS = 1e-5
@@ -114,6 +117,32 @@ def load_nanodet(model: nn.Module, source: str | Path, allow_other_classes: bool
     if identities:
         notes += "; its batch norms are identities, because those of the file are folded"
     return f"loaded the detector of {path} ({size}); everything else has random weights{notes}"
+
+
+def add_teacher(model: nn.Module, source: str | Path) -> None:
+    """Train the scores and boxes of a model towards those of another NanoDet-Plus detector, instead of annotations.
+
+    Args:
+        model: with a :class:`NanoDetDetector`; changed in place.
+        source: of the teacher: a file for :func:`load_nanodet` of the model's own size, or weights of dynamask.
+
+    Raises:
+        DynaMaskError: one of the two has another detector, their classes differ, or the file cannot be loaded.
+    """
+    if not isinstance(getattr(model, "detector", None), NanoDetDetector):
+        raise DynaMaskError(
+            f"{model.config.name} takes no teacher; leave it out, or choose a model whose name contains nanodet_plus"
+        )
+    if is_nanodet_source(model, source):
+        teacher = copy.deepcopy(model)
+        load_nanodet(teacher, source)
+    else:
+        teacher = load_model(find_weights(source))
+    if not isinstance(getattr(teacher, "detector", None), NanoDetDetector):
+        raise DynaMaskError(f"the teacher {source} has another detector; give weights of a nanodet_plus model")
+    if teacher.config.class_names != model.config.class_names:
+        raise DynaMaskError(f"the teacher {source} has other classes than the data; give one trained on these classes")
+    model.detector.learn_from(teacher.detector)
 
 
 def read_nanodet_state(path: Path) -> dict[str, Tensor]:
