@@ -50,7 +50,7 @@ def build(context: PageContext) -> None:
         weights: str = context.explorer.catalog.first,
         policy: str = "learned",
         budget: float | None = None,
-        score: float = 0.5,
+        score: float | None = None,
         boxes: list[list[float]] | None = None,
         all_sizes: bool = False,
     ) -> dict:
@@ -91,7 +91,7 @@ def checked_options(
     predictor.check_choice(policy, budget)
     if boxes is not None and (not isinstance(boxes, list) or len(boxes) > MAX_BOXES):
         raise DynaMaskError(f"boxes are not a list of at most {MAX_BOXES}; give [[x0, y0, x1, y1], …]")
-    score = number(score, "score", 0, 1)
+    score = None if score is None else number(score, "score", 0, 1)
     return {"policy": policy, "budget": budget, "score": score, "boxes": boxes, "all_sizes": bool(all_sizes)}
 
 

@@ -23,8 +23,6 @@ from dynamask.viz.style import LEVEL_COLOURS, LEVEL_OUTLINES, SIZE_COLOURS, SIZE
 
 LOWEST_SCORE = 0.05
 """Detections below this score are not sent to the browser."""
-FIRST_SCORES = {"two-stage": 0.5, "one-stage": 0.3}
-"""Score threshold that the page starts with: scores after matrix NMS are lower than those of a detector."""
 VIEW_SIDE = 1600
 """Longest side, in pixels, of the picture that is sent to the browser."""
 MASK_SIDE = 320
@@ -79,13 +77,14 @@ def view_message(session: Session, image: UInt8Array) -> str:
         "truths": None if picture.truth is None else len(picture.truth),
         "timings": session.timings,
         "lowest_score": LOWEST_SCORE,
+        "score": session.display_score,
         **_instances(session, session.instances),
     }
     if session.levels is None:
         own = {"styles": size_styles(), "paper_styles": size_styles(PAPER_COLOURS), "switch_macs": session.switch_macs}
-        return as_json({**view, **own, "score": FIRST_SCORES["two-stage"]})
+        return as_json({**view, **own})
     own = {"family": "one-stage", "styles": level_styles(), "levels": session.levels}
-    return as_json({**view, **own, "score": FIRST_SCORES["one-stage"]})
+    return as_json({**view, **own})
 
 
 def more_message(session: Session, added: SessionInstances) -> str:

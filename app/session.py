@@ -142,6 +142,7 @@ class Session:
         macs: MACs of an instance at each size, coarse to fine; for one-stage weights at each level, fine to coarse.
         image_macs: MACs of the picture, the switch left out.
         switch_macs: MACs of the switch per instance; 0 without a switch.
+        display_score: score from which the page shows instances at first.
         timings: milliseconds of "detect" and of the "mask_branch" with all sizes.
         instances: found and drawn, in the order of the browser's indices.
         levels: for one-stage weights the "strides", "grids" and "mask_grids" (the grids of representations) of the
@@ -156,6 +157,7 @@ class Session:
     macs: tuple[int, ...]
     image_macs: int
     switch_macs: int
+    display_score: float
     timings: dict[str, float]
     instances: SessionInstances = field(repr=False)
     levels: dict[str, list[Any]] | None = None
@@ -177,6 +179,7 @@ class Session:
             tuple(map(int, prediction.cells.level_macs if costs is None else costs.macs_per_instance)),
             int(sum(macs for part, macs in prediction.image_macs.items() if part != "switch")),
             0 if costs is None else int(costs.switch_macs),
+            predictor.default_score,
             {"detect": round(first, 3), "mask_branch": round(sum(rest), 3)},
             found if picture.truth is None else found.compared(picture.truth),
             None if prediction.cells is None else _levels(prediction),

@@ -68,11 +68,14 @@ class BaseModelConfig:
     """Upper limit of the longer side, pixels."""
     score_threshold: float = 0.05
     """Detections with a class score below it are dropped, 0–1."""
+    display_score: float = 0.5
+    """Score, 0–1, from which detections are shown unless another is asked for."""
     detections_per_img: int = 100
 
     def __post_init__(self) -> None:
         if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:
             raise DynaMaskError("category_ids and class_names disagree; give one id per class, without the background")
+        _check_shares(self, "display_score")
 
     @property
     def detector_kind(self) -> str:
@@ -306,6 +309,7 @@ class SoloConfig(BaseModelConfig):
     aggregation: AggregationConfig | None = None
     """SODAR's aggregation; None is the plain model."""
     score_threshold: float = 0.1
+    display_score: float = 0.3
     update_threshold: float = 0.05
     """Detections with a score below it after matrix NMS are dropped, 0–1."""
     candidates: int = 500

@@ -83,6 +83,7 @@ _DYNAMASK_NANODET = ModelConfig(
     min_sizes=(416,),
     test_min_size=416,
     max_size=416,
+    display_score=0.4,
     mask_rois=8,
 )
 _SOLO = SoloConfig()

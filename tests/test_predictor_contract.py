@@ -101,6 +101,12 @@ def test_a_prediction_has_the_common_fields(name):
     assert (predictor.family == "one-stage") == (p.cells is not None)
 
 
+def test_without_a_score_the_weights_choose_it(name):
+    predictor = loaded(name)
+    assert predictor.default_score == predictor.model.config.display_score
+    assert_equal(predictor(scene()), predictor(scene(), score=predictor.default_score))
+
+
 def test_arrays_tensors_pictures_files_and_paths_are_the_same(name, tmp_path):
     predictor, p, picture = loaded(name), predicted(name), Image.fromarray(scene())
     picture.save(tmp_path / "scene.png")

@@ -68,16 +68,16 @@ async function receiveView(view, more = null) {
   else rememberSoon();
 }
 
-const scores = {}; // score threshold by family
+const scores = {}; // score threshold by weights
 
 // Puts a view into the state, and changes the settings that do not fit it.
 function replacePicture(view, picture) {
   const before = state.view;
   if (!before) {
     state.score = view.score;
-  } else if (before.family !== view.family) { // scores of the two families differ: each keeps its own threshold
-    scores[before.family] = state.score;
-    state.score = scores[view.family] ?? view.score;
+  } else if (before.weights !== view.weights) { // scores of different detectors differ: each keeps its own threshold
+    scores[before.weights] = state.score;
+    state.score = scores[view.weights] ?? view.score;
   }
   Object.assign(state, { view, picture, selected: null, hovered: null, timing: null, ready: false, overrides: new Map(), hidden: new Set() });
   forgetSolutions();

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--weights", default="people", help="bundled name or .safetensors file (default: people)")
     parser.add_argument("--image", nargs="+", required=True, type=Path, metavar="P", help="pictures")
     add_choice(parser, "learned, size, fixed:S")
-    parser.add_argument("--score", type=float, default=0.5, help="score threshold, 0-1 (default: 0.5)")
+    parser.add_argument("--score", type=float, help="score threshold, 0-1 (default: that of the weights)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for STEM.png and STEM.json")
     parser.add_argument("--device", default="cpu")
     parser.set_defaults(run=_predict)

@@ -39,6 +39,7 @@ class Predictor(Protocol):
         class_names: names by label; index 0 is the background.
         category_ids: COCO category_id of label i at index i − 1.
         score_threshold: score from which the model keeps detections.
+        default_score: score from which a call returns detections unless another is given.
         mask_sizes: the sizes of ``MASK_SIZES`` that instances can get, coarse to fine; empty where masks have no size.
         costs: MACs of the mask branch; None without a mask branch.
         has_switch: whether a switch chooses the sizes. Without one "learned" is the finest size.
@@ -51,6 +52,7 @@ class Predictor(Protocol):
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     score_threshold: float
+    default_score: float
     mask_sizes: tuple[int, ...]
     costs: MaskBranchCosts | None
     has_switch: bool
@@ -89,8 +91,7 @@ class Predictor(Protocol):
             policy: "learned", "size" (Eq. 8) or "fixed:S".
             budget: mean GMACs per instance, met exactly on this image by the sizes that the switch prefers; only with
                 the policy "learned".
-            score: detections below this score, 0–1, are left out; by default 0.5, for one-stage models 0.3, and for
-                given detections 0.
+            score: detections below this score, 0–1, are left out; by default ``default_score``, for given ones 0.
             boxes: (R, 4) xyxy in image pixels: predict masks in these boxes instead of detecting.
             labels: (R,) labels ≥ 1 of the given boxes; by default the box head classifies them.
             all_sizes: compute the masks of every size, so that :meth:`select` never has to.
@@ -110,12 +111,12 @@ class _ModelPredictor:
     """What the predictors of all families share: checks of the arguments, and the order of the steps."""
 
     takes_boxes: ClassVar[bool]
-    default_score: ClassVar[float]
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.class_names = model.config.class_names
+        self.default_score = model.config.display_score
         self.category_ids = model.config.category_ids or tuple(range(1, len(self.class_names)))
 
     def __call__(
@@ -195,7 +196,6 @@ class TwoStagePredictor(_ModelPredictor):
 
     family = "two-stage"
     takes_boxes = True
-    default_score = 0.5
 
     def __init__(self, model: DynaMask) -> None:
         super().__init__(model)
@@ -330,7 +330,6 @@ class OneStagePredictor(_ModelPredictor):
 
     family = "one-stage"
     takes_boxes = False
-    default_score = 0.3
     mask_sizes = ()
     costs = None
     has_switch = False

@@ -15,6 +15,7 @@ from app.catalog import WeightsCatalog
 from app.handlers import ExploreHandlers
 from app.session import Session
 from app.source_pictures import SourcePicture
+from dynamask.data.pictures import PictureSource, read_picture
 from dynamask.predict import Prediction, check_boxes
 from dynamask.reports.classes import class_rows
 from dynamask.structures import MASK_SIZES
@@ -44,7 +45,7 @@ class FakeRegions:
 class FakePredictor:
     """Finds `count` flowers in every picture, or one in each `given` box; records how it was called."""
 
-    family, mask_sizes, has_switch = "two-stage", MASK_SIZES, True
+    family, mask_sizes, has_switch, default_score = "two-stage", MASK_SIZES, True, 0.5
     costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
 
     def __init__(
@@ -56,7 +57,8 @@ class FakePredictor:
     def check_switch(self, feature: str) -> None:
         """It has one."""
 
-    def __call__(self, image: np.ndarray, **options) -> Prediction:
+    def __call__(self, source: PictureSource, **options) -> Prediction:
+        image = read_picture(source)
         self.calls.append({"shape": image.shape, **options})
         height, width = image.shape[:2]
         limits = torch.tensor([width, height, width, height], dtype=torch.float32)
