@@ -7,6 +7,7 @@ A table is a JSON object. For bundled weights it travels beside them as `checkpo
     weights, data       names of the weights and of the data
     pictures, instances number of each
     boxes               "gt" (true boxes), "detected", or null where no weights took part
+    score               minimum score of detections, or null
     macs                mean MACs per instance, or null
     classes             [{name, instances, mean_size, shares, quality, needs}, …]
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 
 from app.downloads import spreadsheet_text
 from dynamask.data.coco_format import read_coco
-from dynamask.data.pictures import read_picture
+from dynamask.data.pictures import PictureSource
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Collector, EvaluationOptions
 from dynamask.evaluation.ideal_masks import METRICS, NEEDS, IdealQuality, ideal_quality, summarise
@@ -38,8 +39,6 @@ from dynamask.reports.classes import class_names_of, class_rows
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 FORMAT = "dynamask-classes-1"
-SCORE = 0.5
-"""Minimum score of detections where no true boxes are known."""
 
 
 def table_path(name: str) -> Path:
@@ -83,18 +82,24 @@ def rows_in_true_boxes(
     yield len(indices), class_rows([str(names[i]) for i in known], choice, found.quality("boundary_iou")[known])
 
 
-def rows_of_detections(predictor: Predictor, pictures: Sequence[Path]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Detect objects; yields as `rows_in_true_boxes`, without quality."""
+def rows_of_detections(
+    predictor: Predictor, pictures: Iterable[PictureSource], count: int
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Detect objects at the default score of the weights; yields as `rows_in_true_boxes`, without quality.
+
+    Args:
+        pictures: `count` pictures, which are read one after the other.
+    """
     names: list[str] = []
     sizes: list[int] = []
-    for done, path in enumerate(pictures, start=1):
-        prediction = predictor(read_picture(path.read_bytes()), score=SCORE)
+    for done, picture in enumerate(pictures, start=1):
+        prediction = predictor(picture)
         names += [predictor.class_names[label] for label in prediction.labels.tolist()]
         sizes += [MASK_SIZES.index(size) for size in prediction.mask_size.tolist()]
-        if done < len(pictures):
+        if done < count:
             yield done, []
     unknown = np.full((len(names), len(MASK_SIZES)), np.nan)
-    yield len(pictures), class_rows(names, np.array(sizes, dtype=np.int64), unknown)
+    yield count, class_rows(names, np.array(sizes, dtype=np.int64), unknown)
 
 
 def ideal(coco: dict[str, Any], min_area: float = 0.0) -> Iterator[tuple[int, IdealQuality]]:
@@ -129,6 +134,7 @@ def make_table(
     pictures: int,
     boxes: str | None,
     macs: Sequence[int] | None = None,
+    score: float | None = None,
 ) -> dict[str, Any]:
     """The table of a data set, see the module's docstring.
 
@@ -140,6 +146,7 @@ def make_table(
         pictures: their number.
         boxes: "gt", "detected" or None.
         macs: (4,) MACs of an instance at each size.
+        score: minimum score of detections.
 
     Raises:
         DynaMaskError: there is no instance at all.
@@ -163,6 +170,7 @@ def make_table(
         "pictures": pictures,
         "instances": total or sum(entry["instances"] for entry in classes),
         "boxes": boxes,
+        "score": score,
         "macs": mean,
         "full_macs": None if macs is None else int(macs[-1]),
         "classes": classes,

@@ -145,7 +145,7 @@ def analyse(data: UploadedData, predictor: Predictor, weights: str) -> Iterator[
     Raises:
         DynaMaskError: the pictures cannot be read, or weights and annotations have no class in common.
     """
-    needs, rows, boxes, macs, count = None, [], None, None, len(data.pictures)
+    needs, rows, boxes, macs, score, count = None, [], None, None, None, len(data.pictures)
     if data.pictures:
         predictor.check_switch("the table of classes")
         macs = predictor.costs.macs_per_instance
@@ -162,10 +162,10 @@ def analyse(data: UploadedData, predictor: Predictor, weights: str) -> Iterator[
             rows = rows_so_far
             yield f"Masks in true boxes: picture {done} of {len(dataset)}", None
     elif data.pictures:
-        boxes = "detected"
-        for done, rows_so_far in rows_of_detections(predictor, data.pictures):
+        boxes, score = "detected", predictor.default_score
+        for done, rows_so_far in rows_of_detections(predictor, data.pictures, count):
             rows = rows_so_far
             yield f"Detections: picture {done} of {count}", None
-    table = make_table(rows, needs, weights, "uploaded pictures", count, boxes, macs)
+    table = make_table(rows, needs, weights, "uploaded pictures", count, boxes, macs, score)
     more = f"; {data.left_out} more were left out" if data.left_out else ""
     yield f"Done: {table['instances']} instances in {count} pictures{more}.", table

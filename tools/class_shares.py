@@ -1,8 +1,10 @@
 """Write the table of the app's Classes tab: the mask sizes that each class gets from bundled weights, and needs.
 
     python tools/class_shares.py --weights shapes --data shapes:1001:150 --out checkpoints/shapes.classes.json
-    python tools/class_shares.py --weights people --images DIR --annotations JSON --holdout 8 \
-        --out checkpoints/people.classes.json
+    python tools/class_shares.py --weights things --images DIR --annotations JSON --holdout 8 --boxes detected \
+        --out checkpoints/things.classes.json
+
+Annotations give the sizes that each class needs, and with ``--boxes gt`` also the boxes and classes of the instances.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from app.class_table import ideal, make_table, rows_in_true_boxes
+from app.class_table import ideal, make_table, rows_in_true_boxes, rows_of_detections
 from dynamask.cli.common import add_data, open_selected_data, run_command
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
@@ -37,10 +39,11 @@ def own_classes(coco: dict) -> dict:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Measure in the true boxes of the chosen pictures and write the table."""
+    """Measure the chosen pictures and write the table."""
     keep_freed_memory()
     predictor = load(arguments.weights, device=arguments.device)
     predictor.check_switch("counting its choices")
+    detected = arguments.boxes == "detected"
     dataset, indices = open_selected_data(arguments, predictor.class_names)
     chosen = {dataset.image_ids[i] for i in indices}
     coco = own_classes(dataset.coco)
@@ -48,12 +51,16 @@ def measure(arguments: argparse.Namespace) -> None:
     annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] in chosen]
     coco = {**coco, "images": images, "annotations": annotations}
     (_, needs) = deque(tqdm(ideal(coco), total=len(images), unit="picture", desc="ideal"), 1).pop()
-    steps = rows_in_true_boxes(predictor, dataset, indices)
+    if detected:
+        steps = rows_of_detections(predictor, (dataset[index][0] for index in indices), len(indices))
+    else:
+        steps = rows_in_true_boxes(predictor, dataset, indices)
     (_, rows) = deque(tqdm(steps, total=len(indices), unit="picture", desc="masks"), 1).pop()
     name = arguments.name or Path(arguments.weights).stem
     about = arguments.words or arguments.data or f"{arguments.annotations.name}, held-out pictures"
     macs = predictor.costs.macs_per_instance
-    table = make_table(rows, needs, name, about, len(indices), "gt", macs)
+    score = predictor.default_score if detected else None
+    table = make_table(rows, needs, name, about, len(indices), arguments.boxes, macs, score)
     write_text(arguments.out, json.dumps(table, indent=1, allow_nan=False) + "\n")
     print(f"{arguments.out}: {len(table['classes'])} classes, {table['instances']} instances")
 
@@ -62,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the tool."""
     parser = argparse.ArgumentParser(prog="class_shares", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--weights", required=True, metavar="W", help="bundled name or .safetensors file")
+    text = "count the sizes in true boxes or of the weights' own detections (default: %(default)s)"
+    parser.add_argument("--boxes", default="gt", choices=("gt", "detected"), help=text)
     parser.add_argument("--name", help="name of the weights in the table (default: that of the file)")
     parser.add_argument("--words", help="description of the data in the table (default: the flags)")
     parser.add_argument("--device", default="cpu")

@@ -4,6 +4,8 @@ import { make, saveFile, sizeBadge } from "./dom.js";
 import { formatMacs, percent } from "./format.js";
 
 const ABOVE_ALL = 1000; // sorts classes that need more than the finest size
+const LONG = 20; // classes of a table that starts without those of fewer than FEW instances
+const FEW = 5;
 
 let host = null; // { element, props, watch }
 let state = null;
@@ -30,6 +32,8 @@ export function start(newHost) {
 function receive(text) {
   const table = text ? JSON.parse(text) : {};
   state.table = table.classes ? table : null;
+  state.least = table.classes?.filter((one) => one.instances >= FEW).length > LONG ? FEW : 1;
+  $(".dt-least").value = state.least;
   draw();
 }
 
@@ -48,13 +52,14 @@ function draw() {
   $(".dt-legend").replaceChildren(...table.styles.map((style) => make("li", {}, badge(style), `${style.size} × ${style.size}`)));
   $("tbody").replaceChildren(...rows.map((one) => make("tr", {}, ...list.map((column) => column.cell(one)))));
   if (!rows.length) $("tbody").append(make("tr", {}, make("td", { className: "dt-empty", colSpan: list.length }, "No class matches the filter.")));
-  $(".dt-count").textContent = `${rows.length} of ${table.classes.length} classes`;
+  const least = state.least > 1 ? ` with at least ${state.least} instances` : "";
+  $(".dt-count").textContent = `${rows.length} of ${table.classes.length} classes${least}`;
 }
 
 // What is measured on what, in one line.
 function facts() {
-  const { weights, data, pictures, instances, boxes, macs, full_macs: full } = state.table;
-  const where = { gt: " (in ground-truth boxes)", detected: " (detected with a score of at least 0.5)" }[boxes] || "";
+  const { weights, data, pictures, instances, boxes, score, macs, full_macs: full } = state.table;
+  const where = { gt: " (in ground-truth boxes)", detected: ` (detected with a score of at least ${score})` }[boxes] || "";
   const parts = [boxes ? `${weights} on ${data}` : data, `${pictures} pictures`, `${instances.toLocaleString("en")} instances${where}`];
   if (macs) parts.push(`mean ${formatMacs(macs)} per instance, ${percent(macs / full)} of the cost at 112 × 112`);
   return parts.join(" · ");

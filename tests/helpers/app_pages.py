@@ -45,7 +45,7 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
         "coarse": predictor_of(finding_solo(AggregationConfig(neighbours="corners"), mask_grids=(4, 3, 2, 2, 1))),
     }
     rows = class_counts(("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1))
-    tables = {"people": make_table(rows, None, "people", "a test", 1, "detected", MACS)}
+    tables = {"people": make_table(rows, None, "people", "a test", 1, "detected", MACS, 0.4)}
     patch.setattr(classes_tab, "bundled_tables", lambda: tables)
     patch.setattr(train_tab, "PREFERRED", ("tiny",))
     catalog = fake_catalog("people", ("objects", *predictors), **predictors)
