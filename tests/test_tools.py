@@ -6,14 +6,16 @@ import shlex
 import pytest
 import torch
 from helpers.small_models import tiny_model
+from safetensors.torch import load_file
 
 from dynamask import cli
 from dynamask.data.sources import open_data
 from dynamask.models import weights
 from dynamask.models.weights import file_digest, initialise, save_model
 from dynamask.predict import load
+from dynamask.structures import DynaMaskError
 from tools import bundle as bundle_tool
-from tools import seeds
+from tools import class_shares, seeds
 
 
 @pytest.fixture
@@ -34,11 +36,11 @@ def shelf(tmp_path, monkeypatch):
     return folder
 
 
-def bundle(shelf, run: str, name: str, detector: str | None = "toy") -> int:
+def bundle(shelf, run: str, name: str, detector: str | None = "toy", flags: tuple[str, ...] = ()) -> int:
     words = ["--weights", str(shelf.parent / f"{run}.safetensors"), "--name", name, "--data", "shapes:7:2"]
     words += [] if detector is None else ["--detector", detector]
     words += ["--trained-on", "On scenes.", "--licence", "Apache-2.0", "--commit", "abc"]
-    return bundle_tool.main([*words, "--command", f"dynamask train --out {run}"])
+    return bundle_tool.main([*words, *flags, "--command", f"dynamask train --out {run}"])
 
 
 def test_two_baselines_share_a_manifest_and_a_card(shelf, capsys):
@@ -83,6 +85,62 @@ def test_a_whole_model_gets_an_entry_and_a_card(shelf):
     assert list(entry["scores"]) == ["fixed:28"] and entry["validation_images"] == 2
     card = (shelf / "toy-whole.md").read_text(encoding="utf-8")
     assert "| fixed:28 | " in card and "Licence: Apache-2.0" in card and "dynamask train --out fcn" in card
+
+
+def test_weights_are_stored_as_float16_and_loaded_as_float32(shelf):
+    assert bundle(shelf, "fcn", "toy-half", detector=None, flags=("--half", "--display-score", "0.25")) == 0
+    source, target = shelf.parent / "fcn.safetensors", shelf / "toy-half.safetensors"
+    stored = load_file(target)
+    floats = [key for key, value in load_file(source).items() if value.is_floating_point()]
+    assert floats and all(stored[key].dtype == torch.float16 for key in floats)
+    assert target.stat().st_size < 0.6 * source.stat().st_size
+    predictor, trained = load("toy-half"), load(source)
+    assert (predictor.default_score, trained.default_score) == (0.25, 0.5)
+    own, theirs = predictor.model.state_dict(), trained.model.state_dict()
+    assert all(own[key].dtype == theirs[key].dtype for key in theirs)
+    assert all(torch.equal(own[key], theirs[key].half().to(theirs[key])) for key in theirs)
+    assert weights.verify_file(target, weights.list_bundled()["toy-half"]) == []
+    assert file_digest(target) == weights.list_bundled()["toy-half"]["sha256"]
+
+
+def test_weights_beyond_the_range_of_float16_are_refused(shelf, tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.mask_branch.head.base[0].bias[0] = 1e5
+    save_model(model, tmp_path / "large.safetensors")
+    with pytest.raises(DynaMaskError, match="1 tensors of .* exceed the range of float16, first .*bias"):
+        weights.copy_weights(tmp_path / "large.safetensors", tmp_path / "half.safetensors", half=True)
+    assert not (tmp_path / "half.safetensors").exists()
+
+
+def test_a_baseline_may_rest_on_a_detector_in_float16(shelf, capsys):
+    toy = shelf / "toy.safetensors"
+    weights.copy_weights(toy, toy, half=True)
+    run = tiny_model(seed=5, mask_branch="fcn:28", class_names=load("toy").class_names)
+    initialise(run, toy)
+    save_model(run, shelf.parent / "late.safetensors", training={"train": {"seed": 0}, "images_seen": 8})
+    assert bundle(shelf, "late", "toy-fcn-28") == 0
+    assert all(value.dtype != torch.float16 for value in load("toy-fcn-28").model.state_dict().values())
+    assert bundle(shelf, "fcn", "toy-fcn-14") == 2, "its detector has more digits"
+    assert bundle(shelf, "late", "toy-late", flags=("--half",)) == 2
+    assert "omit them with --detector" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("boxes", ["gt", "detected"])
+def test_the_class_table_counts_true_boxes_or_detections(tmp_path, boxes):
+    names = open_data("shapes:7:2", None, None).class_names
+    model = tiny_model(class_names=names, display_score=0.0, score_threshold=0.0, detections_per_img=7)
+    save_model(model, tmp_path / "tiny.safetensors")
+    words = ["--weights", str(tmp_path / "tiny.safetensors"), "--data", "shapes:7:2", "--boxes", boxes]
+    assert class_shares.main([*words, "--out", str(tmp_path / "t.json")]) == 0
+    table = json.loads((tmp_path / "t.json").read_text())
+    counted = [one for one in table["classes"] if one["shares"] is not None]
+    assert (table["boxes"], table["score"]) == (boxes, 0.0 if boxes == "detected" else None)
+    assert table["instances"] == sum(one["instances"] for one in counted) and table["pictures"] == 2
+    assert all((one["quality"] is None) == (boxes == "detected") for one in counted)
+    assert any(one["needs"] is not None for one in table["classes"])
+    if boxes == "detected":
+        assert table["instances"] == 14
 
 
 def test_the_seed_table_has_every_report_and_the_mean(tmp_path, capsys):

@@ -24,7 +24,7 @@ from dynamask.config import MASK_BRANCHES, ModelConfig, SoloConfig
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import EvaluationOptions, collect, run_evaluation, summarise
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.files import replacing, write_text
+from dynamask.files import write_text
 from dynamask.models.build import build_model
 from dynamask.models.masks.policies import POLICIES, Policy
 from dynamask.models.solo.costs import network_macs
@@ -32,6 +32,7 @@ from dynamask.models.weights import (
     BASELINES,
     bundled_path,
     checkpoint_dir,
+    copy_weights,
     file_digest,
     list_baselines,
     list_bundled,
@@ -279,8 +280,8 @@ def common_entry(arguments: argparse.Namespace, header: dict[str, Any], images: 
 def bundle_weights(arguments: argparse.Namespace, header: dict[str, Any], dataset: Data, indices: list[int]) -> None:
     """Copy the weights of a whole model, measure them, and write manifest and card."""
     target = checkpoint_dir() / f"{arguments.name}.safetensors"
-    with replacing(target) as stream:
-        stream.write(arguments.weights.read_bytes())
+    settings = {} if arguments.display_score is None else {"display_score": arguments.display_score}
+    copy_weights(arguments.weights, target, arguments.half, **settings)
     entry = {
         "file": target.name,
         "sha256": file_digest(target),
@@ -298,6 +299,8 @@ def bundle_baseline(arguments: argparse.Namespace, header: dict[str, Any], datas
     """Write and measure the mask branch of a run on a bundled detector, and write the card of all baselines."""
     if arguments.name in list_bundled():
         raise DynaMaskError(f"--name {arguments.name} is the name of bundled weights; give another")
+    if arguments.half or arguments.display_score is not None:
+        raise DynaMaskError("--half and --display-score are for whole models; omit them with --detector")
     folder = checkpoint_dir() / BASELINES
     target = folder / f"{arguments.name}.safetensors"
     save_branch(arguments.weights, target, arguments.detector)
@@ -344,6 +347,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--command", nargs="+", required=True, help="commands of the training, in their order")
     parser.add_argument("--images-seen", type=int, help="training images, where the weights record only a part of them")
     parser.add_argument("--page", action="store_true", help="also write the table into docs/bundled-weights.md")
+    parser.add_argument("--half", action="store_true", help="store the weights as float16, and measure these")
+    text = "score from which detections are shown by default, stored in the weights (default: the one in the file)"
+    parser.add_argument("--display-score", type=float, metavar="S", help=text)
     parser.add_argument("--commit", help="commit of the training code (default: that of the checkout)")
     parser.add_argument("--notes", default="", help="a sentence for the card")
     return parser

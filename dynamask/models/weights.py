@@ -194,6 +194,31 @@ def save_model(
         stream.write(save(tensors, metadata=header))
 
 
+def copy_weights(source: Path, path: Path, half: bool = False, **settings: Any) -> None:
+    """Copy the weights of a whole model into one file, atomically.
+
+    Args:
+        path: a .safetensors file; replaced if it exists.
+        half: store floating-point tensors as float16. Models load them as float32.
+        settings: fields of the model's configuration with other values than the source's.
+
+    Raises:
+        DynaMaskError: a value exceeds the range of float16, or a setting is not valid.
+    """
+    header, tensors = read_header(source), read_tensors(source)
+    if half:
+        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+        beyond = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+        if beyond:
+            raise DynaMaskError(
+                f"{len(beyond)} tensors of {source} exceed the range of float16, first {beyond[0]}; keep float32"
+            )
+    config = BaseModelConfig.from_dict({**header["config"], **settings}).to_dict()
+    texts = {"config": json.dumps(config), "training": json.dumps(header["training"])}
+    with replacing(path) as stream:
+        stream.write(save(tensors, metadata={"format": FORMAT, **texts}))
+
+
 def save_branch(source: Path, path: Path, detector: str) -> None:
     """Write only the mask branch of a weights file, with the name and SHA-256 of the bundled weights of its detector.
 
@@ -208,7 +233,9 @@ def save_branch(source: Path, path: Path, detector: str) -> None:
     header, tensors = read_header(source), load_file(source)
     whole = bundled_path(detector)
     theirs, own = _part(load_file(whole), "detector"), _part(tensors, "detector")
-    unfit = _mismatch(theirs, own) or [key for key in sorted(own) if not torch.equal(own[key], theirs[key])]
+    unfit = _mismatch(theirs, own) or [
+        key for key in sorted(own) if not torch.equal(own[key], theirs[key].to(own[key]))
+    ]
     if unfit:
         raise DynaMaskError(
             f"the detector of {source} is not that of {detector!r}: {_differences(unfit)}; train it with "
