@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ["pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE", "dynamask", "app", "checkpoints"]
+PARTS = [
+    "pyproject.toml",
+    "setup.py",
+    "requirements.txt",
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+    "dynamask",
+    "app",
+    "checkpoints",
+]
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -68,6 +78,8 @@ def test_wheel_names_its_dependencies_and_licence(wheel):
     with zipfile.ZipFile(wheel) as archive:
         folder = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
         metadata = archive.read(f"{folder}/METADATA").decode()
+        for name in ("LICENSE", "NOTICE"):
+            assert archive.read(f"{folder}/licenses/{name}") == (ROOT / name).read_bytes()
         assert "dynamask = dynamask.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
     assert "License-Expression: Apache-2.0" in metadata
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
