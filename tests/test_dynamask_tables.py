@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.reports import parsed, parsed_command, run_report
-from helpers.small_models import tiny_model
+from helpers.small_models import tiny_model, tiny_nanodet
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
@@ -28,6 +29,7 @@ from dynamask.reports.dynamask_tables import FCN_HEADS, STYLE, TABLES, ap_by_fre
 from dynamask.reports.figures import FINER, LEGEND, conclude_figure5, make_figure5, make_figure7, rank_sizes
 from dynamask.reports.options import CollectOptions, ReportOptions, SpeedOptions
 from dynamask.reports.paper import PAPER
+from dynamask.reports.picture_macs import count_detector_macs
 from dynamask.reports.provenance import Provenance, read_checkpoint
 from dynamask.reports.render import Picture, markdown, page
 from dynamask.reports.rows import Row
@@ -326,9 +328,31 @@ def test_the_papers_figures():
         assert PAPER["table1"].figure(f"fixed:{size}", "AP") == PAPER["table7"].figure(f"fixed:{size}", "AP")
 
 
-def test_weights_of_other_classes_are_refused(shapes):
-    with pytest.raises(DynaMaskError, match="people and shapes know different classes"):
-        shapes.add("people", load("people"), read_checkpoint("people"))
+def test_weights_of_other_classes_are_refused(tmp_path, shapes, capsys):
+    path = tmp_path / "persons.safetensors"
+    save_model(tiny_model(class_names=("__background__", "person")), path)
+    with pytest.raises(DynaMaskError, match="persons and shapes know different classes"):
+        shapes.add("persons", load(path), read_checkpoint(str(path)))
+    code, printed = run_report(capsys, "table1", "--weights", path, "--data", "shapes:5:1", "--out", tmp_path / "o")
+    assert code == 2 and "no class in common" in printed.err and printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", [tiny_model, tiny_nanodet])
+def test_macs_of_a_detector_are_those_of_its_convolutions_and_matrices(model):
+    predictor = TwoStagePredictor(model())
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    with count_detector_macs(predictor) as counts:
+        predictor(picture, score=1.0)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoded, _ = predictor.model.detector.encode([pixels])
+        predictor.model.detector.detect(encoded)
+    assert sum(counts.values()) == counter.get_total_flops() / 2 and min(counts.values()) > 0
+
+
+def test_table_6_needs_the_detector_of_mask_rcnn():
+    with pytest.raises(DynaMaskError, match="needs a Faster R-CNN detector"):
+        speed.same_detector(TwoStagePredictor(tiny_nanodet()))
 
 
 def test_a_switch_that_was_never_trained_does_not_count(tmp_path, shapes):
@@ -392,7 +416,6 @@ def test_one_report_alone(name, more, tiny, capsys, tmp_path):
     ("words", "message"),
     [
         (["classes", "--weights", "shapes", "shapes-low"], "about one weights file"),
-        (["table1", "--weights", "people"], "no class in common"),
         (["table7", "--weights", "shapes", "--ap-samples", "1"], "ap-samples must be at least 2"),
         (["all", "--weights", "shapes", "--summary", "."], "--summary . is a folder"),
         (["table1", "--weights", "nothing"], "no bundled weights are called"),

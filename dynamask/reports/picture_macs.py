@@ -19,13 +19,13 @@ def count_detector_macs(predictor: Predictor) -> Iterator[dict[str, int]]:
     """Count the MACs of the convolutions and matrix products of a two-stage model's detector in the meantime.
 
     Yields:
-        "backbone" (with the FPN) and "detector" (RPN and box head); empty for one-stage models.
+        "backbone" (with its pyramids) and "detector" (the rest of it); empty for one-stage models.
     """
     counts: dict[str, int] = {}
     hooks = []
     if predictor.family == "two-stage":
         detector = predictor.model.detector
-        heads = nn.ModuleList([detector.rpn, detector.roi_heads.box_head, detector.roi_heads.box_predictor])
+        heads = nn.ModuleList(part for part in detector.children() if part is not detector.backbone)
         for name, part in {"backbone": detector.backbone, "detector": heads}.items():
             counts[name] = 0
             layers = [module for module in part.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
@@ -51,8 +51,8 @@ def picture_macs(predictor: Predictor, prediction: Prediction, detector: dict[st
         detector: counts of :func:`count_detector_macs`.
 
     Returns:
-        "backbone" (with the FPN) and "head" (of a two-stage model RPN and box head); of a two-stage model "projections"
-        and "switch"; of a one-stage model "decode" and "suppress" (the mask IoUs of matrix NMS, at most).
+        "backbone" (with its pyramids) and "head" (of a two-stage model the rest of the detector); of a two-stage model
+        "projections" and "switch"; of a one-stage model "decode" and "suppress" (the mask IoUs of matrix NMS, at most).
     """
     if prediction.cells is None:
         projections = sum(macs for name, macs in prediction.image_macs.items() if name != "switch")

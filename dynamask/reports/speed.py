@@ -37,6 +37,8 @@ _WHOLE, _BRANCH = "end to end", "mask branch"
 def same_detector(predictor: Predictor) -> MaskRCNN:
     """torchvision's Mask R-CNN with a predictor's backbone, RPN and box head; its mask head is untrained."""
     model = predictor.model
+    if model.config.detector != "faster_rcnn":
+        raise DynaMaskError("torchvision's Mask R-CNN needs a Faster R-CNN detector, which the first weights lack")
     twin = build_mask_rcnn(model.config).to(predictor.device).eval()
     own = twin.state_dict()
     shared = {k: v for k, v in model.detector.state_dict().items() if k in own and v.shape == own[k].shape}
