@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from dynamask.predict import Predictor
 
 ABOUT = {
-    "people": "photographs",
+    "things": "photographs, 80 classes",
     "shapes": "shapes scenes",
-    "objects": "photographs, no class names",
     "shapes-solov2": "shapes scenes, one-stage",
     "shapes-sodar": "one-stage, aggregation",
     "shapes-sodar-mask": "one-stage, coarser mask grid",
 }
 """A few words on each set of bundled weights."""
-TRAINED_FOR = {"scene": "shapes", "photo": "people"}
+TRAINED_FOR = {"scene": "shapes", "photo": "things"}
 """The weights for each kind of picture."""
 
 

@@ -37,7 +37,7 @@ from dynamask.structures import DynaMaskError
 
 SLIDERS: dict[str, list[tuple[str, str]]] = {
     "00": [
-        ("budget, a few people", "budget, mean GMACs per instance"),
+        ("budget, a few instances", "budget, mean GMACs per instance"),
         ("budget, many things", "budget, mean GMACs per instance"),
     ],
     "04": [("temperature", "temperature τ"), ("training step", "training step")],

@@ -258,7 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the benchmark."""
     parser = harness.make_parser("page", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
-    parser.add_argument("--weights", default="people", help="bundled name or .safetensors file (default: people)")
+    parser.add_argument("--weights", default="things", help="bundled name or .safetensors file (default: things)")
     parser.add_argument("--minutes", type=float, default=5.0, help="duration of the visitors (default: 5)")
     harness.add_json_flag(parser)
     parser.set_defaults(measure=measure)

@@ -4,7 +4,7 @@ In every round each case runs once, in rotating order, so that a change of speed
 has the median and the 10 % and 90 % quantiles of each case, and the median over rounds of its ratio to the reference of
 the part within the round.
 
-    python benchmarks/speed.py --weights people --mask-rcnn-weights FILE --json FILE
+    python benchmarks/speed.py --weights shapes --mask-rcnn-weights FILE --json FILE
 """
 
 from __future__ import annotations
@@ -286,6 +286,8 @@ def load_ours(weights: str) -> Predictor:
     if weights != "random":
         predictor = load(weights)
         predictor.check_switch("the benchmark of speed")
+        if predictor.model.config.detector != "faster_rcnn":
+            raise DynaMaskError("the benchmark of speed needs Mask R-CNN's detector; give other weights, e.g. shapes")
         return predictor
     torch.manual_seed(0)
     return TwoStagePredictor(build_model(model_config(PRESET, class_names=("__background__", "person"))))
@@ -375,7 +377,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = harness.make_parser("speed", __doc__)
     names = ["predict", "train", "select", "deform", "branch"]
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="what to measure (default: all)")
-    parser.add_argument("--weights", default="people", help="bundled name, .safetensors file or random")
+    parser.add_argument("--weights", default="shapes", help="bundled name, .safetensors file or random")
     parser.add_argument(
         "--mask-rcnn-weights", default="random", metavar="FILE|random", help="written by mask_rcnn.py train"
     )

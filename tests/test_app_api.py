@@ -39,7 +39,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def address(predictor: Predictor):
-    explorer = ExploreHandlers(WeightsCatalog(lambda name: predictor, "people", ["people", "shapes"]), [])
+    explorer = ExploreHandlers(WeightsCatalog(lambda name: predictor, "things", ["things", "shapes"]), [])
     with gr.Blocks(analytics_enabled=False) as page:
         api.build(PageContext(explorer, gr.State(None)))
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
@@ -65,7 +65,7 @@ def text_of(path: Path) -> str:
 
 def answer(predictor: Predictor, picture: Path, all_sizes: bool = True, **options) -> dict:
     prediction = predictor(picture, score=0.0, all_sizes=all_sizes, **options)
-    return api.answer_of(prediction, predictor, "people", all_sizes)
+    return api.answer_of(prediction, predictor, "things", all_sizes)
 
 
 def test_answers_are_json_and_say_what_the_predictor_says(predictor, picture):
@@ -160,7 +160,7 @@ def test_a_scene_is_what_make_scene_makes():
 def test_predict_select_and_scene_through_the_client(client, picture, predictor):
     scene = client.predict(seed=2, index=1, api_name="/scene")
     seen = client.predict(image=scene["image"], score=0.0, all_sizes=True, api_name="/predict")
-    assert seen["weights"] == "people" and seen["image_size"] == scene["image_size"] and seen["instances"]
+    assert seen["weights"] == "things" and seen["image_size"] == scene["image_size"] and seen["instances"]
     cheap = client.predict(prediction=seen, policy="fixed:14", api_name="/select")
     assert {one["mask_size"] for one in cheap["instances"]} == {14}
     sent = client.predict(image=gradio_client.handle_file(str(picture)), score=0.0, api_name="/predict")

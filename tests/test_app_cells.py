@@ -52,7 +52,7 @@ def prediction(predictor, picture):
 @pytest.fixture
 def shown(predictor, picture):
     """Handlers, the view of an upload, and its session."""
-    handlers = ExploreHandlers(fake_catalog("solo", ("people",), solo=predictor), [])
+    handlers = ExploreHandlers(fake_catalog("solo", ("things",), solo=predictor), [])
     return handlers, *open_upload(handlers, picture, weights="solo")
 
 
@@ -144,7 +144,7 @@ def test_what_needs_a_switch_or_boxes_is_refused(shown, predictor, picture):
             ask(handlers, session, **request)
     with pytest.raises(DynaMaskError, match="size .* is not usable"):
         exported(handlers, session, "coco", [[0, 5]])
-    other, opened = ask(handlers, session, ask="open", kind="same", keep=True, weights="people")
+    other, opened = ask(handlers, session, ask="open", kind="same", keep=True, weights="things")
     assert "family" not in other and opened.levels is None
     with pytest.raises(DynaMaskError, match="choose one-stage weights"):
         ask(handlers, opened, ask="explain", row=0)
@@ -233,7 +233,7 @@ def test_weights_are_switched_there_and_back(page):
     page.wait_for_function("document.querySelector('.dt-read').textContent.includes('one-stage')")
     assert page.locator(".dt-plot").is_hidden()
     go(page, "Explore")
-    use(page, "people")
+    use(page, "things")
     assert page.evaluate(f"[{STATE}.picks, {STATE}.leftPicks]") == before and page.input_value(".dm-score") == "0.6"
     assert page.locator(".dm-one:visible").count() == 0 and page.locator(".dm-legend li").count() == 4
     go(page, "Budget curve")

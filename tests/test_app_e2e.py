@@ -223,7 +223,7 @@ def test_scenes_have_ground_truth_and_an_oracle(page):
 
 
 def test_a_link_restores_what_it_names(app_context, app_address, page):
-    use(page, "objects")
+    use(page, "mine")
     page.fill(".dm-budget", "70")
     page.fill(".dm-score", "0.25")
     page.check(".dm-boxes")
@@ -231,9 +231,9 @@ def test_a_link_restores_what_it_names(app_context, app_address, page):
     set_size(page, "28")
     page.wait_for_function("location.hash.includes('f=')")
     link, chosen = page.url, picks(page)
-    assert "w=objects" in link and "e=first.jpg" in link and "p=budget" in link
+    assert "w=mine" in link and "e=first.jpg" in link and "p=budget" in link
     other = open_page(app_context, link)
-    other.wait_for_function(f"{STATE}.view.weights === 'objects' && !{STATE}.busy && {STATE}.overrides.size === 1")
+    other.wait_for_function(f"{STATE}.view.weights === 'mine' && !{STATE}.busy && {STATE}.overrides.size === 1")
     assert picks(other) == chosen
     restored = other.evaluate(f"[{STATE}.policy, {STATE}.score, {STATE}.boxes, {STATE}.selected]")
     assert restored == ["budget", 0.25, True, 1]
@@ -250,7 +250,7 @@ def test_measuring_exporting_and_what_other_tabs_learn(page, tmp_path):
     page.fill(".dm-budget", "50")
     page.wait_for_function("window.setting?.policy === 'budget'")
     setting = page.evaluate("window.setting")
-    assert len(setting["picks"]) == len(picks(page)) and setting["weights"] == "people"
+    assert len(setting["picks"]) == len(picks(page)) and setting["weights"] == "things"
     page.evaluate("window.dynamask.setBudget(0.0101)")
     assert set(picks(page)) == {0}
     endings = {"overlay": "overlay.png", "ids": "ids.png", "coco": "results.json", "csv": "instances.csv"}

@@ -49,7 +49,7 @@ def picture(tmp_path: Path) -> Path:
 
 def test_a_view_holds_every_size_of_every_instance(picture):
     predictor = FakePredictor(count=3)
-    view, session = open_upload(fake_handlers(people=predictor), picture)
+    view, session = open_upload(fake_handlers(things=predictor), picture)
     assert predictor.calls == [{"shape": (120, 200, 3), "all_sizes": True, "score": LOWEST_SCORE}]
     assert view["size"] == view["view"] == [200, 120] and session.image_size == (120, 200)
     assert view["macs"] == list(MACS) and view["switch_macs"] == 500 and view["image_macs"] == 3000
@@ -69,14 +69,14 @@ def test_a_view_holds_every_size_of_every_instance(picture):
 
 
 def test_a_picture_without_objects_gives_an_empty_view(picture):
-    handlers = fake_handlers(people=FakePredictor(count=0))
+    handlers = fake_handlers(things=FakePredictor(count=0))
     view, session = open_upload(handlers, picture)
     assert view["instances"] == [] and zlib.decompress(base64.b64decode(view["masks"])) == b""
     assert all(exported(handlers, session, what, [])[1] for what in ("overlay", "ids", "coco", "csv"))
 
 
 def test_text_from_outside_is_inert(picture):
-    handlers = fake_handlers(people=FakePredictor(class_names=("__background__", "</script><script>alert(1)")))
+    handlers = fake_handlers(things=FakePredictor(class_names=("__background__", "</script><script>alert(1)")))
     request = {"ask": "open", "kind": "upload", "path": str(picture), "name": "<img src=x onerror=1>" + "x" * 500}
     text, _ = handlers.answer(request, None, picture.parent)
     view = json.loads(text)
@@ -89,7 +89,7 @@ def test_large_pictures_are_shrunk_for_the_browser_only(tmp_path):
         assert shrunk(np.zeros((*before, 3), np.uint8), 1600).shape[:2] == after
     path = tmp_path / "large.bmp"
     Image.fromarray(np.random.default_rng(0).integers(0, 9, (1700, 1700, 3), dtype=np.uint8)).save(path)
-    view, session = open_upload(fake_handlers(people=FakePredictor(count=1)), path)
+    view, session = open_upload(fake_handlers(things=FakePredictor(count=1)), path)
     assert view["size"] == [1700, 1700] and view["view"] == [1600, 1600]
     assert path.stat().st_size > 8_000_000 > len(session.picture.source)
     assert Image.open(io.BytesIO(session.picture.source)).size == (1700, 1700)
@@ -98,7 +98,7 @@ def test_large_pictures_are_shrunk_for_the_browser_only(tmp_path):
 def test_scenes_come_with_ground_truth():
     scene = make_scene(7, 18)
     handlers = fake_handlers(shapes=FakePredictor(given=scene.boxes.tolist()))
-    view, session = ask(handlers, ask="open", kind="scene", seed=7, index=18, difficulty=None, weights="people")
+    view, session = ask(handlers, ask="open", kind="scene", seed=7, index=18, difficulty=None, weights="things")
     assert view["weights"] == "shapes"  # the weights for scenes
     assert view["key"] == "7:18:mixed" and view["truths"] == len(scene.masks) > 2
     for row, (one, truth) in enumerate(zip(view["instances"], scene.masks, strict=True)):
@@ -117,10 +117,10 @@ def test_scenes_come_with_ground_truth():
 
 def test_examples_are_analysed_once_and_only_if_they_exist(picture):
     predictor = FakePredictor()
-    handlers = fake_handlers(find_examples(picture.parent), people=predictor)
+    handlers = fake_handlers(find_examples(picture.parent), things=predictor)
     assert handlers.examples == [] and handlers.first_view() == "" and handlers.first_session() is None
     Image.open(picture).save(picture.with_suffix(".jpg"))
-    handlers = fake_handlers(find_examples(picture.parent), people=predictor)
+    handlers = fake_handlers(find_examples(picture.parent), things=predictor)
     (first, session), (second, again) = [ask(handlers, ask="open", kind="example", key="photo.jpg") for _ in range(2)]
     assert len(predictor.calls) == 1 and session is again is handlers.first_session()
     assert first.pop("turn") != second.pop("turn") and first == second
@@ -165,24 +165,24 @@ def test_an_upload_that_is_no_picture_is_refused(picture):
     for data in (picture.read_bytes()[:200], b"not a picture", b"", bomb.getvalue()):
         picture.write_bytes(data)
         with pytest.raises(DynaMaskError) as refusal:
-            open_upload(fake_handlers(people=predictor), picture)
+            open_upload(fake_handlers(things=predictor), picture)
         assert str(picture.parent) not in str(refusal.value)
     assert predictor.calls == []
 
 
 def test_weights_follow_the_kind_of_picture():
-    catalog = fake_catalog("people", ("shapes", "objects"))
-    assert catalog.suitable("scene", "people") == "shapes" and catalog.suitable("photo", "shapes") == "people"
-    assert catalog.suitable("scene", "objects") == catalog.suitable("photo", "objects") == "objects"
-    assert fake_catalog("people").suitable("scene", "people") == "people"
-    with pytest.raises(DynaMaskError, match="choose one of people"):
+    catalog = fake_catalog("things", ("shapes", "mine"))
+    assert catalog.suitable("scene", "things") == "shapes" and catalog.suitable("photo", "shapes") == "things"
+    assert catalog.suitable("scene", "mine") == catalog.suitable("photo", "mine") == "mine"
+    assert fake_catalog("things").suitable("scene", "things") == "things"
+    with pytest.raises(DynaMaskError, match="choose one of things"):
         catalog.get("absent")
 
 
 def test_weights_are_loaded_once_and_a_file_is_named_by_its_stem():
     loaded: list[str] = []
-    catalog = WeightsCatalog(lambda source: loaded.append(source) or 1, "runs/mine.safetensors", ["people"])
-    assert catalog.names == ["mine", "people"] and catalog.get("mine") is catalog.get("mine")
+    catalog = WeightsCatalog(lambda source: loaded.append(source) or 1, "runs/mine.safetensors", ["things"])
+    assert catalog.names == ["mine", "things"] and catalog.get("mine") is catalog.get("mine")
     assert loaded == ["runs/mine.safetensors"]
 
 
@@ -194,7 +194,7 @@ def test_weights_are_loaded_once_and_a_file_is_named_by_its_stem():
     [None, "open", [], {}, {"ask": "delete"}, {"ask": "open"}, {"ask": "open", "kind": "same"}]
     + [{**SCENE, "seed": seed} for seed in (math.nan, -1, 1.5, "7", 10**12)]
     + [{**SCENE, "difficulty": difficulty} for difficulty in (2, math.inf)]
-    + [{**SCENE, "weights": weights} for weights in ("../../x", ["people"])]
+    + [{**SCENE, "weights": weights} for weights in ("../../x", ["things"])]
     + [{"ask": "draw", "token": "1", "boxes": [[0, 0, 9, 9]]}],
 )
 def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(request_data, tmp_path):
@@ -227,7 +227,7 @@ def test_a_drawn_box_adds_an_instance(picture):
 
 
 def test_exports_hold_what_is_shown(picture):
-    handlers = fake_handlers(people=FakePredictor(class_names=("__background__", "=cmd|' /C calc'!A0")))
+    handlers = fake_handlers(things=FakePredictor(class_names=("__background__", "=cmd|' /C calc'!A0")))
     _, session = open_upload(handlers, picture, "../../<b>x.png")
     picks = [[0, 3], [2, 0]]
     name, data = exported(handlers, session, "coco", picks)
@@ -264,8 +264,8 @@ def test_the_measured_time_is_that_of_the_chosen_sizes(monkeypatch):
     """Only the chosen size of each instance is computed, with the model's own dispatch."""
     predictor = predictor_of(tiny_model())
     image = np.random.default_rng(1).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    handlers = fake_handlers(people=predictor)
-    _, session = handlers.analyse(SourcePicture("own", "", "x", "", image), "people")
+    handlers = fake_handlers(things=predictor)
+    _, session = handlers.analyse(SourcePicture("own", "", "x", "", image), "things")
     _, session = ask(handlers, session, ask="draw", boxes=[[5, 5, 60, 60], [30, 20, 100, 90]])
     first, stages = len(session.instances) - 2, []
     region_fpn = predictor.model.mask_branch.region_fpn

@@ -80,8 +80,8 @@ def test_python_of_the_readme_runs(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_python_of_the_weights_guide_runs(tmp_path, monkeypatch, capsys):
-    model = load_model(bundled_path("people"))
-    save_exported(export_mask_branch(model), tmp_path / "people.pt2", model)
+    model = load_model(bundled_path("things"))
+    save_exported(export_mask_branch(model), tmp_path / "things.pt2", model)
     monkeypatch.chdir(tmp_path)
     for number, snippet in enumerate(blocks("docs/weights.md", "python")):
         (tmp_path / f"snippet{number}.py").write_text(snippet, encoding="utf-8")

@@ -71,19 +71,19 @@ def test_the_card_holds_the_hubs_fields_and_the_scores(model, tmp_path):
 
 
 def test_bundled_weights_know_their_card():
-    card = ModelCard.of_bundled("people")
-    assert card.scores["learned"]["segm"]["AP"] == pytest.approx(0.2978, abs=1e-4)
-    assert "Flickr" in card.licence_text and card.commands[0].startswith("dynamask train")
+    card = ModelCard.of_bundled("shapes")
+    assert card.scores["learned"]["segm"]["AP"] == pytest.approx(0.734, abs=1e-3)
+    assert "no photograph" in card.licence_text and card.commands[0].startswith("dynamask train")
     with pytest.raises(DynaMaskError, match="no bundled weights are called 'dogs'"):
         ModelCard.of_bundled("dogs")
 
 
 def test_names_are_found(model, tmp_path, monkeypatch):
-    assert find_weights("people").name == "people.safetensors"
+    assert find_weights("shapes").name == "shapes.safetensors"
     monkeypatch.chdir(tmp_path)
-    model.save_pretrained("people")
-    assert find_weights("people").name == "people.safetensors"
-    assert find_weights("./people").name == find_weights(tmp_path / "people").name == "model.safetensors"
+    model.save_pretrained("shapes")
+    assert find_weights("shapes").name == "shapes.safetensors"
+    assert find_weights("./shapes").name == find_weights(tmp_path / "shapes").name == "model.safetensors"
     assert str(find_weights("a/b.safetensors")) == "a/b.safetensors"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DynaMaskError, match="folder empty holds no model.safetensors"):
@@ -181,16 +181,16 @@ def checkpoints(tmp_path, monkeypatch):
 
 def test_bundled_weights_are_found_by_name(checkpoints):
     assert weights.list_bundled() == {}
-    (checkpoints / "manifest.json").write_text(json.dumps({"people": {"file": "people.safetensors"}}))
-    with pytest.raises(DynaMaskError, match="dogs.*people"):
+    (checkpoints / "manifest.json").write_text(json.dumps({"shapes": {"file": "shapes.safetensors"}}))
+    with pytest.raises(DynaMaskError, match="dogs.*shapes"):
         weights.bundled_path("dogs")
-    with pytest.raises(DynaMaskError, match=r"people\.safetensors.*missing"):
-        weights.bundled_path("people")
-    (checkpoints / "people.safetensors").write_bytes(b"x")
-    assert weights.bundled_path("people") == checkpoints / "people.safetensors"
+    with pytest.raises(DynaMaskError, match=r"shapes\.safetensors.*missing"):
+        weights.bundled_path("shapes")
+    (checkpoints / "shapes.safetensors").write_bytes(b"x")
+    assert weights.bundled_path("shapes") == checkpoints / "shapes.safetensors"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"people": 1}', '{"people": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"shapes": 1}', '{"shapes": {}}'])
 def test_a_broken_manifest_is_one_sentence(checkpoints, text):
     (checkpoints / "manifest.json").write_text(text)
     with pytest.raises(DynaMaskError, match="manifest"):

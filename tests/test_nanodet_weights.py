@@ -190,7 +190,7 @@ def test_which_sources_mean_nanodet(tmp_path, public):
         ("any.ckpt", True, True),
         ("any.pth", True, False),
         ("torchvision", False, False),
-        ("people", False, False),
+        ("things", False, False),
         (tmp_path / "none.safetensors", False, False),
     ):
         assert (is_nanodet_source(nanodet, source), is_nanodet_source(other, source)) == (for_nanodet, for_other)

@@ -275,5 +275,5 @@ def test_which_sources_mean_torchvision(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     for source in ("torchvision", "a/b.pth", "b.pt", tmp_path / "theirs.safetensors"):
         assert is_torchvision_source(source)
-    for source in ("people", "a/last.safetensors", *(tmp_path / f"{x}.safetensors" for x in ("ours", "other", "torn"))):
+    for source in ("shapes", "a/last.safetensors", *(tmp_path / f"{x}.safetensors" for x in ("ours", "other", "torn"))):
         assert not is_torchvision_source(source)

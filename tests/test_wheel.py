@@ -136,7 +136,7 @@ def test_costs_run_outside_the_checkout(installed, outside):
 def test_bundled_weights_predict_outside_the_checkout(installed, outside, tmp_path):
     pictures = sorted((installed / "app" / "examples").rglob("*"))
     example = next(path for path in pictures if path.suffix in (".jpg", ".png"))
-    command = ["predict", "--weights", "people", "--image", example, "--out", tmp_path / "out"]
+    command = ["predict", "--weights", "things", "--image", example, "--out", tmp_path / "out"]
     run(sys.executable, "-m", "dynamask", *command, **outside)
     results = json.loads((tmp_path / "out" / f"{example.stem}.json").read_text())
     assert results and all(result["mask_size"] in (14, 28, 56, 112) for result in results)

@@ -1,6 +1,6 @@
 """Put trained weights into checkpoints/: the file, its manifest entry and its model card, with figures measured here.
 
-    python tools/bundle.py --weights runs/people/last.safetensors --name people --images DIR --annotations JSON \
+    python tools/bundle.py --weights runs/things/last.safetensors --name things --half --images DIR --annotations JSON \
         --holdout 8 --trained-on "a sentence" --licence "of the weights and of the data" --command "dynamask train …"
     python tools/bundle.py --weights runs/fcn-28/last.safetensors --name shapes-fcn-28 --detector shapes \
         --data shapes:1001:100 --trained-on "a sentence" --licence "of weights and data" --command "dynamask train …"

@@ -1,4 +1,4 @@
-// The state in the address: `#w=people&e=astronaut.jpg&p=budget&b=0.0500…`. Writing and reading; see navigation.js for
+// The state in the address: `#w=things&e=astronaut.jpg&p=budget&b=0.0500…`. Writing and reading; see navigation.js for
 // following a link.
 
 import { roundTo } from "./format.js";

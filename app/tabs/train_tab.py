@@ -20,7 +20,7 @@ from dynamask.structures import DynaMaskError
 if TYPE_CHECKING:
     from app.context import PageContext
 
-PREFERRED = ("shapes", "objects", "people")
+PREFERRED = ("shapes", "things")
 """Weights whose frozen detector and mask branch are used, if the page offers them, in order of preference."""
 REDRAW_SECONDS = 0.4
 """Least time between two updates of the page."""

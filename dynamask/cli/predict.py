@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "predict", help="masks for pictures", description="Overlays and COCO results of pictures."
     )
-    parser.add_argument("--weights", default="people", help="bundled name or .safetensors file (default: people)")
+    parser.add_argument("--weights", default="things", help="bundled name or .safetensors file (default: things)")
     parser.add_argument("--image", nargs="+", required=True, type=Path, metavar="P", help="pictures")
     add_choice(parser, "learned, size, fixed:S")
     parser.add_argument("--score", type=float, help="score threshold, 0-1 (default: that of the weights)")

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str | Path = "people", device: str | torch.device = "cpu") -> Predictor:
+def load(name_or_path: str | Path = "things", device: str | torch.device = "cpu") -> Predictor:
     """Load the predictor of weights of any family.
 
     Args:

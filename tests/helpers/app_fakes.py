@@ -98,14 +98,14 @@ def class_counts(*sizes: tuple[str, int]) -> list[dict]:
     return class_rows([name for name, _ in sizes], np.array([size for _, size in sizes]), unknown)
 
 
-def fake_catalog(first: str = "people", others: tuple[str, ...] = (), **predictors) -> WeightsCatalog:
+def fake_catalog(first: str = "things", others: tuple[str, ...] = (), **predictors) -> WeightsCatalog:
     """Fakes by name; `predictors` where a particular one is wanted."""
     return WeightsCatalog(lambda name: predictors.get(name) or FakePredictor(), first, [first, *others])
 
 
 def fake_handlers(examples: Sequence[SourcePicture] = (), **predictors) -> ExploreHandlers:
-    """Handlers with the weights people and shapes, invented unless they are given."""
-    return ExploreHandlers(fake_catalog("people", ("shapes",), **predictors), list(examples))
+    """Handlers with the weights things and shapes, invented unless they are given."""
+    return ExploreHandlers(fake_catalog("things", ("shapes",), **predictors), list(examples))
 
 
 def ask(handlers: ExploreHandlers, session: Session | None = None, folder: Path = Path(), **request) -> tuple:
@@ -116,7 +116,7 @@ def ask(handlers: ExploreHandlers, session: Session | None = None, folder: Path 
     return json.loads(text), session
 
 
-def open_upload(handlers: ExploreHandlers, path: Path, name: str = "photo.png", weights: str = "people") -> tuple:
+def open_upload(handlers: ExploreHandlers, path: Path, name: str = "photo.png", weights: str = "things") -> tuple:
     """The view of an uploaded file and its session."""
     return ask(handlers, None, path.parent, ask="open", kind="upload", path=str(path), name=name, weights=weights)
 

@@ -26,7 +26,7 @@ SLOW = 60_000
 def served(folder: Path, patch: Any) -> Iterator[str]:
     """Serve the page; gives its address.
 
-    The weights are people, shapes and objects (invented), tiny (a small DynaMask, which the Train tab uses), and solo,
+    The weights are things, shapes and mine (invented), tiny (a small DynaMask, which the Train tab uses), and solo,
     plain and coarse (small one-stage models). The examples are first.jpg (a photograph) and second.jpg (90 × 60).
     """
     from app import ui
@@ -45,10 +45,10 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
         "coarse": predictor_of(finding_solo(AggregationConfig(neighbours="corners"), mask_grids=(4, 3, 2, 2, 1))),
     }
     rows = class_counts(("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1))
-    tables = {"people": make_table(rows, None, "people", "a test", 1, "detected", MACS, 0.4)}
+    tables = {"things": make_table(rows, None, "things", "a test", 1, "detected", MACS, 0.4)}
     patch.setattr(classes_tab, "bundled_tables", lambda: tables)
     patch.setattr(train_tab, "PREFERRED", ("tiny",))
-    catalog = fake_catalog("people", ("objects", *predictors), **predictors)
+    catalog = fake_catalog("things", ("mine", *predictors), **predictors)
     page = ui.build(ExploreHandlers(catalog, find_examples(folder)))
     _, address, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
     yield address
@@ -77,8 +77,8 @@ def reset(page: Any) -> None:
     go(page, "Explore")
     if page.get_attribute(".dm-draw", "aria-pressed") == "true":
         page.click(".dm-draw")
-    page.evaluate("location.hash = `w=people&e=first.jpg&p=learned&t=0.5&o=0.45&time=${performance.now()}`")
-    page.wait_for_function(f"{STATE}.view.weights === 'people' && {STATE}.view.key === 'first.jpg'", timeout=20_000)
+    page.evaluate("location.hash = `w=things&e=first.jpg&p=learned&t=0.5&o=0.45&time=${performance.now()}`")
+    page.wait_for_function(f"{STATE}.view.weights === 'things' && {STATE}.view.key === 'first.jpg'", timeout=20_000)
     page.fill(".dm-budget", "200")
     drawn(page)  # the policy "budget" is checked now
     page.check("[name=dm-policy][value=learned]", force=True)
