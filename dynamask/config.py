@@ -188,6 +188,9 @@ class ModelConfig(BaseModelConfig):
     region_margin: float = 0.0
     """Share (0–0.5) of a box's width and height by which its region is enlarged on every side, before the mask branch
     reads features and before masks are pasted: masks can reach beyond boxes that cut an object off."""
+    mask_nms: float = 0.0
+    """Mask IoU from which a predictor leaves out the worse-scored of two objects of one class, 0–1; 0 leaves out
+    none. See :func:`dynamask.ops.mask_nms.distinct_masks`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,6 +203,7 @@ class ModelConfig(BaseModelConfig):
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
         if not 0 <= self.region_margin <= 0.5:
             raise DynaMaskError(f"region_margin is {self.region_margin}; give a share of the box from 0 to 0.5")
+        _check_shares(self, "mask_nms")
 
     @property
     def detector_kind(self) -> str:

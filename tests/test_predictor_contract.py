@@ -32,11 +32,14 @@ FEATURES = {
     "boxes": {"boxes": [[4.0, 4.0, 60.0, 50.0]]},
     "labels": {"boxes": [[4.0, 4.0, 60.0, 50.0]], "labels": [1]},
     "detections": {"detections": [{"bbox": [4.0, 4.0, 56.0, 46.0], "score": 0.7, "category_id": 1}]},
+    "mask_nms": {"mask_nms": 0.7},
     "all_sizes": {"all_sizes": True},
     **{f"fixed:{size}": {"policy": f"fixed:{size}"} for size in MASK_SIZES},
 }
 """Arguments beside their defaults, which a family may refuse."""
-DEFAULTS = {"policy": "learned", "all_sizes": False} | dict.fromkeys(("budget", "boxes", "labels", "detections"))
+DEFAULTS = {"policy": "learned", "all_sizes": False} | dict.fromkeys(
+    ("budget", "boxes", "labels", "detections", "mask_nms")
+)
 
 
 @cache
@@ -57,7 +60,7 @@ def predicted(name: str) -> Prediction:
 def supported(predictor: Predictor) -> set[str]:
     """The keys of FEATURES that the predictor's capabilities promise."""
     features = {f"fixed:{size}" for size in predictor.mask_sizes}
-    features |= {"boxes", "labels", "detections"} if predictor.takes_boxes else set()
+    features |= {"boxes", "labels", "detections", "mask_nms"} if predictor.takes_boxes else set()
     features |= {"all_sizes"} if predictor.mask_sizes else set()
     return features | ({"budget", "size"} if predictor.has_switch else set())
 

@@ -33,6 +33,17 @@ def add_choice(parser: argparse.ArgumentParser, policies: str) -> None:
     )
 
 
+def add_mask_nms(parser: argparse.ArgumentParser) -> None:
+    """Add ``--mask-nms``."""
+    parser.add_argument(
+        "--mask-nms",
+        type=float,
+        metavar="IOU",
+        help="leave out the worse-scored of two objects of one class from this mask IoU on, 0-1; 0 leaves out none "
+        "(default: the weights' value)",
+    )
+
+
 def check_json(target: str | None) -> None:
     """Raise :class:`DynaMaskError` if the folder of ``--json`` does not exist, before the work starts."""
     if target is not None and target != "-" and not Path(target).absolute().parent.is_dir():

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, add_data, add_json, held_out, open_selected_data, print_summary, write_json
+from dynamask.cli.common import (
+    add_choice,
+    add_data,
+    add_json,
+    add_mask_nms,
+    held_out,
+    open_selected_data,
+    print_summary,
+    write_json,
+)
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
@@ -32,6 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--budget-scope", default="image", help="image or dataset (default: image)")
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
     parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
+    add_mask_nms(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random policy")
     parser.add_argument("--device", default="cpu")
     add_json(parser)
@@ -86,6 +96,7 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
             boxes=arguments.boxes,
             score=predictor.score_threshold if arguments.score is None else arguments.score,
             seed=arguments.seed,
+            mask_nms=arguments.mask_nms,
         )
         return predictor, options, *open_selected_data(arguments, predictor.class_names)
 

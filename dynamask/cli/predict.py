@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, check_folder, print_line, write_json
+from dynamask.cli.common import add_choice, add_mask_nms, check_folder, print_line, write_json
 from dynamask.files import replacing
 from dynamask.structures import DynaMaskError
 
@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--image", nargs="+", required=True, type=Path, metavar="P", help="pictures")
     add_choice(parser, "learned, size, fixed:S")
     parser.add_argument("--score", type=float, help="score threshold, 0-1 (default: that of the weights)")
+    add_mask_nms(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for STEM.png and STEM.json")
     parser.add_argument("--device", default="cpu")
     parser.set_defaults(run=_predict)
@@ -48,7 +49,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     check_folder(arguments.out)
     outputs = []  # everything is computed before anything is written
     for number, path in enumerate(arguments.image, start=1):
-        prediction = predictor(path, policy=policy, budget=arguments.budget, score=arguments.score)
+        choice = {"policy": policy, "budget": arguments.budget, "mask_nms": arguments.mask_nms}
+        prediction = predictor(path, score=arguments.score, **choice)
         outputs.append((_table(path, prediction), draw_prediction(prediction), prediction.to_coco(number)))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for stem, (table, overlay, results) in zip(stems, outputs):

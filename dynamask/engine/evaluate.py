@@ -40,6 +40,8 @@ class EvaluationOptions:
         boxes: "detected", or "gt" for masks in the true boxes.
         score: detections below this score are left out.
         seed: of the random policy.
+        mask_nms: mask IoU from which the worse-scored of two detections of one class is left out; 0 leaves out none,
+            and None is the value of the weights.
     """
 
     policy: str = "learned"
@@ -48,6 +50,7 @@ class EvaluationOptions:
     boxes: str = "detected"
     score: float = 0.05
     seed: int = 0
+    mask_nms: float | None = None
 
     def __post_init__(self) -> None:
         Policy.parse(self.policy, DATASET_POLICIES).check_budget(self.budget)
@@ -154,7 +157,8 @@ class Collector:
     def add(self, image: Tensor, target: dict[str, Any]) -> Prediction:
         """Predict one item of the data set and keep its instances."""
         options = self.options
-        choice = {"policy": LEARNED if options.over_dataset else options.policy}
+        choice: dict[str, Any] = {"policy": LEARNED if options.over_dataset else options.policy}
+        choice["mask_nms"] = options.mask_nms
         if not options.over_dataset:
             choice["budget"] = options.budget
         all_sizes = self.every_size and bool(self.predictor.mask_sizes)

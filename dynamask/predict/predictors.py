@@ -17,13 +17,15 @@ from dynamask.data.pictures import PictureSource, read_picture
 from dynamask.models.detectors.base import EncodedImages
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.costs import MaskBranchCosts
+from dynamask.models.masks.heads.base import RegionState
 from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.solo.inference import detect
 from dynamask.models.solo.model import SoloNet
+from dynamask.ops.mask_nms import distinct_masks
 from dynamask.predict.given import Boxes, Detections, GivenDetections, check_boxes, read_detections, whole_numbers
 from dynamask.predict.prediction import CachedRegions, Cells, Prediction
-from dynamask.structures import DynaMaskError
+from dynamask.structures import MASK_SIZES, DynaMaskError
 
 
 class Predictor(Protocol):
@@ -82,6 +84,7 @@ class Predictor(Protocol):
         labels: Sequence[int] | None = None,
         all_sizes: bool = False,
         detections: Detections | None = None,
+        mask_nms: float | None = None,
     ) -> Prediction:
         """Predict on one image.
 
@@ -98,6 +101,9 @@ class Predictor(Protocol):
             detections: of another model: predict masks in their boxes. The prediction has their scores and classes,
                 best score first. See :func:`dynamask.predict.given.read_detections` for the forms; weights with a mask
                 for each class need the class names of the detections, or without names their category ids.
+            mask_nms: mask IoU from which the worse-scored of two objects of one class is left out, 0–1; 0 leaves out
+                none, and None is the value of the weights. Masks are compared at the coarsest size before sizes are
+                chosen, so all policies get the same objects. Given boxes and detections are never left out.
 
         Raises:
             DynaMaskError: an image or argument that cannot be used.
@@ -129,6 +135,7 @@ class _ModelPredictor:
         labels: Sequence[int] | None = None,
         all_sizes: bool = False,
         detections: Detections | None = None,
+        mask_nms: float | None = None,
     ) -> Prediction:
         """See :meth:`Predictor.__call__`."""
         choice = self.check_choice(policy, budget)
@@ -136,21 +143,37 @@ class _ModelPredictor:
             score = self.default_score if detections is None else 0.0
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
-        if labels is not None and boxes is None:
-            raise DynaMaskError("labels were given without boxes; give the boxes as well, or neither")
-        if boxes is not None and detections is not None:
-            raise DynaMaskError("boxes and detections were both given; give one of the two")
-        if not self.takes_boxes and not (boxes is None and detections is None):
-            given = "boxes; omit boxes and labels" if detections is None else "detections; omit them"
-            raise DynaMaskError(f"a one-stage model takes no {given}")
+        self._check_given(boxes, labels, detections)
+        if mask_nms is not None:
+            self._check_mask_nms(mask_nms, given=boxes is not None or detections is not None)
         if all_sizes and not self.mask_sizes:
             raise DynaMaskError("a one-stage model has one mask size; omit all_sizes")
-        prediction = self._predict(read_picture(image), score, boxes, labels, detections)
+        prediction = self._predict(read_picture(image), score, boxes, labels, detections, mask_nms)
         if all_sizes:
             start = time.perf_counter()
             prediction.regions.ensure_all()
             prediction.timings["all_sizes"] = _milliseconds(start)
         return self._select(prediction, *choice)
+
+    def _check_given(self, boxes: Boxes | None, labels: Sequence[int] | None, detections: Detections | None) -> None:
+        """Refuse what cannot be given, or not together."""
+        if labels is not None and boxes is None:
+            raise DynaMaskError("labels were given without boxes; give the boxes as well, or neither")
+        if boxes is not None and detections is not None:
+            raise DynaMaskError("boxes and detections were both given; give one of the two")
+        if boxes is not None and not self.takes_boxes:
+            raise DynaMaskError("a one-stage model takes no boxes; omit boxes and labels")
+        if detections is not None and not self.takes_boxes:
+            raise DynaMaskError("a one-stage model takes no detections; omit them")
+
+    def _check_mask_nms(self, mask_nms: float, given: bool) -> None:
+        """Refuse a threshold out of range, or one that would have no effect."""
+        if not self.takes_boxes:
+            raise DynaMaskError("a one-stage model has matrix NMS; omit mask_nms")
+        if not 0.0 <= mask_nms <= 1.0:
+            raise DynaMaskError(f"mask_nms is {mask_nms}; give a mask IoU from 0 to 1, or 0 to leave out none")
+        if mask_nms and given:
+            raise DynaMaskError("mask_nms leaves out no given boxes; omit it, or let the model detect")
 
     def select(self, prediction: Prediction, policy: str | Policy = LEARNED, budget: float | None = None) -> Prediction:
         """See :meth:`Predictor.select`."""
@@ -183,12 +206,18 @@ class _Objects:
     category_ids: tuple[int, ...]
     class_ids: tuple[int, ...] = ()
 
+    def take(self, keep: Tensor) -> _Objects:
+        """The objects where ``keep`` (R,) is True."""
+        columns = ("boxes", "inside", "labels", "mask_labels", "scores")
+        return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in columns})
+
 
 class TwoStagePredictor(_ModelPredictor):
     """Predicts with DynaMask or a baseline, see :class:`Predictor`.
 
     ``timings`` of its predictions are "detect", "regions", "masks" and, after ``all_sizes=True``, "all_sizes";
-    ``image_macs`` are those of the projected feature maps and the switch.
+    ``image_macs`` are those of the projected feature maps and the switch, and with ``mask_nms`` of the coarsest masks
+    of the "duplicates".
 
     Args:
         model: on the device to use; it is put into evaluation mode.
@@ -247,6 +276,7 @@ class TwoStagePredictor(_ModelPredictor):
         boxes: Boxes | None,
         labels: Sequence[int] | None,
         detections: Detections | None,
+        mask_nms: float | None,
     ) -> Prediction:
         """Run backbone, detector (unless boxes are given) and the shared part of the mask branch; no size is chosen."""
         image_size = pixels.shape[:2]
@@ -261,12 +291,18 @@ class TwoStagePredictor(_ModelPredictor):
         detect_time = _milliseconds(start)
         start = time.perf_counter()
         state = self.model.regions(encoded, [found.inside], [found.mask_labels])
+        image_macs = self.costs.image_macs([tuple(m.shape[-2:]) for m in state.maps], len(found.boxes))
+        threshold = self.model.config.mask_nms if mask_nms is None else mask_nms
+        if threshold and boxes is None and detections is None:
+            keep = self._distinct(state, found, threshold)
+            image_macs["duplicates"] = int((~keep).sum()) * self.costs.macs_per_instance[0]
+            state, found = state.take(torch.nonzero(keep)[:, 0]), found.take(keep)
         return Prediction(
             boxes=found.boxes.cpu().float(),
             labels=found.labels.cpu(),
             scores=found.scores.cpu().float(),
             macs=torch.zeros(len(found.boxes), dtype=torch.int64),
-            image_macs=self.costs.image_macs([tuple(m.shape[-2:]) for m in state.maps], len(found.boxes)),
+            image_macs=image_macs,
             image_size=image_size,
             picture=pixels,
             timings={"detect": detect_time, "regions": _milliseconds(start)},
@@ -284,6 +320,15 @@ class TwoStagePredictor(_ModelPredictor):
         boxes = resize_boxes(found["boxes"], encoded.image_sizes[0], encoded.original_sizes[0])
         labels, names = found["labels"], self.class_names
         return _Objects(boxes, found["boxes"], labels, labels, found["scores"], names, self.category_ids)
+
+    def _distinct(self, state: RegionState, found: _Objects, threshold: float) -> Tensor:
+        """(R,) bool, False for the duplicates among found objects, by their masks at the coarsest size."""
+        if len(state) == 0:
+            return torch.ones(0, dtype=torch.bool, device=self.device)
+        branch = self.model.mask_branch
+        rows, coarsest = torch.arange(len(state), device=self.device), MASK_SIZES.index(branch.mask_sizes[0])
+        probs = branch.head.mask_logits(state, coarsest, rows).sigmoid()
+        return distinct_masks(probs, state.rois[:, 1:], found.labels, threshold)
 
     def _in_boxes(self, encoded: EncodedImages, boxes: Tensor, labels: Sequence[int] | None) -> _Objects:
         """The objects in given boxes (R, 4) in image pixels."""
@@ -357,6 +402,7 @@ class OneStagePredictor(_ModelPredictor):
         boxes: Boxes | None,
         labels: Sequence[int] | None,
         detections: Detections | None,
+        mask_nms: float | None,
     ) -> Prediction:
         """Run the network; there are no boxes, labels and detections."""
         start = time.perf_counter()
