@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamask.cli.training import _initialise
-from dynamask.models.detectors.nanodet_weights import add_teacher, is_nanodet_source, load_nanodet, read_nanodet_state
+from dynamask.models.detectors.nanodet_weights import (
+    COCO_NAMES,
+    add_teacher,
+    class_rows,
+    is_nanodet_source,
+    load_nanodet,
+    read_nanodet_state,
+)
 from dynamask.models.detectors.torchvision_weights import load_torchvision_detector
 from dynamask.models.weights import save_model
 from dynamask.structures import DynaMaskError
@@ -34,9 +41,10 @@ def network_input(seed: int = 0) -> torch.Tensor:
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(seed))
 
 
-def folded_file(path, public):
-    """A .safetensors file, in the naming of the folded files, that holds the same network as a public state."""
-    model = tiny_nanodet()
+@pytest.fixture(scope="module")
+def folded(public, tmp_path_factory):
+    """A .safetensors file, in the naming of the folded files, of the network in folded.pth next to it."""
+    path, model = tmp_path_factory.mktemp("folded") / "folded.safetensors", tiny_nanodet()
     load_nanodet(model, write_checkpoint(path.with_suffix(".pth"), public))
     tensors = {}
     for name, value in model.detector.state_dict().items():
@@ -86,14 +94,13 @@ def test_tensors_arrive_at_the_modules_of_the_same_role(tmp_path, public):
     assert torch.equal(body.conv1[0].weight, public["backbone.conv1.0.weight"][:, [2, 1, 0]])
 
 
-def test_a_folded_file_gives_the_same_predictions_with_and_without_norms(tmp_path, public):
-    path = folded_file(tmp_path / "folded.safetensors", public)
-    original, folded, kept = tiny_nanodet(), tiny_nanodet(seed=1), tiny_nanodet(seed=1, detector_norm="batch")
-    load_nanodet(original, tmp_path / "folded.pth")
-    assert "identities" not in load_nanodet(folded, path)
-    assert "its batch norms are identities" in load_nanodet(kept, path)
+def test_a_folded_file_gives_the_same_predictions_with_and_without_norms(folded):
+    original, plain, kept = tiny_nanodet(), tiny_nanodet(seed=1), tiny_nanodet(seed=1, detector_norm="batch")
+    load_nanodet(original, folded.with_suffix(".pth"))
+    assert "identities" not in load_nanodet(plain, folded)
+    assert "its batch norms are identities" in load_nanodet(kept, folded)
     expected = predictions(original, network_input())
-    for model in (folded, kept):
+    for model in (plain, kept):
         found = predictions(model, network_input())
         torch.testing.assert_close(found.class_logits, expected.class_logits, atol=1e-4, rtol=0)
         torch.testing.assert_close(found.bin_logits, expected.bin_logits, atol=1e-4, rtol=0)
@@ -134,12 +141,42 @@ def test_other_classes_are_refused_or_start_anew_while_the_boxes_are_kept(tmp_pa
         load_nanodet(model, path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     message = load_nanodet(model, path, allow_other_classes=True)
-    assert "class scores are random, because the file has 3 classes" in message
+    assert "the class scores of class_1, class_2, class_3, … are random, too" in message
     for level, predictor in enumerate(model.detector.head.gfl_cls):
         assert torch.equal(predictor.weight[5:], public[f"head.gfl_cls.{level}.weight"][3:])
         assert torch.equal(predictor.bias[5:], public[f"head.gfl_cls.{level}.bias"][3:])
         assert torch.equal(predictor.weight[:5], before[f"detector.head.gfl_cls.{level}.weight"][:5])
         assert torch.equal(predictor.bias[:5], before[f"detector.head.gfl_cls.{level}.bias"][:5])
+
+
+def test_classes_of_coco_are_found_by_name(tmp_path):
+    state = public_state("m", classes=80)
+    path = write_checkpoint(tmp_path / "coco.pth", state)
+    weight, dog, person = state["head.gfl_cls.1.weight"], COCO_NAMES.index("dog"), COCO_NAMES.index("person")
+    model = tiny_nanodet(class_names=("__background__", "dog", "person"))
+    assert "random, too" not in load_nanodet(model, path)
+    assert torch.equal(model.detector.head.gfl_cls[1].weight, weight[[dog, person, *range(80, 112)]])
+    model = tiny_nanodet(class_names=("__background__", "helmet", "person"))
+    with pytest.raises(DynaMaskError, match="have 80 classes and the model has 2, of which helmet cannot be found"):
+        load_nanodet(model, path)
+    own = model.detector.head.gfl_cls[1].weight[0].clone()
+    assert "the class scores of helmet are random, too" in load_nanodet(model, path, allow_other_classes=True)
+    assert torch.equal(model.detector.head.gfl_cls[1].weight[0], own)
+    assert torch.equal(model.detector.head.gfl_cls[1].weight[1:], weight[[person, *range(80, 112)]])
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "rows"),
+    [
+        (COCO_NAMES[::-1], 80, list(range(80))[::-1]),
+        (("person", *(f"class_{i}" for i in range(79))), 80, list(range(80))),  # 80 classes of somebody's own
+        (("person", "car"), 2, [0, 1]),
+        (("person", "car"), 3, [None, None]),
+        (("a", "b"), 80, [None, None]),
+    ],
+)
+def test_which_output_of_a_file_is_which_class(names, classes, rows):
+    assert class_rows(names, classes) == rows
 
 
 def test_missing_additional_and_unfit_tensors_are_named_and_nothing_is_loaded(tmp_path, public):
@@ -180,8 +217,7 @@ def test_files_that_cannot_be_read_are_refused_in_one_sentence(tmp_path, public)
         assert "\n" not in str(refusal.value)
 
 
-def test_which_sources_mean_nanodet(tmp_path, public):
-    folded = folded_file(tmp_path / "folded.safetensors", public)
+def test_which_sources_mean_nanodet(tmp_path, folded):
     own, nanodet, other = tmp_path / "own.safetensors", tiny_nanodet(), tiny_model()
     save_model(nanodet, own)
     for source, for_nanodet, for_other in (
@@ -212,7 +248,7 @@ def test_the_command_says_what_was_loaded_and_refuses_other_classes_for_a_frozen
     said = capsys.readouterr().err
     assert said.startswith("dynamask: loaded the detector of ") and "everything else has random weights" in said
     _initialise(tiny_nanodet(num_classes=6), Namespace(init=path, init_part="detector", freeze=None))
-    assert "class scores are random" in capsys.readouterr().err
+    assert "class scores of class_1, class_2, class_3, … are random" in capsys.readouterr().err
     with pytest.raises(DynaMaskError, match="have 3 classes and the model has 5"):
         _initialise(tiny_nanodet(num_classes=6), Namespace(init=path, init_part=None, freeze="detector"))
     with pytest.raises(DynaMaskError, match="leave out --init-part"):

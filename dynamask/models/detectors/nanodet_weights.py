@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,12 +19,15 @@ from dynamask.models.detectors.gfl_head import BINS
 from dynamask.models.detectors.nanodet import NECK_CHANNELS, NanoDetDetector
 from dynamask.models.detectors.shufflenet import STAGE_WIDTHS
 from dynamask.models.detectors.state_dicts import CHECKPOINTS, check_fit, has_foreign_tensor, read_state_dict
+from dynamask.models.detectors.torchvision_weights import COCO_V1
 from dynamask.models.hub import find_weights
 from dynamask.models.weights import load_model
 from dynamask.structures import DynaMaskError
 
 EPS = 1e-5
 """Of the batch norms of public checkpoints, which do not store it."""
+COCO_NAMES = tuple(name for name in COCO_V1.meta["categories"] if name not in ("__background__", "N/A"))
+"""COCO's 80 classes in the order of public checkpoints."""
 SIZES = {"shufflenet_v2_x1_0": "NanoDet-Plus-m", "shufflenet_v2_x1_5": "NanoDet-Plus-m-1.5x"}
 """Published sizes by the name of their backbone."""
 _PARTS = NanoDetDetector.PRETRAINED_MODULES
@@ -79,15 +82,15 @@ def load_nanodet(model: nn.Module, source: str | Path, allow_other_classes: bool
     Args:
         model: with a :class:`NanoDetDetector` of the same size, and the ImageNet normalisation; changed in place.
         source: a .safetensors file, or a .pth or .ckpt checkpoint.
-        allow_other_classes: accept a file with another number of classes; only the predictor of boxes is then taken
-            from the last layer, and the class scores stay as they are.
+        allow_other_classes: accept a file that lacks classes of the model, see :func:`class_rows`; the scores of these
+            classes stay as they are, while the boxes, which all classes share, are taken from the file.
 
     Returns:
         A sentence that says what was loaded.
 
     Raises:
         DynaMaskError: the model has another detector or normalisation, or the file cannot be read, is not of
-            NanoDet-Plus, of another size or number of classes, or lacks a tensor; the model is not changed.
+            NanoDet-Plus, of another size or of other classes, or lacks a tensor; the model is not changed.
     """
     path, detector = Path(source), getattr(model, "detector", None)
     if not isinstance(detector, NanoDetDetector):
@@ -100,20 +103,22 @@ def load_nanodet(model: nn.Module, source: str | Path, allow_other_classes: bool
     stored = read_nanodet_state(path)
     size = _check_size(stored, detector, path)
     classes = len(stored[_PREDICTOR.format(0, "weight")]) - 4 * BINS
-    notes = ""
-    if classes != detector.head.num_classes:
-        if not allow_other_classes:
-            raise DynaMaskError(
-                f"weights {path} have {classes} classes and the model has {detector.head.num_classes}; give weights "
-                "with as many classes, or train the detector too, so that its class scores can start anew"
-            )
-        stored = _with_own_classes(stored, detector, classes)
-        notes = f"; the class scores are random, because the file has {classes} classes"
+    names = model.config.class_names[1:]
+    rows = class_rows(names, classes)
+    unknown = [name for name, row in zip(names, rows) if row is None]
+    named = f"{', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''}"
+    if unknown and not allow_other_classes:
+        raise DynaMaskError(
+            f"weights {path} have {classes} classes and the model has {len(names)}, of which {named} cannot be found "
+            "in them; give weights of these classes, or train the detector too, so that they start from random weights"
+        )
+    stored = _pick_classes(stored, detector, rows, classes)
     tensors, identities = _fit_norms(stored, detector)
     own = {name: value for name, value in detector.state_dict().items() if name.startswith(_PARTS)}
     own = {name: value for name, value in own.items() if not _UNUSED.search(name)}
     check_fit(tensors, own, path)
     detector.load_state_dict(tensors, strict=False)
+    notes = f"; the class scores of {named} are random, too" if unknown else ""
     if identities:
         notes += "; its batch norms are identities, because those of the file are folded"
     return f"loaded the detector of {path} ({size}); everything else has random weights{notes}"
@@ -191,17 +196,38 @@ def _size_name(stage2: int, neck: int) -> str:
     return f"an unknown size with {stage2} channels at stride 8 and {neck} in the neck"
 
 
-def _with_own_classes(stored: dict[str, Tensor], detector: NanoDetDetector, classes: int) -> dict[str, Tensor]:
-    """The stored tensors, with the detector's own rows of the classes in every predictor."""
-    own, count = detector.head.state_dict(), detector.head.num_classes
-    replaced = dict(stored)
+def class_rows(names: Sequence[str], classes: int) -> list[int | None]:
+    """The output (0-based) of a file for each class of a model, None for a class that the file does not have.
+
+    The outputs of a file with 80 classes are COCO's, and found by name, unless the model has 80 classes with other
+    names. Any other file must have the classes of the model, in the same order.
+
+    Args:
+        names: classes of the model, without background.
+        classes: of the file.
+    """
+    known = [name in COCO_NAMES for name in names]
+    if classes == len(COCO_NAMES) and (all(known) or (len(names) != classes and any(known))):
+        return [COCO_NAMES.index(name) if name in COCO_NAMES else None for name in names]
+    return list(range(classes)) if len(names) == classes else [None] * len(names)
+
+
+def _pick_classes(
+    stored: dict[str, Tensor], detector: NanoDetDetector, rows: list[int | None], classes: int
+) -> dict[str, Tensor]:
+    """The stored tensors with the outputs in the order of the model's classes; unknown classes keep the model's own."""
+    picked, own = dict(stored), detector.head.state_dict()
+    known = torch.tensor([label for label, row in enumerate(rows) if row is not None], dtype=torch.int64)
+    source = torch.tensor([row for row in rows if row is not None], dtype=torch.int64)
     for level in range(len(detector.head.gfl_cls)):
         for kind in ("weight", "bias"):
             name = _PREDICTOR.format(level, kind)
-            if name in stored:
-                rows = own[name.removeprefix("head.")][:count].cpu()
-                replaced[name] = torch.cat([rows, stored[name][classes:]])
-    return replaced
+            if name in stored and len(stored[name]) == classes + 4 * BINS:
+                scores = own[name.removeprefix("head.")][: len(rows)].detach().cpu().clone()
+                if stored[name].shape[1:] == scores.shape[1:]:
+                    scores[known] = stored[name][source]
+                    picked[name] = torch.cat([scores, stored[name][classes:]])
+    return picked
 
 
 def _fit_norms(stored: dict[str, Tensor], detector: NanoDetDetector) -> tuple[dict[str, Tensor], bool]:
