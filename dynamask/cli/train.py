@@ -41,10 +41,33 @@ def add(commands: Any) -> None:
         "--val-images", type=Path, metavar="DIR", help="pictures to validate on, with --val-annotations"
     )
     parser.add_argument("--val-annotations", type=Path, metavar="JSON", help="COCO annotations")
+    parser.add_argument("--merge-classes", action="store_true", help="train all classes as one class, 'object'")
+    _add_weights(parser)
+    parser.add_argument(
+        "--freeze", choices=["detector", "all-but-switch"], help="train only the mask branch, or only the switch"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the newest state in --out")
+    parser.add_argument(
+        "--scale-lr",
+        action="store_true",
+        help="multiply the learning rate by --batch-size over the recipe's batch size",
+    )
+    _add_fields(parser.add_argument_group("schedule"), TrainConfig)
+    _add_fields(parser.add_argument_group("losses"), LossConfig)
+    skip = ("name", "class_names", "category_ids")
+    _add_fields(parser.add_argument_group("model"), ModelConfig, skip)
+    shared = tuple(field.name for field in dataclasses.fields(ModelConfig))
+    nested = ("aggregation", "scale_ranges")
+    _add_fields(parser.add_argument_group("one-stage model"), SoloConfig, (*skip, *nested, *shared))
+    _add_fields(parser.add_argument_group("aggregation (SODAR)"), AggregationConfig, prefix="agg_")
+    parser.set_defaults(run=_train)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for weights that a training starts from or learns from."""
     parser.add_argument(
         "--backbone-weights", metavar="FILE|timm", help="ImageNet weights with timm's names; 'timm' downloads them"
     )
-    parser.add_argument("--merge-classes", action="store_true", help="train all classes as one class, 'object'")
     parser.add_argument(
         "--init",
         metavar="FILE|NAME|torchvision",
@@ -64,24 +87,6 @@ def add(commands: Any) -> None:
         help="for the nanodet_plus models: train scores and boxes towards those of this detector instead of the "
         "annotated boxes; a file of NanoDet-Plus as for --init, or weights of dynamask",
     )
-    parser.add_argument(
-        "--freeze", choices=["detector", "all-but-switch"], help="train only the mask branch, or only the switch"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue from the newest state in --out")
-    parser.add_argument(
-        "--scale-lr",
-        action="store_true",
-        help="multiply the learning rate by --batch-size over the recipe's batch size",
-    )
-    _add_fields(parser.add_argument_group("schedule"), TrainConfig)
-    _add_fields(parser.add_argument_group("losses"), LossConfig)
-    skip = ("name", "class_names", "category_ids")
-    _add_fields(parser.add_argument_group("model"), ModelConfig, skip)
-    shared = tuple(field.name for field in dataclasses.fields(ModelConfig))
-    nested = ("aggregation", "scale_ranges")
-    _add_fields(parser.add_argument_group("one-stage model"), SoloConfig, (*skip, *nested, *shared))
-    _add_fields(parser.add_argument_group("aggregation (SODAR)"), AggregationConfig, prefix="agg_")
-    parser.set_defaults(run=_train)
 
 
 def _add_fields(group: Any, config: type, skip: Sequence[str] = (), prefix: str = "") -> None:
