@@ -84,6 +84,7 @@ _DYNAMASK_NANODET = ModelConfig(
     test_min_size=416,
     max_size=416,
     display_score=0.4,
+    mask_nms=0.7,
     mask_rois=8,
 )
 _SOLO = SoloConfig()

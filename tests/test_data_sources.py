@@ -16,6 +16,7 @@ from PIL import Image
 from dynamask.cli import build_parser, main
 from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import CocoDataset
+from dynamask.data.instances import is_held_out
 from dynamask.data.sources import find_source, open_data
 from dynamask.models.weights import save_model
 from dynamask.structures import DynaMaskError
@@ -217,3 +218,24 @@ def test_mistakes_are_refused_before_the_work(city, tmp_path, capsys, more, sent
     err = capsys.readouterr().err
     assert sentence in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_subset_holds_the_chosen_pictures_and_their_annotations(tmp_path, capsys):
+    source, out = tmp_path / "all.json", tmp_path / "some.json"
+    coco_file(source, [f"{number}.jpg" for number in range(40)])
+    coco = json.loads(source.read_text())
+    for image in coco["images"]:
+        image["coco_url"] = f"http://example.org/{'val2017' if image['id'] % 2 else 'train2017'}/{image['id']}.jpg"
+    source.write_text(json.dumps(coco))
+    words = ["data", "subset", "--annotations", str(source), "--out", str(out)]
+    assert main([*words, "--holdout", "4", "--where", "coco_url=val2017"]) == 0
+    subset = json.loads(out.read_text())
+    ids = [image["id"] for image in subset["images"]]
+    assert ids == [image["id"] for image in coco["images"] if image["id"] % 2 and is_held_out(image["id"], 4)] != []
+    assert subset["annotations"] == [each for each in coco["annotations"] if each["image_id"] in ids]
+    assert subset["categories"] == coco["categories"]
+    out.unlink()
+    capsys.readouterr()
+    for wrong in (["--where", "val2017"], ["--holdout", "1"], ["--where", "coco_url=test2017"]):
+        assert main([*words, *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1 and not out.exists()

@@ -1,4 +1,4 @@
-"""``dynamask data check``: counts of a data set and everything that is wrong with it."""
+"""``dynamask data``: counts of a data set and everything that is wrong with it, and subsets of annotation files."""
 
 from __future__ import annotations
 
@@ -34,6 +34,18 @@ def add(commands: Any) -> None:
     check.add_argument("--most", type=int, default=SHOWN, metavar="N", help=shown)
     add_json(check)
     check.set_defaults(run=_check)
+    subset = parts.add_parser(
+        "subset",
+        help="write the annotations of some of the pictures to a new file",
+        description="Write the COCO annotations of some of the pictures to a new file; nothing else changes.",
+    )
+    subset.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="COCO annotations")
+    subset.add_argument("--holdout", type=int, metavar="M", help="the pictures that `train --holdout M` holds out")
+    subset.add_argument(
+        "--where", metavar="FIELD=TEXT", help="pictures whose field contains the text, such as coco_url=val2017"
+    )
+    subset.add_argument("--out", type=Path, required=True, metavar="JSON", help="the new file")
+    subset.set_defaults(run=_subset)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -63,6 +75,31 @@ def _check(arguments: argparse.Namespace) -> None:
     if not report["usable"]:
         source, count = arguments.data or arguments.annotations, len(report["findings"])
         raise DynaMaskError(f"nothing in {source} can be used ({count} findings); correct what is listed")
+
+
+def _subset(arguments: argparse.Namespace) -> None:
+    from dynamask.data.coco_format import load_coco, read_coco
+    from dynamask.data.instances import is_held_out
+
+    field, equals, text = (arguments.where or "").partition("=")
+    if arguments.where is not None and not (field and equals and text):
+        raise DynaMaskError(f"--where {arguments.where} is no condition; write FIELD=TEXT")
+    if arguments.holdout is not None and arguments.holdout < 2:
+        raise DynaMaskError(f"--holdout is {arguments.holdout}; give a whole number of at least 2")
+    read_coco(arguments.annotations, need_files=False)  # refuses what the other commands refuse
+    coco = load_coco(arguments.annotations)
+    images = [
+        image
+        for image in coco["images"]
+        if (arguments.holdout is None or is_held_out(image["id"], arguments.holdout))
+        and (not field or text in str(image.get(field, "")))
+    ]
+    if not images:
+        raise DynaMaskError(f"no picture of {arguments.annotations} meets the conditions; change --holdout or --where")
+    chosen = {image["id"] for image in images}
+    annotations = [each for each in coco["annotations"] if each.get("image_id") in chosen]
+    write_json({**coco, "images": images, "annotations": annotations}, str(arguments.out))
+    print(f"{arguments.out}: {len(images)} of {len(coco['images'])} pictures, {len(annotations)} annotations")
 
 
 def _print_holdings(report: dict[str, Any], target: str | None) -> None:

@@ -109,6 +109,11 @@ class HasImageIds(Protocol):
     image_ids: list[int]
 
 
+def is_held_out(image_id: int, modulus: int) -> bool:
+    """Whether the SHA-256 of the decimal image id, read as an integer, is divisible by ``modulus``."""
+    return int(hashlib.sha256(str(image_id).encode()).hexdigest(), 16) % modulus == 0
+
+
 def split_by_image_id(dataset: HasImageIds, validation: bool, modulus: int = 8) -> list[int]:
     """Ascending indices of one side of the published split of a data set.
 
@@ -116,9 +121,5 @@ def split_by_image_id(dataset: HasImageIds, validation: bool, modulus: int = 8) 
     by ``modulus``; nothing but the id counts. If several data sets were combined, it is the id that the picture has in
     its own one, so that pictures with the same id are on the same side.
     """
-
-    def in_validation(image_id: int) -> bool:
-        return int(hashlib.sha256(str(image_id).encode()).hexdigest(), 16) % modulus == 0
-
     ids = getattr(dataset, "source_ids", dataset.image_ids)
-    return [index for index, image_id in enumerate(ids) if in_validation(image_id) == validation]
+    return [index for index, image_id in enumerate(ids) if is_held_out(image_id, modulus) == validation]
