@@ -17,7 +17,6 @@ from dynamask.models.detectors.gfl_head import CellPredictions
 
 TEACHER_MIN_SCORE = 0.05
 """Cells whose highest score is not above it have no part in the boxes that the teacher teaches."""
-_BETA = 2.0
 _MARGIN = 0.1
 """Distances are clamped to the last bin less this margin, so that both bins around them exist."""
 _TINY = 1e-6
@@ -72,14 +71,14 @@ def assigned_losses(cells: CellPredictions, targets: list[Target], assigned: Ass
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:
-    """|q − p|² · BCE(p, q), with p the sigmoid of the logits; elementwise.
+    """|q − p|² · BCE(p, q), elementwise, with p the sigmoid of the logits (Li et al., NeurIPS 2020, with β = 2).
 
     Args:
         logits: any shape.
         quality: targets q in [0, 1], of the same shape.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    return (quality - logits.sigmoid()).abs().pow(_BETA) * cross_entropy
+    return (quality - logits.sigmoid()).square() * cross_entropy
 
 
 def distribution_focal_loss(bins: Tensor, distances: Tensor) -> Tensor:
