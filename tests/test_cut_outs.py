@@ -136,6 +136,8 @@ def test_only_class_agnostic_models_train_with_cut_outs(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "cut-outs have no class; give --class-agnostic or --merge-classes" in err and err.count("\n") == 1
     words = arguments(blocks, tmp_path / "run", "--class-agnostic", iterations=1, cut_outs=1, copy_paste=1)
+    assert main(words) == 2 and "give --freeze detector or --merge-classes" in capsys.readouterr().err
+    words += ["--freeze", "detector"]
     assert main(words) == 0, capsys.readouterr().err
     rows = np.genfromtxt(tmp_path / "run/log.csv", delimiter=",", names=True)
     assert np.isfinite(rows["loss"]).all()

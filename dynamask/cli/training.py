@@ -90,8 +90,8 @@ def _prepare_run(
     preset = model_config(arguments.model)
     classes = {"class_names": dataset.class_names, "category_ids": dataset.category_ids}
     built = dataclasses.replace(preset, **classes, **_given_model_fields(arguments, preset))
-    if config.cut_outs and not (arguments.merge_classes or getattr(built, "class_agnostic", False)):
-        raise DynaMaskError("cut-outs have no class; give --class-agnostic or --merge-classes, or leave out --cut-outs")
+    if config.cut_outs:
+        _check_cut_outs(built, arguments)
     model = build_model(built, arguments.backbone_weights, loss_config)
     _refuse_unused_losses(model, given_losses)
     if arguments.init is not None:
@@ -116,6 +116,19 @@ def _prepare_run(
     }
     settings = json.loads(json.dumps(settings))  # as they are after reading them from a file
     return partial(Run, model, loader, config, arguments.out, settings=settings, ranks=ranks), validation
+
+
+def _check_cut_outs(config: BaseModelConfig, arguments: argparse.Namespace) -> None:
+    """Refuse cut-outs, which have no class, where a class would be learned from them."""
+    if arguments.merge_classes:
+        return
+    if not getattr(config, "class_agnostic", False):
+        raise DynaMaskError("cut-outs have no class; give --class-agnostic or --merge-classes, or leave out --cut-outs")
+    if config.detector_kind == "faster_rcnn" and arguments.freeze is None:
+        raise DynaMaskError(
+            "Faster R-CNN would learn a class from cut-outs, which have none; give --freeze detector or "
+            "--merge-classes, or leave out --cut-outs"
+        )
 
 
 def _named_data(arguments: argparse.Namespace) -> dict[str, Any]:
