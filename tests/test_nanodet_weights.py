@@ -20,7 +20,7 @@ from dynamask.models.detectors.nanodet_weights import (
     read_nanodet_state,
 )
 from dynamask.models.detectors.torchvision_weights import load_torchvision_detector
-from dynamask.models.weights import save_model
+from dynamask.models.weights import initialise, save_model
 from dynamask.structures import DynaMaskError
 
 
@@ -253,6 +253,35 @@ def test_the_command_says_what_was_loaded_and_refuses_other_classes_for_a_frozen
         _initialise(tiny_nanodet(num_classes=6), Namespace(init=path, init_part=None, freeze="detector"))
     with pytest.raises(DynaMaskError, match="leave out --init-part"):
         _initialise(tiny_nanodet(), Namespace(init=path, init_part="backbone", freeze=None))
+
+
+def test_our_weights_keep_the_scores_of_classes_that_both_models_know(tmp_path):
+    theirs = tiny_nanodet(class_names=("__background__", "cat", "dog", "cow"), class_agnostic=True)
+    save_model(theirs, tmp_path / "old.safetensors")
+    own = tiny_nanodet(seed=1, class_names=("__background__", "gnu", "dog", "cat", "yak"), class_agnostic=True)
+    before = own.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    message = initialise(own, tmp_path / "old.safetensors")
+    assert message.startswith("loaded all weights") and message.endswith(
+        "; the scores of new classes are random: gnu, yak"
+    )
+    for name, value in theirs.state_dict().items():
+        now = own.state_dict()[name]
+        if "gfl_cls" not in name:
+            assert torch.equal(now, value), name
+            continue
+        assert torch.equal(now[1], value[1]) and torch.equal(now[2], value[0]) and torch.equal(now[4:], value[3:])
+        assert torch.equal(now[0], before[name][0]) and torch.equal(now[3], before[name][3])
+
+
+def test_new_classes_are_refused_for_a_frozen_detector_or_another_size(tmp_path):
+    save_model(tiny_nanodet(class_names=("__background__", "cat"), class_agnostic=True), tmp_path / "old.safetensors")
+    model = tiny_nanodet(class_names=("__background__", *"abcd", "cat"), class_agnostic=True)
+    with pytest.raises(DynaMaskError, match="has no classes a, b, c, d; train the detector as well"):
+        _initialise(model, Namespace(init=str(tmp_path / "old.safetensors"), init_part=None, freeze="detector"))
+    other = tiny_nanodet(size="m_1.5x", class_names=("__background__", "cat"), class_agnostic=True)
+    with pytest.raises(DynaMaskError, match="tensors differ"):
+        initialise(other, tmp_path / "old.safetensors")
 
 
 def test_a_teacher_comes_from_a_public_checkpoint_or_from_our_weights(tmp_path, public):

@@ -210,7 +210,8 @@ def _initialise(model: nn.Module, arguments: argparse.Namespace) -> None:
         print(f"dynamask: {message}", file=sys.stderr)
         return
     if not is_torchvision_source(arguments.init):
-        message = initialise(model, find_weights(arguments.init), arguments.init_part)
+        source, trains_detector = find_weights(arguments.init), arguments.freeze is None
+        message = initialise(model, source, arguments.init_part, allow_new_classes=trains_detector)
         print(f"dynamask: {message}", file=sys.stderr)
         return
     unknown = load_torchvision_detector(model, arguments.init)

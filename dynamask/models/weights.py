@@ -258,13 +258,17 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> nn.Module:
     return model.to(device).eval()
 
 
-def load_weights(model: nn.Module, path: Path, part: str = "all") -> None:
+def load_weights(model: nn.Module, path: Path, part: str = "all", tensors: dict[str, Tensor] | None = None) -> None:
     """Load a weights file, or one of its ``PARTS``, into a model; the other tensors of the model stay as they are.
+
+    Args:
+        tensors: the file's, by default as :func:`read_tensors` reads them.
 
     Raises:
         DynaMaskError: names or shapes differ; the message names the first keys that do, and nothing is loaded.
     """
-    stored, own = _part(read_tensors(path), part), _part(stored_state(model), part)
+    tensors = read_tensors(path) if tensors is None else tensors
+    stored, own = _part(tensors, part), _part(stored_state(model), part)
     unfit = _mismatch(stored, own)
     if unfit:
         subject = f"weights {path} do" if part == "all" else f"the {part} of {path} does"
@@ -273,19 +277,23 @@ def load_weights(model: nn.Module, path: Path, part: str = "all") -> None:
     model.load_state_dict({names[key]: value for key, value in stored.items()}, strict=False)
 
 
-def initialise(model: nn.Module, path: Path, part: str | None = None) -> str:
+def initialise(model: nn.Module, path: Path, part: str | None = None, allow_new_classes: bool = True) -> str:
     """Initialise a model, or a part of it, with the weights of a trained one.
+
+    A detector with other classes keeps the scores of the classes that both know by name, if its kind can do so
+    (:meth:`dynamask.models.detectors.base.Detector.match_classes`).
 
     Args:
         path: of a weights file.
         part: one of ``PARTS``. None takes all weights from a model of the same kind, the detector from one with another
             mask branch or aggregation, and the backbone from any other model.
+        allow_new_classes: whether classes may remain whose scores have random weights.
 
     Returns:
         A sentence that says what was loaded.
 
     Raises:
-        DynaMaskError: the part does not exist, or does not fit the model.
+        DynaMaskError: the part does not exist, or does not fit the model, or classes are new and not allowed.
     """
     if part not in (None, *PARTS):
         raise DynaMaskError(f"part {part!r} is unknown; choose one of {', '.join(PARTS)}")
@@ -294,7 +302,18 @@ def initialise(model: nn.Module, path: Path, part: str | None = None) -> str:
         part = "backbone"
     elif part is None:
         part = "all" if theirs.mask_kind == own.mask_kind else "detector"
-    load_weights(model, path, part)
+    tensors, new = read_tensors(path), []
+    if part != "backbone" and hasattr(model, "detector") and theirs.class_names != own.class_names:
+        tensors, new = model.detector.match_classes(tensors, theirs.class_names[1:], own.class_names[1:])
+    some = f"{', '.join(new[:5])}{', …' if len(new) > 5 else ''}"
+    if new and not allow_new_classes:
+        raise DynaMaskError(f"{path} has no classes {some}; train the detector as well, so that it learns them")
+    load_weights(model, path, part, tensors)
+    return _loaded(path, part, theirs, own) + (f"; the scores of new classes are random: {some}" if new else "")
+
+
+def _loaded(path: Path, part: str, theirs: BaseModelConfig, own: BaseModelConfig) -> str:
+    """A sentence that says what :func:`initialise` loaded."""
     if part == "all":
         return f"loaded all weights of {path}"
     if part == "backbone":

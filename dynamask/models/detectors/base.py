@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -121,6 +122,23 @@ class Detector(nn.Module, ABC):
         Returns:
             (R_1 + … + R_B,) int64 ≥ 1.
         """
+
+    def match_classes(
+        self, stored: dict[str, Tensor], theirs: Sequence[str], own: Sequence[str]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Fit the tensors of a trained detector of the same kind to other classes.
+
+        By default they stay as they are, so that loading refuses another number of classes.
+
+        Args:
+            stored: tensors by their names in weights files, of the whole model; not changed.
+            theirs: names of its classes, without the background.
+            own: names of the classes of this detector.
+
+        Returns:
+            The tensors, and the names of the classes whose scores keep this detector's weights.
+        """
+        return stored, []
 
     @property
     @abstractmethod

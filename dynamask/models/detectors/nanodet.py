@@ -6,6 +6,8 @@ stretched to a square, whatever their aspect ratio.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,6 +155,19 @@ class NanoDetDetector(Detector):
             cell = (box_iou(given, own) * best).argmax(dim=1)
             labels.append(label[cell] + 1)
         return torch.cat(labels)
+
+    def match_classes(
+        self, stored: dict[str, Tensor], theirs: Sequence[str], own: Sequence[str]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """See :meth:`Detector.match_classes`: classes of the same name keep their scores, whatever their order."""
+        rows = {name: row for row, name in enumerate(theirs)}
+        matched = dict(stored)
+        for name, value in self.head.state_dict().items():
+            key = f"head.{name}"
+            if name.startswith("gfl_cls.") and key in stored and stored[key].shape[1:] == value.shape[1:]:
+                scores = [stored[key][rows[c]] if c in rows else value[i].cpu() for i, c in enumerate(own)]
+                matched[key] = torch.cat([torch.stack(scores).float(), stored[key][len(theirs) :].float()])
+        return matched, [name for name in own if name not in rows]
 
     @property
     def loss_weights(self) -> dict[str, float]:
