@@ -240,7 +240,7 @@ def test_a_link_restores_what_it_names(app_context, app_address, page):
     other.evaluate("location.hash = '#s=7:21:0.85&w=shapes&p=oracle&d=10,10,80,90&v=fixed:14,0.3&t=nan&i=<b>'")
     other.wait_for_function(f"{STATE}.view.key === '7:21:0.85' && !{STATE}.busy && {STATE}.compare")
     assert other.evaluate(f"{STATE}.view.instances.at(-1).drawn")
-    assert other.evaluate(f"[{STATE}.compare, {STATE}.divider, {STATE}.score]") == ["fixed:14", 0.3, 0.25]
+    assert other.evaluate(f"[{STATE}.compare, {STATE}.divider, {STATE}.score]") == ["fixed:14", 0.3, 0.5]
     assert other.problems == []
     other.close()
 
