@@ -88,6 +88,7 @@ def test_evaluate_keys(capsys, world, choice):
         assert set(summary[kind]) == AP_KEYS
     assert set(summary["size_shares"]) == {"14", "28", "56", "112"}
     assert sum(summary["size_shares"].values()) == pytest.approx(1)
+    assert 0 <= summary["border_share"] <= 1
     if "--budget" in choice:
         assert summary["mean_macs_per_instance"] <= 0.05e9
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from dynamask.evaluation.mask_quality import boundary_iou, boundary_width, mask_iou, quality_by_size
+from dynamask.evaluation.mask_quality import border_share, boundary_iou, boundary_width, mask_iou, quality_by_size
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import DynaMaskError
 
@@ -177,3 +177,37 @@ def test_oracle_accepts_the_mean_cost_of_an_assignment():
         assigned = rng.integers(0, 4, n)
         quality = np.eye(4)[assigned]
         assert best_under_budget(quality, macs, float(macs[assigned].mean())).tolist() == assigned.tolist()
+
+
+def test_border_share_of_shapes_in_their_boxes():
+    y, x = np.mgrid[:120, :160] + 0.5
+    rectangle = np.zeros((120, 160), bool)
+    rectangle[20:80, 30:110] = True
+    disc = (x - 80) ** 2 + (y - 60) ** 2 <= 40**2
+    assert border_share(rectangle, (30, 20, 110, 80)) == 1
+    assert border_share(rectangle, (20, 10, 120, 90)) == 0
+    assert 0.35 < border_share(disc, (40, 20, 120, 100)) < 0.45
+    cut = disc & (x < 80)
+    assert border_share(cut, (40, 20, 80, 100)) > border_share(cut, (40, 20, 90, 100)) + 0.3
+
+
+def test_border_share_counts_pixels_of_the_outline():
+    mask = np.zeros((40, 40), bool)
+    mask[10:20, 10:20] = True  # an outline of 36 pixels, 10 of them on the right
+    assert border_share(mask, (5, 5, 20, 30)) == pytest.approx(10 / 36)
+    assert border_share(mask, (5, 5, 20.9, 30)) == pytest.approx(0)
+    assert border_share(mask, (5, 5, 20.4, 30)) == pytest.approx(10 / 36)
+    assert border_share(mask, (5, 5, 220, 30)) == pytest.approx(0), "an edge beyond the image"
+    wide = np.zeros((40, 400), bool)
+    wide[10:20, 10:380] = True
+    # 2 % of 372 pixels are 7.44: seven columns at the left edge, and five at the right one, which is two pixels away
+    assert border_share(wide, (10, 5, 382, 30)) == pytest.approx((2 * 7 + 8 + 2 * 5 + 8) / (2 * 370 + 2 * 8))
+
+
+def test_what_the_image_cuts_off_is_no_border():
+    mask = np.zeros((40, 40), bool)
+    mask[0:20, 10:20] = True
+    assert border_share(mask, (5, 0, 25, 25)) == 0
+    assert border_share(mask, (5, -10, 25, 20)) == pytest.approx(10 / (10 + 2 * 19))
+    assert np.isnan(border_share(np.zeros((5, 5), bool), (0, 0, 5, 5)))
+    assert np.isnan(border_share(np.ones((5, 5), bool), (0, 0, 5, 5)))

@@ -13,8 +13,10 @@ from app.messages import view_message
 from app.session import Session, SessionInstances
 from app.source_pictures import SourcePicture
 from dynamask.config import ModelConfig
+from dynamask.data.shapes import ShapesDataset
+from dynamask.engine.evaluate import Collector, EvaluationOptions
 from dynamask.engine.frozen_features import image_cache, logits_of_sizes
-from dynamask.evaluation.mask_quality import mask_iou
+from dynamask.evaluation.mask_quality import border_share, mask_iou
 from dynamask.models.detectors.base import PositiveRegions
 from dynamask.models.masks import losses
 from dynamask.models.masks.export import FixedSizeMasks
@@ -171,3 +173,15 @@ def test_cached_errors_compare_masks_in_the_region(model):
     torch.testing.assert_close(cache.overlap_error, overlap)
     ious = [mask_iou(prediction.mask_at(0, size).numpy(), truth["masks"][0].numpy()) for size in MASK_SIZES]
     torch.testing.assert_close(cache.mask_iou[0], torch.tensor(ious).float())
+
+
+def test_the_border_of_the_region_counts_in_an_evaluation(model):
+    predictor, dataset = TwoStagePredictor(model), ShapesDataset(1)
+    predictor.class_names = dataset.class_names
+    collector = Collector(predictor, dataset, EvaluationOptions(boxes="gt", policy="fixed:112"))
+    image, truth = dataset[0]
+    found = collector.add(image, {**truth, "labels": torch.ones_like(truth["labels"])})
+    shares = [border_share(mask.numpy(), box) for mask, box in zip(found.masks, found.mask_boxes.tolist())]
+    assert [one[3] for one in collector.instances.border_share] == pytest.approx(shares, nan_ok=True)
+    inside = [border_share(mask.numpy(), box) for mask, box in zip(found.masks, found.boxes.tolist())]
+    assert shares != inside and max(shares) > 0

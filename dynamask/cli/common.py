@@ -173,7 +173,7 @@ def print_summary(summary: dict[str, Any], target: str | None) -> None:
         shares = "  ".join(f"{size}: {share:.1%}" for size, share in summary.get("size_shares", {}).items())
         sizes = f"; sizes {shares}" if shares else ""
         print_line(f"  {summary['mean_macs_per_instance'] / 1e9:.4f} mean GMACs per instance{sizes}", target)
-    for key in ("mean_mask_iou", "mean_boundary_iou"):
+    for key in ("mean_mask_iou", "mean_boundary_iou", "border_share"):
         if summary.get(key) is not None:
             print_line(f"  {key} {summary[key]:.4f}", target)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dynamask.data.sources import Data
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.scoring import score
-from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.evaluation.mask_quality import border_share, boundary_iou, mask_iou
 from dynamask.evaluation.matching import match_detections
 from dynamask.models.masks import policies
 from dynamask.models.masks.policies import LEARNED, Policy
@@ -79,6 +79,8 @@ class Instances:
         choice: size index of each instance as it was predicted.
         truth: row of each instance's true instance in the target of its image; None where none is matched.
         macs: MACs of each instance's mask as it was predicted.
+        border_share: {size index: share} of each instance's outline on the border of what its mask could cover, see
+            :func:`dynamask.evaluation.mask_quality.border_share`; NaN for an empty mask.
     """
 
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -89,6 +91,7 @@ class Instances:
     choice: list[int] = field(default_factory=list)
     truth: list[int | None] = field(default_factory=list)
     macs: list[int] = field(default_factory=list)
+    border_share: list[dict[int, float]] = field(default_factory=list)
 
     @classmethod
     def joined(cls, parts: Sequence[Instances]) -> Instances:
@@ -99,7 +102,7 @@ class Instances:
         return cls(**{name: [value for part in parts for value in getattr(part, name)] for name in names})
 
     def quality(self, measure: str) -> np.ndarray:
-        """(N, 4) array of "mask_iou" or "boundary_iou"; NaN where unknown."""
+        """(N, 4) array of "mask_iou", "boundary_iou" or "border_share"; NaN where unknown."""
         rows: list[dict[int, float]] = getattr(self, measure)
         quality = [[row.get(k, math.nan) for k in range(len(MASK_SIZES))] for row in rows]
         return np.array(quality).reshape(-1, len(MASK_SIZES))
@@ -203,6 +206,8 @@ class Collector:
         found.choice.append(chosen)
         found.truth.append(truth)
         found.macs.append(int(prediction.macs[i]))
+        covered = prediction.mask_boxes[i].tolist()
+        found.border_share.append({k: border_share(mask.numpy(), covered) for k, mask in masks.items()})
         for column, measure in ((found.mask_iou, mask_iou), (found.boundary_iou, boundary_iou)):
             if truth is None:
                 column.append({})
@@ -319,8 +324,9 @@ def summarise(
 
     Returns:
         ``images``, ``detections``, ``bbox`` / ``segm`` / ``boundary`` (AP, AP50, AP75, APS, APM, APL in 0–1 or None),
-        ``mean_macs_per_instance``; for models with sizes ``size_shares`` by size; with true boxes ``mean_mask_iou`` and
-        ``mean_boundary_iou``. The means are None without an instance.
+        ``mean_macs_per_instance``, ``border_share`` (mean over the detections whose masks are not empty); for models
+        with sizes ``size_shares`` by size; with true boxes ``mean_mask_iou`` and ``mean_boundary_iou``. The means are
+        None without an instance.
     """
     chosen = zip(found.results, found.rles, choice.tolist())
     results = [{**result, "segmentation": rles[k]} for result, rles, k in chosen]
@@ -329,6 +335,9 @@ def summarise(
     some = len(choice) > 0
     spent = np.array(macs, dtype=np.float64)[choice] if macs else np.array(found.macs, dtype=np.float64)
     summary["mean_macs_per_instance"] = float(spent.mean()) if some else None
+    if found.border_share:
+        on_border = found.quality("border_share")[np.arange(len(choice)), choice]
+        summary["border_share"] = None if np.isnan(on_border).all() else float(np.nanmean(on_border))
     if macs:
         shares = {str(size): float((choice == k).mean()) if some else None for k, size in enumerate(MASK_SIZES)}
         summary["size_shares"] = shares

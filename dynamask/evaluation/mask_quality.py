@@ -1,4 +1,4 @@
-"""Mask IoU and boundary IoU of single masks."""
+"""Mask IoU and boundary IoU of single masks, and how far a box cuts a mask off."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,9 @@ import cv2
 import numpy as np
 
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
+
+BORDER_RATIO = 0.02
+"""Width of the border of a box, as a fraction of its side, in which :func:`border_share` counts; at least one pixel."""
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -81,6 +84,44 @@ def quality_by_size(
             mask_ious[i, k] = _iou(a, b)
             boundary_ious[i, k] = _iou(rim(a, width), rim(b, width))
     return mask_ious, boundary_ious
+
+
+def border_share(mask: np.ndarray, box: Sequence[float]) -> float:
+    """Share of a mask's outline that lies on the border of its box, where the box may have cut the object off.
+
+    The outline are the pixels of the mask with a pixel outside of it above, below, left or right; the image border
+    counts as inside, since there the image cuts the object off. Such a pixel lies on the border if its centre is less
+    than ``max(1, BORDER_RATIO · side)`` pixels from an edge of the box; edges within a pixel of the image border or
+    beyond it are left out. A rectangle that fills its box has the share 1 and a disc about 0.4; the shares of true
+    masks in true boxes are the reference.
+
+    Args:
+        mask: (H, W) bool, or 0 and 1; the size of the whole image.
+        box: xyxy in image pixels, what the mask could cover.
+
+    Returns:
+        A share in 0–1; NaN if the mask is empty or fills the image.
+    """
+    mask = np.asarray(mask).astype(bool, copy=False).view(np.uint8)
+    height, width = mask.shape
+    left, top, columns, rows = cv2.boundingRect(mask)
+    y0, x0 = max(0, top - 1), max(0, left - 1)
+    part = np.ascontiguousarray(mask[y0 : top + rows + 1, x0 : left + columns + 1])
+    inner = cv2.erode(part, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))  # beyond the image nothing is eroded
+    ys, xs = np.nonzero(part - inner)
+    if len(ys) == 0:
+        return float("nan")
+    near = np.zeros(len(ys), dtype=bool)
+    for places, low, high, limit in (
+        (xs + x0 + 0.5, box[0], box[2], width),
+        (ys + y0 + 0.5, box[1], box[3], height),
+    ):
+        reach = max(1.0, BORDER_RATIO * (high - low))
+        if low > 1:
+            near |= places - low < reach
+        if high < limit - 1:
+            near |= high - places < reach
+    return float(near.mean())
 
 
 def _cropped_pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

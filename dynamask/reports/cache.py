@@ -89,7 +89,7 @@ def _read(path: Path, key: dict[str, Any]) -> Collected:
     return collected
 
 
-_BY_SIZE = ("rles", "mask_iou", "boundary_iou")
+_BY_SIZE = ("rles", "mask_iou", "boundary_iou", "border_share")
 """Columns of instances whose cells are dicts by size index; JSON makes their keys strings."""
 
 
