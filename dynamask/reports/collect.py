@@ -76,7 +76,7 @@ def collect(
         if options.detections:
             with count_detector_macs(predictor) as detector:
                 prediction = found.add(image, target)
-            kept.picture_macs.append(picture_macs(predictor, prediction, detector))
+            kept.picture_macs.append(picture_macs(prediction, detector))
         if options.views:
             views.append(quality_in_views(predictor, dataset, image, target, options.views, seed))
     kept.true_boxes.rles = [{} for _ in kept.true_boxes.rles]  # only detections are evaluated by AP

@@ -44,7 +44,7 @@ def _add_macs(counts: dict[str, int], name: str) -> Callable:
     return add
 
 
-def picture_macs(predictor: Predictor, prediction: Prediction, detector: dict[str, int]) -> dict[str, int]:
+def picture_macs(prediction: Prediction, detector: dict[str, int]) -> dict[str, int]:
     """MACs of one prediction by part.
 
     Args:
@@ -52,13 +52,13 @@ def picture_macs(predictor: Predictor, prediction: Prediction, detector: dict[st
 
     Returns:
         "backbone" (with its pyramids) and "head" (of a two-stage model the rest of the detector); of a two-stage model
-        "projections" and "switch"; of a one-stage model "decode" and "suppress" (the mask IoUs of matrix NMS, at most).
+        "projections" (with the masks of duplicates) and "switch"; of a one-stage model "decode" and "suppress" (the
+        mask IoUs of matrix NMS, at most).
     """
     if prediction.cells is None:
         projections = sum(macs for name, macs in prediction.image_macs.items() if name != "switch")
-        switch = predictor.costs.switch_macs if predictor.has_switch else 0
         shared = {"backbone": detector["backbone"], "head": detector["detector"]}
-        return {**shared, "projections": projections, "switch": switch * len(prediction)}
+        return {**shared, "projections": projections, "switch": prediction.image_macs["switch"]}
     parts, cells = prediction.image_macs, prediction.cells
     encoded = cells.encoded
     config = cells.model.config
