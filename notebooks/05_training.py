@@ -241,8 +241,9 @@ MarkdownTable(
 )
 
 # %% [markdown]
-# The AP are of different data: those of `people` and `objects` are of photographs, the others of scenes. Do not
-# compare them with each other. The commands are part of the manifest, so every one of these runs can be made again:
+# The AP are of different data: those of `things` are of photographs, the others of scenes. Do not compare them with
+# each other. `things` started from a trained detector, and the images of that training are not counted. The commands
+# are part of the manifest, so every one of these runs can be made again:
 
 # %%
 print("\n\n".join(bundled["shapes"]["commands"]))

@@ -29,6 +29,8 @@ LOSSES: dict[str, tuple[str, LineStyle]] = {
     "loss_rpn_box_reg": ("proposal boxes", LineStyle("#B45309", "dash")),
     "loss_classifier": ("classes", LineStyle("#16A34A")),
     "loss_box_reg": ("boxes", LineStyle("#8B5CF6", "dashdot")),
+    "loss_quality": ("scores of the classes", LineStyle("#16A34A")),
+    "loss_giou": ("boxes", LineStyle("#8B5CF6", "dashdot")),
     "loss_mask": ("mask (Eq. 3)", LineStyle(ACCENT)),
     "loss_edge": ("edge (Eq. 4)", LineStyle("#0D9488", "dash")),
     "loss_boundary": ("quality of the sizes", LineStyle("#A855F7")),
