@@ -135,6 +135,29 @@ def test_predict_writes_overlay_and_results(capsys, world, tmp_path):
     assert results[0]["category_id"] == 7
 
 
+def test_predict_in_the_boxes_of_another_detector(capsys, world, tmp_path):
+    command = "predict --weights WEIGHTS --image WORLD/images/1.png WORLD/images/2.png --detections GIVEN --out OUT"
+    given, out = tmp_path / "given.json", tmp_path / "out"
+    some = {"bbox": [10, 20, 50, 40], "category_id": 3, "category_name": "kite"}
+    found = [{**some, "score": s, "file_name": name} for s, name in ((0.25, "1.png"), (0.5, "1.png"), (0.75, "x.png"))]
+    given.write_text(json.dumps(found))
+    code, text, _ = run(capsys, *words(command, world, GIVEN=given, OUT=out))
+    results = json.loads((out / "1.json").read_text())
+    assert code == 0 and [(one["score"], one["category_id"]) for one in results] == [(0.5, 3), (0.25, 3)]
+    assert json.loads((out / "2.json").read_text()) == [] and text.count("kite") == 2
+    other = json.dumps([{**some, "file_name": "x.png"}])
+    refused = {
+        "[": "cannot be read",
+        "{}": "no COCO results",
+        json.dumps([some]): "no file_name",
+        other: "no result in",
+    }
+    for content, message in refused.items():
+        given.write_text(content)
+        code, _, err = run(capsys, *words(command, world, GIVEN=given, OUT=out))
+        assert code == 2 and len(err) == 1 and message in err[0]
+
+
 PREDICT = "predict --out OUT --weights WEIGHTS --image WORLD/images/1.png "
 EVALUATE = "evaluate --weights WEIGHTS --images WORLD/images "
 GOOD = "--annotations WORLD/annotations.json "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,13 @@ def add(commands: Any) -> None:
     add_choice(parser, "learned, size, fixed:S")
     parser.add_argument("--score", type=float, help="score threshold, 0-1 (default: that of the weights)")
     add_mask_nms(parser)
+    parser.add_argument(
+        "--detections",
+        type=Path,
+        metavar="RESULTS.json",
+        help="COCO results of another detector: masks in their boxes instead of detecting; for several pictures each "
+        "result names its file_name",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for STEM.png and STEM.json")
     parser.add_argument("--device", default="cpu")
     parser.set_defaults(run=_predict)
@@ -47,10 +56,12 @@ def _predict(arguments: argparse.Namespace) -> None:
             f"two pictures are called {twice[0]}, and their results would overwrite each other; rename one"
         )
     check_folder(arguments.out)
+    given = None if arguments.detections is None else _read_detections(arguments.detections, arguments.image)
     outputs = []  # everything is computed before anything is written
     for number, path in enumerate(arguments.image, start=1):
         choice = {"policy": policy, "budget": arguments.budget, "mask_nms": arguments.mask_nms}
-        prediction = predictor(path, score=arguments.score, **choice)
+        detections = None if given is None else given[path.name]
+        prediction = predictor(path, score=arguments.score, detections=detections, **choice)
         outputs.append((_table(path, prediction), draw_prediction(prediction), prediction.to_coco(number)))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for stem, (table, overlay, results) in zip(stems, outputs):
@@ -58,6 +69,23 @@ def _predict(arguments: argparse.Namespace) -> None:
         with replacing(arguments.out / f"{stem}.png") as stream:
             Image.fromarray(overlay).save(stream, format="PNG")
         write_json(results, str(arguments.out / f"{stem}.json"))
+
+
+def _read_detections(path: Path, pictures: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+    """COCO results by the name of their picture; results of other pictures are left out."""
+    try:
+        results = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DynaMaskError(f"detections {path} cannot be read; give a JSON file of COCO results") from error
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise DynaMaskError(f"detections {path} are no COCO results; give a JSON list of objects with bbox and score")
+    names = [picture.name for picture in pictures]
+    if len(names) > 1 and not all(isinstance(result.get("file_name"), str) for result in results):
+        raise DynaMaskError(f"a result in {path} names no file_name; add it, or predict one picture at a time")
+    given = {name: [result for result in results if result.get("file_name", name) == name] for name in names}
+    if results and not any(given.values()):
+        raise DynaMaskError(f"no result in {path} is of these pictures; give the file_name of a picture to its results")
+    return given
 
 
 def _table(path: Path, prediction: Prediction) -> str:
