@@ -17,8 +17,8 @@ from app.catalog import WeightsCatalog
 from app.cell_explanations import RecentPredictions, explanation, matching_row
 from app.downloads import FILES, Picks, download
 from app.images import jpeg_url, shrunk
-from app.messages import LOWEST_SCORE, as_json, more_message, view_message
-from app.session import Session, SessionInstances
+from app.messages import as_json, more_message, view_message
+from app.session import Session, SessionInstances, lowest_score
 from app.source_pictures import SCENES, SourcePicture, read_upload, scene_picture
 from dynamask.data.pictures import read_picture
 from dynamask.predict import CachedRegions
@@ -146,7 +146,7 @@ class ExploreHandlers:
             return self._kept[key]
         predictor = self.catalog.get(weights)
         image = read_picture(picture.source)
-        prediction = predictor(image, score=LOWEST_SCORE, all_sizes=bool(predictor.mask_sizes))
+        prediction = predictor(image, score=lowest_score(predictor), all_sizes=bool(predictor.mask_sizes))
         if isinstance(picture.source, bytes) and len(picture.source) > LARGEST_KEPT:
             picture = dataclasses.replace(picture, source=encode_jpeg(image, 95))
         session = Session.of(str(next(self._tokens)), weights, picture, predictor, prediction)
@@ -183,7 +183,7 @@ class ExploreHandlers:
         prediction = self._recent.get(session.token)
         if prediction is None:
             image = read_picture(session.picture.source)
-            prediction = self.catalog.get(session.weights)(image, score=LOWEST_SCORE)
+            prediction = self.catalog.get(session.weights)(image, score=session.lowest_score)
             self._recent.put(session.token, prediction)
         match = matching_row(prediction, session.instances, row)
         if match is None:

@@ -21,8 +21,6 @@ from app.session import Session, SessionInstances
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.style import LEVEL_COLOURS, LEVEL_OUTLINES, SIZE_COLOURS, SIZE_OUTLINES, Outline, contrast_colour
 
-LOWEST_SCORE = 0.05
-"""Detections below this score are not sent to the browser."""
 VIEW_SIDE = 1600
 """Longest side, in pixels, of the picture that is sent to the browser."""
 MASK_SIDE = 320
@@ -76,7 +74,7 @@ def view_message(session: Session, image: UInt8Array) -> str:
         "image_macs": session.image_macs,
         "truths": None if picture.truth is None else len(picture.truth),
         "timings": session.timings,
-        "lowest_score": LOWEST_SCORE,
+        "lowest_score": session.lowest_score,
         "score": session.display_score,
         **_instances(session, session.instances),
     }

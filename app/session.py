@@ -20,6 +20,10 @@ from dynamask.ops.rle import decode_masks, decode_rle, encode_rle
 from dynamask.predict import Prediction, Predictor
 
 FloatArray = npt.NDArray[np.float64]
+LOWEST_SCORE = 0.05
+"""Detections below this score are not kept."""
+LOWEST_SCORES = {"nanodet_plus": 0.2}
+"""The same for detectors that give higher scores to wrong boxes: NanoDet-Plus has about 90 above 0.05 in a picture."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,11 @@ class SessionInstances:
         return both / np.maximum(masks.sum(1)[:, None] + shapes.sum(1) - both, 1)
 
 
+def lowest_score(predictor: Predictor) -> float:
+    """Score from which the page keeps the detections of a predictor."""
+    return LOWEST_SCORES.get(getattr(predictor.model.config, "detector", ""), LOWEST_SCORE)
+
+
 @dataclass(frozen=True)
 class Session:
     """The picture that a visitor looks at and what was found in it. Immutable: visitors may share it.
@@ -143,6 +152,7 @@ class Session:
         image_macs: MACs of the picture, the switch left out.
         switch_macs: MACs of the switch per instance; 0 without a switch.
         display_score: score from which the page shows instances at first.
+        lowest_score: score from which instances were kept.
         timings: milliseconds of "detect" and of the "mask_branch" with all sizes.
         instances: found and drawn, in the order of the browser's indices.
         levels: for one-stage weights the "strides", "grids" and "mask_grids" (the grids of representations) of the
@@ -158,6 +168,7 @@ class Session:
     image_macs: int
     switch_macs: int
     display_score: float
+    lowest_score: float
     timings: dict[str, float]
     instances: SessionInstances = field(repr=False)
     levels: dict[str, list[Any]] | None = None
@@ -180,6 +191,7 @@ class Session:
             int(sum(macs for part, macs in prediction.image_macs.items() if part != "switch")),
             0 if costs is None else int(costs.switch_macs),
             predictor.default_score,
+            lowest_score(predictor),
             {"detect": round(first, 3), "mask_branch": round(sum(rest), 3)},
             found if picture.truth is None else found.compared(picture.truth),
             None if prediction.cells is None else _levels(prediction),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from app.arguments import number
 from app.catalog import WeightsCatalog
 from app.downloads import file_name
 from app.images import shrunk
-from app.messages import LOWEST_SCORE
+from app.session import LOWEST_SCORE
 from app.source_pictures import EXAMPLES_DIR, SCENES, SourcePicture, find_examples, scene_picture
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
@@ -66,6 +67,14 @@ def test_a_view_holds_every_size_of_every_instance(picture):
             offset += size * size
             assert np.abs(grid - prediction.mask_probs_at(i, size).numpy()).max() <= 0.5 / 255 + 1e-6
     assert offset == len(data) and len(view["instances"]) == 3
+
+
+def test_scores_start_at_those_of_the_weights(picture):
+    predictor = FakePredictor(count=4)
+    predictor.default_score, predictor.model = 0.4, SimpleNamespace(config=SimpleNamespace(detector="nanodet_plus"))
+    view, session = open_upload(fake_handlers(things=predictor), picture)
+    assert (view["score"], view["lowest_score"]) == (0.4, 0.2) == (session.display_score, session.lowest_score)
+    assert predictor.calls[0]["score"] == 0.2
 
 
 def test_a_picture_without_objects_gives_an_empty_view(picture):

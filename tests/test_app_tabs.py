@@ -46,7 +46,7 @@ def session_of(probs: np.ndarray, quality: np.ndarray | None = None) -> Session:
         switch_probs=probs,
     )
     picture = SourcePicture("scene", "", "<i>x", "", b"", None if quality is None else np.zeros((1, 8, 8), bool))
-    return Session("1", "things", picture, (8, 8), (1,), MACS, 0, 0, 0.5, {}, instances)
+    return Session("1", "things", picture, (8, 8), (1,), MACS, 0, 0, 0.5, 0.05, {}, instances)
 
 
 def some(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

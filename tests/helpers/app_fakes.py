@@ -47,6 +47,7 @@ class FakePredictor:
 
     family, mask_sizes, has_switch, default_score = "two-stage", MASK_SIZES, True, 0.5
     costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
+    model = SimpleNamespace(config=SimpleNamespace(detector="faster_rcnn"))
 
     def __init__(
         self, count: int = 6, class_names: tuple[str, ...] = ("__background__", "person"), given: list | None = None
