@@ -10,7 +10,7 @@ from helpers.command_line import ROOT, check_command, run
 
 from dynamask import cli, list_models
 from dynamask.models.masks.export import export_mask_branch, save_exported
-from dynamask.models.weights import bundled_path, load_model
+from dynamask.models.weights import bundled_path, list_bundled, load_model, read_header
 from dynamask.recipes import RECIPES
 from dynamask.structures import MASK_SIZES
 
@@ -88,6 +88,14 @@ def test_python_of_the_weights_guide_runs(tmp_path, monkeypatch, capsys):
         runpy.run_path(str(tmp_path / f"snippet{number}.py"))
     assert (tmp_path / "mine" / "config.json").is_file()
     assert "torch.Size([" in capsys.readouterr().out
+
+
+def test_the_notice_names_all_weights_with_a_foreign_detector():
+    notice = read("NOTICE")
+    for name in list_bundled():
+        if read_header(bundled_path(name))["config"].get("detector") == "nanodet_plus":
+            assert f"`{name}`" in notice and "https://github.com/RangiLyu/nanodet" in notice
+    assert "[NOTICE](NOTICE)" in read("README.md")
 
 
 def test_the_cost_table_is_counted(capsys):
