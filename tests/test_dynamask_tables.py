@@ -288,7 +288,7 @@ def test_figure7_shows_pictures_and_the_papers_colours(shapes):
     assert len(pictures) == 2 and all(p.jpeg.startswith(b"\xff\xd8") for p in pictures)
     html = page(report)
     assert html.count("data:image/jpeg;base64,") == 2 and "red (large)" in html and set(LEGEND) == set(MASK_SIZES)
-    assert "base64" not in markdown(report)
+    assert "base64" not in markdown(report) and "detections with score ≥ 0.5" in html
     with pytest.raises(DynaMaskError, match="--pictures is 0"):
         make_figure7(shapes, 0)
 

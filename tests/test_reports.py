@@ -13,7 +13,7 @@ from PIL import Image
 from dynamask import cli
 from dynamask.engine.evaluate import Instances
 from dynamask.models.build import create_model
-from dynamask.models.weights import save_model
+from dynamask.models.weights import copy_weights, save_model
 from dynamask.reports import budget_curve, classes, comparison
 from dynamask.reports.options import CurveOptions, ReportOptions, SpeedOptions
 from dynamask.reports.render import Heading, Paragraph, Report, Table, page, significance, with_interval, write_report
@@ -151,6 +151,10 @@ def test_classes_of_detections(data, capsys, tmp_path):
     result = json.loads((tmp_path / "figure8.json").read_text())
     assert code == 0 and result["boxes"] == "detected" and sum(row["instances"] for row in result["classes"]) > 0
     assert {row["class"] for row in result["classes"]} <= {"box", "crate"}
+    copy_weights(data / "classes.safetensors", tmp_path / "classes.safetensors", display_score=0.0)
+    words = ["--weights", tmp_path / "classes.safetensors", "--data", data, "--boxes", "detected"]
+    code, _ = run_report(capsys, "figure8", *words, "--min-instances", "1", "--out", tmp_path)
+    assert code == 0 and json.loads((tmp_path / "figure8.json").read_text())["classes"] == result["classes"]
 
 
 def test_unmatched_detections_and_crowds_have_no_class():

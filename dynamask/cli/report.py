@@ -92,7 +92,7 @@ def _add_numbers(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def _add_own_flags(parser: argparse.ArgumentParser, name: str) -> None:
     """Flags of single reports."""
-    score = {"type": float, "default": 0.5, "help": "detections below it are left out (default: %(default)s)"}
+    score = {"type": float, "help": "detections below it are left out (default: that of the weights)"}
     if name in ("classes", "figure8"):
         parser.add_argument("--boxes", default="gt", choices=("gt", "detected"), help="default: %(default)s")
         parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance over the data set")

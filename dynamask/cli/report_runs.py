@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dynamask.cli.common import check_folder, open_selected_data, print_line, write_json
-from dynamask.config import ModelConfig
+from dynamask.config import BaseModelConfig, ModelConfig
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
-from dynamask.models.weights import list_baselines, list_bundled
+from dynamask.models.hub import find_weights
+from dynamask.models.weights import list_baselines, list_bundled, read_header
 from dynamask.predict import load
 from dynamask.reports import dynamask_tables, sodar_tables
 from dynamask.reports.budget_curve import make_budget_curve
@@ -61,12 +62,15 @@ def _make(arguments: argparse.Namespace) -> Report:
         return make_counts(command_line(arguments))
     if name.startswith("sodar-"):
         return _sodar_makers(arguments, open_comparison(arguments))[name]()
-    if name in ("classes", "figure8") and not 0 <= arguments.score <= 1:
-        raise DynaMaskError(f"--score {arguments.score} is out of range; give a number from 0 to 1")
     if name in ("classes", "figure8"):
+        score = arguments.score
+        if score is None:
+            score = BaseModelConfig.from_dict(read_header(find_weights(arguments.weights[0]))["config"]).display_score
+        if not 0 <= score <= 1:
+            raise DynaMaskError(f"--score {score} is out of range; give a number from 0 to 1")
         detected = arguments.boxes == "detected"
-        collect = CollectOptions(true_boxes=not detected, detections=detected, score=arguments.score)
-        options = (arguments.boxes, arguments.budget, arguments.min_instances, arguments.score, name)
+        collect = CollectOptions(true_boxes=not detected, detections=detected, score=score)
+        options = (arguments.boxes, arguments.budget, arguments.min_instances, score, name)
         return make_classes(open_comparison(arguments, collect), *options)
     if name == "budget-curve":
         curve = CurveOptions(arguments.budgets, arguments.views, arguments.permutations)

@@ -178,18 +178,21 @@ def spread_pictures(dataset: Data, indices: list[int], count: int) -> list[int]:
     return [held[i] for i in places]
 
 
-def make_figure7(comparison: Comparison, count: int = 6, budget: float | None = None, score: float = 0.5) -> Report:
+def make_figure7(
+    comparison: Comparison, count: int = 6, budget: float | None = None, score: float | None = None
+) -> Report:
     """Figure 7: pictures with the masks in the colours of their sizes.
 
     Args:
         count: number of pictures.
         budget: mean GMACs per instance, met in every picture; by default the switch chooses freely.
-        score: detections below it are not drawn.
+        score: detections below it are not drawn; by default the score from which the weights show detections.
 
     Raises:
         DynaMaskError: no weights with a switch, or no picture with an instance.
     """
     evidence = comparison.main
+    score = evidence.predictor.default_score if score is None else score
     pictures: list[Block] = []
     rows: list[dict[str, Any]] = []
     for index in spread_pictures(comparison.dataset, comparison.indices, count):
