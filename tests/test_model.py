@@ -310,18 +310,20 @@ def test_training_draws_its_own_sizes_and_evaluation_has_one():
 # Building
 
 
-def test_presets_are_those_of_the_paper_and_two_small_ones():
+def test_presets_are_those_of_the_paper_and_small_ones():
     assert list_models("two-stage") == [
         "dynamask_resnet50_fpn",
         "dynamask_resnet101_fpn",
         "dynamask_resnext101_fpn",
         "dynamask_mobilenetv2_fpn_small",
         "dynamask_resnet18_fpn_small",
+        "dynamask_nanodet_plus_m",
+        "dynamask_nanodet_plus_m_1.5x",
     ]
     for name in list_models("two-stage"):
         config = model_config(name)
-        width = 64 if name.endswith("_small") else 256
-        assert config.name == name and (config.fpn_channels, config.region_channels) == (width, width)
+        widths = (64, 64) if name.endswith("_small") else (64, 96) if "nanodet" in name else (256, 256)
+        assert config.name == name and (config.fpn_channels, config.region_channels) == widths
 
 
 @pytest.mark.parametrize("name", ["dynamask_mobilenetv2_fpn_small", "dynamask_resnet18_fpn_small"])
