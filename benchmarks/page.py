@@ -83,7 +83,8 @@ def made_up_session(count: int, size: tuple[int, int]) -> Any:
     image = draw.integers(0, 255, (height, width, 3), dtype=np.uint8)
     macs = (14_500_000, 38_400_000, 71_300_000, 122_000_000)
     picture = SourcePicture("own", "", f"{count} instances", "", image)
-    return Session("1", "none", picture, size, (1,), macs, 0, 0, {"detect": 0.0, "mask_branch": 0.0}, found)
+    timings = {"detect": 0.0, "mask_branch": 0.0}
+    return Session("1", "none", picture, size, (1,), macs, 0, 0, 0.5, 0.05, timings, found)
 
 
 class MadeUpExplorer:
