@@ -71,6 +71,7 @@ def made_up_session(count: int, size: tuple[int, int]) -> Any:
     unknown = np.full((count, len(MASK_SIZES)), np.nan)
     found = SessionInstances(
         boxes=np.concatenate([corners, corners + sides], 1),
+        mask_boxes=np.concatenate([corners, corners + sides], 1),
         labels=np.ones(count, np.int64),
         names=["flower"] * count,
         scores=np.linspace(0.99, 0.51, count),
