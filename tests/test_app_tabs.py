@@ -274,6 +274,19 @@ def test_classes_are_sorted_filtered_and_downloaded(page):
     assert Path(download.value.path()).read_text(encoding="utf-8").splitlines()[0].startswith("class,instances")
 
 
+def test_a_long_table_starts_without_rare_classes(page):
+    go(page, "Classes")
+    source = page.locator("#dynamask-classes-source")
+    source.get_by_text("long").click()
+    page.wait_for_function("document.querySelectorAll('.dt-classes td.dt-name').length === 25")
+    assert page.inner_text(".dt-count") == "25 of 26 classes with at least 5 instances"
+    page.fill(".dt-least", "1")
+    assert page.locator(".dt-classes td.dt-name").count() == 26 and page.inner_text(".dt-count") == "26 of 26 classes"
+    source.get_by_text("things").click()
+    page.wait_for_function("document.querySelectorAll('.dt-classes td.dt-name').length === 3")
+    assert "(detected with a score of at least 0.4)" in page.inner_text(".dt-facts")
+
+
 def upload(page, path: Path) -> None:
     """Analyse a file on the Classes tab of a fresh page."""
     go(page, "Classes")

@@ -46,6 +46,8 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
     }
     rows = class_counts(("ant", 0), ("<b>bee", 3), ("<b>bee", 3), ("cow", 1))
     tables = {"things": make_table(rows, None, "things", "a test", 1, "detected", MACS, 0.4)}
+    many = class_counts(*[(f"class {i}", i % 4) for i in range(25) for _ in range(5)], ("rare", 3))
+    tables["long"] = make_table(many, None, "long", "a test", 1, "gt", MACS)
     patch.setattr(classes_tab, "bundled_tables", lambda: tables)
     patch.setattr(train_tab, "PREFERRED", ("tiny",))
     catalog = fake_catalog("things", ("mine", *predictors), **predictors)
