@@ -153,8 +153,7 @@ class ModelConfig(BaseModelConfig):
 
     name: str = "dynamask_resnet50_fpn"
     detector: str = "faster_rcnn"
-    """One of ``DETECTORS``. "nanodet_plus" stretches pictures to a square: ``min_sizes`` and ``test_min_size`` are its
-    sides, and the anchors, proposals and box head below are not used."""
+    """One of ``DETECTORS``. For "nanodet_plus", ``min_sizes`` and ``test_min_size`` are sides of a square."""
     detector_norm: str = "folded"
     """NanoDet-Plus: "folded", convolutions with a bias, or "batch", with batch norm, for training from scratch."""
     pyramid_top_down: bool = True
@@ -186,8 +185,7 @@ class ModelConfig(BaseModelConfig):
     mask_rois: int = 128
     """Positive RoIs per image that train the mask branch, at most."""
     region_margin: float = 0.0
-    """Share (0–0.5) of a box's width and height by which its region is enlarged on every side, before the mask branch
-    reads features and before masks are pasted: masks can reach beyond boxes that cut an object off."""
+    """Share (0–0.5) of a box by which its region is enlarged on every side, so that masks can reach beyond the box."""
     mask_nms: float = 0.0
     """Mask IoU from which a predictor leaves out the worse-scored of two objects of one class, 0–1; 0 leaves out
     none. See :func:`dynamask.ops.mask_nms.distinct_masks`."""
@@ -361,6 +359,8 @@ class LossConfig:
     """"all": every RoI trains all resolutions; "selected": only the sampled one, as Eq. 3 is written."""
     mask_weight: float = 1.0
     """Weight of L_mask relative to the losses of the detector; 1 in Eq. 7."""
+    dice_weight: float = 0.0
+    """Weight of the Dice loss that is added to the cross-entropy of every mask (ours; 0 in the paper)."""
     edge_weight: float = 0.1
     """λ1 of Eq. 7."""
     switch_weight: float = 0.4

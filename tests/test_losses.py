@@ -385,3 +385,13 @@ def test_loss_settings_out_of_range_are_refused():
         for value in values:
             with pytest.raises(DynaMaskError, match=f"{name} is {value!r}; (choose|give)"):
                 LossConfig(**{name: value})
+
+
+def test_the_dice_loss_is_zero_for_the_truth_and_one_for_its_opposite():
+    truth = torch.zeros(2, 8, 8)
+    truth[0, :4] = 1
+    right = torch.where(truth > 0, 50.0, -50.0)
+    assert torch.allclose(losses.dice_losses([right], [truth]), torch.zeros(2, 1), atol=1e-6)
+    half = losses.dice_losses([torch.zeros(2, 8, 8)], [truth])
+    assert torch.allclose(half[:, 0], torch.tensor([1 - 33 / 65, 1 - 1 / 33]))
+    assert losses.dice_losses([-right], [truth])[0, 0] > 0.95

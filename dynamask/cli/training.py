@@ -38,6 +38,8 @@ from dynamask.models.weights import initialise, save_model
 from dynamask.presets import default_training, model_config
 from dynamask.structures import DynaMaskError
 
+MASK_LOSSES = {"mask_weight", "dice_weight", "edge_weight"}
+"""Weights of the losses that a mask branch without a switch has."""
 ECHO_SECONDS = 2.0
 """Time after a signal in which torchrun may send the same signal to this process again."""
 
@@ -182,8 +184,11 @@ def _refuse_unused_losses(model: nn.Module, given: Collection[str]) -> None:
         reason, used = f"{config.name} has no mask branch", set()
     elif branch.switch is not None:
         return
-    elif branch.head.has_edges or set(given) - {"mask_weight", "edge_weight"}:
-        reason, used = f"the mask branch {config.mask_branch} has no switch", {"mask_weight", "edge_weight"}
+    elif branch.head.has_edges or set(given) - MASK_LOSSES:
+        reason, used = (
+            f"the mask branch {config.mask_branch} has no switch",
+            MASK_LOSSES,
+        )
     else:
         reason, used = f"the mask branch {config.mask_branch} predicts no edges", {"mask_weight"}
     unused = set(given) - used

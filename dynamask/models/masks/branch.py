@@ -55,6 +55,7 @@ class MaskBranch(nn.Module):
         self.head_name = head.NAME
         self.switch = switch
         self.loss_config = loss_config or LossConfig()
+        head.dice_weight = self.loss_config.dice_weight
         self.mask_rois = mask_rois
         self.region_margin = region_margin
         self.switch_enabled = True

@@ -40,6 +40,16 @@ def resolution_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Te
     return torch.stack([values.flatten(1).mean(1) for values in raw], dim=1)
 
 
+def dice_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Dice loss 1 − (2 Σ p t + 1) / (Σ p + Σ t + 1) of each RoI at each size; arguments and result as of
+    :func:`resolution_losses`."""
+    losses = []
+    for probs, truth in zip((x.sigmoid() for x in logits), targets, strict=True):
+        both, either = (probs * truth).flatten(1).sum(1), (probs + truth).flatten(1).sum(1)
+        losses.append(1.0 - (2.0 * both + 1.0) / (either + 1.0))
+    return torch.stack(losses, dim=1)
+
+
 def selected_loss(per_size: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS) -> Tensor:
     """Mean over RoIs of Σ_k y_k ℓ_k: L_mask (Eq. 3), L_edge (Eq. 4), or the boundary error of the selected sizes.
 

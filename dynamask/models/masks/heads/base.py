@@ -69,12 +69,14 @@ class MaskHead(nn.Module):
         mask_sizes: the sides of ``MASK_SIZES`` that it predicts, coarse to fine.
         has_edges: whether it predicts edges and is trained by L_edge (Eq. 4).
         map_strides: strides of the maps in :attr:`RegionState.maps`.
+        dice_weight: weight of the Dice loss of :meth:`mask_losses`.
     """
 
     NAME: ClassVar[str]
     mask_sizes: tuple[int, ...] = MASK_SIZES
     has_edges: bool = True
     map_strides: tuple[int, ...] = ()
+    dice_weight: float = 0.0
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Compute the features that all sizes of R regions share.
@@ -116,26 +118,27 @@ class MaskHead(nn.Module):
         return [MASK_SIZES.index(size) for size in self.mask_sizes]
 
     def mask_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
-        """Loss (N, K) of each region at each of the head's K sizes, float32.
+        """Loss (N, K) of each region at each of the head's K sizes, float32: cross-entropy, plus Dice if weighted.
 
         Args:
             target_masks: (N, S, S) in {0, 1} for every index of ``MASK_SIZES``.
         """
-        return self._size_losses(self.mask_logits, state, [target_masks[k] for k in self.size_indices])
+        targets = [target_masks[k] for k in self.size_indices]
+        logits = self._logits(self.mask_logits, state)
+        values = losses.resolution_losses(logits, targets)
+        return values + self.dice_weight * losses.dice_losses(logits, targets) if self.dice_weight else values
 
     def edge_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
         """Cross-entropy (N, K) of the edges, float32; arguments as of :meth:`mask_losses`."""
-        return self._size_losses(self.edge_logits, state, [mask_edges(target_masks[k]) for k in self.size_indices])
+        targets = [mask_edges(target_masks[k]) for k in self.size_indices]
+        return losses.resolution_losses(self._logits(self.edge_logits, state), targets)
 
-    def _size_losses(
-        self, predict: Callable[[RegionState, int, Tensor], Tensor], state: RegionState, targets: list[Tensor]
-    ) -> Tensor:
-        """Cross-entropy (N, K) of the predictions at each of the head's sizes."""
+    def _logits(self, predict: Callable[[RegionState, int, Tensor], Tensor], state: RegionState) -> list[Tensor]:
+        """Logits (N, S, S) of all regions at each of the head's sizes, float32."""
         every = torch.arange(len(state), device=state.rois.device)
         if len(state) == 0:
-            return every.new_zeros((0, len(self.mask_sizes)), dtype=torch.float32)
-        logits = [predict(state, k, every).float() for k in self.size_indices]
-        return losses.resolution_losses(logits, targets)
+            return [state.rois.new_zeros((0, MASK_SIZES[k], MASK_SIZES[k])) for k in self.size_indices]
+        return [predict(state, k, every).float() for k in self.size_indices]
 
 
 def class_logits(predictor: nn.Conv1d | nn.Conv2d, feature: Tensor, labels: Tensor) -> Tensor:
