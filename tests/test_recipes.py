@@ -87,7 +87,11 @@ def test_the_papers_scales_and_budgets():
     assert lvis.class_agnostic_last and not lvis.class_agnostic and lvis.detections_per_img == 300
 
 
-SMALL = {"shapes-1": ("shapes", 0), "shapes-2": ("shapes", 1)}
+SMALL = {
+    f"{weights}-{number}": (weights, number - 1)
+    for weights, steps in (("things", 5), ("shapes", 2))
+    for number in range(1, steps + 1)
+}
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -115,6 +115,7 @@ class NanoDetDetector(Detector):
         self.score_threshold = score_threshold
         self.detections_per_img = detections_per_img
         self._teacher: tuple[NanoDetDetector, ...] = ()  # a tuple, so that it is no submodule
+        self.to(memory_format=torch.channels_last)  # depthwise convolutions take two thirds of the time on a CPU
 
     def learn_from(self, teacher: NanoDetDetector) -> None:
         """Train boxes and scores towards those of another detector instead of annotations.
