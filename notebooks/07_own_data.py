@@ -216,7 +216,7 @@ choices["learned, as cheap as 28"] = {"budget": predictor.costs.macs_per_instanc
 rows = []
 for name, choice in choices.items():
     one = run_evaluation(predictor, judged, kept_back, EvaluationOptions(**choice))
-    sizes = " / ".join(f"{share:.0%}" for share in one["size_shares"].values())
+    sizes = " / ".join(f"{share or 0:.0%}" for share in one["size_shares"].values())
     gmacs = (one["mean_macs_per_instance"] or 0) / 1e9
     rows.append([name, one["segm"]["AP"], one["boundary"]["AP"], f"{gmacs:.4f}", sizes])
 MarkdownTable(["policy", "mask AP", "boundary AP", "mean GMACs", "14 / 28 / 56 / 112"], rows)

@@ -232,7 +232,8 @@ class MovedMasks:
     mask_size = switch_logits = None
 
     def __init__(self, target, move):
-        self.boxes, self.labels, self.target, self.move = target["boxes"], target["labels"], target, move
+        self.boxes = self.mask_boxes = target["boxes"]
+        self.labels, self.target, self.move = target["labels"], target, move
         self.scores, self.macs = 0.9 - 0.1 * torch.arange(len(self)), torch.ones(len(self))
 
     def __len__(self):
