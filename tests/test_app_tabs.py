@@ -289,10 +289,18 @@ def test_a_long_table_starts_without_rare_classes(page):
 
 def upload(page, path: Path) -> None:
     """Analyse a file on the Classes tab of a fresh page."""
+    from playwright.sync_api import TimeoutError as NotYet
+
     go(page, "Classes")
     page.get_by_role("button", name="Your own pictures or annotations").click()
-    page.set_input_files("#dynamask-classes-files input[type=file]", path)
-    page.wait_for_selector(f"text={path.name}")
+    for attempt in range(6):  # a file given before the component listens is lost
+        page.set_input_files("#dynamask-classes-files input[type=file]", path)
+        try:
+            page.wait_for_selector(f"text={path.name}", timeout=10_000)
+            break
+        except NotYet:
+            if attempt == 5:
+                raise
     page.click("#dynamask-classes-start")
 
 

@@ -114,7 +114,7 @@ def test_operators_are_timed_on_the_stages_of_the_preset():
 
 
 def test_the_memory_of_a_small_branch_step_is_measured():
-    words = ["memory", "--model", training_cost.SMALL, "--regions", "20", "--repeats", "0", "--rounds", "1"]
+    words = ["memory", "--model", training_cost.SMALL, "--regions", "48", "--repeats", "0", "--rounds", "1"]
     result = training_cost.measure_memory(training_cost.build_parser().parse_args(words))
     plain, checkpointed = result.figures["cases"].values()
     assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-5)
