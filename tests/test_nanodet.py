@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamask.config import ModelConfig
-from dynamask.engine.optimizer import pretrained_modules
+from dynamask.engine.optimizer import WeightAverage, pretrained_modules
 from dynamask.engine.train import freeze
 from dynamask.models.build import build_model
 from dynamask.models.detectors.gfl_head import CellPredictions, GFLHead
@@ -192,3 +192,17 @@ def test_batch_norms_can_be_kept():
     assert any(isinstance(module, nn.BatchNorm2d) for module in kept.modules())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert isinstance(kept, NanoDetDetector)
+
+
+def test_the_moving_average_includes_the_statistics_of_batch_norms():
+    trained = build_model(_config(detector_norm="batch")).train()
+    average = WeightAverage(trained, decay=0.5)
+    name = "detector.backbone.body.conv1.1.running_mean"
+    before = average.state[name].clone()
+    with torch.no_grad():
+        trained.detector.backbone.body(torch.rand(2, 3, SIDE, SIDE))
+    now = trained.state_dict()[name]
+    assert not torch.equal(before, now)
+    average.update(trained)
+    weight = 1.0 - 2 / 11  # of the new values in the first update
+    assert torch.allclose(average.state[name], torch.lerp(before, now, weight))

@@ -52,13 +52,16 @@ def lr_factor(step: int, config: TrainConfig) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a model's trainable parameters; all other tensors are constant (frozen BatchNorm).
+    """Exponential moving average of a model's trainable parameters and of the statistics of its batch norms.
 
+    All other tensors are constant, among them frozen batch norms, which are modules of another class.
     The decay after n updates is min(decay, (1 + n) / (10 + n)), so that the first weights are forgotten quickly.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
+        norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        self.statistics = {f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")}
         self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
 
     @torch.no_grad()
@@ -67,4 +70,5 @@ class WeightAverage:
         self.updates += 1
         weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         moving = [(key, value) for key, value in model.named_parameters() if value.requires_grad]
+        moving += [(key, value) for key, value in model.named_buffers() if key in self.statistics]
         torch._foreach_lerp_([self.state[key] for key, _ in moving], [value for _, value in moving], weight)

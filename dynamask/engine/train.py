@@ -28,7 +28,7 @@ def freeze(model: nn.Module, part: str) -> None:
 
     Args:
         model: changed in place.
-        part: "detector" trains the mask branch alone, "all-but-switch" the switch alone.
+        part: "detector" trains the mask branch and the modules that only it reads, "all-but-switch" the switch alone.
 
     Raises:
         DynaMaskError: nothing would be left to train.
