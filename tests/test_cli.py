@@ -148,7 +148,7 @@ def test_predict_in_the_boxes_of_another_detector(capsys, world, tmp_path):
     other = json.dumps([{**some, "file_name": "x.png"}])
     refused = {
         "[": "cannot be read",
-        "{}": "no COCO results",
+        "{}": "not COCO results",
         json.dumps([some]): "no file_name",
         other: "no result in",
     }

@@ -83,7 +83,7 @@ def _subset(arguments: argparse.Namespace) -> None:
 
     field, equals, text = (arguments.where or "").partition("=")
     if arguments.where is not None and not (field and equals and text):
-        raise DynaMaskError(f"--where {arguments.where} is no condition; write FIELD=TEXT")
+        raise DynaMaskError(f"--where {arguments.where} is not a condition; write FIELD=TEXT")
     if arguments.holdout is not None and arguments.holdout < 2:
         raise DynaMaskError(f"--holdout is {arguments.holdout}; give a whole number of at least 2")
     read_coco(arguments.annotations, need_files=False)  # refuses what the other commands refuse

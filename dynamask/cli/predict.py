@@ -78,7 +78,7 @@ def _read_detections(path: Path, pictures: Sequence[Path]) -> dict[str, list[dic
     except (OSError, ValueError) as error:
         raise DynaMaskError(f"detections {path} cannot be read; give a JSON file of COCO results") from error
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
-        raise DynaMaskError(f"detections {path} are no COCO results; give a JSON list of objects with bbox and score")
+        raise DynaMaskError(f"detections {path} are not COCO results; give a JSON list of objects with bbox and score")
     names = [picture.name for picture in pictures]
     if len(names) > 1 and not all(isinstance(result.get("file_name"), str) for result in results):
         raise DynaMaskError(f"a result in {path} names no file_name; add it, or predict one picture at a time")

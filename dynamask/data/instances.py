@@ -110,7 +110,7 @@ class HasImageIds(Protocol):
 
 
 def is_held_out(image_id: int, modulus: int) -> bool:
-    """Whether the SHA-256 of the decimal image id, read as an integer, is divisible by ``modulus``."""
+    """Return whether the SHA-256 of the decimal image id, read as an integer, is divisible by ``modulus``."""
     return int(hashlib.sha256(str(image_id).encode()).hexdigest(), 16) % modulus == 0
 
 

@@ -18,7 +18,7 @@ Boxes = Sequence[Sequence[float]] | np.ndarray | Tensor
 
 
 class SupervisionDetections(Protocol):
-    """What is read of a ``supervision.Detections``; the package itself is not needed.
+    """The attributes of a ``supervision.Detections`` that are read; the package itself is not needed.
 
     Attributes:
         xyxy: (R, 4) in image pixels.

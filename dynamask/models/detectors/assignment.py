@@ -26,7 +26,7 @@ _TINY = 1e-7
 
 @dataclass(frozen=True)
 class AssignedCells:
-    """What each of the N cells of B pictures learns.
+    """The object that each of the N cells of B pictures learns.
 
     Attributes:
         matched: (B, N) int64, the row of the picture's target that the cell learns; ``BACKGROUND`` (−1) for none, or

@@ -114,7 +114,7 @@ class NanoDetDetector(Detector):
         self.head = head
         self.score_threshold = score_threshold
         self.detections_per_img = detections_per_img
-        self._teacher: tuple[NanoDetDetector, ...] = ()  # a tuple, so that it is no submodule
+        self._teacher: tuple[NanoDetDetector, ...] = ()  # not registered as a submodule, because it is in a tuple
         self.to(memory_format=torch.channels_last)  # depthwise convolutions take two thirds of the time on a CPU
 
     def learn_from(self, teacher: NanoDetDetector) -> None:

@@ -25,7 +25,7 @@ from dynamask.models.weights import load_model
 from dynamask.structures import DynaMaskError
 
 EPS = 1e-5
-"""Of the batch norms of public checkpoints, which do not store it."""
+"""Epsilon of the batch norms of public checkpoints, which do not store it."""
 COCO_NAMES = tuple(name for name in COCO_V1.meta["categories"] if name not in ("__background__", "N/A"))
 """COCO's 80 classes in the order of public checkpoints."""
 SIZES = {"shufflenet_v2_x1_0": "NanoDet-Plus-m", "shufflenet_v2_x1_5": "NanoDet-Plus-m-1.5x"}
@@ -62,7 +62,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def is_nanodet_source(model: nn.Module, source: str | Path) -> bool:
-    """Whether initial weights for a model are those of NanoDet-Plus, and not of dynamask or torchvision.
+    """Return whether initial weights for a model are those of NanoDet-Plus, and not of dynamask or torchvision.
 
     A .safetensors file is recognised by its names. Checkpoints are taken as NanoDet-Plus's for a model with this
     detector, and .ckpt files always.

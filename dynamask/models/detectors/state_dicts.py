@@ -56,7 +56,7 @@ def read_state_dict(path: Path, network: str) -> dict[str, Tensor]:
 
 
 def has_foreign_tensor(path: Path, name: str) -> bool:
-    """Whether a .safetensors file that dynamask did not write holds a tensor of this name."""
+    """Return whether a .safetensors file that dynamask did not write holds a tensor of this name."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
