@@ -150,9 +150,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.init_part is not None and arguments.init is None:
         raise DynaMaskError("--init-part needs --init; give both")
     if arguments.teacher is not None and arguments.freeze is not None:
-        raise DynaMaskError(
-            "--freeze keeps the detector from training, so --teacher has no effect; leave out one"
-        )
+        raise DynaMaskError("--freeze keeps the detector from training, so --teacher has no effect; leave out one")
     if not arguments.resume and checkpoints(arguments.out):
         raise DynaMaskError(f"{arguments.out} holds a run already; add --resume to continue it or choose another --out")
 
