@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from app.lesson_scenes import LessonScenes
-from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining, predict_logits
 from dynamask.evaluation.choices import at, permuted, shares
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig
 
 MAX_STEPS = 3000
 """Largest number of steps of a run."""

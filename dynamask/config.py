@@ -1,4 +1,4 @@
-"""Settings of models, losses and training: frozen dataclasses that check their values."""
+"""Settings of models: frozen dataclasses that check their values."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class BaseModelConfig:
     def __post_init__(self) -> None:
         if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:
             raise DynaMaskError("category_ids and class_names disagree; give one id per class, without the background")
-        _check_shares(self, "display_score")
+        check_shares(self, "display_score")
 
     @property
     def detector_kind(self) -> str:
@@ -110,7 +110,7 @@ class BaseModelConfig:
         return _from_values(kind, given)
 
 
-def _check_choices(config: Any, **choices: tuple[str, ...]) -> None:
+def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
     """Refuse a field whose value is not among its choices."""
     for name, known in choices.items():
         if getattr(config, name) not in known:
@@ -118,14 +118,14 @@ def _check_choices(config: Any, **choices: tuple[str, ...]) -> None:
             raise DynaMaskError(f"{name} is {getattr(config, name)!r}; choose {', '.join(some)} or {last}")
 
 
-def _check_shares(config: Any, *names: str) -> None:
+def check_shares(config: Any, *names: str) -> None:
     """Refuse a field that is no share or probability."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise DynaMaskError(f"{name} is {getattr(config, name)}; give a number from 0 to 1")
 
 
-def _check_at_least(config: Any, least: int, *names: str) -> None:
+def check_at_least(config: Any, least: int, *names: str) -> None:
     """Refuse a field below a whole number."""
     for name in names:
         if getattr(config, name) < least:
@@ -158,6 +158,9 @@ class ModelConfig(BaseModelConfig):
     """NanoDet-Plus: "folded", convolutions with a bias, or "batch", with batch norm, for training from scratch."""
     pyramid_top_down: bool = True
     """NanoDet-Plus: add coarser levels of the mask branch's pyramid to finer ones."""
+    corner_cells: bool = False
+    """Crop regions as if cell i of a map of stride s lay at its first pixel, s·i + ½, where padded convolutions of
+    stride 2 put it; otherwise at its middle, s·(i + ½), as torchvision does."""
     mask_branch: str = "region_fpn"
     """One of ``MASK_BRANCHES``; only the r-FPN has a switch."""
     region_channels: int = 256
@@ -192,7 +195,7 @@ class ModelConfig(BaseModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choices(self, detector=DETECTORS, detector_norm=("folded", "batch"))
+        check_choices(self, detector=DETECTORS, detector_norm=("folded", "batch"))
         if self.mask_branch not in MASK_BRANCHES:
             raise DynaMaskError(
                 f"mask branch {self.mask_branch!r} is unknown; choose one of {', '.join(MASK_BRANCHES)}"
@@ -201,7 +204,7 @@ class ModelConfig(BaseModelConfig):
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
         if not 0 <= self.region_margin <= 0.5:
             raise DynaMaskError(f"region_margin is {self.region_margin}; give a share of the box from 0 to 0.5")
-        _check_shares(self, "mask_nms")
+        check_shares(self, "mask_nms")
 
     @property
     def detector_kind(self) -> str:
@@ -245,7 +248,7 @@ class AggregationConfig:
     """Weight of a mask loss on the centre representation itself (the paper's two-stage loss); 0 disables it."""
 
     def __post_init__(self) -> None:
-        _check_choices(
+        check_choices(
             self,
             neighbours=tuple(NEIGHBOURS),
             context=("with", "without", "only"),
@@ -325,7 +328,7 @@ class SoloConfig(BaseModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choices(self, kind=("solo", "solov2"), voting=("none", "average", "score", "iou"))
+        check_choices(self, kind=("solo", "solov2"), voting=("none", "average", "score", "iou"))
         if len(self.grids) != len(STRIDES) or len(self.scale_ranges) != len(STRIDES):
             raise DynaMaskError(f"grids and scale_ranges need one entry for each of {len(STRIDES)} levels")
         if self.mask_grids and (len(self.mask_grids) != len(self.grids) or self.aggregation is None):
@@ -349,152 +352,3 @@ class SoloConfig(BaseModelConfig):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the family."""
         return {"family": self.FAMILY, **super().to_dict()}
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Settings of the mask branch's losses (Eq. 3–7)."""
-
-    mask_supervision: str = "all"
-    """"all": every RoI trains all resolutions; "selected": only the sampled one, as Eq. 3 is written."""
-    mask_weight: float = 1.0
-    """Weight of L_mask relative to the losses of the detector; 1 in Eq. 7."""
-    dice_weight: float = 0.0
-    """Weight of the Dice loss that is added to the cross-entropy of every mask (ours; 0 in the paper)."""
-    edge_weight: float = 0.1
-    """λ1 of Eq. 7."""
-    switch_weight: float = 0.4
-    """λ2 of Eq. 7, the weight of the budget and entropy terms."""
-    budget_target: float = 0.3
-    """C_t as a fraction of the full branch's MACs, in (0, 1]."""
-    temperature: float = 0.5
-    """τ of the Gumbel-softmax (Eq. 2)."""
-    switch_signal: str = "edge"
-    """Loss that teaches the switch which size an instance needs: "edge", L_edge as in Eq. 4, or "boundary", the
-    boundary error 1 − boundary IoU of the mask of each size, all compared on the finest grid."""
-    boundary_weight: float = 0.0
-    """Weight of the boundary error under the signal "boundary"."""
-    overlap_share: float = 0.0
-    """Share (0–1) of 1 − mask IoU in that error; the rest is 1 − boundary IoU."""
-    switch_gradient: float = 1.0
-    """Factor on the gradient of the edge and mask losses with respect to y."""
-    detach_switch: bool = True
-    """Stop the gradient of the switch at the region feature."""
-    switch_selection: str = "drawn"
-    """Weights of the sizes in the losses: "drawn", the sampled one-hot y of Eq. 2, or "expected", the probabilities p,
-    which give the expected loss without sampling noise."""
-    entropy_on: str = "probs"
-    """Distribution of Eq. 6: "probs", f is the mean of p; "selection", f is the mean of y; "instances", the mean of the
-    entropies of the instances' p, which keeps p smooth where one size is only slightly better."""
-
-    def __post_init__(self) -> None:
-        _check_choices(
-            self,
-            mask_supervision=("all", "selected"),
-            switch_signal=("edge", "boundary"),
-            switch_selection=("drawn", "expected"),
-            entropy_on=("probs", "selection", "instances"),
-        )
-        _check_shares(self, "overlap_share")
-        if not 0 < self.budget_target <= 1:
-            raise DynaMaskError(f"budget_target is {self.budget_target}; give a fraction of the full branch in (0, 1]")
-        if self.temperature <= 0:
-            raise DynaMaskError(f"temperature is {self.temperature}; give a positive number")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Factor of each named loss in the total loss (Eq. 7)."""
-        return {
-            "loss_mask": self.mask_weight,
-            "loss_edge": self.edge_weight,
-            "loss_boundary": self.boundary_weight,
-            "loss_budget": self.switch_weight,
-            "loss_entropy": self.switch_weight,
-        }
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The training schedule; the defaults are the paper's COCO 1× recipe."""
-
-    batch_size: int = 16
-    """Images per step."""
-    iterations: int = 90_000
-    """Total number of steps."""
-    stop_at: int = 0
-    """Stop after this step without changing the schedule; 0 runs all steps."""
-    warm_start: float = 1 / 12
-    """Share of the steps (0–1), at the start, that train masks at all resolutions without the switch (phase one)."""
-    offset_start: float = 0.0
-    """Share of the steps (0–1), at the start, in which the r-FPN's convolutions are not deformed; their offsets stay
-    zero, and steps are several times faster on a CPU."""
-    optimizer: str = "sgd"
-    lr: float = 0.02
-    backbone_lr_factor: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: int = 500
-    """Steps of linear warm-up."""
-    schedule: str = "step"
-    milestones: tuple[float, ...] = (8 / 12, 11 / 12)
-    """Shares of the steps at which the step schedule multiplies lr by 0.1."""
-    clip_norm: float = 35.0
-    """Largest gradient norm; 0 disables clipping."""
-    ema_decay: float = 0.0
-    """Decay per step of the exponential moving average of the weights, which is saved; 0 saves the last weights."""
-    jitter: bool = False
-    """Photometric jitter."""
-    hue: float = 0.0
-    """Largest shift of the hue by the photometric jitter, as a share of the colour circle, 0–0.5."""
-    scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """Smallest and largest factor by which a picture is scaled before it is cropped or padded; (0.1, 2.0) is the
-    large-scale jitter of Ghiasi et al. (CVPR 2021)."""
-    jitter_size: int = 0
-    """Side of the square that the scaled picture is cropped or padded to, pixels; 0 keeps the size of each picture."""
-    crop: float = 0.0
-    """Probability of cropping a picture to a random window."""
-    copy_paste: float = 0.0
-    """Probability that objects of another picture are pasted over a picture."""
-    cut_outs: float = 0.0
-    """Probability that one or two outlines of the shapes world, filled with texture of another picture, are put over a
-    picture; they train the masks only."""
-    seed: int = 0
-    workers: int = 2
-    save_every: int = 500
-    """Steps between checkpoints."""
-    keep: int = 2
-    """Number of the latest checkpoints that are kept."""
-    log_every: int = 20
-    """Steps between log lines."""
-    device: str = "cpu"
-    """"cpu" or "cuda"; each of several processes uses the GPU of its local rank."""
-    precision: str = "fp32"
-    """Precision of convolutions and matrix products: "fp32", or "bf16" or "fp16" under autocast; weights, losses, boxes
-    and sampling positions stay float32. "fp16" scales the loss."""
-    accumulate: int = 1
-    """Number of micro-batches that the batch is divided into to save memory."""
-    checkpoint_stages: bool = False
-    """Recompute the stages of the r-FPN in the backward pass instead of storing their activations."""
-    compile: bool = False
-    """Compile the body of the backbone with torch.compile."""
-    val_every: int = 0
-    """Steps between evaluations on the validation pictures; 0 evaluates only at the end."""
-    overlay_every: int = 0
-    """Steps between overlays of a few pictures in TensorBoard; 0 draws none."""
-
-    def __post_init__(self) -> None:
-        _check_choices(
-            self, optimizer=("sgd", "adamw"), schedule=("step", "cosine"), precision=("fp32", "bf16", "fp16")
-        )
-        _check_at_least(self, 1, "batch_size", "iterations", "save_every", "log_every", "keep", "accumulate")
-        _check_at_least(self, 0, "jitter_size", "val_every", "overlay_every")
-        _check_shares(self, "warm_start", "offset_start", "crop", "copy_paste", "cut_outs")
-        if not 0 <= self.hue <= 0.5 or (self.hue and not self.jitter):
-            raise DynaMaskError(f"hue is {self.hue}; give a share of the colour circle from 0 to 0.5, with jitter")
-        if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[1] <= 8:
-            raise DynaMaskError(f"scale_jitter is {self.scale_jitter}; give two ascending factors, above 0, up to 8")
-        if self.batch_size % self.accumulate:
-            raise DynaMaskError(
-                f"a batch of {self.batch_size} pictures cannot be divided into {self.accumulate} micro-batches; give a "
-                f"batch size that is a multiple of {self.accumulate}"
-            )

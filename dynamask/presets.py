@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from dynamask.config import AggregationConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
+from dynamask.config import AggregationConfig, ModelConfig, SoloConfig
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ _DYNAMASK_NANODET = ModelConfig(
     switch_channels=16,
     switch_hidden=128,
     class_agnostic=True,
+    corner_cells=True,
     region_margin=0.1,
     min_sizes=(416,),
     test_min_size=416,

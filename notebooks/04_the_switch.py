@@ -219,7 +219,7 @@ gumbel.rank_table(cache, samples=fast(60, 300))
 # What does the paper's own recipe do here in the same number of steps, with its weights?
 
 # %%
-from dynamask.config import LossConfig
+from dynamask.training_config import LossConfig
 
 paper = gumbel.run_switch(cache, "the paper's weights", LossConfig(), steps=steps, without=())
 ours = runs[-1]

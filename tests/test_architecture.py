@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"structures"},
     {"files", "config", "ops"},
+    {"training_config"},
     {"presets", "recipes"},
     {"data"},
     {"evaluation"},

@@ -9,12 +9,12 @@ from helpers.labelled_scenes import Scenes, check_consistent, copied, same, scen
 from torch import Tensor
 from torchvision.transforms import v2
 
-from dynamask.config import TrainConfig
 from dynamask.data.batch_augmentation import partners
 from dynamask.data.copy_paste import CopyPaste, paste
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.transforms import GREY, TrainingTransforms
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import TrainConfig
 
 STILL = {"flip": 0.0, "photometric": False}
 

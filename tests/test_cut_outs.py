@@ -8,13 +8,13 @@ from helpers.runs import arguments, write_blocks
 from torch import Tensor
 
 from dynamask.cli import main
-from dynamask.config import TrainConfig
 from dynamask.data import CopyPaste, CutOuts, TrainingLoader, TrainingTransforms
 from dynamask.data.copy_paste import paste
 from dynamask.data.cut_outs import put_cut_out
 from dynamask.data.shapes.numbers import Stream
 from dynamask.data.transforms import mask_only
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import TrainConfig
 
 
 def grown(mask: Tensor, pixels: int) -> Tensor:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from helpers.feature_caches import synthetic_cache
 
-from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import save_cache
 from dynamask.engine.frozen_switch import SCHEDULE as DEFAULT
 from dynamask.engine.frozen_switch import predict_logits, train_switch
 from dynamask.models.masks.policies import at_price, learned, price_for_budget
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig
 from tools import decision_tables, decisions, switch_training
 
 DOC = Path(decisions.__file__).parents[1] / "docs" / "decisions.md"

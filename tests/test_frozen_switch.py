@@ -8,7 +8,6 @@ import torch
 from helpers.feature_caches import synthetic_cache
 from helpers.small_models import tiny_model
 
-from dynamask.config import LossConfig
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
 from dynamask.engine.frozen_features import build_cache, image_cache, jitter_boxes, load_cache, save_cache, views_of
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining, predict_logits, train_switch
@@ -18,6 +17,7 @@ from dynamask.models.masks import losses
 from dynamask.models.masks.switch import sample_gumbel
 from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.training_config import LossConfig
 
 SHORT = dataclasses.replace(SCHEDULE, iterations=40, batch_size=32, lr=5e-3, warmup=0)
 

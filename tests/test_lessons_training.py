@@ -22,7 +22,6 @@ from lessons.training_runs import (
     spent,
 )
 
-from dynamask.config import LossConfig
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining
@@ -32,6 +31,7 @@ from dynamask.evaluation.mask_quality import mask_iou
 from dynamask.models.weights import bundled_path, load_model
 from dynamask.presets import default_training
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig
 from dynamask.viz.training_curves import smoothed
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from helpers.small_models import LOSS_NAMES, pyramid, some_rois, tiny_branch, tiny_model
 
-from dynamask.config import LossConfig
 from dynamask.engine.step import total_loss
 from dynamask.models.masks import losses
 from dynamask.models.masks.losses import scale_gradient
 from dynamask.models.masks.switch import sample_gumbel, straight_through_gumbel
 from dynamask.ops.masks import mask_edges
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.training_config import LossConfig
 
 SIDES = (2, 3, 5, 8)
 

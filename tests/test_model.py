@@ -16,12 +16,13 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 
 from dynamask import MASK_SIZES, create_model, list_models
-from dynamask.config import BaseModelConfig, LossConfig, ModelConfig
+from dynamask.config import BaseModelConfig, ModelConfig
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import Detector, EncodedImages, PositiveRegions
 from dynamask.models.dynamask import DynaMask
 from dynamask.presets import PRESETS, model_config
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig
 
 BODY = "mobilenetv3_small_050"
 

@@ -17,11 +17,12 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from dynamask import cli
 from dynamask.cli.recipes import apply_recipe
 from dynamask.cli.training import given_fields
-from dynamask.config import LossConfig, ModelConfig, TrainConfig
+from dynamask.config import ModelConfig
 from dynamask.models.weights import list_bundled
 from dynamask.presets import default_training, model_config
 from dynamask.recipes import RECIPES, recipe_named
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig, TrainConfig
 
 PAPER = [r for r in RECIPES.values() if "path/to" in r.data_flags]
 

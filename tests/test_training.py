@@ -11,7 +11,6 @@ from helpers.small_models import LOSS_NAMES, picture, target, tiny_model
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamask.config import LossConfig, TrainConfig
 from dynamask.data import TrainingLoader
 from dynamask.engine.checkpoint import checkpoints, load_newest_run
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor, parameter_groups
@@ -22,6 +21,7 @@ from dynamask.models.detectors.rcnn import LOSSES as DETECTOR_LOSSES
 from dynamask.models.weights import load_model, load_weights, read_header, save_model
 from dynamask.presets import default_training
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig, TrainConfig
 
 # Schedules and optimizers
 

@@ -29,7 +29,6 @@ import torch
 from tqdm import tqdm
 
 from dynamask.cli.common import add_data, add_json, open_selected_data, run_command, write_json
-from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE
 from dynamask.engine.memory import keep_freed_memory
@@ -37,6 +36,7 @@ from dynamask.evaluation.bootstrap import PictureBootstrap, paired_bootstrap
 from dynamask.files import replacing
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.training_config import LossConfig
 from tools import decision_tables
 from tools.switch_training import MEASURES, Judge, box_side, run_setting
 

@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from dynamask.cli.common import add_data, open_selected_data, run_command
-from dynamask.config import LossConfig
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE, train_switch
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.models.weights import read_header, save_model
 from dynamask.predict import Predictor, load
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig
 from tools.decisions import parse_values
 from tools.switch_training import spend
 

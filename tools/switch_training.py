@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamask.config import LossConfig, TrainConfig
 from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.frozen_switch import predict_logits, train_switch
 from dynamask.evaluation.bootstrap import paired_bootstrap
 from dynamask.evaluation.choices import at, blind_mix, permuted, shares, spearman
 from dynamask.models.masks import policies
 from dynamask.models.masks.switch import MaskSwitchModule
+from dynamask.training_config import LossConfig, TrainConfig
 
 BUDGETS = (0.2, 0.35, 0.5, 0.75)
 """Budgets at which a switch is evaluated, by a price per MAC, as fractions of the full branch's MACs."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dynamask.cli.common import add_data
-from dynamask.config import AggregationConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
+from dynamask.config import AggregationConfig, ModelConfig, SoloConfig
 from dynamask.presets import list_models
+from dynamask.training_config import LossConfig, TrainConfig
 
 INIT_PARTS = ("all", "detector", "backbone")
 

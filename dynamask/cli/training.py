@@ -19,7 +19,7 @@ from dynamask.cli.common import check_folder, held_out
 from dynamask.cli.recipes import apply_recipe
 from dynamask.cli.stop_signals import StopSignals
 from dynamask.cli.validation import Validation, evaluate_finished, open_validation, periodic
-from dynamask.config import AggregationConfig, BaseModelConfig, LossConfig, ModelConfig, SoloConfig, TrainConfig
+from dynamask.config import AggregationConfig, BaseModelConfig, ModelConfig, SoloConfig
 from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.cut_outs import CutOuts
 from dynamask.data.loaders import TrainingLoader
@@ -37,6 +37,7 @@ from dynamask.models.hub import find_weights
 from dynamask.models.weights import initialise, save_model
 from dynamask.presets import default_training, model_config
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig, TrainConfig
 
 MASK_LOSSES = {"mask_weight", "dice_weight", "edge_weight"}
 """Weights of the losses that a mask branch without a switch has."""

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dynamask.config import LossConfig, TrainConfig
 from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor
 from dynamask.engine.step import total_loss
 from dynamask.models.masks import losses
 from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import LossConfig, TrainConfig
 
 SCHEDULE = TrainConfig(
     batch_size=64,

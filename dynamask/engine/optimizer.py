@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynamask.config import TrainConfig
+from dynamask.training_config import TrainConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

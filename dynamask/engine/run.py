@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dynamask.config import TrainConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.engine.checkpoint import (
     checkpoints,
@@ -29,6 +28,7 @@ from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.optimizer import WeightAverage, build_optimizer
 from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.structures import DynaMaskError
+from dynamask.training_config import TrainConfig
 
 FREE_SETTINGS = (
     "train.workers",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dynamask.config import LossConfig, ModelConfig, SoloConfig
+from dynamask.config import ModelConfig, SoloConfig
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import Detector
 from dynamask.models.detectors.gfl_head import GFLHead
@@ -34,6 +34,7 @@ from dynamask.models.transform import TwoSizeTransform
 from dynamask.models.weights import register_builder
 from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.training_config import LossConfig
 
 
 def create_model(
@@ -110,7 +111,8 @@ def _nanodet_plus(config: ModelConfig, backbone_weights: str | Path | None) -> N
     if backbone_weights is not None:
         raise DynaMaskError("NanoDet-Plus takes no --backbone-weights; give weights of the whole detector with --init")
     norm = config.detector_norm == "batch"
-    backbone = NanoDetBackbone(config.backbone, config.fpn_channels, norm, config.pyramid_top_down)
+    options = (norm, config.pyramid_top_down, config.corner_cells)
+    backbone = NanoDetBackbone(config.backbone, config.fpn_channels, *options)
     head = GFLHead(backbone.neck_channels, len(config.class_names) - 1, norm)
     sides = (*config.min_sizes, config.test_min_size)
     transform = StretchTransform(sides, list(config.image_mean), list(config.image_std))
@@ -126,6 +128,7 @@ _DETECTORS: dict[str, Callable[[ModelConfig, str | Path | None], Detector]] = {
 def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None) -> MaskBranch:
     """The mask branch that a configuration names, with a switch where it is the r-FPN."""
     head = _MASK_HEADS[config.mask_branch](config)
+    head.corner_cells = config.corner_cells
     switch = None
     if config.mask_branch == "region_fpn":
         switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)

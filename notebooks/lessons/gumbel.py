@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamask.config import LossConfig
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.frozen_features import FeatureCache, build_cache
 from dynamask.engine.frozen_switch import SCHEDULE, SwitchTraining, predict_logits
@@ -24,6 +23,7 @@ from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel
 from dynamask.ops.masks import crop_mask_pyramid, mask_edges
 from dynamask.predict import Predictor
 from dynamask.structures import MASK_SIZES
+from dynamask.training_config import LossConfig
 from dynamask.viz import charts, style
 from dynamask.viz.widgets import PageSetup, live_figure
 from lessons.table import MarkdownTable

@@ -11,9 +11,9 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 
-from dynamask.config import TrainConfig
 from dynamask.engine.optimizer import lr_factor
 from dynamask.structures import MASK_SIZES
+from dynamask.training_config import TrainConfig
 from dynamask.viz import charts
 from dynamask.viz.style import ACCENT, INK, POLICY_STYLES, SIZE_NAMES, LineStyle, series_style
 from dynamask.viz.training_curves import smoothed

@@ -208,7 +208,8 @@ def stride_pictures(predictor: Predictor, picture: np.ndarray, box: Sequence[flo
     own, wrong, texts = [], [], [[], []]
     for map_, size, stride in zip(state.maps, MASK_SIZES[1:], STAGE_STRIDES, strict=True):
         for crops, used, row in ((own, stride, 0), (wrong, LEVEL_STRIDES[0], 1)):
-            crop = roi_align(map_, state.rois, size, 1.0 / used, sampling_ratio=1, aligned=True)[0]
+            here = predictor.model.mask_branch.head.on_map(state.rois, stride)
+            crop = roi_align(map_, here, size, 1.0 / used, sampling_ratio=1, aligned=True)[0]
             crops.append(components(crop))
             texts[row].append(f"P of stride {stride}, cropped with {used}")
     return picture_grid([own, wrong], texts, cell=cell)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynamask.config import LossConfig
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset
 from dynamask.data.transforms import TrainingTransforms
@@ -30,6 +29,7 @@ from dynamask.models.weights import bundled_path, load_model
 from dynamask.predict import TwoStagePredictor
 from dynamask.presets import default_training, model_config
 from dynamask.structures import MASK_SIZES
+from dynamask.training_config import LossConfig
 
 
 class History:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dynamask.config import AggregationConfig, LossConfig, TrainConfig
+from dynamask.config import AggregationConfig
 from dynamask.data.shapes import ShapesDataset
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks, joined
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
@@ -23,6 +23,7 @@ from dynamask.engine.run import Run
 from dynamask.engine.step import train_step
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
+from dynamask.training_config import LossConfig, TrainConfig
 from helpers.small_models import picture, target, tiny_branch, tiny_solo
 
 Problem = tuple[nn.Module, list[Tensor], list[dict]]

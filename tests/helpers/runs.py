@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from dynamask.config import LossConfig, TrainConfig
 from dynamask.data import TrainingLoader, TrainingTransforms
 from dynamask.engine.run import Run
+from dynamask.training_config import LossConfig, TrainConfig
 from helpers.small_models import TINY, picture, target, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

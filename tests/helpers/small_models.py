@@ -7,12 +7,13 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dynamask.config import AggregationConfig, LossConfig, ModelConfig
+from dynamask.config import AggregationConfig, ModelConfig
 from dynamask.models.build import build_mask_branch, build_solo, create_model
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.solo.model import SoloNet
 from dynamask.presets import model_config
+from dynamask.training_config import LossConfig
 
 torch.set_num_threads(1)
 

@@ -25,9 +25,17 @@ class MaskPyramid(nn.Module):
         neck_channels: of the neck's maps at strides 8, 16 and 32.
         channels: of every output, a multiple of ``GROUPS``.
         top_down: add the coarser levels; without them every level stands alone, which is for comparison.
+        corner_cells: see :class:`dynamask.config.ModelConfig`; the sums of levels are aligned accordingly.
     """
 
-    def __init__(self, body_channels: Sequence[int], neck_channels: int, channels: int, top_down: bool = True) -> None:
+    def __init__(
+        self,
+        body_channels: Sequence[int],
+        neck_channels: int,
+        channels: int,
+        top_down: bool = True,
+        corner_cells: bool = False,
+    ) -> None:
         super().__init__()
         stride2, stride4, *stages = body_channels
         widths = [4 * stride2 + stride4, *(width + neck_channels for width in stages)]
@@ -36,6 +44,7 @@ class MaskPyramid(nn.Module):
         )
         self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
         self.top_down = top_down
+        self.corner_cells = corner_cells
         for conv in (*(lateral[0] for lateral in self.laterals), *self.outputs):
             nn.init.kaiming_normal_(conv.weight, a=SLOPE, mode="fan_out")
         for conv in self.outputs:
@@ -49,11 +58,18 @@ class MaskPyramid(nn.Module):
         sums = [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
         if self.top_down:
             for level in range(len(sums) - 2, -1, -1):
-                above = F.interpolate(sums[level + 1], size=sums[level].shape[-2:], mode="bilinear")
-                sums[level] = sums[level] + above
+                sums[level] = sums[level] + self._upsample(sums[level + 1], sums[level].shape[-2:])
         return [
             F.leaky_relu(output(F.leaky_relu(x, SLOPE)), SLOPE) for output, x in zip(self.outputs, sums, strict=True)
         ]
+
+    def _upsample(self, coarse: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, C, h, w) → (B, C, H, W) of twice the sides, odd or even, bilinearly."""
+        if not self.corner_cells:
+            return F.interpolate(coarse, size=tuple(size), mode="bilinear")
+        height, width = coarse.shape[-2:]
+        exact = F.interpolate(coarse, size=(2 * height - 1, 2 * width - 1), mode="bilinear", align_corners=True)
+        return F.pad(exact, (0, size[1] - exact.shape[-1], 0, size[0] - exact.shape[-2]), mode="replicate")
 
 
 def _folded(fine: Tensor, coarse: Tensor) -> Tensor:

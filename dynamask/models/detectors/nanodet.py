@@ -70,15 +70,17 @@ class NanoDetBackbone(nn.Module):
         name: a key of ``NECK_CHANNELS``.
         out_channels: of the mask branch's pyramid.
         norm: keep the batch norms.
-        top_down: see :class:`MaskPyramid`.
+        top_down, corner_cells: see :class:`MaskPyramid`.
     """
 
-    def __init__(self, name: str, out_channels: int, norm: bool = False, top_down: bool = True) -> None:
+    def __init__(
+        self, name: str, out_channels: int, norm: bool = False, top_down: bool = True, corner_cells: bool = False
+    ) -> None:
         super().__init__()
         self.body = ShuffleNetBody(name, norm)
         self.neck_channels = NECK_CHANNELS[name]
         self.neck = GhostPAN(self.body.channels[2:], self.neck_channels, norm)
-        self.mask_pyramid = MaskPyramid(self.body.channels, self.neck_channels, out_channels, top_down)
+        self.mask_pyramid = MaskPyramid(self.body.channels, self.neck_channels, out_channels, top_down, corner_cells)
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

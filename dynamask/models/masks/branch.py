@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamask.config import LossConfig
 from dynamask.models.detectors.base import PositiveRegions, Target, boxes_to_rois
 from dynamask.models.masks import losses
 from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
@@ -18,6 +17,7 @@ from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes
 from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 from dynamask.structures import MASK_SIZES
+from dynamask.training_config import LossConfig
 
 
 class MaskBranch(nn.Module):

@@ -43,7 +43,7 @@ class _Traceable(nn.Module):
     def begin(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """P2 … P5 and boxes as rois (R, 5) → projected maps, 14×14 features (R, C, 14, 14), and the rois enlarged."""
         features, rois = dict(zip("0123", maps)), enlarge_boxes(boxes, self.region_margin)
-        crops = crop_assigned_level(features, rois, MASK_SIZES[0])
+        crops = crop_assigned_level(features, rois, MASK_SIZES[0], self.region_fpn.corner_cells)
         return self.region_fpn.project(features), self.region_fpn.base(crops), rois
 
     def masks(self, size_index: int, feature: Tensor, labels: Tensor) -> Tensor:

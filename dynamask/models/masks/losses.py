@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamask.config import LossConfig
 from dynamask.models.masks.switch import straight_through_gumbel
 from dynamask.ops.masks import grid_boundary_iou
 from dynamask.ops.means import LOCAL_MEANS, Means
+from dynamask.training_config import LossConfig
 
 
 def scale_gradient(values: Tensor, factor: float) -> Tensor:

@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from dynamask.models.macs import conv_macs
-from dynamask.models.masks.heads.base import MaskHead, RegionState, class_logits, start_small
+from dynamask.models.masks.heads.base import MaskHead, RegionState, centred_rois, class_logits, start_small
 from dynamask.ops.deform import DeformConv2d
 from dynamask.ops.means import connected_zero
 from dynamask.structures import MASK_SIZES
@@ -25,12 +25,14 @@ CHECKPOINTED_ROIS = 16
 """Number of regions per recomputation in the backward pass, if stages are checkpointed."""
 
 
-def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int) -> Tensor:
+def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int, corner_cells: bool = False) -> Tensor:
     """RoIAlign (aligned, 2×2 samples per cell) from the pyramid level that each box is assigned to.
 
     Args:
         features: {"0": P2, …, "3": P5}, each (B, C, H_l, W_l).
         rois: (R, 5) batch index and xyxy in network-input pixels.
+        size: side of the crops.
+        corner_cells: see :class:`dynamask.config.ModelConfig`.
 
     Returns:
         (R, C, size, size).
@@ -40,7 +42,8 @@ def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int) ->
     levels = LevelMapper(2, 5, canonical_scale=224, canonical_level=4, eps=1e-6)([rois[:, 1:]])
     for level, stride in enumerate(LEVEL_STRIDES):  # no branch on the number of regions, for torch.export
         rows = torch.nonzero(levels == level)[:, 0]
-        crop = roi_align(features[str(level)], rois[rows], size, 1.0 / stride, sampling_ratio=2, aligned=True)
+        here = centred_rois(rois[rows], stride) if corner_cells else rois[rows]
+        crop = roi_align(features[str(level)], here, size, 1.0 / stride, sampling_ratio=2, aligned=True)
         out = out.index_copy(0, rows, crop.to(out.dtype))
     return out
 
@@ -189,7 +192,7 @@ class RegionFPN(PyramidHead):
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Project the maps and compute the 14×14 feature of R regions; see :meth:`MaskHead.begin`."""
         maps = self.project(features)
-        tiny = self.base(crop_assigned_level(features, rois, MASK_SIZES[0]))
+        tiny = self.base(crop_assigned_level(features, rois, MASK_SIZES[0], self.corner_cells))
         every = torch.arange(len(rois), device=rois.device)
         none = every[:0]
         empty = [map_.new_zeros((0, map_.shape[1], size, size)) for map_, size in zip(maps, MASK_SIZES[1:])]
@@ -216,8 +219,9 @@ class RegionFPN(PyramidHead):
         return torch.cat([checkpoint(self._stage, size_index, c, projected_map, r, **options) for c, r in some])
 
     def _stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
-        size, scale = MASK_SIZES[size_index], 1.0 / STAGE_STRIDES[size_index - 1]
-        crop = roi_align(projected_map.float(), rois, size, scale, sampling_ratio=1, aligned=True)
+        size, stride = MASK_SIZES[size_index], STAGE_STRIDES[size_index - 1]
+        here = self.on_map(rois, stride)
+        crop = roi_align(projected_map.float(), here, size, 1.0 / stride, sampling_ratio=1, aligned=True)
         return self.stages[size_index - 1](coarse, crop.to(projected_map.dtype))
 
     def macs_per_instance(self) -> tuple[int, ...]:

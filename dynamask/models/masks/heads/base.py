@@ -70,6 +70,7 @@ class MaskHead(nn.Module):
         has_edges: whether it predicts edges and is trained by L_edge (Eq. 4).
         map_strides: strides of the maps in :attr:`RegionState.maps`.
         dice_weight: weight of the Dice loss of :meth:`mask_losses`.
+        corner_cells: whether cells of maps lie at their first pixel; see :class:`dynamask.config.ModelConfig`.
     """
 
     NAME: ClassVar[str]
@@ -77,6 +78,7 @@ class MaskHead(nn.Module):
     has_edges: bool = True
     map_strides: tuple[int, ...] = ()
     dice_weight: float = 0.0
+    corner_cells: bool = False
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Compute the features that all sizes of R regions share.
@@ -106,6 +108,10 @@ class MaskHead(nn.Module):
     def map_macs_per_pixel(self) -> tuple[int, ...]:
         """MACs per pixel of each of the maps in :attr:`RegionState.maps`, which all regions of a picture share."""
         return (0,) * len(self.map_strides)
+
+    def on_map(self, rois: Tensor, stride: int) -> Tensor:
+        """Boxes (R, 5) as RoIAlign needs them on a map of a stride, which takes cells to lie in their middle."""
+        return centred_rois(rois, stride) if self.corner_cells else rois
 
     def check_size(self, size_index: int) -> None:
         """Raise ValueError if the head does not predict ``MASK_SIZES[size_index]``."""
@@ -139,6 +145,12 @@ class MaskHead(nn.Module):
         if len(state) == 0:
             return [state.rois.new_zeros((0, MASK_SIZES[k], MASK_SIZES[k])) for k in self.size_indices]
         return [predict(state, k, every).float() for k in self.size_indices]
+
+
+def centred_rois(rois: Tensor, stride: int) -> Tensor:
+    """Boxes (R, 5) on a map with cells at their first pixel → boxes as if they lay in the middle."""
+    shift = rois.new_tensor([0.0, *[(stride - 1) / 2] * 4])
+    return rois + shift
 
 
 def class_logits(predictor: nn.Conv1d | nn.Conv2d, feature: Tensor, labels: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ class PointRendHead(MaskHead):
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Sample R regions of P2 on grids of 14×14 points."""
-        crop = roi_align(features["0"], rois, 2 * COARSE_SIDE, 1.0 / STRIDE, sampling_ratio=1, aligned=True)
+        crop = roi_align(
+            features["0"], self.on_map(rois, STRIDE), 2 * COARSE_SIDE, 1.0 / STRIDE, sampling_ratio=1, aligned=True
+        )
         return RegionState(rois, labels, [features["0"]], [crop], [torch.arange(len(rois), device=rois.device)])
 
     def coarse_logits(self, crop: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class PointRendHead(MaskHead):
             coarse: (n, K, 7, 7) of :meth:`coarse_logits` for the regions ``rows`` (n,).
         """
         rough = sample_grid(coarse, points)  # (n, K, P)
-        hidden = sample_map(state.maps[0], state.rois[rows], points)  # (n, C, P)
+        hidden = sample_map(state.maps[0], self.on_map(state.rois[rows], STRIDE), points)  # (n, C, P)
         for layer in self.layers:
             hidden = F.relu(layer(torch.cat([hidden, rough], dim=1)))
         return class_logits(self.predictor, torch.cat([hidden, rough], dim=1), state.labels[rows])

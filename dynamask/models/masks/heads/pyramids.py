@@ -75,10 +75,11 @@ class RegionPyramid(PyramidHead):
         """Project the maps, crop R regions at every size and fuse them."""
         maps = self.project(features)
         crops = [
-            roi_align(map_, rois, size, 1.0 / stride, sampling_ratio=1, aligned=True)
+            roi_align(map_, self.on_map(rois, stride), size, 1.0 / stride, sampling_ratio=1, aligned=True)
             for map_, size, stride in zip(maps, MASK_SIZES[1:], STAGE_STRIDES)
         ]
-        levels = self.fuse([self.lateral(crop_assigned_level(features, rois, MASK_SIZES[0])), *crops])
+        tiny = crop_assigned_level(features, rois, MASK_SIZES[0], self.corner_cells)
+        levels = self.fuse([self.lateral(tiny), *crops])
         every = torch.arange(len(rois), device=rois.device)
         return RegionState(rois, labels, maps, [F.relu(level) for level in levels], [every] * len(MASK_SIZES))
 
