@@ -168,6 +168,9 @@ class ModelConfig(BaseModelConfig):
     and "pointrend"; the widths of the other pyramids follow from the MACs of the r-FPN."""
     offset_groups: tuple[int, int, int] = (4, 2, 1)
     """Offset groups of the deformable convolutions at 28, 56, 112."""
+    stage_strides: tuple[int, int, int] = (16, 8, 4)
+    """Strides of the maps that the stages of the r-FPN to 28, 56 and 112 read, each 4, 8, 16 or 32; the paper's are for
+    pictures of 800 pixels."""
     switch_channels: int = 64
     switch_hidden: int = 256
     box_head_channels: int = 1024
@@ -196,6 +199,8 @@ class ModelConfig(BaseModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, detector=DETECTORS, detector_norm=("folded", "batch"))
+        if len(self.stage_strides) != 3 or not set(self.stage_strides) <= {4, 8, 16, 32}:
+            raise DynaMaskError(f"stage_strides is {self.stage_strides}; give three of 4, 8, 16 and 32")
         if self.mask_branch not in MASK_BRANCHES:
             raise DynaMaskError(
                 f"mask branch {self.mask_branch!r} is unknown; choose one of {', '.join(MASK_BRANCHES)}"

@@ -81,6 +81,7 @@ _DYNAMASK_NANODET = ModelConfig(
     switch_hidden=128,
     class_agnostic=True,
     corner_cells=True,
+    stage_strides=(8, 4, 4),
     region_margin=0.1,
     min_sizes=(416,),
     test_min_size=416,

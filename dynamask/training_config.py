@@ -85,6 +85,9 @@ class TrainConfig:
     offset_start: float = 0.0
     """Share of the steps (0–1), at the start, in which the r-FPN's convolutions are not deformed; their offsets stay
     zero, and steps are several times faster on a CPU."""
+    coarse_start: float = 0.0
+    """Share of the steps (0–1), at the start, that train masks at 14 and 28 only; the stages to 56 and 112 take most of
+    the time of a step. The warm start must be as long."""
     optimizer: str = "sgd"
     lr: float = 0.02
     backbone_lr_factor: float = 1.0
@@ -143,7 +146,12 @@ class TrainConfig:
         check_choices(self, optimizer=("sgd", "adamw"), schedule=("step", "cosine"), precision=("fp32", "bf16", "fp16"))
         check_at_least(self, 1, "batch_size", "iterations", "save_every", "log_every", "keep", "accumulate")
         check_at_least(self, 0, "jitter_size", "val_every", "overlay_every")
-        check_shares(self, "warm_start", "offset_start", "crop", "copy_paste", "cut_outs")
+        check_shares(self, "warm_start", "offset_start", "coarse_start", "crop", "copy_paste", "cut_outs")
+        if self.coarse_start > self.warm_start:
+            raise DynaMaskError(
+                f"coarse_start is {self.coarse_start}, but the switch needs all sizes; give at most warm_start, "
+                f"{self.warm_start}"
+            )
         if not 0 <= self.hue <= 0.5 or (self.hue and not self.jitter):
             raise DynaMaskError(f"hue is {self.hue}; give a share of the colour circle from 0 to 0.5, with jitter")
         if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[1] <= 8:

@@ -44,6 +44,8 @@ FREE_SETTINGS = (
 )
 """Settings that may change when a run is resumed: the losses depend on them at most in their last bits and in random
 draws within a step."""
+COARSE_SIZES = 2
+"""Number of mask sizes that are trained at a coarse start: 14 and 28."""
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LONGEST_VALUE = 60
 
@@ -128,10 +130,13 @@ class Run:
         return next((module for module in self.model.modules() if hasattr(module, "means")), None)
 
     def set_phase(self) -> None:
-        """Turn the switch on after the warm start, and the offsets of the r-FPN on at their start."""
+        """Train the sizes, the switch and the offsets that this step trains."""
         if self.branch is None:
             return
         self.branch.switch_enabled = self.step >= self.config.warm_start * self.config.iterations
+        if self.config.coarse_start:
+            coarse = self.step < self.config.coarse_start * self.config.iterations
+            self.branch.head.trained_sizes = COARSE_SIZES if coarse else None
         if self.config.offset_start and isinstance(self.branch.head, RegionFPN):
             self.branch.head.set_deformable(self.step >= self.config.offset_start * self.config.iterations)
 

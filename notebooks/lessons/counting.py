@@ -19,7 +19,7 @@ from torchvision.ops import roi_align
 
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.costs import MaskBranchCosts
-from dynamask.models.masks.region_fpn import LEVEL_STRIDES, STAGE_LEVELS, STAGE_STRIDES, RegionFPN, RegionStage
+from dynamask.models.masks.region_fpn import LEVEL_STRIDES, RegionFPN, RegionStage, level_key
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.deform import sampled_deform_conv2d
 from dynamask.presets import model_config
@@ -208,7 +208,7 @@ def run_branch(branch: MaskBranch, features: dict[str, Tensor], rois: Tensor, ch
 def claimed_macs(branch: MaskBranch, features: dict[str, Tensor], choice: Tensor) -> dict[str, int]:
     """Return the MACs of :func:`run_branch` by formula: of the instances, the switch and each projection."""
     costs = branch.costs
-    maps = [tuple(features[level].shape[-2:]) for level in STAGE_LEVELS]
+    maps = [tuple(features[level].shape[-2:]) for level in map(level_key, branch.head.map_strides)]
     rows = costs.image_macs(maps, len(choice))
     return {"instances": sum(costs.macs_per_instance[k] for k in choice.tolist()), **rows}
 
@@ -258,12 +258,12 @@ class Timed:
 def stage_times(branch: MaskBranch, count: int = 8, repeats: int = 5) -> list[Timed]:
     """Time the parts of every stage on ``count`` regions of noise: crop, reduce, upsample, offsets, deform."""
     features, rois, timed = random_features(branch), random_rois(count), []
-    for k, (size, stride) in enumerate(zip(MASK_SIZES[1:], STAGE_STRIDES), start=1):
+    for k, (size, stride) in enumerate(zip(MASK_SIZES[1:], branch.head.map_strides), start=1):
         stage = branch.region_fpn.stages[k - 1]
         macs = Counter()
         for cost in stage_costs(branch, k):
             macs[cost.layer.split()[0]] += cost.macs  # "offsets 1" and "offsets 2" are one part
-        projected = branch.region_fpn.projections[k - 1](features[STAGE_LEVELS[k - 1]])
+        projected = branch.region_fpn.projections[k - 1](features[level_key(stride)])
         for part, run in _stage_parts(stage, projected, rois, size, stride).items():
             timed.append(Timed(size, part, macs[part], milliseconds(run, repeats) / count))
     return timed

@@ -206,9 +206,11 @@ def stride_pictures(predictor: Predictor, picture: np.ndarray, box: Sequence[flo
     """Show the crop P of each stage with the stride of its map, and with stride 4 for every map."""
     state = region_state(predictor, picture, torch.tensor([list(box)]), torch.tensor([1]))
     own, wrong, texts = [], [], [[], []]
-    for map_, size, stride in zip(state.maps, MASK_SIZES[1:], STAGE_STRIDES, strict=True):
+    for map_, size, stride in zip(
+        state.maps, MASK_SIZES[1:], predictor.model.mask_branch.head.map_strides, strict=True
+    ):
         for crops, used, row in ((own, stride, 0), (wrong, LEVEL_STRIDES[0], 1)):
-            here = predictor.model.mask_branch.head.on_map(state.rois, stride)
+            here = head.on_map(state.rois, stride)
             crop = roi_align(map_, here, size, 1.0 / used, sampling_ratio=1, aligned=True)[0]
             crops.append(components(crop))
             texts[row].append(f"P of stride {stride}, cropped with {used}")
@@ -381,7 +383,7 @@ def crops_with_stride(fpn: RegionFPN, stride: int = 4) -> AbstractContextManager
     """Crop every map as if it had this stride inside the context."""
 
     def move(size_index: int, rois: Tensor) -> Tensor:
-        return torch.cat([rois[:, :1], rois[:, 1:] * (STAGE_STRIDES[size_index - 1] / stride)], dim=1)
+        return torch.cat([rois[:, :1], rois[:, 1:] * (fpn.map_strides[size_index - 1] / stride)], dim=1)
 
     return _moved_crops(fpn, move)
 
@@ -390,7 +392,7 @@ def crops_not_aligned(fpn: RegionFPN) -> AbstractContextManager[None]:
     """Crop P as RoIAlign with ``aligned=False`` inside the context: half a cell further right and down."""
 
     def move(size_index: int, rois: Tensor) -> Tensor:
-        return torch.cat([rois[:, :1], rois[:, 1:] + STAGE_STRIDES[size_index - 1] / 2], dim=1)
+        return torch.cat([rois[:, :1], rois[:, 1:] + fpn.map_strides[size_index - 1] / 2], dim=1)
 
     return _moved_crops(fpn, move)
 

@@ -203,7 +203,7 @@ class MaskBranch(nn.Module):
             if self.switch is not None:
                 idle = ["loss_boundary"] if config.switch_signal == "boundary" else []
                 named |= dict.fromkeys([*idle, "loss_budget", "loss_entropy"], logits.sum() * 0)
-        if len(state):
+        if len(state) and self.head.trained_sizes is None:
             return named
         zero = connected_zero(self.parameters())  # every process has a gradient for every parameter
         return {name: loss + zero for name, loss in named.items()}

@@ -38,13 +38,12 @@ class MaskBranchCosts:
 
     def image_macs(self, map_sizes: list[tuple[int, int]], instances: int) -> dict[str, int]:
         """MACs per image: the projections of the maps of sizes (h, w), coarse to fine, and the switch."""
-        rows = {
-            f"projection_stride{stride}": macs * height * width
-            for stride, macs, (height, width) in zip(
-                self.projection_strides, self.projection_macs_per_pixel, map_sizes, strict=True
-            )
-            if macs
-        }
+        rows: dict[str, int] = {}
+        maps = zip(self.projection_strides, self.projection_macs_per_pixel, map_sizes, strict=True)
+        for stride, macs, (height, width) in maps:
+            if macs:
+                name = f"projection_stride{stride}"
+                rows[name] = rows.get(name, 0) + macs * height * width
         return {**rows, "switch": self.switch_macs * instances}
 
 

@@ -18,11 +18,15 @@ from dynamask.ops.means import connected_zero
 from dynamask.structures import MASK_SIZES
 
 LEVEL_STRIDES = (4, 8, 16, 32)
-STAGE_LEVELS = ("2", "1", "0")
-"""FPN keys of P4, P3, P2, the inputs of the stages to 28, 56 and 112."""
 STAGE_STRIDES = (16, 8, 4)
+"""Strides of P4, P3 and P2, which the stages to 28, 56 and 112 read in the paper."""
 CHECKPOINTED_ROIS = 16
 """Number of regions per recomputation in the backward pass, if stages are checkpointed."""
+
+
+def level_key(stride: int) -> str:
+    """Key of the image-level pyramid's map of a stride: "0" for P2 to "3" for P5."""
+    return str(LEVEL_STRIDES.index(stride))
 
 
 def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int, corner_cells: bool = False) -> Tensor:
@@ -107,7 +111,8 @@ class PyramidHead(MaskHead):
     """Base class of mask heads with a region feature, a mask predictor and an edge predictor at each size.
 
     Attributes:
-        projections: 1×1 convolutions of P4, P3 and P2 to the channels of the sizes 28, 56 and 112.
+        map_strides: strides of the maps that the sizes 28, 56 and 112 read; P4, P3 and P2 in the paper.
+        projections: 1×1 convolutions of these maps to the channels of the sizes.
         mask_predictors, edge_predictors: 1×1 convolutions, one per size.
     """
 
@@ -117,8 +122,9 @@ class PyramidHead(MaskHead):
     edge_predictors: nn.ModuleList
 
     def project(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Projected maps of P4, P3 and P2, which all regions of a picture share."""
-        return [projection(features[level]) for projection, level in zip(self.projections, STAGE_LEVELS)]
+        """Projected maps of the sizes 28, 56 and 112, which all regions of a picture share."""
+        maps = (features[level_key(stride)] for stride in self.map_strides)
+        return [projection(map_) for projection, map_ in zip(self.projections, maps)]
 
     def advance(self, state: RegionState, size_index: int, rows: Tensor) -> None:
         """Compute the features of the regions ``rows`` (n,) up to a size; a head that has computed all does nothing."""
@@ -147,6 +153,7 @@ class RegionFPN(PyramidHead):
         num_classes: foreground classes; 1 for a class-agnostic branch.
         offset_groups: of the deformable convolutions of the three stages.
         agnostic_last: one mask logit for all classes at the finest size.
+        map_strides: see :class:`PyramidHead`.
 
     Attributes:
         checkpoint_stages: recompute the activations inside the stages in the backward pass instead of storing them.
@@ -161,8 +168,10 @@ class RegionFPN(PyramidHead):
         num_classes: int,
         offset_groups: Sequence[int],
         agnostic_last: bool = False,
+        map_strides: tuple[int, int, int] = STAGE_STRIDES,
     ) -> None:
         super().__init__()
+        self.map_strides = map_strides
         widths = [channels // 2**k for k in range(len(MASK_SIZES))]
         self.base = nn.Sequential(
             nn.Conv2d(fpn_channels, channels, 3, padding=1),
@@ -219,7 +228,7 @@ class RegionFPN(PyramidHead):
         return torch.cat([checkpoint(self._stage, size_index, c, projected_map, r, **options) for c, r in some])
 
     def _stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
-        size, stride = MASK_SIZES[size_index], STAGE_STRIDES[size_index - 1]
+        size, stride = MASK_SIZES[size_index], self.map_strides[size_index - 1]
         here = self.on_map(rois, stride)
         crop = roi_align(projected_map.float(), here, size, 1.0 / stride, sampling_ratio=1, aligned=True)
         return self.stages[size_index - 1](coarse, crop.to(projected_map.dtype))

@@ -69,6 +69,7 @@ class MaskHead(nn.Module):
         mask_sizes: the sides of ``MASK_SIZES`` that it predicts, coarse to fine.
         has_edges: whether it predicts edges and is trained by L_edge (Eq. 4).
         map_strides: strides of the maps in :attr:`RegionState.maps`.
+        trained_sizes: number of sizes, from the coarsest, that the losses are of; None trains all.
         dice_weight: weight of the Dice loss of :meth:`mask_losses`.
         corner_cells: whether cells of maps lie at their first pixel; see :class:`dynamask.config.ModelConfig`.
     """
@@ -77,6 +78,7 @@ class MaskHead(nn.Module):
     mask_sizes: tuple[int, ...] = MASK_SIZES
     has_edges: bool = True
     map_strides: tuple[int, ...] = ()
+    trained_sizes: int | None = None
     dice_weight: float = 0.0
     corner_cells: bool = False
 
@@ -120,8 +122,8 @@ class MaskHead(nn.Module):
 
     @property
     def size_indices(self) -> list[int]:
-        """Indices of :attr:`mask_sizes` into ``MASK_SIZES``."""
-        return [MASK_SIZES.index(size) for size in self.mask_sizes]
+        """Indices into ``MASK_SIZES`` of the :attr:`mask_sizes` that are trained."""
+        return [MASK_SIZES.index(size) for size in self.mask_sizes[: self.trained_sizes]]
 
     def mask_losses(self, state: RegionState, target_masks: list[Tensor]) -> Tensor:
         """Loss (N, K) of each region at each of the head's K sizes, float32: cross-entropy, plus Dice if weighted.

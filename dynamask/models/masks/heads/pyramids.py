@@ -17,7 +17,7 @@ from torchvision.ops import roi_align
 
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import RegionState, start_small
-from dynamask.models.masks.region_fpn import STAGE_LEVELS, STAGE_STRIDES, PyramidHead, crop_assigned_level
+from dynamask.models.masks.region_fpn import PyramidHead, crop_assigned_level
 from dynamask.structures import MASK_SIZES
 
 SWISH_MEAN_SQUARE = 0.356
@@ -60,7 +60,7 @@ class RegionPyramid(PyramidHead):
     def __init__(self, fpn_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
         self.lateral = nn.Conv2d(fpn_channels, channels, 1)
-        self.projections = nn.ModuleList(nn.Conv2d(fpn_channels, channels, 1) for _ in STAGE_LEVELS)
+        self.projections = nn.ModuleList(nn.Conv2d(fpn_channels, channels, 1) for _ in self.map_strides)
         self.mask_predictors = nn.ModuleList(nn.Conv2d(channels, num_classes, 1) for _ in MASK_SIZES)
         self.edge_predictors = nn.ModuleList(nn.Conv2d(channels, 1, 1) for _ in MASK_SIZES)
         start_small(*self.mask_predictors, *self.edge_predictors)
@@ -76,7 +76,7 @@ class RegionPyramid(PyramidHead):
         maps = self.project(features)
         crops = [
             roi_align(map_, self.on_map(rois, stride), size, 1.0 / stride, sampling_ratio=1, aligned=True)
-            for map_, size, stride in zip(maps, MASK_SIZES[1:], STAGE_STRIDES)
+            for map_, size, stride in zip(maps, MASK_SIZES[1:], self.map_strides)
         ]
         tiny = crop_assigned_level(features, rois, MASK_SIZES[0], self.corner_cells)
         levels = self.fuse([self.lateral(tiny), *crops])
