@@ -205,10 +205,9 @@ def stage_pictures(traced: RegionTrace, cell: int = 190) -> go.Figure:
 def stride_pictures(predictor: Predictor, picture: np.ndarray, box: Sequence[float], cell: int = 190) -> go.Figure:
     """Show the crop P of each stage with the stride of its map, and with stride 4 for every map."""
     state = region_state(predictor, picture, torch.tensor([list(box)]), torch.tensor([1]))
+    head = predictor.model.mask_branch.head
     own, wrong, texts = [], [], [[], []]
-    for map_, size, stride in zip(
-        state.maps, MASK_SIZES[1:], predictor.model.mask_branch.head.map_strides, strict=True
-    ):
+    for map_, size, stride in zip(state.maps, MASK_SIZES[1:], head.map_strides, strict=True):
         for crops, used, row in ((own, stride, 0), (wrong, LEVEL_STRIDES[0], 1)):
             here = head.on_map(state.rois, stride)
             crop = roi_align(map_, here, size, 1.0 / used, sampling_ratio=1, aligned=True)[0]
