@@ -136,6 +136,8 @@ def test_all_parts_get_gradients_and_the_pyramid_is_trained_with_a_frozen_detect
         if p.requires_grad
     }
     assert left == {"mask_branch", "mask_pyramid"}
+    losses = trained([torch.rand(3, SIDE, SIDE)], [_target([(8, 8, 40, 48)])])
+    assert "loss_mask" in losses and not {"loss_quality", "loss_distribution", "loss_giou"} & losses.keys()
     assert pretrained_modules(trained) == ("detector.backbone.body.", "detector.backbone.neck.", "detector.head.")
 
 

@@ -178,15 +178,17 @@ class NanoDetDetector(Detector):
         return LOSS_WEIGHTS
 
     def losses(self, encoded: EncodedImages, targets: list[Target]) -> tuple[dict[str, Tensor], list[PositiveRegions]]:
-        """``loss_quality``, ``loss_distribution`` and ``loss_giou``; with a teacher its two losses instead.
+        """``loss_quality``, ``loss_distribution`` and ``loss_giou``; with a teacher its two losses instead; none if the
+        head is frozen.
 
         The positive regions are the true boxes with jittered sides, and for each object the best detection of any
         class that overlaps it by at least ``MATCH_IOU``.
         """
         cells = self.cells(encoded.features)
+        losses: dict[str, Tensor] = {}
         if self._teacher:
             losses = teacher_losses(cells, self._taught(encoded.images.tensors))
-        else:
+        elif any(parameter.requires_grad for parameter in self.head.parameters()):
             losses = detection_losses(cells, targets)
         with torch.no_grad():
             found = self.select(cells, encoded.image_sizes)
