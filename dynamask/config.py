@@ -110,6 +110,20 @@ class BaseModelConfig:
         return _from_values(kind, given)
 
 
+def parse_refine(text: str) -> tuple[float, ...]:
+    """Shares of :attr:`ModelConfig.refine` from "A,B,C", or from "dense", which is 1,1,1.
+
+    Raises:
+        DynaMaskError: the text is neither; :class:`ModelConfig` checks the numbers.
+    """
+    if text == "dense":
+        return (1.0, 1.0, 1.0)
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise DynaMaskError(f"refine is {text!r}; give three shares as 1,0.4,0.2, or dense") from error
+
+
 def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
     """Refuse a field whose value is not among its choices."""
     for name, known in choices.items():
@@ -171,6 +185,9 @@ class ModelConfig(BaseModelConfig):
     stage_strides: tuple[int, int, int] = (16, 8, 4)
     """Strides of the maps that the stages of the r-FPN to 28, 56 and 112 read, each 4, 8, 16 or 32; the paper's are for
     pictures of 800 pixels."""
+    refine: tuple[float, float, float] | None = None
+    """Boundary refinement: shares, in (0, 1], of the cells that the stages of the r-FPN to 28, 56 and 112 compute. They
+    are the cells nearest to the outline at the coarser size; None or three ones compute all cells, as in the paper."""
     switch_channels: int = 64
     switch_hidden: int = 256
     box_head_channels: int = 1024
@@ -205,11 +222,22 @@ class ModelConfig(BaseModelConfig):
             raise DynaMaskError(
                 f"mask branch {self.mask_branch!r} is unknown; choose one of {', '.join(MASK_BRANCHES)}"
             )
+        if self.refine is not None:
+            self._check_refine()
         if self.region_channels % 8:
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
         if not 0 <= self.region_margin <= 0.5:
             raise DynaMaskError(f"region_margin is {self.region_margin}; give a share of the box from 0 to 0.5")
         check_shares(self, "mask_nms")
+
+    def _check_refine(self) -> None:
+        """Check the shares of the refinement, and turn three ones into None."""
+        if len(self.refine) != 3 or not all(0 < share <= 1 for share in self.refine):
+            raise DynaMaskError(f"refine is {self.refine}; give three shares of cells above 0 and up to 1, or dense")
+        if set(self.refine) == {1}:
+            object.__setattr__(self, "refine", None)
+        elif self.mask_branch != "region_fpn":
+            raise DynaMaskError(f"the mask branch {self.mask_branch} has no stages to refine; leave out refine")
 
     @property
     def detector_kind(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynamask.config import parse_refine
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
@@ -42,6 +43,25 @@ def add_mask_nms(parser: argparse.ArgumentParser) -> None:
         help="leave out the worse-scored of two objects of one class from this mask IoU on, 0-1; 0 leaves out none "
         "(default: the weights' value)",
     )
+
+
+def add_refine(parser: Any) -> None:
+    """Add ``--refine``."""
+    parser.add_argument(
+        "--refine",
+        type=refine_shares,
+        metavar="A,B,C",
+        help="boundary refinement: shares of the cells at 28, 56 and 112 that are computed, those nearest to the "
+        "outline, or dense for all (default: the model's value)",
+    )
+
+
+def refine_shares(text: str) -> tuple[float, ...]:
+    """The value of ``--refine``."""
+    try:
+        return parse_refine(text)
+    except DynaMaskError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def check_json(target: str | None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dynamask.cli.common import add_json, print_line, write_json
+from dynamask.cli.common import add_json, add_refine, print_line, write_json
 from dynamask.config import MASK_BRANCHES
 from dynamask.presets import list_models
-from dynamask.structures import MASK_SIZES
+from dynamask.structures import MASK_SIZES, DynaMaskError
 
 
 def add(commands: Any) -> None:
@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--mask-branch", default="region_fpn", help=f"{', '.join(MASK_BRANCHES)} (default: %(default)s)"
     )
+    add_refine(parser)
     add_json(parser)
     parser.set_defaults(run=_costs)
 
@@ -30,11 +31,16 @@ def _costs(arguments: argparse.Namespace) -> None:
     from dynamask.models.build import create_model
 
     if arguments.model in list_models("one-stage"):
+        if arguments.refine is not None:
+            raise DynaMaskError(f"{arguments.model} has no stages to refine; leave out --refine")
         _one_stage_costs(arguments)
         return
-    branch = create_model(arguments.model, mask_branch=arguments.mask_branch).mask_branch
+    given = {} if arguments.refine is None else {"refine": arguments.refine}
+    model = create_model(arguments.model, mask_branch=arguments.mask_branch, **given)
+    branch, refine = model.mask_branch, model.config.refine
     costs = branch.costs
-    print_line(f"{arguments.model}, {arguments.mask_branch}: MACs per instance (1 MAC = 2 FLOPs)", arguments.json)
+    kind = arguments.mask_branch + ("" if refine is None else f" refined {','.join(f'{share:g}' for share in refine)}")
+    print_line(f"{arguments.model}, {kind}: MACs per instance (1 MAC = 2 FLOPs)", arguments.json)
     for size, macs, share in zip(MASK_SIZES, costs.macs_per_instance, costs.fractions):
         if size in branch.mask_sizes:
             print_line(f"  {size:>3} x {size:<3}  {macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
@@ -45,6 +51,7 @@ def _costs(arguments: argparse.Namespace) -> None:
         {
             "model": arguments.model,
             "mask_branch": arguments.mask_branch,
+            "refine": refine,
             "sizes_given": list(branch.mask_sizes),
             "mask_sizes": list(MASK_SIZES),
             "macs_per_instance": list(costs.macs_per_instance),

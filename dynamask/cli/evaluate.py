@@ -12,6 +12,7 @@ from dynamask.cli.common import (
     add_data,
     add_json,
     add_mask_nms,
+    add_refine,
     held_out,
     open_selected_data,
     print_summary,
@@ -42,6 +43,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
     parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
     add_mask_nms(parser)
+    add_refine(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random policy")
     parser.add_argument("--device", default="cpu")
     add_json(parser)
@@ -88,7 +90,7 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
     from dynamask.predict import load
 
     def opened() -> tuple[Predictor, EvaluationOptions, Data, list[int]]:
-        predictor = load(arguments.weights, ranks.device(arguments.device))
+        predictor = load(arguments.weights, ranks.device(arguments.device), refine=arguments.refine)
         options = EvaluationOptions(
             policy=arguments.policy or "learned",
             budget=arguments.budget,

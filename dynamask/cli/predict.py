@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, add_mask_nms, check_folder, print_line, write_json
+from dynamask.cli.common import add_choice, add_mask_nms, add_refine, check_folder, print_line, write_json
 from dynamask.files import replacing
 from dynamask.structures import DynaMaskError
 
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     add_choice(parser, "learned, size, fixed:S")
     parser.add_argument("--score", type=float, help="score threshold, 0-1 (default: that of the weights)")
     add_mask_nms(parser)
+    add_refine(parser)
     parser.add_argument(
         "--detections",
         type=Path,
@@ -46,7 +47,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from dynamask.viz.overlay import draw_prediction
 
     keep_freed_memory()
-    predictor = load(arguments.weights, arguments.device)
+    predictor = load(arguments.weights, arguments.device, refine=arguments.refine)
     policy = arguments.policy or "learned"
     predictor.check_choice(policy, arguments.budget)
     stems = [path.stem for path in arguments.image]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_data
+from dynamask.cli.common import add_data, add_refine
 from dynamask.config import AggregationConfig, ModelConfig, SoloConfig
 from dynamask.presets import list_models
 from dynamask.training_config import LossConfig, TrainConfig
@@ -55,8 +55,9 @@ def add(commands: Any) -> None:
     )
     _add_fields(parser.add_argument_group("schedule"), TrainConfig)
     _add_fields(parser.add_argument_group("losses"), LossConfig)
-    skip = ("name", "class_names", "category_ids")
-    _add_fields(parser.add_argument_group("model"), ModelConfig, skip)
+    skip, model = ("name", "class_names", "category_ids"), parser.add_argument_group("model")
+    _add_fields(model, ModelConfig, (*skip, "refine"))
+    add_refine(model)
     shared = tuple(field.name for field in dataclasses.fields(ModelConfig))
     nested = ("aggregation", "scale_ranges")
     _add_fields(parser.add_argument_group("one-stage model"), SoloConfig, (*skip, *nested, *shared))

@@ -142,7 +142,7 @@ def _mask_classes(config: ModelConfig) -> int:
 
 def _region_fpn(config: ModelConfig) -> RegionFPN:
     sizes = (config.fpn_channels, config.region_channels, _mask_classes(config))
-    return RegionFPN(*sizes, config.offset_groups, config.class_agnostic_last, config.stage_strides)
+    return RegionFPN(*sizes, config.offset_groups, config.class_agnostic_last, config.stage_strides, config.refine)
 
 
 def _fcn(config: ModelConfig) -> FCNHead:

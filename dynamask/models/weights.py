@@ -251,9 +251,13 @@ def save_branch(source: Path, path: Path, detector: str) -> None:
 # Models
 
 
-def load_model(path: Path, device: str | torch.device = "cpu") -> nn.Module:
-    """Build the model that a weights file describes and load it strictly, in evaluation mode."""
-    model = _builders[-1](BaseModelConfig.from_dict(read_header(path)["config"]))
+def load_model(path: Path, device: str | torch.device = "cpu", **settings: Any) -> nn.Module:
+    """Build the model that a weights file describes and load it strictly, in evaluation mode.
+
+    Args:
+        settings: fields of the model's configuration with other values than the file's.
+    """
+    model = _builders[-1](BaseModelConfig.from_dict({**read_header(path)["config"], **settings}))
     load_weights(model, path)
     return model.to(device).eval()
 

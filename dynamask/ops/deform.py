@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 
-def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def sampled_deform_conv2d(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, cells: Tensor | None = None
+) -> Tensor:
     """Deformable convolution of stride 1 and "same" padding by ``grid_sample`` and a matrix product.
 
     Args:
@@ -22,38 +24,41 @@ def sampled_deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: T
         offset: (N, 2·g·kh·kw, H, W) in pixels of the input, (Δy, Δx) pairs, g offset groups (torchvision's order).
         weight: (C_out, C, kh, kw), odd kernel sides.
         bias: (C_out,) or None.
+        cells: (N, L) int64, row · W + column; only these cells are computed, and the offset is (N, 2·g·kh·kw, L).
 
     Returns:
-        (N, C_out, H, W); samples outside the border are zero, as in ``torchvision.ops.deform_conv2d``. Positions are at
-        least float32, because bfloat16 does not resolve half a pixel of 112.
+        (N, C_out, H, W), or (N, C_out, L) at listed cells; samples outside the border are zero, as in
+        ``torchvision.ops.deform_conv2d``. Positions are at least float32, because bfloat16 does not resolve half a
+        pixel of 112.
     """
     n, channels, height, width = input.shape
     out_channels, _, kernel_h, kernel_w = weight.shape
     taps = kernel_h * kernel_w
     groups = offset.shape[1] // (2 * taps)
     exact = {"device": input.device, "dtype": torch.promote_types(input.dtype, torch.float32)}
-    delta = offset.to(exact["dtype"]).reshape(n * groups, taps, 2, height, width)
-    rows, columns = torch.arange(height, **exact), torch.arange(width, **exact)
+    every = torch.arange(height * width, device=input.device)[None] if cells is None else cells  # (1 or N, L)
+    count = every.shape[1]
+    delta = offset.to(exact["dtype"]).reshape(n, groups, taps, 2, count)
     tap_y = torch.arange(kernel_h, **exact).repeat_interleave(kernel_w) - kernel_h // 2
     tap_x = torch.arange(kernel_w, **exact).repeat(kernel_h) - kernel_w // 2
-    base_y = tap_y[:, None, None] + rows[:, None]  # (taps, H, 1)
-    base_x = tap_x[:, None, None] + columns[None, :]  # (taps, 1, W)
+    base_y = tap_y[:, None] + torch.div(every, width, rounding_mode="floor")[:, None, None]  # (1 or N, 1, taps, L)
+    base_x = tap_x[:, None] + (every % width)[:, None, None]
     # align_corners=False: pixel i lies at (2i + 1) / side - 1, which is also defined for a side of one pixel
-    grid_y = (delta[:, :, 0] + base_y) * (2.0 / height) + (1.0 / height - 1.0)
-    grid_x = (delta[:, :, 1] + base_x) * (2.0 / width) + (1.0 / width - 1.0)
-    grid = torch.stack([grid_x, grid_y], dim=-1).reshape(n * groups, taps, height * width, 2)
+    grid_y = (delta[:, :, :, 0] + base_y) * (2.0 / height) + (1.0 / height - 1.0)
+    grid_x = (delta[:, :, :, 1] + base_x) * (2.0 / width) + (1.0 / width - 1.0)
+    grid = torch.stack([grid_x, grid_y], dim=-1).reshape(n * groups, taps, count, 2)
     sampled = F.grid_sample(
         input.to(exact["dtype"]).reshape(n * groups, channels // groups, height, width),
         grid,
         mode="bilinear",
         padding_mode="zeros",
         align_corners=False,
-    )  # (N*g, C/g, taps, H*W)
-    columns_matrix = sampled.to(weight.dtype).reshape(n, channels * taps, height * width)
-    out = torch.matmul(weight.reshape(out_channels, channels * taps), columns_matrix)  # (N, C_out, H*W)
+    )  # (N*g, C/g, taps, L)
+    columns_matrix = sampled.to(weight.dtype).reshape(n, channels * taps, count)
+    out = torch.matmul(weight.reshape(out_channels, channels * taps), columns_matrix)  # (N, C_out, L)
     if bias is not None:
         out = out + bias[:, None].to(out.dtype)
-    return out.reshape(n, out_channels, height, width)
+    return out.reshape(n, out_channels, height, width) if cells is None else out
 
 
 def deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,6 +93,10 @@ class DeformConv2d(nn.Module):
     def forward(self, input: Tensor, offset: Tensor) -> Tensor:
         """(N, C, H, W) and (N, offset_channels, H, W) → (N, C_out, H, W)."""
         return deform_conv2d(input, offset, self.weight, self.bias)
+
+    def at_cells(self, input: Tensor, offset: Tensor, cells: Tensor) -> Tensor:
+        """The output (N, C_out, L) at cells (N, L) alone; the offset is (N, offset_channels, L)."""
+        return sampled_deform_conv2d(input, offset, self.weight, self.bias, cells)
 
     def plain(self, input: Tensor) -> Tensor:
         """The same convolution with all offsets zero: (N, C, H, W) → (N, C_out, H, W)."""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from dynamask.config import parse_refine
 from dynamask.data.pictures import PictureSource
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import find_weights
 from dynamask.models.solo.model import SoloNet
-from dynamask.models.weights import load_model
+from dynamask.models.weights import load_model, read_header
 from dynamask.predict.given import check_boxes
 from dynamask.predict.prediction import CachedRegions, Cells, Prediction
 from dynamask.predict.predictors import OneStagePredictor, Predictor, TwoStagePredictor
@@ -30,16 +31,22 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str | Path = "things", device: str | torch.device = "cpu") -> Predictor:
+def load(
+    name_or_path: str | Path = "things",
+    device: str | torch.device = "cpu",
+    refine: str | tuple[float, float, float] | None = None,
+) -> Predictor:
     """Load the predictor of weights of any family.
 
     Args:
         name_or_path: a bundled name, a .safetensors file, a saved folder, or hf://owner/name[@revision]. Only the last
             is downloaded.
         device: a device of torch.
+        refine: boundary refinement other than the weights', "dense", "A,B,C" or three shares; see
+            :class:`dynamask.config.ModelConfig`.
 
     Raises:
-        DynaMaskError: there are no such weights, or the device is not available.
+        DynaMaskError: there are no such weights, the device is not available, or the model cannot refine.
     """
     path = find_weights(name_or_path)
     try:
@@ -47,7 +54,13 @@ def load(name_or_path: str | Path = "things", device: str | torch.device = "cpu"
         torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise DynaMaskError(f"device {device!r} is not available here; use cpu") from error
-    return predictor_of(load_model(path, target))
+    if isinstance(refine, str):
+        refine = parse_refine(refine)
+    if refine is None:
+        return predictor_of(load_model(path, target))
+    if read_header(path)["config"].get("family") == OneStagePredictor.family:
+        raise DynaMaskError("a one-stage model has no stages to refine; omit refine")
+    return predictor_of(load_model(path, target, refine=tuple(refine)))
 
 
 def predictor_of(model: DynaMask | SoloNet) -> Predictor:

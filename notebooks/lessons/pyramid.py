@@ -93,7 +93,7 @@ def _watching(fpn: RegionFPN) -> Iterator[dict[tuple[int, str], Tensor]]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             seen[k, name] = output
             if name == "aggregate":
-                seen[k, "region"], seen[k, "image"] = inputs
+                seen[k, "region"], seen[k, "image"] = inputs[:2]
 
         return hook
 

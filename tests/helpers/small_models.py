@@ -109,7 +109,12 @@ def branch_of(config: ModelConfig, loss_config: LossConfig | None = None, seed: 
     return build_mask_branch(config, loss_config)
 
 
-def tiny_branch(classes: int = 3, loss_config: LossConfig | None = None, agnostic: bool = False) -> MaskBranch:
+def tiny_branch(
+    classes: int = 3,
+    loss_config: LossConfig | None = None,
+    agnostic: bool = False,
+    refine: tuple[float, float, float] | None = None,
+) -> MaskBranch:
     """A mask branch of 16, 8, 4 and 2 channels, its predictors and offsets far from their starting values."""
     names = ("__background__", *(f"class_{i}" for i in range(classes)))
     config = ModelConfig(
@@ -120,6 +125,7 @@ def tiny_branch(classes: int = 3, loss_config: LossConfig | None = None, agnosti
         switch_channels=4,
         switch_hidden=8,
         class_agnostic=agnostic,
+        refine=refine,
     )
     branch = branch_of(config, loss_config)
     fpn = branch.region_fpn

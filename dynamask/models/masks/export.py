@@ -46,9 +46,11 @@ class _Traceable(nn.Module):
         crops = crop_assigned_level(features, rois, MASK_SIZES[0], self.region_fpn.corner_cells)
         return self.region_fpn.project(features), self.region_fpn.base(crops), rois
 
-    def masks(self, size_index: int, feature: Tensor, labels: Tensor) -> Tensor:
-        """Mask probabilities (n, S, S) of the class of each region from features (n, C, S, S)."""
-        return class_logits(self.region_fpn.mask_predictors[size_index], feature, labels).sigmoid()
+    def masks(self, size_index: int, feature: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mask probabilities (n, S, S) of the class of each region from features (n, C, S, S) or kept logits."""
+        if not self.region_fpn.keeps_logits(size_index):
+            logits = class_logits(self.region_fpn.mask_predictors[size_index], feature, labels)
+        return logits.sigmoid()
 
 
 class FixedSizeMasks(_Traceable):
@@ -63,9 +65,10 @@ class FixedSizeMasks(_Traceable):
     def forward(self, p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor, rois: Tensor, labels: Tensor) -> Tensor:
         """Maps (B, C, H_l, W_l), boxes (R, 5), labels (R,) int64 ≥ 1 → mask probabilities (R, S, S)."""
         maps, feature, rois = self.begin((p2, p3, p4, p5), rois)
+        logits = self.region_fpn.kept_logits(0, feature, labels)
         for k in range(1, self.size_index + 1):
-            feature = self.region_fpn.stage(k, feature, maps[k - 1], rois)
-        return self.masks(self.size_index, feature, labels)
+            feature, logits, _ = self.region_fpn.next_size(k, feature, logits, maps[k - 1], rois, labels)
+        return self.masks(self.size_index, feature, logits, labels)
 
 
 class RoutedMasks(_Traceable):
@@ -91,14 +94,16 @@ class RoutedMasks(_Traceable):
         chosen = torch.where(size_index < 0, switch_logits.argmax(dim=1), size_index)
         out = {"switch_logits": switch_logits, "size_index": chosen}
         alive = torch.arange(rois.shape[0], device=rois.device)  # regions that reach this size
+        logits = self.region_fpn.kept_logits(0, feature, labels)
         for k, size in enumerate(MASK_SIZES):
             if k:
                 further = torch.nonzero(chosen[alive] >= k)[:, 0]
                 alive = alive[further]
-                feature = self.region_fpn.stage(k, feature[further], maps[k - 1], rois[alive])
+                coarse = (feature[further], logits[further])
+                feature, logits, _ = self.region_fpn.next_size(k, *coarse, maps[k - 1], rois[alive], labels[alive])
             here = torch.nonzero(chosen[alive] == k)[:, 0]
             out[f"rows_{size}"] = alive[here]
-            out[f"masks_{size}"] = self.masks(k, feature[here], labels[alive[here]])
+            out[f"masks_{size}"] = self.masks(k, feature[here], logits[here], labels[alive[here]])
         return out
 
 

@@ -14,6 +14,7 @@ from torchvision.ops.poolers import LevelMapper
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead, RegionState, centred_rois, class_logits, start_small
 from dynamask.ops.deform import DeformConv2d
+from dynamask.ops.listed import band_cells, gather_cells, gather_patches, sample_crops, scatter_cells, upsample
 from dynamask.ops.means import connected_zero
 from dynamask.structures import MASK_SIZES
 
@@ -75,14 +76,44 @@ class FeatureAggregationModule(nn.Module):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, region: Tensor, image: Tensor) -> Tensor:
-        """L and P, both (R, C, S, S) → fused feature (R, C, S, S), ReLU applied."""
+    def forward(self, region: Tensor, image: Tensor, cells: Tensor | None = None) -> Tensor:
+        """L and P, both (R, C, S, S) → fused feature (R, C, S, S), ReLU applied.
+
+        With listed cells (R, n), P is (R, C, n) at these cells and zero elsewhere, the fused feature (R, C, n) is
+        computed at these cells alone, and the second convolution reads L at the other cells.
+        """
+        if cells is not None:
+            return self._at_cells(region, image, cells)
         if not self.deformable:
             fused = F.relu(self.attend.plain(F.relu(self.align.plain(region)) + image))
-            return fused + connected_zero([*self.align_offsets.parameters(), *self.attend_offsets.parameters()])
+            return fused + self._unused_offsets()
         aligned = F.relu(self.align(region, self.align_offsets(torch.cat([region, image], dim=1))))
         offsets = self.attend_offsets(torch.cat([aligned, image], dim=1))
         return F.relu(self.attend(aligned + image, offsets))
+
+    def _at_cells(self, region: Tensor, image: Tensor, cells: Tensor) -> Tensor:
+        """See :meth:`forward`."""
+        image = image.to(region.dtype)
+        patches = gather_patches(region, cells)  # (R, 9·C, n)
+        if not self.deformable:
+            aligned = F.relu(apply_at_cells(self.align, patches))
+            filled = scatter_cells(region, cells, aligned + image)
+            fused = F.relu(apply_at_cells(self.attend, gather_patches(filled, cells)))
+            return fused + self._unused_offsets()
+        around = gather_patches(scatter_cells(torch.zeros_like(region), cells, image), cells)
+        offsets = apply_at_cells(self.align_offsets, torch.cat([patches, around], dim=1))
+        aligned = F.relu(self.align.at_cells(region, offsets, cells))
+        offsets = apply_at_cells(self.attend_offsets, torch.cat([aligned, image.to(aligned.dtype)], dim=1))
+        return F.relu(self.attend.at_cells(scatter_cells(region, cells, aligned + image), offsets, cells))
+
+    def _unused_offsets(self) -> Tensor:
+        """A zero that gives the parameters of the offsets a gradient of zeros."""
+        return connected_zero([*self.align_offsets.parameters(), *self.attend_offsets.parameters()])
+
+
+def apply_at_cells(conv: nn.Conv2d | DeformConv2d, columns: Tensor) -> Tensor:
+    """A convolution as a matrix product: columns (R, C·kernel, n) → (R, C_out, n)."""
+    return torch.matmul(conv.weight.flatten(1), columns) + conv.bias[:, None]
 
 
 class RegionStage(nn.Module):
@@ -93,17 +124,21 @@ class RegionStage(nn.Module):
         self.reduce = nn.Conv2d(2 * channels, channels, 1)
         self.aggregate = FeatureAggregationModule(channels, offset_groups)
 
-    def forward(self, coarse: Tensor, image: Tensor) -> Tensor:
-        """(R, 2C, S/2, S/2) and (R, C, S, S) → (R, C, S, S)."""
+    def forward(self, coarse: Tensor, image: Tensor, cells: Tensor | None = None) -> Tensor:
+        """(R, 2C, S/2, S/2) and (R, C, S, S) → (R, C, S, S).
+
+        With listed cells (R, n) the image's crop is (R, C, n), and the other cells keep the upsampled feature.
+        """
         region = F.relu(self.reduce(coarse))
         region = F.interpolate(region, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return self.aggregate(region, image)
+        fused = self.aggregate(region, image, cells)
+        return fused if cells is None else scatter_cells(region, cells, fused)
 
-    def macs(self, size: int) -> int:
-        """MACs of one region whose output has the given side."""
-        module = self.aggregate
-        convs = conv_macs(module.align_offsets, size, size) + conv_macs(module.attend_offsets, size, size)
-        deformable = (module.align.weight.numel() + module.attend.weight.numel()) * size * size
+    def macs(self, size: int, cells: int | None = None) -> int:
+        """MACs of one region whose output has the given side, of which all or a number of cells are computed."""
+        module, count = self.aggregate, size * size if cells is None else cells
+        convs = conv_macs(module.align_offsets, 1, count) + conv_macs(module.attend_offsets, 1, count)
+        deformable = (module.align.weight.numel() + module.attend.weight.numel()) * count
         return conv_macs(self.reduce, size // 2, size // 2) + convs + deformable
 
 
@@ -154,9 +189,13 @@ class RegionFPN(PyramidHead):
         offset_groups: of the deformable convolutions of the three stages.
         agnostic_last: one mask logit for all classes at the finest size.
         map_strides: see :class:`PyramidHead`.
+        refine: see :class:`dynamask.config.ModelConfig`.
 
     Attributes:
         checkpoint_stages: recompute the activations inside the stages in the backward pass instead of storing them.
+        listed: number of listed cells at 14, 28, 56 and 112; None where every cell is computed. At the cells of a size
+            that are not listed, the feature is the reduced and upsampled one of the coarser size, and mask and edge
+            logits are the upsampled coarser ones, without gradient.
     """
 
     NAME = "region_fpn"
@@ -169,9 +208,11 @@ class RegionFPN(PyramidHead):
         offset_groups: Sequence[int],
         agnostic_last: bool = False,
         map_strides: tuple[int, int, int] = STAGE_STRIDES,
+        refine: tuple[float, float, float] | None = None,
     ) -> None:
         super().__init__()
         self.map_strides = map_strides
+        self.listed = listed_counts(refine)
         widths = [channels // 2**k for k in range(len(MASK_SIZES))]
         self.base = nn.Sequential(
             nn.Conv2d(fpn_channels, channels, 3, padding=1),
@@ -198,6 +239,10 @@ class RegionFPN(PyramidHead):
         for stage in self.stages:
             stage.aggregate.deformable = deformable
 
+    def keeps_logits(self, size_index: int) -> bool:
+        """Whether mask logits are kept with the features of a size: if its cells or those of the next are listed."""
+        return any(count is not None for count in self.listed[size_index : size_index + 2])
+
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Project the maps and compute the 14×14 feature of R regions; see :meth:`MaskHead.begin`."""
         maps = self.project(features)
@@ -205,7 +250,9 @@ class RegionFPN(PyramidHead):
         every = torch.arange(len(rois), device=rois.device)
         none = every[:0]
         empty = [map_.new_zeros((0, map_.shape[1], size, size)) for map_, size in zip(maps, MASK_SIZES[1:])]
-        return RegionState(rois, labels, maps, [tiny, *empty], [every, none, none, none])
+        logits = [self.kept_logits(0, tiny, labels), *(rois.new_zeros((0, 0, 0)) for _ in empty)]
+        cells = [labels.new_zeros((len(rois), 0)), *(labels.new_zeros((0, 0)) for _ in empty)]
+        return RegionState(rois, labels, maps, [tiny, *empty], [every, none, none, none], logits, cells)
 
     def advance(self, state: RegionState, size_index: int, rows: Tensor) -> None:
         """Compute the features of the regions ``rows`` (n,) up to a size, running only the stages they lack."""
@@ -214,22 +261,84 @@ class RegionFPN(PyramidHead):
             missing = rows[~known]
             if len(missing) == 0:
                 continue
-            coarse = state.gather(k - 1, missing)
-            fine = self.stage(k, coarse, state.maps[k - 1], state.rois[missing])
-            state.features[k] = torch.cat([state.features[k], fine]) if len(state.rows[k]) else fine
-            state.rows[k] = torch.cat([state.rows[k], missing])
+            coarse, logits = state.gather(k - 1, missing), state.gather(k - 1, missing, state.logits)
+            computed = self.next_size(k, coarse, logits, state.maps[k - 1], state.rois[missing], state.labels[missing])
+            state.add(k, missing, *computed)
 
-    def stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
-        """Stage to ``MASK_SIZES[size_index]``: (n, 2C, S/2, S/2) → (n, C, S, S); P is cropped with its own stride."""
+    def next_size(
+        self, size_index: int, coarse: Tensor, logits: Tensor, projected_map: Tensor, rois: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From one size of n regions to the next.
+
+        Args:
+            size_index: of the next size S, 1 to 3.
+            coarse: (n, 2C, S/2, S/2).
+            logits: mask logits (n, S/2, S/2); read only if cells are listed at S.
+            projected_map: (B, C, H, W).
+            rois: (n, 5).
+            labels: (n,) int64 ≥ 1.
+
+        Returns:
+            The feature (n, C, S, S); mask logits (n, S, S), or (n, 0, 0) where :meth:`keeps_logits` is False; the
+            listed cells (n, L) int64, or (n, 0).
+        """
+        count = self.listed[size_index]
+        if count is None:
+            fine = self.stage(size_index, coarse, projected_map, rois)
+            return fine, self.kept_logits(size_index, fine, labels), labels.new_zeros((labels.shape[0], 0))
+        cells = band_cells(logits, MASK_SIZES[size_index], count)
+        fine = self.stage(size_index, coarse, projected_map, rois, cells)
+        found = class_logits(self.mask_predictors[size_index], gather_cells(fine, cells), labels)
+        return fine, self._completed(logits, size_index, cells, found), cells
+
+    def kept_logits(self, size_index: int, feature: Tensor, labels: Tensor) -> Tensor:
+        """Mask logits (n, S, S) at every cell from features (n, C, S, S); (n, 0, 0) if they are not kept."""
+        if not self.keeps_logits(size_index):
+            return feature.new_zeros((feature.shape[0], 0, 0), dtype=torch.float32)
+        return class_logits(self.mask_predictors[size_index], feature, labels).float()
+
+    def _completed(self, coarse: Tensor, size_index: int, cells: Tensor, found: Tensor) -> Tensor:
+        """Logits (n, S, S): those found (n, L) at listed cells, elsewhere the upsampled coarse ones (n, S/2, S/2)."""
+        return scatter_cells(upsample(coarse.detach().float(), MASK_SIZES[size_index]), cells, found)
+
+    def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
+        """See :meth:`MaskHead.mask_logits`."""
+        if not self.keeps_logits(size_index):
+            return super().mask_logits(state, size_index, rows)
+        self.advance(state, size_index, rows)
+        return state.gather(size_index, rows, state.logits)
+
+    def edge_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
+        """See :meth:`MaskHead.edge_logits`."""
+        if self.listed[size_index] is None:
+            return super().edge_logits(state, size_index, rows)
+        self.advance(state, size_index, rows)
+        cells = state.gather(size_index, rows, state.cells)
+        found = apply_at_cells(self.edge_predictors[size_index], gather_cells(state.gather(size_index, rows), cells))
+        with torch.no_grad():
+            coarse = self.edge_logits(state, size_index - 1, rows)
+        return self._completed(coarse, size_index, cells, found[:, 0])
+
+    def stage(
+        self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor, cells: Tensor | None = None
+    ) -> Tensor:
+        """Stage to ``MASK_SIZES[size_index]``: (n, 2C, S/2, S/2) → (n, C, S, S); P is cropped with its own stride.
+
+        With listed cells (n, L) the other cells keep the reduced and upsampled feature.
+        """
         if not self.checkpoint_stages or not torch.is_grad_enabled():
-            return self._stage(size_index, coarse, projected_map, rois)
-        some = zip(coarse.split(CHECKPOINTED_ROIS), rois.split(CHECKPOINTED_ROIS))
+            return self._stage(size_index, projected_map, coarse, rois, cells)
+        parts = [tensor.split(CHECKPOINTED_ROIS) for tensor in (coarse, rois, *([] if cells is None else [cells]))]
         options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a stage is random
-        return torch.cat([checkpoint(self._stage, size_index, c, projected_map, r, **options) for c, r in some])
+        return torch.cat([checkpoint(self._stage, size_index, projected_map, *some, **options) for some in zip(*parts)])
 
-    def _stage(self, size_index: int, coarse: Tensor, projected_map: Tensor, rois: Tensor) -> Tensor:
+    def _stage(
+        self, size_index: int, projected_map: Tensor, coarse: Tensor, rois: Tensor, cells: Tensor | None = None
+    ) -> Tensor:
         size, stride = MASK_SIZES[size_index], self.map_strides[size_index - 1]
         here = self.on_map(rois, stride)
+        if cells is not None:
+            return self.stages[size_index - 1](coarse, sample_crops(projected_map, here, stride, size, cells), cells)
         crop = roi_align(projected_map.float(), here, size, 1.0 / stride, sampling_ratio=1, aligned=True)
         return self.stages[size_index - 1](coarse, crop.to(projected_map.dtype))
 
@@ -238,7 +347,16 @@ class RegionFPN(PyramidHead):
         running = sum(conv_macs(conv, MASK_SIZES[0], MASK_SIZES[0]) for conv in (self.base[0], self.base[2]))
         cumulative = []
         for k, size in enumerate(MASK_SIZES):
+            count = size * size if self.listed[k] is None else self.listed[k]
             if k:
-                running += self.stages[k - 1].macs(size)
-            cumulative.append(running + self.mask_predictors[k].in_channels * size * size)
+                running += self.stages[k - 1].macs(size, count)
+            predictor = self.mask_predictors[k].in_channels * count
+            cumulative.append(running + predictor)
+            running += predictor if self.keeps_logits(k) else 0
         return tuple(cumulative)
+
+
+def listed_counts(refine: Sequence[float] | None) -> tuple[int | None, ...]:
+    """Number of listed cells at 14, 28, 56 and 112 for shares at the last three; None for a share of 1."""
+    shares = (1.0, *(refine or (1.0,) * (len(MASK_SIZES) - 1)))
+    return tuple(None if f == 1 else max(1, round(f * size * size)) for f, size in zip(shares, MASK_SIZES))

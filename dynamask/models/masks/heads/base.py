@@ -24,6 +24,9 @@ class RegionState:
         maps: feature maps of whole pictures that later stages read, each (B, C_k, H, W).
         features: region features (n_k, C_k, S, S) for each k; in the r-FPN k is the index of the size.
         rows: (n_k,) int64 for each k, the regions of these features.
+        logits: mask logits (n_k, S, S) float32 for each k, in the r-FPN with listed cells; (n_k, 0, 0) where a size has
+            none. Empty in other heads.
+        cells: (n_k, L) int64 for each k, the listed cells; (n_k, 0) where every cell is computed. Empty in other heads.
         switch_logits: (R, 4).
     """
 
@@ -32,6 +35,8 @@ class RegionState:
     maps: list[Tensor]
     features: list[Tensor]
     rows: list[Tensor]
+    logits: list[Tensor] = field(default_factory=list)
+    cells: list[Tensor] = field(default_factory=list)
     switch_logits: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
 
     def __len__(self) -> int:
@@ -41,24 +46,41 @@ class RegionState:
         """The state on another device; the same object if it is there already."""
         if self.rois.device == torch.device(device):
             return self
-        lists = [[tensor.to(device) for tensor in group] for group in (self.maps, self.features, self.rows)]
+        groups = (self.maps, self.features, self.rows, self.logits, self.cells)
+        lists = [[tensor.to(device) for tensor in group] for group in groups]
         return RegionState(self.rois.to(device), self.labels.to(device), *lists, self.switch_logits.to(device))
 
     def take(self, rows: Tensor) -> RegionState:
         """The state of the regions ``rows`` (n,), with the features that all of them have."""
         every = torch.arange(len(rows), device=rows.device)
         complete = [bool(torch.isin(rows, known).all()) for known in self.rows]
-        features = [self.gather(k, rows) if all_ else self.features[k][:0] for k, all_ in enumerate(complete)]
+        features, logits, cells = (
+            [self.gather(k, rows, values) if all_ else values[k][:0] for k, all_ in zip(range(len(values)), complete)]
+            for values in (self.features, self.logits, self.cells)
+        )
         kept = [every if all_ else every[:0] for all_ in complete]
-        return RegionState(self.rois[rows], self.labels[rows], self.maps, features, kept, self.switch_logits[rows])
+        switch_logits = self.switch_logits[rows]
+        return RegionState(self.rois[rows], self.labels[rows], self.maps, features, kept, logits, cells, switch_logits)
 
-    def gather(self, k: int, rows: Tensor) -> Tensor:
-        """Features k (n, C, S, S) of the regions ``rows`` (n,), which must have been computed."""
+    def add(self, k: int, rows: Tensor, feature: Tensor, logits: Tensor, cells: Tensor) -> None:
+        """Append features k, logits and listed cells of regions ``rows`` (n,) that have none yet."""
+        first = len(self.rows[k]) == 0
+        for values, new in ((self.features, feature), (self.logits, logits), (self.cells, cells)):
+            values[k] = new if first else torch.cat([values[k], new])
+        self.rows[k] = rows if first else torch.cat([self.rows[k], rows])
+
+    def gather(self, k: int, rows: Tensor, values: list[Tensor] | None = None) -> Tensor:
+        """Features k (n, C, S, S) of the regions ``rows`` (n,), which must have been computed.
+
+        Args:
+            values: :attr:`logits` or :attr:`cells` instead of :attr:`features`.
+        """
+        values = self.features if values is None else values
         if len(rows) == len(self.rows[k]) and torch.equal(rows, self.rows[k]):
-            return self.features[k]
+            return values[k]
         position = torch.full((len(self),), -1, dtype=torch.int64, device=rows.device)
         position[self.rows[k]] = torch.arange(len(self.rows[k]), device=rows.device)
-        return self.features[k][position[rows]]
+        return values[k][position[rows]]
 
 
 class MaskHead(nn.Module):
