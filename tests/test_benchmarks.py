@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, mask_rcnn, page, speed, training_cost
+from benchmarks import harness, inputs, mask_branch, mask_rcnn, page, speed, training_cost, training_step
 from dynamask import cli
 from dynamask.models.build import build_model
 from dynamask.presets import model_config
@@ -96,10 +96,10 @@ def test_ratios_are_taken_within_the_round():
 
 
 def test_boxes_and_batches_fit_their_pictures():
-    boxes = speed.mixed_boxes(50, speed.PHOTO)
+    boxes = inputs.mixed_boxes(50, inputs.PHOTO)
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 640).all() and (boxes[:, 3] <= 480).all()
     assert (boxes[:, 2:] - boxes[:, :2] >= 23.9).all()
-    images, targets = speed.generated_batches(2, 3)[1]
+    images, targets = inputs.generated_batches(2, 3)[1]
     assert len(images) == len(targets) == 3
     for image, target in zip(images, targets):
         assert target["masks"].shape == (len(target["boxes"]), *image.shape[-2:])
@@ -108,9 +108,48 @@ def test_boxes_and_batches_fit_their_pictures():
 
 
 def test_operators_are_timed_on_the_stages_of_the_preset():
-    rows = speed.measure_deform(dataclasses.replace(SMALL, region_channels=8), regions=1, rounds=1)
+    rows = mask_branch.measure_deform(dataclasses.replace(SMALL, region_channels=8), regions=1, rounds=1)
     assert {row["part"].split()[1] for row in rows} == {"4x28x28", "2x56x56", "1x112x112"}
     assert {row["case"] for row in rows} == {"torchvision", "sampled"}
+
+
+def test_regions_of_mixed_sizes_are_timed_by_stage():
+    assert torch.bincount(mask_branch.mixed_sizes(100)).tolist() == [35, 34, 21, 10]
+    rows, stages = mask_branch.measure_regions(mask_rcnn.PRESET, (1.0, 0.4, 0.2), 6, 1)
+    dense, refined = rows[1:]
+    assert [row["case"] for row in rows] == [mask_branch.FCN, "dense", "refined"] and rows[0]["ratio"] == 1.0
+    assert refined["mean_macs"] < dense["mean_macs"] and dense["median_ms"] > 0
+    chosen = mask_branch.mixed_sizes(6)
+    for kind in ("dense", "refined"):
+        own = [row for row in stages if row["case"] == kind]
+        assert [row["regions"] for row in own] == [int((chosen >= k).sum()) for k in range(4)]
+        assert sum(row["median_ms"] for row in own) == pytest.approx(
+            dense["median_ms"] if kind == "dense" else refined["median_ms"]
+        )
+
+
+def test_a_refined_branch_has_the_weights_of_the_dense_one():
+    dense, refined = (mask_branch.random_branch(SMALL, refine) for refine in (None, (1.0, 0.5, 0.25)))
+    assert all(torch.equal(value, refined.state_dict()[key]) for key, value in dense.state_dict().items())
+
+
+def test_the_headlines_are_null_where_nothing_was_measured():
+    rows = [
+        {"part": "predict", "case": "dynamask learned", "ratio": 1.1},
+        {"part": f"regions {mask_rcnn.PRESET}", "case": "dense", "ratio": 3.0},
+        {"part": "training step", "case": "dense", "ratio": 1.5},
+        {"part": "training step", "case": "refined", "ratio": 1.2},
+    ]
+    found = speed.headlines(rows)
+    assert found["picture_ratio_learned"] == 1.1 and found["picture_ratio_112"] is None
+    assert found["branch_ratio_small"] == 3.0 and found["branch_ratio_paper_widths"] is None
+    assert found["train_step_ratio"] == 1.2
+
+
+@pytest.mark.slow
+def test_a_refined_training_step_takes_less_memory():
+    mask_rcnn_row, dense, refined = training_step.measure_memory(speed.__file__, (1.0, 0.4, 0.2), 1)
+    assert mask_rcnn_row["ratio"] == 1.0 and 0 < refined["peak_bytes"] < dense["peak_bytes"]
 
 
 def test_the_memory_of_a_small_branch_step_is_measured():
