@@ -21,6 +21,7 @@ from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
 from dynamask.viz.style import POLICY_STYLES
 
 CURVE = ("--budgets", "3", "--views", "2", "--samples", "20", "--ap-samples", "5", "--permutations", "2")
+REFINE = ("--refine", "1,0.5,0.25")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def given(data, weights="classes"):
 @pytest.fixture(scope="module")
 def curve(data):
     out = data / "curve"
-    words = ["budget-curve", *given(data), "--out", str(out), *CURVE, "--cache", str(data / "kept")]
+    words = ["budget-curve", *given(data), "--out", str(out), *CURVE, *REFINE, "--cache", str(data / "kept")]
     assert cli.main(["report", *words]) == 0
     return out, words
 
@@ -83,6 +84,25 @@ def test_the_budget_curve_is_four_files_that_agree(curve):
     assert set(result["operating_points"]) == {"drop", "within_drop", "half"}
 
 
+def test_the_settings_of_refinement_stand_beside_the_dense_sizes(curve):
+    result = json.loads((curve[0] / "budget-curve.json").read_text())
+    points = {(p["refine"], p["boxes"], p["measure"], p["policy"]): p for p in result["refinement"]}
+    assert {key[0] for key in points} == {"dense", "1,0.5,0.25"}
+    own = {(r["boxes"], r["measure"], r["policy"]): r for r in result["rows"] if not r["against"]}
+    for (refine, boxes, measure, policy), point in points.items():
+        dense = points["dense", boxes, measure, policy]
+        if refine == "dense":
+            assert point["value"]["mean"] == own[boxes, measure, policy]["mean"]
+            assert point["mean_macs"] == pytest.approx(own[boxes, measure, policy]["mean_macs"])
+            assert point["minus_dense"]["mean"] in (0, None)
+        elif point["value"]["mean"] is not None:
+            difference = point["value"]["mean"] - dense["value"]["mean"]
+            assert point["minus_dense"]["mean"] == pytest.approx(difference) and policy != "fixed:14"
+        assert refine == "dense" or policy in ("fixed:28", "learned") or point["mean_macs"] < dense["mean_macs"]
+    text = (curve[0] / "budget-curve.md").read_text()
+    assert "## Refining along the outline" in text and "| all at 112 | 1,0.5,0.25 |" in text
+
+
 def test_the_document_names_weights_data_and_command(curve, data):
     out, words = curve
     text = (out / "budget-curve.md").read_text()
@@ -93,7 +113,7 @@ def test_the_document_names_weights_data_and_command(curve, data):
     for heading in ("In true boxes", "On detections", "Two operating points", "Known complexity"):
         assert f"## {heading}" in text
     html = (out / "budget-curve.html").read_text()
-    assert html.count("Plotly.newPlot") == 4 and "<script src" not in html and "known complexity" in html
+    assert html.count("Plotly.newPlot") == 6 and "<script src" not in html and "known complexity" in html
 
 
 def test_the_cache_is_used_for_the_same_weights_data_and_options(curve, data, capsys, monkeypatch):
@@ -104,13 +124,15 @@ def test_the_cache_is_used_for_the_same_weights_data_and_options(curve, data, ca
     assert code == 0 and json.loads(printed.out)["rows"] == before["rows"]
     calls = []
     monkeypatch.setattr(comparison, "collect", lambda *a: calls.append(1) or collect(*a))
-    assert run_report(capsys, *words, "--seed", "1")[0] == 0 and len(calls) == 1  # other views
+    assert (
+        run_report(capsys, *words, "--seed", "1")[0] == 0 and len(calls) == 1
+    )  # other views, which the refined stages are not evaluated in
     kept = (data / "annotations.json").read_text()
     annotations = json.loads(kept)
     annotations["annotations"][0]["bbox"][2] += 1
     try:
         (data / "annotations.json").write_text(json.dumps(annotations))
-        assert run_report(capsys, *words)[0] == 0 and len(calls) == 2
+        assert run_report(capsys, *words)[0] == 0 and len(calls) == 3
     finally:
         (data / "annotations.json").write_text(kept)
 
@@ -119,6 +141,8 @@ def test_the_cache_is_used_for_the_same_weights_data_and_options(curve, data, ca
     ("words", "message"),
     [
         (["budget-curve", "--budgets", "1"], "budgets must be at least 2"),
+        (["budget-curve", "--refine", "1,0.5"], "give three shares of cells"),
+        (["budget-curve", "--refine", "half"], "give three shares as 1,0.4,0.2"),
         (["budget-curve", "--cache", "no/such/folder"], "does not exist"),
         (["budget-curve", "--cache", "{data}/annotations.json"], "is a file"),
         (["budget-curve", "--holdout", "1"], "--holdout is 1"),

@@ -10,6 +10,7 @@ from dynamask.cli.common import add_data, add_json
 from dynamask.reports.catalogue import REPORTS
 from dynamask.reports.options import (
     DEFAULT_ONE_STAGE_WEIGHTS,
+    REFINE_SETTINGS,
     VOTING_IOUS,
     CurveOptions,
     ReportOptions,
@@ -112,6 +113,12 @@ def _add_own_flags(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--voting-iou", type=float, nargs="+", default=list(VOTING_IOUS), metavar="IOU", help=text)
     if name == "budget-curve":
         parser.add_argument("--no-detections", action="store_true", help="evaluate in true boxes only")
+        text = (
+            "settings of boundary refinement beside the dense sizes, each the shares of cells at 28, 56 and 112; none "
+            f"leaves them out (default: {' '.join(REFINE_SETTINGS)})"
+        )
+        default = list(REFINE_SETTINGS)
+        parser.add_argument("--refine", nargs="*", default=default, metavar="A,B,C", help=text)
     if name in _WHOLE:
         text = "also write the tables into one Markdown file"
         parser.add_argument("--summary", type=Path, metavar="FILE.md", help=text)

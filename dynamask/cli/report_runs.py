@@ -73,7 +73,7 @@ def _make(arguments: argparse.Namespace) -> Report:
         options = (arguments.boxes, arguments.budget, arguments.min_instances, score, name)
         return make_classes(open_comparison(arguments, collect), *options)
     if name == "budget-curve":
-        curve = CurveOptions(arguments.budgets, arguments.views, arguments.permutations)
+        curve = CurveOptions(arguments.budgets, arguments.views, arguments.permutations, tuple(arguments.refine))
         collect = CollectOptions(detections=not arguments.no_detections, views=curve.views)
         return make_budget_curve(open_comparison(arguments, collect), curve)
     if name == "table6":

@@ -12,6 +12,7 @@ from dynamask.reports.collect import Collected, annotations_of
 from dynamask.reports.comparison import Comparison
 from dynamask.reports.curve_points import FIXED, CurvePoint, DetectionCurve, TrueBoxCurve
 from dynamask.reports.options import CurveOptions
+from dynamask.reports.refinement_curve import compute_refinement, refinement_blocks
 from dynamask.reports.render import (
     Block,
     Figure,
@@ -102,6 +103,7 @@ def make_budget_curve(comparison: Comparison, options: CurveOptions) -> Report:
         comparison: collected with ``options.views`` other views.
     """
     evidence, seed = comparison.main, comparison.options.seed
+    refined = compute_refinement(comparison, options.refine, comparison.collect_options.detections)
     collected, macs, dataset = evidence.collected, evidence.macs, comparison.dataset
     precision = None if collected.detections is None else evidence.precision
     result = compute_curve(collected, macs, dataset, comparison.bootstrap, precision, options, seed)
@@ -124,10 +126,11 @@ def make_budget_curve(comparison: Comparison, options: CurveOptions) -> Report:
         "macs_per_instance": list(macs),
         **counts,
         "rows": rows,
+        "refinement": [point.to_dict() for point in refined],
         "known_complexity": jsonable(result.known_complexity),
         "operating_points": jsonable(result.operating_points),
     }
-    blocks = _blocks(result, macs[-1], options, comparison.options.ap_samples)
+    blocks = _blocks(result, macs[-1], options, comparison.options.ap_samples) + refinement_blocks(refined, TITLES)
     return Report("budget-curve", f"Budget curve of {evidence.label}", facts, blocks, rows, data)
 
 

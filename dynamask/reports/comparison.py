@@ -18,6 +18,7 @@ from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
 from dynamask.evaluation.choices import Draws, at
 from dynamask.evaluation.coco_ap import evaluate_coco, threshold_rows
 from dynamask.evaluation.resampled_ap import ResampledAP
+from dynamask.models.build import build_model
 from dynamask.models.masks.policies import LEARNED, Policy
 from dynamask.predict import Predictor, predictor_of
 from dynamask.reports.cache import collected_once, data_digest
@@ -46,6 +47,7 @@ class Evidence:
         mask_sizes: the sizes that the weights can make, coarse to fine.
         macs: MACs of an instance at each mask size; empty for one-stage models.
         has_switch: True if a trained switch chooses the sizes; the switches of bundled baselines do not count.
+        overrides: fields of the model's configuration with other values than the file's.
     """
 
     def __init__(self, name: str, predictor: Predictor, checkpoint: Checkpoint, comparison: Comparison) -> None:
@@ -54,6 +56,7 @@ class Evidence:
         self.mask_sizes = predictor.mask_sizes
         self.macs = () if predictor.costs is None else tuple(predictor.costs.macs_per_instance)
         self.has_switch = predictor.has_switch and checkpoint.switch_trained and not checkpoint.baseline
+        self.overrides: dict[str, Any] = {}
         self._ap: dict[bytes, dict[str, float | None]] = {}
         self._curves: dict[str, list[Draws]] = {}
 
@@ -183,6 +186,15 @@ class Evidence:
         model.config = dataclasses.replace(model.config, voting=scheme, voting_iou=iou)
         return Evidence(self.name, predictor_of(model), self.checkpoint, self.comparison)
 
+    def with_refine(self, refine: tuple[float, ...] | None) -> Evidence:
+        """The same two-stage weights with other boundary refinement; None for dense stages."""
+        own = self.predictor.model
+        model = build_model(dataclasses.replace(own.config, refine=refine))
+        model.load_state_dict(own.state_dict())
+        other = Evidence(self.name, predictor_of(model.to(self.predictor.device)), self.checkpoint, self.comparison)
+        other.overrides = {"refine": refine}
+        return other
+
 
 class Comparison:
     """Several weights on the same pictures.
@@ -280,6 +292,7 @@ class Comparison:
             "data": self.digest,
             **asdict(options),
             "seed": self.options.seed if options.views else None,
+            **evidence.overrides,
         }
         if evidence.one_stage:
             config = evidence.predictor.model.config

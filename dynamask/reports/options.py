@@ -12,6 +12,8 @@ DEFAULT_ONE_STAGE_WEIGHTS = ("shapes-solov2", "shapes-sodar", "shapes-sodar-mask
 DEFAULT_TWO_STAGE_WEIGHTS = "shapes"
 """Bundled weights that are added to these in reports that compare both families."""
 VOTING_IOUS = (0.7,)
+REFINE_SETTINGS = ("1,0.75,0.5", "1,0.5,0.3", "1,0.4,0.2", "0.6,0.3,0.15", "0.4,0.2,0.1")
+"""Settings of boundary refinement on the budget curve: shares of the cells at 28, 56 and 112."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ class CurveOptions:
         budgets: number of budgets, at least 2.
         views: number of other views of each picture for the noise-aware oracle, at least 0.
         permutations: number of permutations that a random choice on detections is averaged over, at least 1.
+        refine: settings of boundary refinement that are measured beside the dense sizes, as "1,0.4,0.2".
     """
 
     budgets: int = 12
     views: int = 5
     permutations: int = 5
+    refine: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in {"budgets": 2, "views": 0, "permutations": 1}.items():
