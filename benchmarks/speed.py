@@ -27,8 +27,9 @@ from torchvision.models.detection import MaskRCNN
 from benchmarks import harness
 from benchmarks.harness import Result
 from benchmarks.inputs import PHOTO, generated_batches, has_data, mixed_boxes, photograph, real_batches
-from benchmarks.mask_branch import REFERENCE, Refine, Row, measure_branch, measure_deform, measure_regions
+from benchmarks.mask_branch import REFERENCE, Row, measure_branch, measure_deform
 from benchmarks.mask_rcnn import PRESET, load_mask_rcnn
+from benchmarks.mixed_regions import PAPER, MixedRegions, Refine
 from benchmarks.training_step import measure_memory, measure_training, models_to_train, peak_of_step
 from dynamask.cli.common import add_refine
 from dynamask.config import ModelConfig
@@ -43,7 +44,6 @@ from dynamask.structures import DynaMaskError
 
 REFINE = (1.0, 0.4, 0.2)
 """Refinement of the cases "refined" where neither the flags nor the weights name one."""
-PAPER = "dynamask_resnet50_fpn"
 PARTS = ("predict", "regions", "train", "memory", "select", "deform", "branch")
 HEADLINES = {
     "picture_ratio_learned": ("predict", "dynamask learned"),
@@ -163,18 +163,23 @@ def describe_stage(row: Row) -> list[str]:
     return [case, f"{row['regions']}", f"{row['median_ms']:.1f}"]
 
 
+def describe_operator(row: Row) -> list[str]:
+    """Cells of a row of a profile."""
+    return [f"{row['model']}, {row['case']}: {row['operator']}", f"{row['share']:.1%}"]
+
+
 def describe_memory(row: Row) -> list[str]:
     """Cells of a row of the table of peak memory."""
     return [f"{row['part']}: {row['case']}", f"{row['peak_bytes'] / 2**20:.0f} MiB", f"{row['ratio']:.2f}"]
 
 
 def measure_parts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """``rows``, ``stages`` and ``memory`` of all parts that were asked for."""
+    """``refine``, ``rows``, ``stages``, ``profile`` and ``memory`` of all parts that were asked for."""
     predictors = predictors_of(arguments)
     predictor = predictors["dynamask"]
     baseline = load_theirs(arguments.mask_rcnn_weights, predictor.model.config)
     refine = refinement(arguments, predictor)
-    found: dict[str, Any] = {"refine": refine, "rows": [], "stages": [], "memory": []}
+    found: dict[str, Any] = {"refine": refine, "rows": [], "stages": [], "profile": [], "memory": []}
     pixels, count, rounds = photograph(arguments.image), arguments.detections, arguments.rounds
 
     def training() -> list[Row]:
@@ -186,9 +191,11 @@ def measure_parts(arguments: argparse.Namespace) -> dict[str, Any]:
     def regions() -> list[Row]:
         rows = []
         for name in (PAPER, PRESET):
-            totals, stages = measure_regions(name, refine, arguments.regions, rounds)
+            mixed = MixedRegions(name, refine, arguments.regions)
+            totals, stages = mixed.time(rounds)
             rows += totals
             found["stages"] += stages
+            found["profile"] += mixed.profile(list(mixed.branches)[-1])
         return rows
 
     parts: dict[str, Callable[[], list[Row]]] = {
@@ -242,6 +249,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     tables = {
         ("", "median ms", "p10", "p90", "ratio", "", ""): map(describe, found["rows"]),
         ("part of the mask branch", "regions", "median ms"): map(describe_stage, found["stages"]),
+        ("operator", "share"): map(describe_operator, found["profile"]),
         ("peak memory", "", "ratio"): map(describe_memory, found["memory"]),
         ("headline", "ratio"): ([key, "–" if r is None else f"{r:.3f}"] for key, r in ratios.items()),
     }

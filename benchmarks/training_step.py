@@ -15,8 +15,9 @@ from torchvision.models.detection import MaskRCNN
 
 from benchmarks import harness
 from benchmarks.inputs import Batch, generated_batches
-from benchmarks.mask_branch import REFERENCE, Refine, Row
+from benchmarks.mask_branch import REFERENCE, Row
 from benchmarks.mask_rcnn import PRESET
+from benchmarks.mixed_regions import Refine
 from dynamask.config import ModelConfig
 from dynamask.engine.run import Run
 from dynamask.engine.step import train_step

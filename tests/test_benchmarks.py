@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, inputs, mask_branch, mask_rcnn, page, speed, training_cost, training_step
+from benchmarks import harness, inputs, mask_branch, mask_rcnn, mixed_regions, page, speed, training_cost, training_step
 from dynamask import cli
 from dynamask.models.build import build_model
 from dynamask.presets import model_config
-from dynamask.structures import DynaMaskError
+from dynamask.structures import MASK_SIZES, DynaMaskError
 
 SMALL = model_config(mask_rcnn.PRESET, class_names=("__background__", "person"))
 
@@ -113,24 +113,39 @@ def test_operators_are_timed_on_the_stages_of_the_preset():
     assert {row["case"] for row in rows} == {"torchvision", "sampled"}
 
 
-def test_regions_of_mixed_sizes_are_timed_by_stage():
-    assert torch.bincount(mask_branch.mixed_sizes(100)).tolist() == [35, 34, 21, 10]
-    rows, stages = mask_branch.measure_regions(mask_rcnn.PRESET, (1.0, 0.4, 0.2), 6, 1)
+@pytest.fixture(scope="module")
+def regions():
+    return mixed_regions.MixedRegions(mask_rcnn.PRESET, (1.0, 0.4, 0.2), 6)
+
+
+def test_regions_of_mixed_sizes_are_timed_by_stage(regions):
+    rows, stages = regions.time(1)
     dense, refined = rows[1:]
-    assert [row["case"] for row in rows] == [mask_branch.FCN, "dense", "refined"] and rows[0]["ratio"] == 1.0
-    assert refined["mean_macs"] < dense["mean_macs"] and dense["median_ms"] > 0
-    chosen = mask_branch.mixed_sizes(6)
-    for kind in ("dense", "refined"):
-        own = [row for row in stages if row["case"] == kind]
-        assert [row["regions"] for row in own] == [int((chosen >= k).sum()) for k in range(4)]
-        assert sum(row["median_ms"] for row in own) == pytest.approx(
-            dense["median_ms"] if kind == "dense" else refined["median_ms"]
-        )
+    assert [row["case"] for row in rows] == [mixed_regions.FCN, "dense", "refined"] and rows[0]["ratio"] == 1.0
+    assert refined["mean_macs"] < dense["mean_macs"]
+    for row in (dense, refined):
+        own = [stage for stage in stages if stage["case"] == row["case"]]
+        assert [stage["regions"] for stage in own] == [int((regions.choice >= k).sum()) for k in range(4)]
+        assert sum(stage["median_ms"] for stage in own) == pytest.approx(row["median_ms"])
 
 
-def test_a_refined_branch_has_the_weights_of_the_dense_one():
-    dense, refined = (mask_branch.random_branch(SMALL, refine) for refine in (None, (1.0, 0.5, 0.25)))
-    assert all(torch.equal(value, refined.state_dict()[key]) for key, value in dense.state_dict().items())
+def test_regions_get_the_sizes_of_the_papers_table():
+    assert torch.bincount(mixed_regions.mixed_sizes(100)).tolist() == [35, 34, 21, 10]
+
+
+def test_a_refined_branch_has_the_weights_of_the_dense_one_and_masks_of_the_same_sizes(regions):
+    dense, refined = (branch.state_dict() for branch in regions.branches.values())
+    assert dense.keys() == refined.keys() and all(torch.equal(value, refined[key]) for key, value in dense.items())
+    sizes = [[len(mask) for mask in regions.run(kind)] for kind in regions.branches]
+    assert sizes[0] == sizes[1] == [MASK_SIZES[k] for k in regions.choice]
+    assert max(len(mask) for mask in regions.run("dense", 1)) == 28
+
+
+def test_a_profile_names_the_operators_that_take_most_of_the_time(regions):
+    rows = regions.profile("refined")
+    shares = [row["share"] for row in rows]
+    assert len(rows) == mixed_regions.PROFILED and shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1
+    assert all(row["operator"] for row in rows)
 
 
 def test_the_headlines_are_null_where_nothing_was_measured():

@@ -2,12 +2,14 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.small_models import tiny_model
 from safetensors.torch import load_file
 
+from benchmarks import harness
 from dynamask import cli
 from dynamask.data.sources import open_data
 from dynamask.models import weights
@@ -15,7 +17,7 @@ from dynamask.models.weights import file_digest, initialise, save_model
 from dynamask.predict import load
 from dynamask.structures import DynaMaskError
 from tools import bundle as bundle_tool
-from tools import class_shares, seeds
+from tools import class_shares, seeds, speed_page
 
 
 @pytest.fixture
@@ -173,3 +175,67 @@ def test_the_seed_table_has_every_report_and_the_mean(tmp_path, capsys):
     capsys.readouterr()
     assert seeds.main(["--reports", str(tmp_path / "c.json")]) == 2
     assert "make it again" in capsys.readouterr().err
+
+
+SPEED = {
+    "machine": {"cpu": "C", "cores": 2, "threads": 2, "torch": "2", "torchvision": "0", "load": 0.1},
+    "settings": {"refine": [1.0, 0.4, 0.2], "rounds": 3},
+    "picture_ratio_learned": 1.05,
+    "train_step_ratio": 1.2,
+    "train_step_ratio_openvino": None,
+    "rows": [
+        {"part": "predict", "case": "mask_rcnn", "median_ms": 50.0, "ratio": 1.0},
+        {"part": "predict", "case": "dynamask learned", "median_ms": 52.4, "ratio": 1.05},
+        {"part": "regions paper", "case": "refined", "median_ms": 700.0, "ratio": 0.9},
+    ],
+    "stages": [
+        {"model": "paper", "case": "refined", "stage": 14, "regions": 100, "median_ms": 300.0},
+        {"model": "paper", "case": "refined", "stage": 28, "regions": 65, "median_ms": 400.4},
+    ],
+    "profile": [{"model": "paper", "case": "refined", "operator": "aten::mm", "share": 0.5}],
+    "memory": [{"case": "refined", "peak_bytes": 2**29, "ratio": 1.5}],
+}
+
+
+@pytest.fixture
+def speed_files(tmp_path):
+    """Figures of now, of before, and of the app, and a copy of the page."""
+    before = {**SPEED, "train_step_ratio": 2.0, "stages": [], "profile": [], "memory": []}
+    figures = {"now": SPEED, "before": before, "app": {"start_s": 5.5, "photograph": {"median_ms": 812.3}}}
+    for name, values in figures.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
+    page = tmp_path / "speed.md"
+    page.write_text((harness.ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), encoding="utf-8")
+    return {**{name: str(tmp_path / f"{name}.json") for name in figures}, "doc": str(page)}
+
+
+def block_of(page, name):
+    text = page.split(f"<!-- {name}:begin -->\n")[1]
+    return text.split(f"\n<!-- {name}:end -->")[0].splitlines()
+
+
+def test_the_page_about_speed_is_filled_from_json(speed_files):
+    words = [word for name, path in speed_files.items() for word in (f"--{name}", path)]
+    assert speed_page.main(words) == 0
+    page = Path(speed_files["doc"]).read_text(encoding="utf-8")
+    headlines = block_of(page, "headlines")
+    assert "| picture to masks, learned sizes | 1.05 | 1.05 | ≤ 1.1 | – | ≤ 0.6 |" in headlines
+    assert "| training step of the small preset, now as a share of before | 1.00 | 0.60 | ≤ 0.75 | – | – |" in headlines
+    assert "| dynamask learned | 52 | 1.05 | 52 | 1.05 |" in block_of(page, "pictures")
+    assert block_of(page, "stages-paper")[2:] == ["| to 14 | 100 | 300 |", "| to 28 | 65 | 400 |", "| all |  | 700 |"]
+    assert "| refined | – | 512 |" in block_of(page, "memory")
+    assert "| a photograph to its masks, ms (median) | 812 | ≤ 1000 |" in block_of(page, "app")
+    assert "| `aten::mm` | 50 % |" in block_of(page, "profile-paper")
+    measured = [line for line in block_of(page, "machine") if line]
+    assert measured[0].startswith("Before: C, 2 cores") and "refine [1.0, 0.4, 0.2]" in measured[1]
+
+
+def test_blocks_without_figures_are_left_as_they_are(speed_files, capsys):
+    before = Path(speed_files["doc"]).read_text(encoding="utf-8")
+    assert speed_page.main(["--app", speed_files["app"], "--doc", speed_files["doc"]]) == 0
+    after = Path(speed_files["doc"]).read_text(encoding="utf-8")
+    assert block_of(before, "headlines") == block_of(after, "headlines") and "| 5.5 |" in after
+    Path(speed_files["doc"]).write_text("No blocks.", encoding="utf-8")
+    assert speed_page.main(["--app", speed_files["app"], "--doc", speed_files["doc"]]) == 2
+    assert "has no block 'app'; add its two markers" in capsys.readouterr().err
+    assert Path(speed_files["doc"]).read_text(encoding="utf-8") == "No blocks."

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -33,11 +32,11 @@ from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cach
 from dynamask.engine.frozen_switch import SCHEDULE
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.bootstrap import PictureBootstrap, paired_bootstrap
-from dynamask.files import replacing
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.training_config import LossConfig
 from tools import decision_tables
+from tools.page_blocks import fill_blocks
 from tools.switch_training import MEASURES, Judge, box_side, run_setting
 
 PAPER = LossConfig()
@@ -230,17 +229,9 @@ def branches(arguments: argparse.Namespace) -> None:
 
 def write(arguments: argparse.Namespace) -> None:
     """``write``: fills the blocks between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` of a Markdown file."""
-    text = arguments.doc.read_text(encoding="utf-8")
-    for path in arguments.results:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        name = result.get("table", result.get("kind"))
-        block = re.compile(rf"(<!-- {re.escape(str(name))}:begin -->\n).*?(<!-- {re.escape(str(name))}:end -->)", re.S)
-        if not block.search(text):
-            raise DynaMaskError(f"{arguments.doc} has no block for the table {name!r} of {path}; add its two markers")
-        table = decision_tables.markdown(result)
-        text = block.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
-    with replacing(arguments.doc) as stream:
-        stream.write(text.encode("utf-8"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
+    blocks = {str(result.get("table", result.get("kind"))): decision_tables.markdown(result) for result in results}
+    fill_blocks(arguments.doc, blocks)
 
 
 def build_parser() -> argparse.ArgumentParser:
