@@ -79,8 +79,8 @@ def view_message(session: Session, image: UInt8Array) -> str:
         **_instances(session, session.instances),
     }
     if session.levels is None:
-        own = {"styles": size_styles(), "paper_styles": size_styles(PAPER_COLOURS), "switch_macs": session.switch_macs}
-        return as_json({**view, **own})
+        styles = {"styles": size_styles(), "paper_styles": size_styles(PAPER_COLOURS)}
+        return as_json({**view, **styles, "switch_macs": session.switch_macs, "cells": list(session.cells)})
     own = {"family": "one-stage", "styles": level_styles(), "levels": session.levels}
     return as_json({**view, **own})
 

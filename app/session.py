@@ -157,6 +157,7 @@ class Session:
         instances: found and drawn, in the order of the browser's indices.
         levels: for one-stage weights the "strides", "grids" and "mask_grids" (the grids of representations) of the
             levels, and the padded picture's size "frame" (H, W) in pixels; None for two-stage weights.
+        cells: number of cells that are computed at each mask size; empty for one-stage weights.
     """
 
     token: str
@@ -172,6 +173,7 @@ class Session:
     timings: dict[str, float]
     instances: SessionInstances = field(repr=False)
     levels: dict[str, list[Any]] | None = None
+    cells: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -195,6 +197,7 @@ class Session:
             {"detect": round(first, 3), "mask_branch": round(sum(rest), 3)},
             found if picture.truth is None else found.compared(picture.truth),
             None if prediction.cells is None else _levels(prediction),
+            () if costs is None else costs.cells,
         )
 
     def cell_of(self, row: int) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
-from helpers.app_fakes import MACS, FakePredictor, ask, exported, fake_catalog, fake_handlers, open_upload
+from helpers.app_fakes import CELLS, MACS, FakePredictor, ask, exported, fake_catalog, fake_handlers, open_upload
 from helpers.small_models import tiny_model
 from PIL import Image
 
@@ -54,6 +54,7 @@ def test_a_view_holds_every_size_of_every_instance(picture):
     assert predictor.calls == [{"shape": (120, 200, 3), "all_sizes": True, "score": LOWEST_SCORE}]
     assert view["size"] == view["view"] == [200, 120] and session.image_size == (120, 200)
     assert view["macs"] == list(MACS) and view["switch_macs"] == 500 and view["image_macs"] == 3000
+    assert view["cells"] == list(CELLS)
     assert [style["colour"] for style in view["styles"]] == [SIZE_COLOURS[size] for size in MASK_SIZES]
     assert len({style["colour"] for style in view["paper_styles"]} | set(SIZE_COLOURS.values())) == 8
     assert view["timings"] == {"detect": 210.5, "mask_branch": 43.21}

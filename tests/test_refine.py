@@ -306,6 +306,10 @@ def test_costs_states_the_shares(capsys):
     refined = json.loads(run(capsys, *command, "--refine", "1,0.4,0.2")[1])
     assert dense["refine"] is None and refined["refine"] == [1.0, 0.4, 0.2]
     assert refined["macs_per_instance"][3] < 0.65 * dense["macs_per_instance"][3]
+    assert refined["cells"] == [196, 784, 1254, 2509] and dense["cells"] == [size * size for size in MASK_SIZES]
+    assert refined["dense_macs_per_instance"] == dense["macs_per_instance"] == dense["dense_macs_per_instance"]
+    line = run(capsys, *command[:-2], "--refine", "1,0.4,0.2")[1].splitlines()[4]
+    assert line.split()[:3] == ["112", "x", "112"] and line.endswith("of dense, 2509 cells")
     code, _, err = run(capsys, *command, "--refine", "1,2")
     assert code == 2 and "give three shares of cells" in err[0]
     code, _, err = run(capsys, *command, "--refine", "half")

@@ -1,7 +1,7 @@
 // The panels that change with the picture only: caption, legend, classes, examples.
 
 import { make, setText } from "./dom.js";
-import { formatMacs, milliseconds, plural } from "./format.js";
+import { formatMacs, milliseconds, percent, plural } from "./format.js";
 import { levelFoot } from "./level_panels.js";
 import { $, page } from "./page.js";
 import { oneStage, state, styles } from "./state.js";
@@ -74,7 +74,15 @@ function footText() {
   return `Measured once on this server for this picture: detection ${milliseconds(timings.detect)}; all four masks of ` +
     `${plural(instances.length, "candidate")} with a score of at least ${score}: ${milliseconds(timings.mask_branch)}. ` +
     `The mean leaves out the switch (${formatMacs(switchMacs)} per instance) and the projections (${formatMacs(imageMacs)} per picture). ` +
-    "1 MAC = 2 FLOPs.";
+    `1 MAC = 2 FLOPs.${refinedText()}`;
+}
+
+// Which share of the cells is computed at the sizes that are refined along the outline.
+function refinedText() {
+  const { cells, styles: sizes } = state.view;
+  const shares = sizes.map((style, k) => [style.size, (cells[k] ?? style.size ** 2) / style.size ** 2]).filter(([, share]) => share < 1);
+  if (!shares.length) return "";
+  return ` Of the cells, ${shares.map(([size, share]) => `${percent(share)} at ${size}`).join(" and ")} are computed, those nearest to the outline.`;
 }
 
 // Thumbnails of the examples and scenes, each a button.

@@ -3,7 +3,7 @@
 import { rowOf } from "./choices.js";
 import { maskField, outlineOf } from "./canvas.js";
 import { make, sizeBadge } from "./dom.js";
-import { boxText, formatMacs } from "./format.js";
+import { boxText, formatMacs, percent } from "./format.js";
 import { edgeCells, fieldIoU } from "./masks.js";
 import { policyName } from "./policies.js";
 import { state, styles } from "./state.js";
@@ -19,6 +19,7 @@ export function sizeDetails(one, { choose, close }) {
     detailsHead(`Why this size? Instance ${one.index + 1}: ${one.label}`, close),
     make("p", { className: "dm-facts" }, `${score} · box ${boxText(one.box)} px · size ${state.view.styles[pick].size} ${chosenBy}, ` +
       formatMacs(state.view.macs[pick])),
+    ...refinedFacts(pick),
     sizeChooser(byHand ? state.overrides.get(one.index) : null, choose),
     make("h3", {}, "Switch probabilities"),
     make("div", { className: "dm-bars dm-probabilities", role: "list" }, ...styles().map((style, k) => probabilityRow(one, style, k, pick))),
@@ -28,6 +29,15 @@ export function sizeDetails(one, { choose, close }) {
   const truth = truthText(one, pick);
   if (truth) parts.push(make("p", { className: "dm-facts dm-truth" }, truth));
   return parts;
+}
+
+// How many cells the chosen size computes, where these are not all of them.
+function refinedFacts(pick) {
+  const { size } = state.view.styles[pick];
+  const cells = state.view.cells[pick] ?? size ** 2;
+  if (cells === size ** 2) return [];
+  return [make("p", { className: "dm-facts" }, `At ${size} the model computes ${cells} of ${size ** 2} cells (${percent(cells / size ** 2)}), ` +
+    "those nearest to the outline at the size before; the others keep the coarser mask.")];
 }
 
 export function detailsHead(title, close) {

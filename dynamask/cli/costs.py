@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from dynamask.cli.common import add_json, add_refine, print_line, write_json
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
 
 
 def _costs(arguments: argparse.Namespace) -> None:
-    from dynamask.models.build import create_model
+    from dynamask.models.build import build_mask_branch, create_model
 
     if arguments.model in list_models("one-stage"):
         if arguments.refine is not None:
@@ -39,11 +40,13 @@ def _costs(arguments: argparse.Namespace) -> None:
     model = create_model(arguments.model, mask_branch=arguments.mask_branch, **given)
     branch, refine = model.mask_branch, model.config.refine
     costs = branch.costs
+    dense = costs if refine is None else build_mask_branch(dataclasses.replace(model.config, refine=None)).costs
     kind = arguments.mask_branch + ("" if refine is None else f" refined {','.join(f'{share:g}' for share in refine)}")
     print_line(f"{arguments.model}, {kind}: MACs per instance (1 MAC = 2 FLOPs)", arguments.json)
-    for size, macs, share in zip(MASK_SIZES, costs.macs_per_instance, costs.fractions):
+    for k, (size, macs, share) in enumerate(zip(MASK_SIZES, costs.macs_per_instance, costs.fractions)):
+        more = "" if refine is None else f"  {macs / dense.macs_per_instance[k]:6.1%} of dense, {costs.cells[k]} cells"
         if size in branch.mask_sizes:
-            print_line(f"  {size:>3} x {size:<3}  {macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
+            print_line(f"  {size:>3} x {size:<3}  {macs / 1e9:.4f} G  {share:6.1%}{more}", arguments.json)
     if branch.switch is not None:
         share = costs.switch_macs / costs.macs_per_instance[-1]
         print_line(f"  switch     {costs.switch_macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
@@ -54,7 +57,9 @@ def _costs(arguments: argparse.Namespace) -> None:
             "refine": refine,
             "sizes_given": list(branch.mask_sizes),
             "mask_sizes": list(MASK_SIZES),
+            "cells": list(costs.cells),
             "macs_per_instance": list(costs.macs_per_instance),
+            "dense_macs_per_instance": list(dense.macs_per_instance),
             "switch_macs": costs.switch_macs,
         },
         arguments.json,

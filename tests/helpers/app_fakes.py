@@ -16,11 +16,13 @@ from app.handlers import ExploreHandlers
 from app.session import Session
 from app.source_pictures import SourcePicture
 from dynamask.data.pictures import PictureSource, read_picture
+from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.predict import Prediction, check_boxes
 from dynamask.reports.classes import class_rows
 from dynamask.structures import MASK_SIZES
 
 MACS = (10_000_000, 17_000_000, 25_000_000, 32_000_000)
+CELLS = (196, 784, 1254, 2509)
 
 
 def blob(size: int, petals: int, phase: float) -> torch.Tensor:
@@ -46,7 +48,7 @@ class FakePredictor:
     """Finds `count` flowers in every picture, or one in each `given` box; records how it was called."""
 
     family, mask_sizes, has_switch, default_score = "two-stage", MASK_SIZES, True, 0.5
-    costs = SimpleNamespace(macs_per_instance=MACS, switch_macs=500)
+    costs = MaskBranchCosts(MACS, 500, (), (), CELLS)
     model = SimpleNamespace(config=SimpleNamespace(detector="faster_rcnn"))
 
     def __init__(

@@ -24,12 +24,15 @@ class MaskBranchCosts:
         switch_macs: MACs of the switch, per instance.
         projection_macs_per_pixel: MACs per pixel of each feature map that is projected for the whole image.
         projection_strides: strides of those maps.
+        cells: number of cells of the masks at 14, 28, 56 and 112 that are computed; fewer than all with boundary
+            refinement.
     """
 
     macs_per_instance: tuple[int, ...]
     switch_macs: int
     projection_macs_per_pixel: tuple[int, ...]
     projection_strides: tuple[int, ...]
+    cells: tuple[int, ...] = tuple(size * size for size in MASK_SIZES)
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -58,4 +61,5 @@ def switch_macs(switch: MaskSwitchModule) -> int:
 def mask_branch_costs(head: MaskHead, switch: MaskSwitchModule | None) -> MaskBranchCosts:
     """Derive the costs of a mask branch from its layers."""
     choosing = 0 if switch is None else switch_macs(switch)
-    return MaskBranchCosts(head.macs_per_instance(), choosing, head.map_macs_per_pixel(), head.map_strides)
+    maps = (head.map_macs_per_pixel(), head.map_strides)
+    return MaskBranchCosts(head.macs_per_instance(), choosing, *maps, head.computed_cells())

@@ -342,12 +342,15 @@ class RegionFPN(PyramidHead):
         crop = roi_align(projected_map.float(), here, size, 1.0 / stride, sampling_ratio=1, aligned=True)
         return self.stages[size_index - 1](coarse, crop.to(projected_map.dtype))
 
+    def computed_cells(self) -> tuple[int, ...]:
+        """See :meth:`MaskHead.computed_cells`."""
+        return tuple(size * size if count is None else count for size, count in zip(MASK_SIZES, self.listed))
+
     def macs_per_instance(self) -> tuple[int, ...]:
         """Cumulative MACs of one region that stops at 14, 28, 56, 112; see :meth:`MaskHead.macs_per_instance`."""
         running = sum(conv_macs(conv, MASK_SIZES[0], MASK_SIZES[0]) for conv in (self.base[0], self.base[2]))
         cumulative = []
-        for k, size in enumerate(MASK_SIZES):
-            count = size * size if self.listed[k] is None else self.listed[k]
+        for k, (size, count) in enumerate(zip(MASK_SIZES, self.computed_cells())):
             if k:
                 running += self.stages[k - 1].macs(size, count)
             predictor = self.mask_predictors[k].in_channels * count

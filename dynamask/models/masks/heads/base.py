@@ -129,6 +129,10 @@ class MaskHead(nn.Module):
         """
         raise NotImplementedError
 
+    def computed_cells(self) -> tuple[int, ...]:
+        """Number of cells of the masks at 14, 28, 56 and 112 that are computed; the others keep the coarser mask."""
+        return tuple(size * size for size in MASK_SIZES)
+
     def map_macs_per_pixel(self) -> tuple[int, ...]:
         """MACs per pixel of each of the maps in :attr:`RegionState.maps`, which all regions of a picture share."""
         return (0,) * len(self.map_strides)
