@@ -1,7 +1,9 @@
 """Lesson 03: rows, answers, counters and shares."""
 
+import numpy as np
 import pytest
 import torch
+from helpers.app_fakes import FakePredictor
 from helpers.small_models import tiny_branch
 from lessons import counting
 
@@ -50,6 +52,26 @@ def test_claims_equal_counts(branch, choice):
     rois = counting.random_rois(len(choice), 300, 300)
     counted = counting.flops(lambda: counting.run_branch(branch, features, rois, sizes))
     assert counted == 2 * sum(counting.claimed_macs(branch, features, sizes).values())
+
+
+def test_a_refined_branch_lists_the_least_certain_cells_and_costs_what_it_claims():
+    refine = (1.0, 0.4, 0.2)
+    refined = counting.branch_of_preset("dynamask_mobilenetv2_fpn_small", refine)
+    features, sizes = counting.random_features(refined, 64, 96), torch.tensor([3])
+    counted = counting.flops(lambda: counting.run_branch(refined, features, counting.random_rois(1), sizes))
+    assert counted == 2 * sum(counting.claimed_macs(refined, features, sizes).values())
+    predictor = FakePredictor(count=1)
+    prediction = predictor(np.zeros((120, 200, 3), np.uint8), all_sizes=True)
+    listed = counting.listed_cells(prediction, 0, 2, 1254)
+    certain = (prediction.mask_probs_at(0, 56) - 0.5).abs().numpy()
+    assert listed.shape == (56, 56) and listed.sum() == 1254 and certain[listed].mean() < certain[~listed].mean()
+    drawn = counting.listed_pictures(prediction, 0, refined.costs.cells)
+    titles = [note.text for note in drawn.layout.annotations]
+    assert len(drawn.data) == 4 and titles[1:] == [
+        "28×28: 784 of 784 cells",
+        "56×56: 1254 of 3136 cells",
+        "112×112: 2509 of 12544 cells",
+    ]
 
 
 def test_rows_that_run_are_those_that_are_needed():

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
@@ -17,17 +18,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from torchvision.ops import roi_align
 
+from dynamask.models.build import build_mask_branch
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.costs import MaskBranchCosts
-from dynamask.models.masks.region_fpn import LEVEL_STRIDES, RegionFPN, RegionStage, level_key
-from dynamask.models.masks.switch import MaskSwitchModule
+from dynamask.models.masks.region_fpn import LEVEL_STRIDES, RegionStage, level_key
 from dynamask.ops.deform import sampled_deform_conv2d
+from dynamask.ops.listed import band_cells
+from dynamask.predict import Prediction
 from dynamask.presets import model_config
 from dynamask.reports.paper import PAPER, SHARE_COLUMNS
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz import charts
-from dynamask.viz.style import SIZE_NAMES, size_bar
+from dynamask.viz.style import SIZE_NAMES, hex_to_rgb, size_bar
 from lessons import milliseconds
+from lessons.picture_grids import MISSED, box_window, picture_grid
 from lessons.table import MarkdownTable
 
 PAPER_GMACS = tuple(PAPER["table7"].figure(f"fixed:{size}", "G") for size in MASK_SIZES)
@@ -39,12 +43,15 @@ PARTS = ("crop", "reduce", "upsample", "offsets", "deform")
 _STAGE_MARKERS = {"base": size_bar(14), **{f"stage to {size}": size_bar(size) for size in MASK_SIZES[1:]}}
 
 
-def branch_of_preset(name: str = "dynamask_resnet50_fpn") -> MaskBranch:
-    """Return the mask branch of a preset with random weights, without backbone and detector."""
-    config = model_config(name)
-    fpn = RegionFPN(config.fpn_channels, config.region_channels, len(config.class_names) - 1, config.offset_groups)
-    switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
-    return MaskBranch(fpn, switch).eval()
+def branch_of_preset(
+    name: str = "dynamask_resnet50_fpn", refine: tuple[float, float, float] | None = None
+) -> MaskBranch:
+    """Return the mask branch of a preset with random weights, without backbone and detector.
+
+    Args:
+        refine: shares of the cells at 28, 56 and 112 that are computed; None for all.
+    """
+    return build_mask_branch(model_config(name, refine=refine)).eval()
 
 
 def random_features(branch: MaskBranch, height: int = 320, width: int = 416, seed: int = 0) -> dict[str, Tensor]:
@@ -325,6 +332,42 @@ def memory_rows(branch: MaskBranch) -> list[dict[str, float]]:
         values = {"crop": width, "offsets": stage.aggregate.align.offset_channels, "columns": 9 * width}
         rows.append({"size": size, **{name: count * cells * 4 / 1e6 for name, count in values.items()}})
     return rows
+
+
+def listed_cells(prediction: Prediction, row: int, size_index: int, count: int) -> np.ndarray:
+    """Return the cells of an instance's mask at ``MASK_SIZES[size_index]`` that a refined stage lists.
+
+    They are the ``count`` cells where the mask of the size before, upsampled, is least certain.
+
+    Args:
+        prediction: with the mask of the size before.
+
+    Returns:
+        (S, S) bool.
+    """
+    coarse, size = prediction.mask_probs_at(row, MASK_SIZES[size_index - 1]), MASK_SIZES[size_index]
+    listed = np.zeros(size * size, dtype=bool)
+    listed[band_cells(torch.logit(coarse[None].float(), eps=1e-6), size, count)[0].numpy()] = True
+    return listed.reshape(size, size)
+
+
+def listed_pictures(prediction: Prediction, row: int, cells: Sequence[int], cell: int = 210) -> go.Figure:
+    """Show the box of an instance and its masks from 28 on, grey, with the cells that are computed in colour.
+
+    Args:
+        prediction: of all sizes.
+        cells: number of cells that are computed at each size.
+    """
+    window = box_window(prediction.boxes[row].tolist(), prediction.image_size, margin=0.0)
+    pictures, texts = [prediction.picture[window]], ["the box"]
+    for k, size in enumerate(MASK_SIZES[1:], start=1):
+        listed = listed_cells(prediction, row, k, cells[k])
+        shade = (prediction.mask_probs_at(row, size).numpy()[..., None] * 255).astype(np.uint8).repeat(3, axis=2)
+        if cells[k] < size * size:
+            shade[listed] = shade[listed] // 2 + np.array(hex_to_rgb(MISSED), dtype=np.uint8) // 2
+        pictures.append(shade)
+        texts.append(f"{SIZE_NAMES[size]}: {cells[k]} of {size * size} cells")
+    return picture_grid([pictures], [texts], cell=cell)
 
 
 def price_parts(branch: MaskBranch) -> dict[str, dict[str, float]]:
