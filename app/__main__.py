@@ -46,6 +46,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--weights", default="things", metavar="W", help="bundled name or .safetensors file (things)")
     parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, … (cpu)")
+    parser.add_argument("--backend", help="torch or openvino (openvino on the CPU if it is installed)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
     parser.add_argument("--port", type=port_number, help="port to listen on (the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="create a public link through Gradio's tunnel")
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         from dynamask.engine.memory import keep_freed_memory
 
         keep_freed_memory()
-        explorer = ExploreHandlers(open_catalog(options.weights, options.device), find_examples())
+        explorer = ExploreHandlers(open_catalog(options.weights, options.device, options.backend), find_examples())
         from app import ui
 
         page = ui.build(explorer)

@@ -74,15 +74,23 @@ class WeightsCatalog:
         return [{"name": name, "about": ABOUT.get(name, "")} for name in self.names]
 
 
-def open_catalog(first: str, device: str) -> WeightsCatalog:
+def open_catalog(first: str, device: str, backend: str | None = None) -> WeightsCatalog:
     """The bundled weights and the ones that the page opens with; the latter are loaded at once.
 
+    Args:
+        first: bundled name or the path of a .safetensors file.
+        device: a device of torch.
+        backend: of inference, see :func:`dynamask.predict.load`; by default openvino on the CPU if it is installed.
+
     Raises:
-        DynaMaskError: the first weights or the device cannot be used, or the weights are two-stage and have no switch.
+        DynaMaskError: the first weights, the device or the back end cannot be used, or the weights are two-stage and
+            have no switch.
     """
+    from dynamask.models.openvino import is_installed
     from dynamask.predict import load
 
-    catalog = WeightsCatalog(lambda source: load(source, device=device), first, list(list_bundled()))
+    backend = backend or ("openvino" if device == "cpu" and is_installed() else "torch")
+    catalog = WeightsCatalog(lambda source: load(source, device, backend=backend), first, list(list_bundled()))
     opening = catalog.get(catalog.first)
     if opening.mask_sizes:
         opening.check_switch("the page")

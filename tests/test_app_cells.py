@@ -184,7 +184,7 @@ def test_quality_takes_every_true_shape_once(predictor):
 def test_the_page_opens_with_one_stage_weights_and_not_without_a_switch(predictor, monkeypatch):
     import dynamask.predict
 
-    monkeypatch.setattr(dynamask.predict, "load", lambda source, device: predictor)
+    monkeypatch.setattr(dynamask.predict, "load", lambda source, device, backend: predictor)
     assert catalog.open_catalog("any.safetensors", "cpu").first == "any"
 
     class Baseline:
@@ -193,7 +193,7 @@ def test_the_page_opens_with_one_stage_weights_and_not_without_a_switch(predicto
         def check_switch(self, feature):
             raise DynaMaskError(f"{feature} needs a switch")
 
-    monkeypatch.setattr(dynamask.predict, "load", lambda source, device: Baseline())
+    monkeypatch.setattr(dynamask.predict, "load", lambda source, device, backend: Baseline())
     with pytest.raises(DynaMaskError, match="the page needs a switch"):
         catalog.open_catalog("any.safetensors", "cpu")
 

@@ -43,7 +43,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(monkeypatch, capsys):
     from app import catalog
     from app.__main__ import main
 
-    monkeypatch.setattr(catalog, "open_catalog", lambda first, device: fake_catalog())
+    monkeypatch.setattr(catalog, "open_catalog", lambda first, device, backend: fake_catalog())
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as stop:
         main(["--port", str(taken.getsockname()[1])])
     error = capsys.readouterr().err.splitlines()[-1]

@@ -304,10 +304,10 @@ def test_losses_that_a_model_does_not_have_are_refused(tmp_path, capsys, words, 
 
 def test_the_app_offers_the_others_alone_and_needs_a_switch(baseline, monkeypatch):
     _, _, branch = baseline
-    assert app_catalog.open_catalog("toy", "cpu").names == ["toy"]
+    assert app_catalog.open_catalog("toy", "cpu", "torch").names == ["toy"]
     for name in ("toy-fcn-28", str(branch)):
         with pytest.raises(DynaMaskError, match=r"the page needs a switch, and these weights have none: .* fcn:28"):
-            app_catalog.open_catalog(name, "cpu")
+            app_catalog.open_catalog(name, "cpu", "torch")
 
 
 def test_the_bundled_baselines_are_whole_and_rest_on_the_bundled_detector():

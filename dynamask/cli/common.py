@@ -56,6 +56,13 @@ def add_refine(parser: Any) -> None:
     )
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backend``."""
+    parser.add_argument(
+        "--backend", default="torch", help="torch or openvino, which is faster on a CPU (default: torch)"
+    )
+
+
 def refine_shares(text: str) -> tuple[float, ...]:
     """The value of ``--refine``."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamask.cli.common import (
+    add_backend,
     add_choice,
     add_data,
     add_json,
@@ -46,6 +47,7 @@ def add(commands: Any) -> None:
     add_refine(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random policy")
     parser.add_argument("--device", default="cpu")
+    add_backend(parser)
     add_json(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -90,7 +92,9 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
     from dynamask.predict import load
 
     def opened() -> tuple[Predictor, EvaluationOptions, Data, list[int]]:
-        predictor = load(arguments.weights, ranks.device(arguments.device), refine=arguments.refine)
+        predictor = load(
+            arguments.weights, ranks.device(arguments.device), refine=arguments.refine, backend=arguments.backend
+        )
         options = EvaluationOptions(
             policy=arguments.policy or "learned",
             budget=arguments.budget,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_choice, add_mask_nms, add_refine, check_folder, print_line, write_json
+from dynamask.cli.common import add_backend, add_choice, add_mask_nms, add_refine, check_folder, print_line, write_json
 from dynamask.files import replacing
 from dynamask.structures import DynaMaskError
 
@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for STEM.png and STEM.json")
     parser.add_argument("--device", default="cpu")
+    add_backend(parser)
     parser.set_defaults(run=_predict)
 
 
@@ -47,7 +48,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from dynamask.viz.overlay import draw_prediction
 
     keep_freed_memory()
-    predictor = load(arguments.weights, arguments.device, refine=arguments.refine)
+    predictor = load(arguments.weights, arguments.device, refine=arguments.refine, backend=arguments.backend)
     policy = arguments.policy or "learned"
     predictor.check_choice(policy, arguments.budget)
     stems = [path.stem for path in arguments.image]

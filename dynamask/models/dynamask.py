@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import resize_boxes
@@ -11,6 +13,7 @@ from dynamask.models.detectors.base import Detector, EncodedImages, boxes_to_roi
 from dynamask.models.hub import PretrainedModel
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
+from dynamask.models.tensor_functions import TensorFunction
 from dynamask.ops.masks import enlarge_boxes, paste_mask_window, paste_window
 from dynamask.structures import MASK_SIZES
 
@@ -90,6 +93,11 @@ class DynaMask(PretrainedModel):
         The branch enlarges the boxes by its margin.
         """
         return self.mask_branch.begin(encoded.features, boxes_to_rois(boxes), torch.cat(labels))
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """The functions that a back end of inference can replace."""
+        yield from self.detector.tensor_functions()
+        yield from self.mask_branch.tensor_functions()
 
     def card_paragraphs(self) -> tuple[str, str]:
         """See :meth:`PretrainedModel.card_paragraphs`."""

@@ -62,8 +62,11 @@ def sampled_deform_conv2d(
 
 
 def deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Deformable convolution, stride 1, "same" padding; shapes as in :func:`sampled_deform_conv2d`."""
-    if input.device.type == "cpu":
+    """Deformable convolution, stride 1, "same" padding; shapes as in :func:`sampled_deform_conv2d`.
+
+    ``torch.jit.trace`` records torchvision's operator, which converters to other frameworks know.
+    """
+    if input.device.type == "cpu" and not torch.jit.is_tracing():
         return sampled_deform_conv2d(input, offset, weight, bias)
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
     return torchvision_deform_conv2d(input, offset, weight, bias, padding=padding)

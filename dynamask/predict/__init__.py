@@ -10,6 +10,7 @@ from dynamask.config import parse_refine
 from dynamask.data.pictures import PictureSource
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.hub import find_weights
+from dynamask.models.openvino import accelerate
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import load_model, read_header
 from dynamask.predict.given import check_boxes
@@ -18,6 +19,7 @@ from dynamask.predict.predictors import OneStagePredictor, Predictor, TwoStagePr
 from dynamask.structures import DynaMaskError
 
 __all__ = [
+    "BACKENDS",
     "CachedRegions",
     "Cells",
     "OneStagePredictor",
@@ -31,10 +33,15 @@ __all__ = [
 ]
 
 
+BACKENDS = ("torch", "openvino")
+"""Back ends of inference; PyTorch is the default and the reference."""
+
+
 def load(
     name_or_path: str | Path = "things",
     device: str | torch.device = "cpu",
     refine: str | tuple[float, float, float] | None = None,
+    backend: str = "torch",
 ) -> Predictor:
     """Load the predictor of weights of any family.
 
@@ -44,9 +51,13 @@ def load(
         device: a device of torch.
         refine: boundary refinement other than the weights', "dense", "A,B,C" or three shares; see
             :class:`dynamask.config.ModelConfig`.
+        backend: one of ``BACKENDS``. "openvino" computes on the CPU and needs the extra ``openvino``. When weights are
+            first used with it, they are compiled, which takes some seconds, and the result is stored in the user's
+            cache folder.
 
     Raises:
-        DynaMaskError: there are no such weights, the device is not available, or the model cannot refine.
+        DynaMaskError: there are no such weights, the device or the back end is not available, or the model cannot
+            refine.
     """
     path = find_weights(name_or_path)
     try:
@@ -54,13 +65,16 @@ def load(
         torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise DynaMaskError(f"device {device!r} is not available here; use cpu") from error
+    if backend not in BACKENDS:
+        raise DynaMaskError(f"back end {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     if isinstance(refine, str):
         refine = parse_refine(refine)
-    if refine is None:
-        return predictor_of(load_model(path, target))
-    if read_header(path)["config"].get("family") == OneStagePredictor.family:
+    if refine is not None and read_header(path)["config"].get("family") == OneStagePredictor.family:
         raise DynaMaskError("a one-stage model has no stages to refine; omit refine")
-    return predictor_of(load_model(path, target, refine=tuple(refine)))
+    model = load_model(path, target, **({} if refine is None else {"refine": tuple(refine)}))
+    if backend == "openvino":
+        accelerate(model)
+    return predictor_of(model)
 
 
 def predictor_of(model: DynaMask | SoloNet) -> Predictor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from dynamask.models.tensor_functions import TensorFunction, picture_function
 
 Target = dict[str, Tensor]
 
@@ -139,6 +141,10 @@ class Detector(nn.Module, ABC):
             The tensors, and the names of the classes whose scores keep this detector's weights.
         """
         return stored, []
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """The functions that a back end of inference can replace."""
+        yield picture_function("backbone", self.backbone)
 
     @property
     @abstractmethod

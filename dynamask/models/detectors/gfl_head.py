@@ -74,15 +74,18 @@ class GFLHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> CellPredictions:
         """Maps (B, channels, H_l, W_l) at strides 8, 16, 32 and 64 → predictions of all cells, float32."""
-        rows, points, strides = [], [], []
-        for convs, predictor, x, stride in zip(self.cls_convs, self.gfl_cls, maps, STRIDES, strict=True):
-            out = predictor(convs(x)).float()  # (B, C + 4 * BINS, H, W)
-            rows.append(out.flatten(2).transpose(1, 2))
-            points.append(_grid(*out.shape[-2:], stride, out.device))
-            strides.append(torch.full((len(points[-1]),), float(stride), device=out.device))
-        values = torch.cat(rows, dim=1)
-        classes, bins = values.split([self.num_classes, 4 * BINS], dim=-1)
+        points, strides = [], []
+        for x, stride in zip(maps, STRIDES, strict=True):
+            points.append(_grid(*x.shape[-2:], stride, x.device))
+            strides.append(torch.full((len(points[-1]),), float(stride), device=x.device))
+        classes, bins = self.rows(maps).split([self.num_classes, 4 * BINS], dim=-1)
         return CellPredictions(classes, bins.unflatten(-1, (4, BINS)), torch.cat(points), torch.cat(strides))
+
+    def rows(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps of :meth:`forward` → logits of classes and bins (B, N, C + 4 · BINS) of all cells, float32."""
+        levels = zip(self.cls_convs, self.gfl_cls, maps, strict=True)
+        outputs = [predictor(convs(x)).float() for convs, predictor, x in levels]  # (B, C + 4 * BINS, H, W)
+        return torch.cat([out.flatten(2).transpose(1, 2) for out in outputs], dim=1)
 
 
 def _grid(height: int, width: int, stride: int, device: torch.device) -> Tensor:

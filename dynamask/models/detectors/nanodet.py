@@ -6,7 +6,7 @@ stretched to a square, whatever their aspect ratio.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from dynamask.models.detectors.base import Detector, EncodedImages, PositiveRegions, Target
-from dynamask.models.detectors.gfl_head import CellPredictions, GFLHead
+from dynamask.models.detectors.gfl_head import STRIDES, CellPredictions, GFLHead
 from dynamask.models.detectors.gfl_losses import detection_losses, teacher_losses
 from dynamask.models.detectors.ghost_pan import GhostPAN
 from dynamask.models.detectors.mask_pyramid import MaskPyramid
 from dynamask.models.detectors.shufflenet import ShuffleNetBody
+from dynamask.models.tensor_functions import MAP_SIDES, TensorFunction
 
 NECK_CHANNELS = {"shufflenet_v2_x1_0": 96, "shufflenet_v2_x1_5": 128}
 """Channels of the neck by backbone: NanoDet-Plus-m and m-1.5x."""
@@ -171,6 +172,12 @@ class NanoDetDetector(Detector):
                 scores = [stored[key][rows[c]] if c in rows else value[i].cpu() for i, c in enumerate(own)]
                 matched[key] = torch.cat([torch.stack(scores).float(), stored[key][len(theirs) :].float()])
         return matched, [name for name in own if name not in rows]
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """See :meth:`Detector.tensor_functions`."""
+        yield from super().tensor_functions()
+        maps = [torch.zeros(1, self.backbone.neck_channels, *(side // s for side in MAP_SIDES)) for s in STRIDES]
+        yield TensorFunction("cells", self.head, (maps,), "rows")
 
     @property
     def loss_weights(self) -> dict[str, float]:

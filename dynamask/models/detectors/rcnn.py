@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -13,6 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import Detector, EncodedImages, PositiveRegions, Target
+from dynamask.models.tensor_functions import MAP_SIDES, TensorFunction, region_function
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 
@@ -48,6 +51,15 @@ class RCNNDetector(Detector):
         """See :meth:`Detector.classify`."""
         logits, _ = self._box_outputs(encoded, boxes)
         return logits[:, 1:].argmax(dim=1) + 1
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """See :meth:`Detector.tensor_functions`."""
+        yield from super().tensor_functions()
+        channels, strides = self.backbone.out_channels, (4, 8, 16, 32, 64)
+        maps = [torch.zeros(1, channels, *(side // stride for side in MAP_SIDES)) for stride in strides]
+        yield TensorFunction("proposals", self.rpn.head, (maps,))
+        pool, head = self.roi_heads.box_roi_pool, self.roi_heads.box_head
+        yield region_function("boxes", head, (channels, *pool.output_size))
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from dynamask.models.masks import losses
 from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
 from dynamask.models.masks.switch import MaskSwitchModule
+from dynamask.models.tensor_functions import TensorFunction, region_function
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes
 from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 from dynamask.structures import MASK_SIZES
@@ -110,6 +111,13 @@ class MaskBranch(nn.Module):
             tiny = state.features[0]
             state.switch_logits = self.switch(tiny.detach() if self.loss_config.detach_switch else tiny)
         return state
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """The functions that a back end of inference can replace."""
+        yield from self.head.tensor_functions()
+        if self.switch is not None:
+            channels = self.switch.convs[0].in_channels
+            yield region_function("switch", self.switch, (channels, MASK_SIZES[0], MASK_SIZES[0]))
 
     def _mask_logits(self, state: RegionState, size_index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """For each size that occurs, finest first: the regions that have it (n,), and their mask logits (n, S, S)."""

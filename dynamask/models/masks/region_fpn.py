@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead, RegionState, centred_rois, class_logits, start_small
+from dynamask.models.tensor_functions import TensorFunction, picture_function, region_function
 from dynamask.ops.deform import DeformConv2d
 from dynamask.ops.listed import band_cells, gather_cells, gather_patches, sample_crops, scatter_cells, upsample
 from dynamask.ops.means import connected_zero
@@ -345,6 +346,16 @@ class RegionFPN(PyramidHead):
     def computed_cells(self) -> tuple[int, ...]:
         """See :meth:`MaskHead.computed_cells`."""
         return tuple(size * size if count is None else count for size, count in zip(MASK_SIZES, self.listed))
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """See :meth:`MaskHead.tensor_functions`."""
+        yield region_function("base", self.base, (self.base[0].in_channels, MASK_SIZES[0], MASK_SIZES[0]))
+        for k, size in enumerate(MASK_SIZES[1:]):
+            projection, stage = self.projections[k], self.stages[k]
+            yield picture_function(f"projection-{size}", projection, projection.in_channels, self.map_strides[k])
+            width, half = stage.reduce.out_channels, size // 2
+            if self.listed[k + 1] is None:
+                yield region_function(f"stage-{size}", stage, (2 * width, half, half), (width, size, size))
 
     def macs_per_instance(self) -> tuple[int, ...]:
         """Cumulative MACs of one region that stops at 14, 28, 56, 112; see :meth:`MaskHead.macs_per_instance`."""

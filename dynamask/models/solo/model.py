@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from dynamask.models.solo.heads import CellGrid, SoloHead, SoloV2Head
 from dynamask.models.solo.inference import EncodedGrids, detect
 from dynamask.models.solo.losses import category_loss, dice_loss
 from dynamask.models.solo.targets import Assignment, assign, centres_of_mass, joined, level_masks
+from dynamask.models.tensor_functions import TensorFunction, picture_function
 from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 
 
@@ -109,6 +110,14 @@ class SoloNet(PretrainedModel):
         """Run backbone and head on a padded batch."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         return EncodedGrids(self.head(self.backbone(batch.tensors)), batch.image_sizes, sizes, _frame(batch))
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """The functions that a back end of inference can replace."""
+        yield picture_function("backbone", self.backbone)
+        for name in ("category_tower", "mask_tower", "kernel_tower", "aggregation_tower"):
+            tower = getattr(self.head, name, None)
+            if tower is not None:
+                yield picture_function(name, tower, tower[0][0].in_channels, stride=4)
 
     def card_paragraphs(self) -> tuple[str, str]:
         """See :meth:`PretrainedModel.card_paragraphs`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamask.models.masks import losses
+from dynamask.models.tensor_functions import TensorFunction
 from dynamask.ops.masks import mask_edges
 from dynamask.structures import MASK_SIZES
 
@@ -121,6 +122,10 @@ class MaskHead(nn.Module):
     def edge_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
         """Edge logits (n, S, S); used by the losses and for inspection, not for prediction."""
         raise NotImplementedError
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """The functions that a back end of inference can replace; by default none."""
+        yield from ()
 
     def macs_per_instance(self) -> tuple[int, ...]:
         """MACs of one region up to 14, 28, 56, 112, including the mask predictor for one class.

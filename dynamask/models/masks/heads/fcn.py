@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead, RegionState, class_logits, start_small
 from dynamask.models.masks.region_fpn import crop_assigned_level
+from dynamask.models.tensor_functions import TensorFunction, region_function
 from dynamask.structures import MASK_SIZES
 
 
@@ -44,8 +47,17 @@ class FCNHead(MaskHead):
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:
         """See :meth:`MaskHead.mask_logits`; ValueError for a size that the head does not predict."""
         self.check_size(size_index)
-        feature = F.relu(self.predictor.conv5_mask(self.convs(state.gather(0, rows))))
+        feature = self.upsampled(state.gather(0, rows))
         return class_logits(self.predictor.mask_fcn_logits, feature, state.labels[rows])
+
+    def upsampled(self, crop: Tensor) -> Tensor:
+        """Crops (n, C, S/2, S/2) → features (n, C', S, S) at the mask size S."""
+        return F.relu(self.predictor.conv5_mask(self.convs(crop)))
+
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """See :meth:`MaskHead.tensor_functions`."""
+        half = self.mask_sizes[0] // 2
+        yield region_function("fcn", self, (self.convs[0][0].in_channels, half, half), method="upsampled")
 
     def macs_per_instance(self) -> tuple[int, ...]:
         """MACs of the whole head for every size; it cannot stop early."""
