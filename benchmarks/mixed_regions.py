@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from dynamask.config import ModelConfig
 from dynamask.evaluation.efficiency import interleave, rows_of
 from dynamask.models.build import build_mask_branch
 from dynamask.models.masks.branch import MaskBranch
+from dynamask.models.openvino import accelerate
+from dynamask.models.tensor_functions import TensorFunction, region_function
 from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES
 
@@ -43,6 +45,7 @@ def random_branch(config: ModelConfig, refine: Refine = None) -> MaskBranch:
     torch.manual_seed(0)
     settings = config if refine is None else dataclasses.replace(config, refine=refine)
     branch = build_mask_branch(settings).eval()
+    branch.config = settings
     for stage in branch.region_fpn.stages:
         for conv in (stage.aggregate.align_offsets, stage.aggregate.attend_offsets):
             nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
@@ -55,6 +58,7 @@ class FCNBranch(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         width = config.region_channels
         self.pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
         self.head = nn.Sequential(
@@ -66,6 +70,10 @@ class FCNBranch(nn.Module):
         """Boxes (R, 4) in network-input pixels → mask probabilities (R, classes, 28, 28)."""
         return self.head(self.pool(features, [boxes], [image_size])).sigmoid()
 
+    def tensor_functions(self) -> Iterator[TensorFunction]:
+        """The functions that a back end of inference can replace."""
+        yield region_function("fcn", self.head, (self.config.fpn_channels, *self.pool.output_size))
+
 
 class MixedRegions:
     """The regions of one made-up picture with the sizes of :func:`mixed_sizes`, and the models that mask them.
@@ -75,11 +83,12 @@ class MixedRegions:
         refine: shares of the cells that the stages of the case "refined" compute; None leaves it out.
         count: number of regions.
         device: of torch.
+        backend: "torch" or "openvino".
     """
 
-    def __init__(self, name: str, refine: Refine, count: int, device: str = "cpu") -> None:
+    def __init__(self, name: str, refine: Refine, count: int, device: str = "cpu", backend: str = "torch") -> None:
         classes = ("__background__", *map(str, range(1, 81 if name == PAPER else 2)))
-        self.name, self.config = name, model_config(name, class_names=classes)
+        self.name, self.backend, self.config = name, backend, model_config(name, class_names=classes)
         scale = self.config.test_min_size / PHOTO[0]
         self.image_size = tuple(round(side * scale) for side in PHOTO)
         maps = smooth_features(self.config.fpn_channels, self.image_size)
@@ -91,6 +100,14 @@ class MixedRegions:
         self.fcn = FCNBranch(self.config).eval().to(device)
         kinds = {"dense": None} if refine is None else {"dense": None, "refined": refine}
         self.branches = {kind: random_branch(self.config, shares).to(device) for kind, shares in kinds.items()}
+        if backend == "openvino":
+            for model in (self.fcn, *self.branches.values()):
+                accelerate(model)
+
+    @property
+    def part(self) -> str:
+        """Name of the part of the table."""
+        return f"regions {self.name}" + ("" if self.backend == "torch" else f", {self.backend}")
 
     @torch.inference_mode()
     def run_fcn(self) -> Tensor:
@@ -102,6 +119,10 @@ class MixedRegions:
         """Masks of a mask branch, at most at the size of index ``limit``."""
         branch = self.branches[kind]
         return branch.masks(branch.begin(self.features, self.rois, self.labels), self.choice.clamp(max=limit))
+
+    def case(self, kind: str) -> str:
+        """Name of a kind of stages on this back end."""
+        return kind if self.backend == "torch" else f"{kind}, {self.backend}"
 
     def mean_macs(self, kind: str) -> float:
         """Mean MACs of the regions."""
@@ -121,14 +142,20 @@ class MixedRegions:
         totals = {FCN: times[FCN], **{kind: found[-1] for kind, found in upto.items()}}
         extra = {kind: {"mean_macs": self.mean_macs(kind)} for kind in self.branches}
         stages = [row for kind, found in upto.items() for row in self._stage_rows(kind, found)]
-        return rows_of(f"regions {self.name}", totals, FCN, extra), stages
+        return rows_of(self.part, totals, FCN, extra), stages
 
     def _stage_rows(self, kind: str, upto: list[np.ndarray]) -> list[Row]:
         """The time of each stage, and the number of regions that run it."""
         spent = [upto[0], *(after - before for before, after in zip(upto, upto[1:]))]
         regions = [int((self.choice >= k).sum()) for k in range(len(MASK_SIZES))]
         return [
-            {"model": self.name, "case": kind, "stage": size, "regions": n, "median_ms": float(np.median(taken))}
+            {
+                "model": self.name,
+                "case": self.case(kind),
+                "stage": size,
+                "regions": n,
+                "median_ms": float(np.median(taken)),
+            }
             for size, n, taken in zip(MASK_SIZES, regions, spent)
         ]
 

@@ -14,7 +14,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.efficiency import Case, interleave, rows_of
 from dynamask.models.build import build_model
 from dynamask.models.detectors.torchvision_mask_rcnn import build_mask_rcnn
-from dynamask.predict import Predictor, TwoStagePredictor, load
+from dynamask.models.openvino import accelerate, is_installed
+from dynamask.predict import BACKENDS, Predictor, TwoStagePredictor, load
 from dynamask.presets import default_training, model_config
 from dynamask.reports.speed import kept_detections
 from dynamask.structures import DynaMaskError
@@ -102,21 +103,25 @@ def measure_select(predictor: Predictor, pixels: np.ndarray, count: int, rounds:
     return rows_of("select", times, "learned", {name: {"detections": count} for name in cases})
 
 
-def load_ours(weights: str, refine: Refine) -> Predictor:
+def load_ours(weights: str, refine: Refine, backend: str = "torch") -> Predictor:
     """The predictor of a weights file or bundled name, or with "random" weights of the preset for one class.
 
     Args:
         refine: boundary refinement other than the weights'.
+        backend: "torch" or "openvino".
     """
     given = {} if refine is None else {"refine": refine}
     if weights != "random":
-        predictor = load(weights, **given)
+        predictor = load(weights, **given, backend=backend)
         predictor.check_switch("the benchmark of speed")
         if predictor.model.config.detector != "faster_rcnn":
             raise DynaMaskError("the benchmark of speed needs Mask R-CNN's detector; give other weights, e.g. shapes")
         return predictor
     torch.manual_seed(0)
-    return TwoStagePredictor(build_model(model_config(PRESET, class_names=("__background__", "person"), **given)))
+    model = build_model(model_config(PRESET, class_names=("__background__", "person"), **given)).eval()
+    if backend == "openvino":
+        accelerate(model)
+    return TwoStagePredictor(model)
 
 
 def load_theirs(weights: str, config: ModelConfig) -> MaskRCNN:
@@ -128,10 +133,14 @@ def load_theirs(weights: str, config: ModelConfig) -> MaskRCNN:
 
 
 def predictors_of(arguments: argparse.Namespace) -> dict[str, Predictor]:
-    """The predictors that are timed: "dynamask", and "dense" if it refines."""
-    predictors = {"dynamask": load_ours(arguments.weights, arguments.refine)}
-    if predictors["dynamask"].model.config.refine is not None:
-        predictors["dense"] = load_ours(arguments.weights, (1.0, 1.0, 1.0))
+    """The predictors that are timed: "dynamask", "dense" if it refines, and the same on other back ends."""
+    predictors: dict[str, Predictor] = {}
+    for backend in arguments.backends:
+        name = "dynamask" if backend == "torch" else backend
+        predictors[name] = load_ours(arguments.weights, arguments.refine, backend)
+        if predictors[name].model.config.refine is not None:
+            name = "dense" if backend == "torch" else f"{backend} dense"
+            predictors[name] = load_ours(arguments.weights, (1.0, 1.0, 1.0), backend)
     return predictors
 
 
@@ -176,7 +185,7 @@ def describe_memory(row: Row) -> list[str]:
 def measure_parts(arguments: argparse.Namespace) -> dict[str, Any]:
     """``refine``, ``rows``, ``stages``, ``profile`` and ``memory`` of all parts that were asked for."""
     predictors = predictors_of(arguments)
-    predictor = predictors["dynamask"]
+    predictor = next(iter(predictors.values()))
     baseline = load_theirs(arguments.mask_rcnn_weights, predictor.model.config)
     refine = refinement(arguments, predictor)
     found: dict[str, Any] = {"refine": refine, "rows": [], "stages": [], "profile": [], "memory": []}
@@ -191,11 +200,13 @@ def measure_parts(arguments: argparse.Namespace) -> dict[str, Any]:
     def regions() -> list[Row]:
         rows = []
         for name in (PAPER, PRESET):
-            mixed = MixedRegions(name, refine, arguments.regions)
-            totals, stages = mixed.time(rounds)
-            rows += totals
-            found["stages"] += stages
-            found["profile"] += mixed.profile(list(mixed.branches)[-1])
+            for backend in arguments.backends:
+                mixed = MixedRegions(name, refine, arguments.regions, arguments.device, backend)
+                totals, stages = mixed.time(rounds)
+                rows += totals
+                found["stages"] += stages
+                if backend == "torch":
+                    found["profile"] += mixed.profile(list(mixed.branches)[-1])
         return rows
 
     parts: dict[str, Callable[[], list[Row]]] = {
@@ -214,13 +225,29 @@ def measure_parts(arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def headlines(rows: list[Row]) -> dict[str, float | None]:
-    """The ratios of ``HEADLINES``; None where they were not measured."""
+def headlines(rows: list[Row], backends: Sequence[str] = ("torch",)) -> dict[str, float | None]:
+    """The ratios of ``HEADLINES``, with "_openvino" added for that back end; None where they were not measured.
+
+    Training always runs in PyTorch, so its ratios are None on other back ends.
+    """
     ratios = {(row["part"], row["case"]): row["ratio"] for row in rows}
     values: dict[str, float | None] = {}
-    for key, (part, case) in HEADLINES.items():
-        values[key] = ratios.get((part, case), ratios.get((part, case.replace("refined", "dense"))))
+    for backend, (key, (part, case)) in itertools.product(backends, HEADLINES.items()):
+        suffix = ""
+        if backend != "torch":
+            suffix, case = f"_{backend}", case.replace("dynamask", backend)
+            part = part if part == "predict" else f"{part}, {backend}"
+        values[key + suffix] = ratios.get((part, case), ratios.get((part, case.replace("refined", "dense"))))
     return values
+
+
+def check_device(arguments: argparse.Namespace) -> None:
+    """Refuse a device for parts that are measured on the CPU; on another device the back end is PyTorch."""
+    if arguments.device == "cpu":
+        return
+    if set(arguments.parts) != {"regions"}:
+        raise DynaMaskError("--device is for the part regions; add --parts regions, or omit the device")
+    arguments.backends = BACKENDS[:1]
 
 
 def measure(arguments: argparse.Namespace) -> Result:
@@ -228,6 +255,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     if (arguments.images is None) != (arguments.annotations is None):
         raise DynaMaskError("--images and --annotations belong together; give both or neither")
     harness.check_positive(arguments, "rounds", "detections", "regions")
+    check_device(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     kept = keep_freed_memory() if arguments.keep_memory else False
@@ -236,16 +264,18 @@ def measure(arguments: argparse.Namespace) -> Result:
         "weights": arguments.weights,
         "mask_rcnn_weights": arguments.mask_rcnn_weights,
         "refine": found.pop("refine"),
+        "backends": list(arguments.backends),
         "picture": "astronaut" if arguments.image is None else arguments.image.name,
         "picture_size": list(PHOTO),
         "detections": arguments.detections,
         "regions": arguments.regions,
+        "device": arguments.device,
         "rounds": arguments.rounds,
         "keep_freed_memory": kept,
         "training_batches": "real" if has_data(arguments) else "generated",
     }
     line = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
-    ratios = headlines(found["rows"] + found["memory"])
+    ratios = headlines(found["rows"] + found["memory"], arguments.backends)
     tables = {
         ("", "median ms", "p10", "p90", "ratio", "", ""): map(describe, found["rows"]),
         ("part of the mask branch", "regions", "median ms"): map(describe_stage, found["stages"]),
@@ -265,6 +295,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mask-rcnn-weights", default="random", metavar="FILE|random", help="written by mask_rcnn.py train"
     )
+    available = BACKENDS if is_installed() else BACKENDS[:1]
+    text = f"back ends of inference (default: {' '.join(available)})"
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=available, help=text)
     parser.add_argument("--image", type=Path, metavar="P", help="photograph (default: scikit-image's astronaut)")
     harness.add_data_flags(parser)
     add_refine(parser)
@@ -272,6 +305,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--detections", type=int, default=20, help="detections that both models keep, and boxes given (default: 20)"
     )
     parser.add_argument("--regions", type=int, default=100, help="regions of mixed sizes (default: 100)")
+    parser.add_argument("--device", default="cpu", help="device of torch for the part regions (default: cpu)")
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each case (default: 15)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument(

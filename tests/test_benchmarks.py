@@ -41,7 +41,11 @@ def test_a_result_is_printed_and_written_with_the_machine(tmp_path, capsys):
 
 def test_a_mistake_is_one_line(capsys, tmp_path):
     missing = ["--json", str(tmp_path / "no" / "f.json")]
-    for words, message in ((missing, "of --json does not exist"), (["--rounds", "0"], "--rounds is 0; give a whole")):
+    for words, message in (
+        (missing, "of --json does not exist"),
+        (["--rounds", "0"], "--rounds is 0; give a whole"),
+        (["--device", "cuda"], "add --parts regions"),
+    ):
         assert harness.run(speed.build_parser(), words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("speed: error: ") and message in line
@@ -159,6 +163,12 @@ def test_the_headlines_are_null_where_nothing_was_measured():
     assert found["picture_ratio_learned"] == 1.1 and found["picture_ratio_112"] is None
     assert found["branch_ratio_small"] == 3.0 and found["branch_ratio_paper_widths"] is None
     assert found["train_step_ratio"] == 1.2
+    assert list(found) == list(speed.HEADLINES)
+    rows += [{"part": "predict", "case": "openvino learned", "ratio": 0.5}]
+    rows += [{"part": f"regions {mask_rcnn.PRESET}, openvino", "case": "refined", "ratio": 0.9}]
+    both = speed.headlines(rows, ("torch", "openvino"))
+    assert both["picture_ratio_learned_openvino"] == 0.5 and both["branch_ratio_small_openvino"] == 0.9
+    assert both["train_step_ratio_openvino"] is None and both["train_step_ratio"] == 1.2
 
 
 @pytest.mark.slow

@@ -104,10 +104,17 @@ def memory_table(before: Figures, now: Figures) -> str:
     return table(["", "before, MiB", "now, MiB"], rows)
 
 
-def profile_table(now: Figures, model: str) -> str:
-    """Operators of the refined mask branch that take most of its time."""
-    rows = [row for row in now.get("profile", ()) if row["model"] == model]
-    return table(["operator", "share of the time"], [[f"`{row['operator']}`", percent(row["share"])] for row in rows])
+def profile_table(before: Figures, now: Figures, model: str) -> str:
+    """Operators of the mask branch that take most of its time, as shares of the time."""
+    columns = [
+        {row["operator"]: row["share"] for row in figures.get("profile", ()) if row["model"] == model}
+        for figures in (before, now)
+    ]
+    names = dict.fromkeys([*columns[1], *columns[0]])
+    return table(
+        ["operator", "before", "now"],
+        [[f"`{name}`", *(percent(found.get(name)) for found in columns)] for name in names],
+    )
 
 
 def app_table(app: Figures) -> str:
@@ -144,7 +151,7 @@ def blocks_of(before: Figures, now: Figures, app: Figures) -> dict[str, str]:
             blocks[f"branch-{name}"] = case_table(before, now, f"regions {model}")
             blocks[f"stages-{name}"] = stage_table(before, now, model)
             if now["profile"]:
-                blocks[f"profile-{name}"] = profile_table(now, model)
+                blocks[f"profile-{name}"] = profile_table(before, now, model)
         if now["memory"]:
             blocks["memory"] = memory_table(before, now)
     if app:
