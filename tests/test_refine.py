@@ -5,17 +5,20 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.command_line import run
 from helpers.small_models import branch_of, picture, pyramid, some_rois, target, tiny_branch, tiny_model, tiny_solo
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import roi_align
+from torchvision.ops import deform_conv2d, roi_align
 
 import dynamask
 from dynamask.config import ModelConfig, parse_refine
 from dynamask.engine.optimizer import build_optimizer
+from dynamask.models.masks import region_fpn
 from dynamask.models.masks.export import export_mask_branch
 from dynamask.models.weights import load_model, save_model
 from dynamask.ops.listed import band_cells, gather_cells, gather_patches, sample_crops, scatter_cells, upsample
+from dynamask.ops.map_rows import MapRows, apply_to_rows, patch_weight, sample_weight, step_layer
 from dynamask.presets import model_config
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.training_config import LossConfig, TrainConfig
@@ -59,7 +62,7 @@ def test_values_are_read_and_written_at_cells():
     assert torch.equal(values[1, :, 2], maps[1, :, 2, 0])
     written = scatter_cells(maps, cells, values + 1)
     assert torch.equal(gather_cells(written, cells), values + 1) and int((written != maps).sum()) == 18
-    columns = torch.nn.functional.unfold(maps, 3, padding=1)  # (2, 27, 16)
+    columns = F.unfold(maps, 3, padding=1)  # (2, 27, 16)
     assert torch.equal(gather_patches(maps, cells), columns.gather(2, cells[:, None].expand(-1, 27, -1)))
 
 
@@ -77,6 +80,26 @@ def test_crops_at_cells_are_those_of_roi_align():
     expected = gather_cells(roi_align(map_, rois, 14, 1 / 8, sampling_ratio=1, aligned=True), cells)
     assert (expected == 0).any(), "cells outside the map"
     torch.testing.assert_close(sample_crops(map_, rois, 8, 14, cells), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_are_convolved_as_maps(groups):
+    generator = torch.Generator().manual_seed(0)
+    maps, weight = torch.randn(2, 4, 6, 6, generator=generator), torch.randn(3, 4, 3, 3, generator=generator)
+    cells, bias = torch.tensor([[0, 1, 5, 20, 35], [6, 7, 8, 29, 30]]), torch.randn(3, generator=generator)
+    rows = MapRows(maps, cells)
+    plain = gather_cells(F.conv2d(maps, weight, bias, padding=1), cells)
+    found = apply_to_rows(rows.patches(), patch_weight(weight), bias).transpose(1, 2)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+    layer = torch.nn.Conv2d(4, 18 * groups, 1)
+    offsets = 5 * layer(maps)
+    moved = gather_cells(deform_conv2d(maps, offsets, weight, bias, padding=1), cells)
+    steps = apply_to_rows(
+        gather_cells(maps, cells).transpose(1, 2), *step_layer(5 * layer.weight.flatten(1), 5 * layer.bias)
+    )
+    found = apply_to_rows(rows.sample(steps, groups), sample_weight(weight, groups), bias).transpose(1, 2)
+    torch.testing.assert_close(found, moved, atol=1e-4, rtol=0)
 
 
 # Stages
@@ -109,6 +132,21 @@ def test_with_every_cell_listed_values_and_gradients_are_those_of_the_dense_stag
             torch.testing.assert_close(found[1][1][name] / scale, dense / scale, atol=1e-4, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("refine", [None, REFINE])
+def test_masks_without_gradients_are_those_of_training(monkeypatch, refine):
+    monkeypatch.setattr(region_fpn, "CACHED_BYTES", 3 * 4 * 72 * 28 * 28)  # several parts of several regions
+    branch = tiny_branch(refine=refine)
+    fpn, state = branch.region_fpn, started(branch)
+    trained = [fpn.mask_logits(state, k, EVERY) for k in range(4)]
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            fast = started(branch)
+            for k, expected in enumerate(trained):
+                torch.testing.assert_close(fpn.mask_logits(fast, k, EVERY), expected, atol=1e-4, rtol=0)
+            for found, expected in zip(fast.features, state.features):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
 @torch.no_grad()
 def test_elsewhere_the_feature_and_the_logits_are_the_upsampled_coarse_ones():
     branch = tiny_branch(refine=REFINE).eval()
@@ -118,7 +156,7 @@ def test_elsewhere_the_feature_and_the_logits_are_the_upsampled_coarse_ones():
         cells = state.cells[k]
         assert cells.shape == (5, round(REFINE[k - 1] * size * size))
         region = torch.relu(fpn.stages[k - 1].reduce(state.features[k - 1]))
-        region = torch.nn.functional.interpolate(region, scale_factor=2.0, mode="bilinear", align_corners=False)
+        region = F.interpolate(region, scale_factor=2.0, mode="bilinear", align_corners=False)
         zero = torch.zeros(cells.shape)
         pairs = [(state.features[k], region), (logits, upsample(state.logits[k - 1], size))]
         pairs.append((edges, upsample(fpn.edge_logits(state, k - 1, EVERY), size)))

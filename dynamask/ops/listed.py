@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamask.ops.map_rows import uses_rows
+
 
 def upsample(values: Tensor, size: int) -> Tensor:
     """Bilinear resize of (n, s, s) to (n, size, size), cell centres aligned."""
@@ -38,6 +40,10 @@ def band_cells(logits: Tensor, size: int, count: int) -> Tensor:
 
 def gather_cells(maps: Tensor, cells: Tensor) -> Tensor:
     """Values (n, C, L) of maps (n, C, S, S) at cells (n, L)."""
+    if uses_rows(maps):
+        rows, channels = _rows(maps, cells), maps.shape[1]
+        found = maps.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, rows)
+        return found.reshape(*cells.shape, channels).transpose(1, 2)
     return maps.flatten(2).gather(2, cells[:, None].expand(-1, maps.shape[1], -1))
 
 
@@ -45,6 +51,21 @@ def scatter_cells(maps: Tensor, cells: Tensor, values: Tensor) -> Tensor:
     """A copy of maps (n, C, S, S), or (n, S, S), with values (n, C, L), or (n, L), at cells (n, L)."""
     index = cells if maps.ndim == 3 else cells[:, None].expand(-1, maps.shape[1], -1)
     return maps.flatten(-2).scatter(-1, index, values.to(maps.dtype)).reshape(maps.shape)
+
+
+def write_cells(maps: Tensor, cells: Tensor, values: Tensor) -> Tensor:
+    """:func:`scatter_cells` for maps (n, C, S, S) that may be overwritten; they are if they are channels-last."""
+    if not uses_rows(maps) or not maps.is_contiguous(memory_format=torch.channels_last):
+        return scatter_cells(maps, cells, values)
+    table = maps.permute(0, 2, 3, 1).view(-1, maps.shape[1])
+    table.index_copy_(0, _rows(maps, cells), values.transpose(1, 2).reshape(-1, maps.shape[1]))
+    return maps
+
+
+def _rows(maps: Tensor, cells: Tensor) -> Tensor:
+    """(n·L,) numbers of cells (n, L) among all cells of maps (n, C, S, S)."""
+    first = torch.arange(len(cells), device=cells.device)[:, None] * (maps.shape[2] * maps.shape[3])
+    return (cells + first).reshape(-1)
 
 
 def gather_patches(maps: Tensor, cells: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,25 @@ from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead, RegionState, centred_rois, class_logits, start_small
 from dynamask.models.tensor_functions import TensorFunction, picture_function, region_function
 from dynamask.ops.deform import DeformConv2d
-from dynamask.ops.listed import band_cells, gather_cells, gather_patches, sample_crops, scatter_cells, upsample
+from dynamask.ops.listed import (
+    band_cells,
+    gather_cells,
+    gather_patches,
+    sample_crops,
+    scatter_cells,
+    upsample,
+    write_cells,
+)
+from dynamask.ops.map_rows import (
+    MapRows,
+    apply_to_rows,
+    from_rows,
+    patch_weight,
+    sample_weight,
+    step_layer,
+    to_rows,
+    uses_rows,
+)
 from dynamask.ops.means import connected_zero
 from dynamask.structures import MASK_SIZES
 
@@ -24,6 +43,8 @@ STAGE_STRIDES = (16, 8, 4)
 """Strides of P4, P3 and P2, which the stages to 28, 56 and 112 read in the paper."""
 CHECKPOINTED_ROIS = 16
 """Number of regions per recomputation in the backward pass, if stages are checkpointed."""
+CACHED_BYTES = 2**23
+"""Memory of the samples of a deformable convolution of the regions that are computed together in inference on a CPU."""
 
 
 def level_key(stride: int) -> str:
@@ -83,6 +104,8 @@ class FeatureAggregationModule(nn.Module):
         With listed cells (R, n), P is (R, C, n) at these cells and zero elsewhere, the fused feature (R, C, n) is
         computed at these cells alone, and the second convolution reads L at the other cells.
         """
+        if self.deformable and uses_rows(region) and not is_watched(*self.children()):
+            return self._on_rows(region, image, cells)
         if cells is not None:
             return self._at_cells(region, image, cells)
         if not self.deformable:
@@ -107,9 +130,37 @@ class FeatureAggregationModule(nn.Module):
         offsets = apply_at_cells(self.attend_offsets, torch.cat([aligned, image.to(aligned.dtype)], dim=1))
         return F.relu(self.attend.at_cells(scatter_cells(region, cells, aligned + image), offsets, cells))
 
+    def _on_rows(self, region: Tensor, image: Tensor, cells: Tensor | None) -> Tensor:
+        """See :meth:`forward`; for inference on a CPU."""
+        count, channels, size = region.shape[:3]
+        groups, picture = self.align.offset_groups, image.flatten(2).transpose(1, 2)  # (R, n, C)
+        listed = torch.arange(size * size).expand(count, -1) if cells is None else cells
+        rows = MapRows(region, listed)
+        weight, bias = step_layer(self.align_offsets.weight, self.align_offsets.bias)
+        if cells is None:
+            steps = to_rows(F.conv2d(torch.cat([region, image], dim=1), weight, bias, padding=1))
+        else:
+            around = MapRows(torch.zeros_like(region), listed)
+            around.write(picture)
+            steps = apply_to_rows(rows.patches(), patch_weight(weight[:, :channels]), bias)
+            steps = apply_to_rows(around.patches(), patch_weight(weight[:, channels:]), steps)
+        aligned = apply_to_rows(rows.sample(steps, groups), sample_weight(self.align.weight, groups), self.align.bias)
+        aligned = aligned.relu_()
+        weight, bias = step_layer(self.attend_offsets.weight.flatten(1), self.attend_offsets.bias)
+        steps = apply_to_rows(torch.cat([aligned, picture], dim=2), weight, bias)
+        rows.write(aligned + picture)
+        fused = apply_to_rows(rows.sample(steps, groups), sample_weight(self.attend.weight, groups), self.attend.bias)
+        fused = fused.relu_()
+        return from_rows(fused, size) if cells is None else fused.transpose(1, 2)
+
     def _unused_offsets(self) -> Tensor:
         """A zero that gives the parameters of the offsets a gradient of zeros."""
         return connected_zero([*self.align_offsets.parameters(), *self.attend_offsets.parameters()])
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether modules have hooks, which a computation that does not call them would skip."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def apply_at_cells(conv: nn.Conv2d | DeformConv2d, columns: Tensor) -> Tensor:
@@ -130,10 +181,14 @@ class RegionStage(nn.Module):
 
         With listed cells (R, n) the image's crop is (R, C, n), and the other cells keep the upsampled feature.
         """
-        region = F.relu(self.reduce(coarse))
+        if uses_rows(coarse) and not is_watched(self.reduce):
+            rows = apply_to_rows(to_rows(coarse), self.reduce.weight.flatten(1), self.reduce.bias)
+            region = from_rows(rows.relu_(), coarse.shape[-1])
+        else:
+            region = F.relu(self.reduce(coarse))
         region = F.interpolate(region, scale_factor=2.0, mode="bilinear", align_corners=False)
         fused = self.aggregate(region, image, cells)
-        return fused if cells is None else scatter_cells(region, cells, fused)
+        return fused if cells is None else write_cells(region, cells, fused)
 
     def macs(self, size: int, cells: int | None = None) -> int:
         """MACs of one region whose output has the given side, of which all or a number of cells are computed."""
@@ -160,7 +215,8 @@ class PyramidHead(MaskHead):
     def project(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Projected maps of the sizes 28, 56 and 112, which all regions of a picture share."""
         maps = (features[level_key(stride)] for stride in self.map_strides)
-        return [projection(map_) for projection, map_ in zip(self.projections, maps)]
+        projected = [projection(map_) for projection, map_ in zip(self.projections, maps)]
+        return [map_.contiguous(memory_format=torch.channels_last) if uses_rows(map_) else map_ for map_ in projected]
 
     def advance(self, state: RegionState, size_index: int, rows: Tensor) -> None:
         """Compute the features of the regions ``rows`` (n,) up to a size; a head that has computed all does nothing."""
@@ -327,21 +383,34 @@ class RegionFPN(PyramidHead):
 
         With listed cells (n, L) the other cells keep the reduced and upsampled feature.
         """
-        if not self.checkpoint_stages or not torch.is_grad_enabled():
+        recomputed = self.checkpoint_stages and torch.is_grad_enabled()
+        if not recomputed and not uses_rows(coarse):
             return self._stage(size_index, projected_map, coarse, rois, cells)
-        parts = [tensor.split(CHECKPOINTED_ROIS) for tensor in (coarse, rois, *([] if cells is None else [cells]))]
+        together = CHECKPOINTED_ROIS if recomputed else self._regions_in_cache(size_index)
+        parts = [tensor.split(together) for tensor in (coarse, rois, *([] if cells is None else [cells]))]
         options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a stage is random
-        return torch.cat([checkpoint(self._stage, size_index, projected_map, *some, **options) for some in zip(*parts)])
+        compute = partial(checkpoint, self._stage, **options) if recomputed else self._stage
+        return torch.cat([compute(size_index, projected_map, *some) for some in zip(*parts)])
+
+    def _regions_in_cache(self, size_index: int) -> int:
+        """Number of regions whose samples in a stage fill ``CACHED_BYTES``, at least 1."""
+        size, count = MASK_SIZES[size_index], self.listed[size_index]
+        weight = self.stages[size_index - 1].aggregate.align.weight
+        return max(1, CACHED_BYTES // (4 * weight[0].numel() * (size * size if count is None else count)))
 
     def _stage(
         self, size_index: int, projected_map: Tensor, coarse: Tensor, rois: Tensor, cells: Tensor | None = None
     ) -> Tensor:
         size, stride = MASK_SIZES[size_index], self.map_strides[size_index - 1]
-        here = self.on_map(rois, stride)
+        here, stage = self.on_map(rois, stride), self.stages[size_index - 1]
         if cells is not None:
-            return self.stages[size_index - 1](coarse, sample_crops(projected_map, here, stride, size, cells), cells)
+            return stage(coarse, sample_crops(projected_map, here, stride, size, cells), cells)
+        if uses_rows(coarse):
+            every = torch.arange(size * size).expand(len(rois), -1)
+            crop = sample_crops(projected_map, here, stride, size, every).transpose(1, 2)
+            return stage(coarse, from_rows(crop, size))
         crop = roi_align(projected_map.float(), here, size, 1.0 / stride, sampling_ratio=1, aligned=True)
-        return self.stages[size_index - 1](coarse, crop.to(projected_map.dtype))
+        return stage(coarse, crop.to(projected_map.dtype))
 
     def computed_cells(self) -> tuple[int, ...]:
         """See :meth:`MaskHead.computed_cells`."""

@@ -81,7 +81,10 @@ class RegionState:
             return values[k]
         position = torch.full((len(self),), -1, dtype=torch.int64, device=rows.device)
         position[self.rows[k]] = torch.arange(len(self.rows[k]), device=rows.device)
-        return values[k][position[rows]]
+        found = values[k]
+        if found.ndim == 4 and found.is_contiguous(memory_format=torch.channels_last):  # keeps the layout
+            return found.permute(0, 2, 3, 1)[position[rows]].permute(0, 3, 1, 2)
+        return found[position[rows]]
 
 
 class MaskHead(nn.Module):
