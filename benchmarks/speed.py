@@ -15,6 +15,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         "weights": arguments.weights,
         "mask_rcnn_weights": arguments.mask_rcnn_weights,
         "refine": found.pop("refine"),
-        "backends": list(arguments.backends),
+        "backends": {name: metadata.version(name) for name in arguments.backends},
         "picture": "astronaut" if arguments.image is None else arguments.image.name,
         "picture_size": list(PHOTO),
         "detections": arguments.detections,

@@ -187,6 +187,7 @@ SPEED = {
         {"part": "predict", "case": "mask_rcnn", "median_ms": 50.0, "ratio": 1.0},
         {"part": "predict", "case": "dynamask learned", "median_ms": 52.4, "ratio": 1.05},
         {"part": "regions paper", "case": "refined", "median_ms": 700.0, "ratio": 0.9},
+        {"part": "regions paper, openvino", "case": "refined", "median_ms": 400.0, "ratio": 0.8},
     ],
     "stages": [
         {"model": "paper", "case": "refined", "stage": 14, "regions": 100, "median_ms": 300.0},
@@ -201,7 +202,11 @@ SPEED = {
 def speed_files(tmp_path):
     """Figures of now, of before, and of the app, and a copy of the page."""
     before = {**SPEED, "train_step_ratio": 2.0, "stages": [], "profile": [], "memory": []}
-    figures = {"now": SPEED, "before": before, "app": {"start_s": 5.5, "photograph": {"median_ms": 812.3}}}
+    figures = {
+        "now": SPEED,
+        "before": before,
+        "app": {"start_s": 5.5, "server_s": 4.0, "first_start_s": 30.0, "photograph": {"median_ms": 812.3}},
+    }
     for name, values in figures.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
     page = tmp_path / "speed.md"
@@ -222,6 +227,10 @@ def test_the_page_about_speed_is_filled_from_json(speed_files):
     assert "| picture to masks, learned sizes | 1.05 | 1.05 | ≤ 1.1 | – | ≤ 0.6 |" in headlines
     assert "| training step of the small preset, now as a share of before | 1.00 | 0.60 | ≤ 0.75 | – | – |" in headlines
     assert "| dynamask learned | 52 | 1.05 | 52 | 1.05 |" in block_of(page, "pictures")
+    assert block_of(page, "branch-paper")[2:] == [
+        "| refined | 700 | 0.90 | 700 | 0.90 |",
+        "| refined, openvino | 400 | 0.80 | 400 | 0.80 |",
+    ]
     assert block_of(page, "stages-paper")[2:] == ["| to 14 | 100 | 300 |", "| to 28 | 65 | 400 |", "| all |  | 700 |"]
     assert "| refined | – | 512 |" in block_of(page, "memory")
     assert "| a photograph to its masks, ms (median) | 812 | ≤ 1000 |" in block_of(page, "app")
@@ -234,7 +243,10 @@ def test_blocks_without_figures_are_left_as_they_are(speed_files, capsys):
     before = Path(speed_files["doc"]).read_text(encoding="utf-8")
     assert speed_page.main(["--app", speed_files["app"], "--doc", speed_files["doc"]]) == 0
     after = Path(speed_files["doc"]).read_text(encoding="utf-8")
-    assert block_of(before, "headlines") == block_of(after, "headlines") and "| 5.5 |" in after
+    assert (
+        block_of(before, "headlines") == block_of(after, "headlines")
+        and "| the same with an empty cache, s | 30.0 | – |" in after
+    )
     Path(speed_files["doc"]).write_text("No blocks.", encoding="utf-8")
     assert speed_page.main(["--app", speed_files["app"], "--doc", speed_files["doc"]]) == 2
     assert "has no block 'app'; add its two markers" in capsys.readouterr().err

@@ -37,6 +37,8 @@ STEP_GOALS = {"train_step_ratio": 0.75, "train_memory_ratio": 0.7}
 """Goals of ratios as shares of their values before."""
 START_GOAL_S, PHOTOGRAPH_GOAL_MS = 6, 1000
 MISSING = "–"
+NAMES = {"mask_rcnn": "Mask R-CNN (torchvision)"}
+"""Names of cases in the tables."""
 
 
 def ratio(value: float | None) -> str:
@@ -63,9 +65,11 @@ def headline_table(before: Figures, now: Figures) -> str:
 
 
 def case_table(before: Figures, now: Figures, part: str) -> str:
-    """The cases of one part: time and ratio to the reference, before and now."""
+    """The cases of one part on every back end: time and ratio to the reference, before and now."""
+    parts = {part: "", f"{part}, openvino": ", openvino"}
     columns = [
-        {row["case"]: row for row in figures.get("rows", ()) if row["part"] == part} for figures in (before, now)
+        {row["case"] + parts[row["part"]]: row for row in figures.get("rows", ()) if row["part"] in parts}
+        for figures in (before, now)
     ]
     rows = []
     for case in dict.fromkeys([*columns[1], *columns[0]]):
@@ -73,7 +77,7 @@ def case_table(before: Figures, now: Figures, part: str) -> str:
         for found in columns:
             row = found.get(case)
             cells += [MISSING, MISSING] if row is None else [f"{row['median_ms']:.0f}", ratio(row["ratio"])]
-        rows.append([case, *cells])
+        rows.append([NAMES.get(case, case), *cells])
     return table(["", "before, ms", "ratio", "now, ms", "ratio"], rows)
 
 
@@ -100,7 +104,9 @@ def memory_table(before: Figures, now: Figures) -> str:
     rows = []
     for case in dict.fromkeys([*columns[1], *columns[0]]):
         found = [column.get(case) for column in columns]
-        rows.append([case, *(MISSING if row is None else f"{row['peak_bytes'] / 2**20:.0f}" for row in found)])
+        rows.append(
+            [NAMES.get(case, case), *(MISSING if row is None else f"{row['peak_bytes'] / 2**20:.0f}" for row in found)]
+        )
     return table(["", "before, MiB", "now, MiB"], rows)
 
 
@@ -122,6 +128,8 @@ def app_table(app: Figures) -> str:
     rows = []
     if "start_s" in app:
         rows.append(["start to the first analysed picture, s", f"{app['start_s']:.1f}", goal(START_GOAL_S)])
+        rows.append(["of it until the server answers, s", f"{app['server_s']:.1f}", MISSING])
+        rows.append(["the same with an empty cache, s", f"{app['first_start_s']:.1f}", MISSING])
     if "photograph" in app:
         milliseconds = app["photograph"]["median_ms"]
         rows.append(["a photograph to its masks, ms (median)", f"{milliseconds:.0f}", goal(PHOTOGRAPH_GOAL_MS)])
