@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from dynamask.ops.deform import DeformConv2d, deform_conv2d, sampled_deform_conv2d
+from dynamask.ops.deform import DeformConv2d, deform_conv2d, deform_conv2d_at_cells, sampled_deform_conv2d
 
 torch.set_num_threads(1)
 
@@ -86,3 +86,15 @@ def test_accelerator_equals_cpu():
     moved = [tensor.detach().cuda().requires_grad_() for tensor in tensors]
     out = deform_conv2d(*moved)
     torch.testing.assert_close(out.cpu(), ours[0], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "count"), [(28, 700), (28, 784), (28, 3), (56, 1254), (56, 1570), (112, 2509)])
+def test_the_traced_operator_at_listed_cells_gives_the_same_values(monkeypatch, size, count):
+    torch.manual_seed(0)
+    cells = torch.stack([torch.randperm(size * size)[:count].sort().values for _ in range(2)])
+    maps, offset = torch.randn(2, 4, size, size).double(), torch.randn(2, 36, count).double() * 3
+    weight, bias = torch.randn(6, 4, 3, 3).double(), torch.randn(6).double()
+    expected = deform_conv2d_at_cells(maps, offset, weight, bias, cells)
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    found = deform_conv2d_at_cells(maps, offset, weight, bias, cells)
+    torch.testing.assert_close(found, expected)

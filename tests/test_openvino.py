@@ -113,6 +113,20 @@ def test_any_number_of_regions_gives_the_same_masks(models, count):
 
 
 @needs_openvino
+@pytest.mark.parametrize("refine", [(1.0, 0.4, 0.2), (0.9, 0.05, 0.6)])
+def test_refined_masks_equal_those_of_torch(refine):
+    model = lively(tiny_model(refine=refine))
+    fast = copy.deepcopy(model)
+    accelerate(fast)
+    for count in (1, 3, openvino.REGIONS_AT_ONCE + 3):
+        choice = {"boxes": boxes(count), "labels": [1] * count, "all_sizes": True}
+        one, other = (predictor_of(m)(picture(), **choice) for m in (model, fast))
+        for k in range(len(MASK_SIZES)):  # the list may differ where two cells are equally near to the outline
+            pairs = [(one.regions.probs(i, k), other.regions.probs(i, k)) for i in range(count)]
+            assert max(float(((a - b).abs() > 1e-3).float().mean()) for a, b in pairs) < 2e-3
+
+
+@needs_openvino
 def test_a_mask_does_not_depend_on_the_other_regions(models):
     predictor = predictor_of(models[1])
     many = predictor(picture(), boxes=boxes(9), labels=[1] * 9, all_sizes=True)

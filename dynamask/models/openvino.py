@@ -82,6 +82,7 @@ class CompiledFunction:
 
     def __init__(self, function: TensorFunction, compiled: openvino.CompiledModel, result: TreeSpec) -> None:
         self.original = getattr(function.owner, function.method)
+        self.types = [leaf.dtype for leaf in tree_flatten(function.example)[0]]
         self.at_once = REGIONS_AT_ONCE if function.regions else None
         self.result = result
         self._request = compiled.create_infer_request()
@@ -90,7 +91,7 @@ class CompiledFunction:
     def __call__(self, *arguments: Any) -> Any:
         """The value of the method."""
         leaves, _ = tree_flatten(arguments)
-        if torch.is_grad_enabled() or not all(map(_is_usable, leaves)):
+        if torch.is_grad_enabled() or not self._takes(leaves):
             return self.original(*arguments)
         count, step = len(leaves[0]), self.at_once or len(leaves[0])
         outputs: list[Tensor] = []
@@ -102,6 +103,13 @@ class CompiledFunction:
                     output[start : start + step] = part
         return tree_unflatten(outputs, self.result)
 
+    def _takes(self, leaves: list[Any]) -> bool:
+        """Return whether tensors have the types of the example, are on the CPU, and not empty."""
+        return len(leaves) == len(self.types) and all(
+            isinstance(leaf, Tensor) and leaf.dtype == type_ and leaf.device.type == "cpu" and leaf.numel() > 0
+            for leaf, type_ in zip(leaves, self.types)
+        )
+
     def _run(self, leaves: list[Tensor]) -> list[Tensor]:
         """The outputs, in memory that the next run overwrites."""
         arrays = [leaf.contiguous().numpy() for leaf in leaves]
@@ -111,11 +119,6 @@ class CompiledFunction:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """The method of the copied module, which computes in PyTorch."""
         return copy.deepcopy(self.original, memo)
-
-
-def _is_usable(leaf: Tensor) -> bool:
-    """Return whether a tensor has the type that compiled functions take, and a value."""
-    return leaf.dtype == torch.float32 and leaf.device.type == "cpu" and leaf.numel() > 0
 
 
 class _Flattened(nn.Module):

@@ -20,7 +20,7 @@ EXAMPLE_REGIONS = 2
 
 @dataclass(frozen=True)
 class TensorFunction:
-    """A method of a module that maps float32 tensors to float32 tensors.
+    """A method of a module that maps float32 tensors, and possibly int64 indices, to float32 tensors.
 
     Attributes:
         name: unique within a model; letters, digits, "-" and "_".
@@ -44,7 +44,11 @@ def picture_function(name: str, module: nn.Module, channels: int = 3, stride: in
     return TensorFunction(name, module, (torch.zeros(1, channels, height // stride, width // stride),))
 
 
-def region_function(name: str, module: nn.Module, *shapes: tuple[int, ...], method: str = "forward") -> TensorFunction:
-    """A method of a module that takes tensors (n, *shape) of n regions."""
+def region_function(
+    name: str, module: nn.Module, *shapes: tuple[int, ...], method: str = "forward", cells: int | None = None
+) -> TensorFunction:
+    """A method of a module that takes tensors (n, *shape) of n regions, and possibly a number of listed cells."""
     example = tuple(torch.rand(EXAMPLE_REGIONS, *shape) for shape in shapes)
+    if cells is not None:
+        example = (*example, torch.arange(cells).expand(EXAMPLE_REGIONS, -1).contiguous())
     return TensorFunction(name, module, example, method, regions=True)

@@ -72,6 +72,28 @@ def deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | 
     return torchvision_deform_conv2d(input, offset, weight, bias, padding=padding)
 
 
+def deform_conv2d_at_cells(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, cells: Tensor) -> Tensor:
+    """Deformable convolution at listed cells; shapes as in :func:`sampled_deform_conv2d`, of square maps.
+
+    ``torch.jit.trace`` records torchvision's operator with an output of ⌈L / S⌉ rows, whose cells are the listed ones:
+    the way from the place of an output to the listed cell is added to its offsets.
+    """
+    if not torch.jit.is_tracing():
+        return sampled_deform_conv2d(input, offset, weight, bias, cells)
+    size, count, pad = input.shape[3], cells.shape[1], weight.shape[3] // 2
+    rows = math.ceil(count / size)
+    stride = math.ceil(size / rows)
+    over = max(0, math.ceil((stride * (rows - 1) - size + weight.shape[2]) / 2))  # padding that gives these rows
+    places = torch.arange(rows * size, device=cells.device)
+    listed = F.pad(cells, (0, rows * size - count))
+    way_y = torch.div(listed, size, rounding_mode="floor") - (places // size * stride - over + weight.shape[2] // 2)
+    way = torch.stack([way_y, listed % size - places % size], dim=1).to(offset.dtype)  # (N, 2, rows·S)
+    moved = F.pad(offset, (0, rows * size - count)).unflatten(1, (-1, 2)) + way[:, None]
+    field = moved.flatten(1, 2).unflatten(2, (rows, size))
+    out = torchvision_deform_conv2d(input, field, weight, bias, stride=(stride, 1), padding=(over, pad))
+    return out.flatten(2)[..., :count]
+
+
 class DeformConv2d(nn.Module):
     """A deformable convolution of stride 1, whose offsets are an input.
 
@@ -99,7 +121,7 @@ class DeformConv2d(nn.Module):
 
     def at_cells(self, input: Tensor, offset: Tensor, cells: Tensor) -> Tensor:
         """The output (N, C_out, L) at cells (N, L) alone; the offset is (N, offset_channels, L)."""
-        return sampled_deform_conv2d(input, offset, self.weight, self.bias, cells)
+        return deform_conv2d_at_cells(input, offset, self.weight, self.bias, cells)
 
     def plain(self, input: Tensor) -> Tensor:
         """The same convolution with all offsets zero: (N, C, H, W) → (N, C_out, H, W)."""

@@ -15,7 +15,7 @@ from torchvision.ops.poolers import LevelMapper
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead, RegionState, centred_rois, class_logits, start_small
 from dynamask.models.tensor_functions import TensorFunction, picture_function, region_function
-from dynamask.ops.deform import DeformConv2d
+from dynamask.ops.deform import DeformConv2d, deform_conv2d_at_cells
 from dynamask.ops.listed import (
     band_cells,
     gather_cells,
@@ -118,14 +118,13 @@ class FeatureAggregationModule(nn.Module):
     def _at_cells(self, region: Tensor, image: Tensor, cells: Tensor) -> Tensor:
         """See :meth:`forward`."""
         image = image.to(region.dtype)
-        patches = gather_patches(region, cells)  # (R, 9·C, n)
         if not self.deformable:
-            aligned = F.relu(apply_at_cells(self.align, patches))
+            aligned = F.relu(conv_at_cells(self.align, region, cells))
             filled = scatter_cells(region, cells, aligned + image)
-            fused = F.relu(apply_at_cells(self.attend, gather_patches(filled, cells)))
+            fused = F.relu(conv_at_cells(self.attend, filled, cells))
             return fused + self._unused_offsets()
-        around = gather_patches(scatter_cells(torch.zeros_like(region), cells, image), cells)
-        offsets = apply_at_cells(self.align_offsets, torch.cat([patches, around], dim=1))
+        picture = scatter_cells(torch.zeros_like(region), cells, image)
+        offsets = conv_at_cells(self.align_offsets, torch.cat([region, picture], dim=1), cells)
         aligned = F.relu(self.align.at_cells(region, offsets, cells))
         offsets = apply_at_cells(self.attend_offsets, torch.cat([aligned, image.to(aligned.dtype)], dim=1))
         return F.relu(self.attend.at_cells(scatter_cells(region, cells, aligned + image), offsets, cells))
@@ -166,6 +165,14 @@ def is_watched(*modules: nn.Module) -> bool:
 def apply_at_cells(conv: nn.Conv2d | DeformConv2d, columns: Tensor) -> Tensor:
     """A convolution as a matrix product: columns (R, C·kernel, n) → (R, C_out, n)."""
     return torch.matmul(conv.weight.flatten(1), columns) + conv.bias[:, None]
+
+
+def conv_at_cells(conv: nn.Conv2d | DeformConv2d, maps: Tensor, cells: Tensor) -> Tensor:
+    """A 3×3 convolution with "same" padding, without offsets, at cells (R, n) of maps (R, C, S, S): (R, C_out, n)."""
+    if torch.jit.is_tracing():  # a single operator of other frameworks
+        still = maps.new_zeros((maps.shape[0], 2 * conv.weight[0, 0].numel(), cells.shape[1]))
+        return deform_conv2d_at_cells(maps, still, conv.weight, conv.bias, cells)
+    return apply_at_cells(conv, gather_patches(maps, cells))
 
 
 class RegionStage(nn.Module):
@@ -423,8 +430,10 @@ class RegionFPN(PyramidHead):
             projection, stage = self.projections[k], self.stages[k]
             yield picture_function(f"projection-{size}", projection, projection.in_channels, self.map_strides[k])
             width, half = stage.reduce.out_channels, size // 2
-            if self.listed[k + 1] is None:
-                yield region_function(f"stage-{size}", stage, (2 * width, half, half), (width, size, size))
+            shapes = (2 * width, half, half), (width, size, size)
+            if (count := self.listed[k + 1]) is not None:
+                shapes = shapes[0], (width, count)
+            yield region_function(f"stage-{size}", stage, *shapes, cells=count)
 
     def macs_per_instance(self) -> tuple[int, ...]:
         """Cumulative MACs of one region that stops at 14, 28, 56, 112; see :meth:`MaskHead.macs_per_instance`."""
