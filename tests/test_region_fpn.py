@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers.small_models import count_rows, pyramid, ramp, some_rois, tiny_branch
 
+from dynamask.models.masks import region_fpn
 from dynamask.models.masks.region_fpn import FeatureAggregationModule, crop_assigned_level
 from dynamask.structures import MASK_SIZES
 
@@ -127,3 +128,15 @@ def test_aggregation_starts_as_plain_convolutions():
     expected = F.relu(F.conv2d(aligned + image, module.attend.weight, module.attend.bias, padding=1))
     torch.testing.assert_close(module(region, image), expected, atol=1e-5, rtol=1e-4)
     assert module.align_offsets.out_channels == module.attend_offsets.out_channels == 2 * 2 * 9
+
+
+@pytest.mark.parametrize("per_crop", [0, 10**9])
+def test_crops_on_rows_are_those_of_roi_align(monkeypatch, per_crop):
+    monkeypatch.setattr(region_fpn, "CELLS_PER_CROP", per_crop)
+    features, rois = pyramid(side=512), some_rois(6, side=512)
+    rois[0, 1:] = torch.tensor([-40.0, 300.0, 200.0, 700.0])  # beyond the picture on two sides
+    rois[1, 1:] = torch.tensor([0.0, 0.0, 500.0, 500.0])
+    found = crop_assigned_level(features, rois, 14)
+    with torch.enable_grad():
+        expected = crop_assigned_level(features, rois, 14)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

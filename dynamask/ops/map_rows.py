@@ -17,7 +17,11 @@ TAPS = 9
 def uses_rows(maps: Tensor) -> bool:
     """Whether maps (n, …) are computed on as rows: float32 on a CPU, without gradients, autocast and tracing."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    plain = maps.device.type == "cpu" and maps.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    plain = (
+        maps.device.type == "cpu"
+        and maps.dtype in (torch.float32, torch.bfloat16)
+        and not torch.is_autocast_enabled("cpu")
+    )
     return plain and not traced and not torch.is_grad_enabled() and len(maps) > 0
 
 
@@ -96,6 +100,46 @@ class MapRows:
         return found.reshape(count, length, TAPS * self.channels)
 
 
+def crop_on_rows(feature_map: Tensor, rois: Tensor, stride: int, size: int, samples: int = 2) -> Tensor:
+    """RoIAlign (aligned) with samples² samples per cell, as one weighted sum of rows for each cell.
+
+    Args:
+        feature_map: (B, C, H, W); without a copy if it is channels-last.
+        rois: (n, 5) batch index and xyxy in pixels.
+        stride: pixels per cell of the map.
+        size: side S of the crops.
+        samples: samples along a side of a cell.
+
+    Returns:
+        (n, C, S, S), channels-last.
+    """
+    channels, height, width = feature_map.shape[1:]
+    low, high = rois[:, 1:3] / stride, rois[:, 3:5] / stride
+    steps = torch.arange(size * samples, device=rois.device) + 0.5
+    found = []
+    for axis, limit in ((1, height), (0, width)):
+        start, end = low[:, axis : axis + 1], high[:, axis : axis + 1]
+        place = start - 0.5 + steps * ((end - start) / (size * samples))  # (n, S·samples)
+        inside = (place >= -1) & (place <= limit)
+        place = place.clamp_(0, limit - 1)
+        first = place.floor()
+        far = place - first
+        share = torch.stack([1 - far, far], dim=-1) * inside[..., None]
+        near = torch.stack([first, (first + 1).clamp_(max=limit - 1)], dim=-1).to(torch.int32)
+        found.append((near.unflatten(1, (size, samples)).flatten(2), share.unflatten(1, (size, samples)).flatten(2)))
+    (y, down), (x, right) = found  # (n, S, 2·samples) each
+    y = (y + (rois[:, 0].to(torch.int32) * height)[:, None, None]) * width
+    bags, corners = len(rois) * size * size, (2 * samples) ** 2
+    table = to_rows(feature_map.contiguous(memory_format=torch.channels_last)).reshape(-1, channels)
+    crops = F.embedding_bag(
+        (y[:, :, None, :, None] + x[:, None, :, None]).reshape(bags, corners),
+        table,
+        per_sample_weights=(down[:, :, None, :, None] * right[:, None, :, None] / samples**2).reshape(bags, corners),
+        mode="sum",
+    )
+    return from_rows(crops.reshape(len(rois), size * size, channels), size)
+
+
 def to_rows(maps: Tensor) -> Tensor:
     """Maps (n, C, S, S) as rows (n, S², C); a view if they are channels-last."""
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, maps.shape[1])
@@ -107,7 +151,7 @@ def from_rows(rows: Tensor, size: int) -> Tensor:
 
 
 def apply_to_rows(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(n, L, K) times weight (C_out, K), plus bias (C_out,): (n, L, C_out)."""
+    """(n, L, K) times weight (C_out, K), plus bias (C_out,) or (n, L, C_out): (n, L, C_out)."""
     return torch.baddbmm(bias, values, weight.t().expand(len(values), -1, -1))
 
 
