@@ -55,7 +55,8 @@ def sampled_deform_conv2d(
         align_corners=False,
     )  # (N*g, C/g, taps, L)
     columns_matrix = sampled.to(weight.dtype).reshape(n, channels * taps, count)
-    out = torch.matmul(weight.reshape(out_channels, channels * taps), columns_matrix)  # (N, C_out, L)
+    matrix = weight.reshape(out_channels, channels * taps).expand(n, -1, -1)  # torch.matmul would copy the columns
+    out = torch.bmm(matrix, columns_matrix)  # (N, C_out, L)
     if bias is not None:
         out = out + bias[:, None].to(out.dtype)
     return out.reshape(n, out_channels, height, width) if cells is None else out

@@ -178,7 +178,8 @@ def is_watched(*modules: nn.Module) -> bool:
 
 def apply_at_cells(conv: nn.Conv2d | DeformConv2d, columns: Tensor) -> Tensor:
     """A convolution as a matrix product: columns (R, C·kernel, n) → (R, C_out, n)."""
-    return torch.matmul(conv.weight.flatten(1), columns) + conv.bias[:, None]
+    matrix = conv.weight.flatten(1).expand(columns.shape[0], -1, -1)  # torch.matmul would copy the columns
+    return torch.bmm(matrix, columns) + conv.bias[:, None]
 
 
 def conv_at_cells(conv: nn.Conv2d | DeformConv2d, maps: Tensor, cells: Tensor) -> Tensor:
