@@ -14,6 +14,7 @@ import dynamask
 from dynamask import DynaMaskError
 from dynamask.models import openvino
 from dynamask.models.build import build_solo
+from dynamask.models.masks import region_fpn
 from dynamask.models.openvino import CompiledFunction, accelerate
 from dynamask.predict import predictor_of
 from dynamask.structures import MASK_SIZES
@@ -27,6 +28,7 @@ def cache_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr(region_fpn, "COMPILED_CHANNELS", 1)
         yield folder
 
 

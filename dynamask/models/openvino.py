@@ -33,6 +33,7 @@ from dynamask.models.tensor_functions import TensorFunction
 from dynamask.structures import DynaMaskError, first_sentence
 
 if TYPE_CHECKING:
+    import numpy as np
     import openvino
 
 REGIONS_AT_ONCE = 8
@@ -83,13 +84,14 @@ class CompiledFunction:
     def __init__(self, function: TensorFunction, compiled: openvino.CompiledModel, result: TreeSpec) -> None:
         self.original = getattr(function.owner, function.method)
         self.types = [leaf.dtype for leaf in tree_flatten(function.example)[0]]
+        self.regions = function.regions
         self.at_once = REGIONS_AT_ONCE if function.regions else None
         self.result = result
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
-        """The value of the method."""
+        """The value of the method; features of regions are channels-last."""
         leaves, _ = tree_flatten(arguments)
         if torch.is_grad_enabled() or not self._takes(leaves):
             return self.original(*arguments)
@@ -97,11 +99,14 @@ class CompiledFunction:
         outputs: list[Tensor] = []
         with self._lock:
             for start in range(0, count, step):
-                parts = self._run([leaf[start : start + step] for leaf in leaves])
+                parts = self._run([self._to_input(leaf[start : start + step]) for leaf in leaves])
                 outputs = outputs or [part.new_empty(count, *part.shape[1:]) for part in parts]
                 for output, part in zip(outputs, parts, strict=True):
                     output[start : start + step] = part
-        return tree_unflatten(outputs, self.result)
+        return tree_unflatten([_channels_first(output, self.regions) for output in outputs], self.result)
+
+    def _to_input(self, leaf: Tensor) -> np.ndarray:
+        return _channels_last(leaf, self.regions).contiguous().numpy()
 
     def _takes(self, leaves: list[Any]) -> bool:
         """Return whether tensors have the types of the example, are on the CPU, and not empty."""
@@ -110,9 +115,8 @@ class CompiledFunction:
             for leaf, type_ in zip(leaves, self.types)
         )
 
-    def _run(self, leaves: list[Tensor]) -> list[Tensor]:
+    def _run(self, arrays: list[np.ndarray]) -> list[Tensor]:
         """The outputs, in memory that the next run overwrites."""
-        arrays = [leaf.contiguous().numpy() for leaf in leaves]
         found = self._request.infer(arrays, share_inputs=True, share_outputs=True)
         return [torch.from_numpy(array) for array in found.values()]
 
@@ -126,14 +130,26 @@ class _Flattened(nn.Module):
 
     def __init__(self, function: TensorFunction) -> None:
         super().__init__()
-        self.owner, self.method = function.owner, function.method
-        self.example, self.arguments = tree_flatten(function.example)
+        self.owner, self.method, self.regions = function.owner, function.method, function.regions
+        example, self.arguments = tree_flatten(function.example)
+        self.example = [_channels_last(leaf, self.regions).contiguous() for leaf in example]
         self.result: TreeSpec | None = None
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
-        """Leaves of the arguments → leaves of the result."""
-        outputs, self.result = tree_flatten(getattr(self.owner, self.method)(*tree_unflatten(leaves, self.arguments)))
-        return tuple(outputs)
+        """Leaves of the arguments → leaves of the result; maps of regions have their channels last."""
+        inputs = tree_unflatten([_channels_first(leaf, self.regions) for leaf in leaves], self.arguments)
+        outputs, self.result = tree_flatten(getattr(self.owner, self.method)(*inputs))
+        return tuple(_channels_last(output, self.regions) for output in outputs)
+
+
+def _channels_last(leaf: Tensor, regions: bool) -> Tensor:
+    """Maps of regions (n, C, S, S) as (n, S, S, C), the layout of their features in memory; others as they are."""
+    return leaf.permute(0, 2, 3, 1) if regions and leaf.ndim == 4 else leaf
+
+
+def _channels_first(leaf: Tensor, regions: bool) -> Tensor:
+    """The inverse of :func:`_channels_last`."""
+    return leaf.permute(0, 3, 1, 2) if regions and leaf.ndim == 4 else leaf
 
 
 # Compilation
@@ -164,7 +180,7 @@ def _compiled(function: TensorFunction, stored: Path | None) -> tuple[openvino.C
             return _core().import_model(program, "CPU", _properties()), treespec_loads(structure.decode())
     traceable = _Flattened(function).eval()
     try:
-        compiled = _core().compile_model(_converted(traceable, function.regions), "CPU", _properties())
+        compiled = _core().compile_model(_converted(traceable), "CPU", _properties())
     except Exception as error:  # the tracer and the converter raise many types of errors
         raise DynaMaskError(
             f"OpenVINO cannot convert {function.name} of this model ({first_sentence(error)}); use the back end torch"
@@ -174,7 +190,7 @@ def _compiled(function: TensorFunction, stored: Path | None) -> tuple[openvino.C
     return compiled, traceable.result
 
 
-def _converted(traceable: _Flattened, regions: bool) -> openvino.Model:
+def _converted(traceable: _Flattened) -> openvino.Model:
     """OpenVINO's model of a function, with a dynamic number of regions, or of pictures with dynamic sides."""
     import openvino
 
@@ -182,7 +198,7 @@ def _converted(traceable: _Flattened, regions: bool) -> openvino.Model:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that tracing is old, and that it takes the lengths of lists as constants
         traced = torch.jit.trace(traceable, example, check_trace=False)
-        dynamic = (0,) if regions else (0, 2, 3)
+        dynamic = (0,) if traceable.regions else (0, 2, 3)
         shapes = [[-1 if axis in dynamic else side for axis, side in enumerate(leaf.shape)] for leaf in example]
         return openvino.convert_model(traced, example_input=example, input=shapes)
 

@@ -14,7 +14,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead, RegionState, centred_rois, class_logits, start_small
-from dynamask.models.tensor_functions import TensorFunction, picture_function, region_function
+from dynamask.models.tensor_functions import TensorFunction, region_function
 from dynamask.ops.deform import DeformConv2d, deform_conv2d_at_cells
 from dynamask.ops.listed import (
     band_cells,
@@ -54,6 +54,10 @@ CELLS_PER_CROP = 5000
 def level_key(stride: int) -> str:
     """Key of the image-level pyramid's map of a stride: "0" for P2 to "3" for P5."""
     return str(LEVEL_STRIDES.index(stride))
+
+
+COMPILED_CHANNELS = 16
+"""Channels of a stage from which a back end computes it: with fewer, its deformable convolution is slower than here."""
 
 
 def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int, corner_cells: bool = False) -> Tensor:
@@ -441,14 +445,11 @@ class RegionFPN(PyramidHead):
     def tensor_functions(self) -> Iterator[TensorFunction]:
         """See :meth:`MaskHead.tensor_functions`."""
         yield region_function("base", self.base, (self.base[0].in_channels, MASK_SIZES[0], MASK_SIZES[0]))
-        for k, size in enumerate(MASK_SIZES[1:]):
-            projection, stage = self.projections[k], self.stages[k]
-            yield picture_function(f"projection-{size}", projection, projection.in_channels, self.map_strides[k])
+        for size, stage, count in zip(MASK_SIZES[1:], self.stages, self.listed[1:]):
             width, half = stage.reduce.out_channels, size // 2
-            shapes = (2 * width, half, half), (width, size, size)
-            if (count := self.listed[k + 1]) is not None:
-                shapes = shapes[0], (width, count)
-            yield region_function(f"stage-{size}", stage, *shapes, cells=count)
+            picture = (width, size, size) if count is None else (width, count)
+            if width >= COMPILED_CHANNELS:
+                yield region_function(f"stage-{size}", stage, (2 * width, half, half), picture, cells=count)
 
     def macs_per_instance(self) -> tuple[int, ...]:
         """Cumulative MACs of one region that stops at 14, 28, 56, 112; see :meth:`MaskHead.macs_per_instance`."""
