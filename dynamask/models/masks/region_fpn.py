@@ -60,7 +60,9 @@ COMPILED_CHANNELS = 16
 """Channels of a stage from which a back end computes it: with fewer, its deformable convolution is slower than here."""
 
 
-def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int, corner_cells: bool = False) -> Tensor:
+def crop_assigned_level(
+    features: dict[str, Tensor], rois: Tensor, size: int, corner_cells: bool = False, training: bool = False
+) -> Tensor:
     """RoIAlign (aligned, 2×2 samples per cell) from the pyramid level that each box is assigned to.
 
     Args:
@@ -68,12 +70,13 @@ def crop_assigned_level(features: dict[str, Tensor], rois: Tensor, size: int, co
         rois: (R, 5) batch index and xyxy in network-input pixels.
         size: side of the crops.
         corner_cells: see :class:`dynamask.config.ModelConfig`.
+        training: compute passes without gradients as those with gradients, so that their values are equal bit for bit.
 
     Returns:
         (R, C, size, size).
     """
     first = features["0"]
-    on_rows = uses_rows(first)
+    on_rows = not training and uses_rows(first)
     out = first.new_zeros((rois.shape[0], first.shape[1], size, size))
     if on_rows:
         out = out.contiguous(memory_format=torch.channels_last)
@@ -329,7 +332,7 @@ class RegionFPN(PyramidHead):
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Project the maps and compute the 14×14 feature of R regions; see :meth:`MaskHead.begin`."""
         maps = self.project(features)
-        tiny = self.base(crop_assigned_level(features, rois, MASK_SIZES[0], self.corner_cells))
+        tiny = self.base(crop_assigned_level(features, rois, MASK_SIZES[0], self.corner_cells, self.training))
         every = torch.arange(len(rois), device=rois.device)
         none = every[:0]
         empty = [map_.new_zeros((0, map_.shape[1], size, size)) for map_, size in zip(maps, MASK_SIZES[1:])]

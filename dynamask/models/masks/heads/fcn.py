@@ -41,7 +41,7 @@ class FCNHead(MaskHead):
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
         """Crop R regions at half the mask size."""
-        crop = crop_assigned_level(features, rois, self.mask_sizes[0] // 2, self.corner_cells)
+        crop = crop_assigned_level(features, rois, self.mask_sizes[0] // 2, self.corner_cells, self.training)
         return RegionState(rois, labels, [], [crop], [torch.arange(len(rois), device=rois.device)])
 
     def mask_logits(self, state: RegionState, size_index: int, rows: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class RegionPyramid(PyramidHead):
             roi_align(map_, self.on_map(rois, stride), size, 1.0 / stride, sampling_ratio=1, aligned=True)
             for map_, size, stride in zip(maps, MASK_SIZES[1:], self.map_strides)
         ]
-        tiny = crop_assigned_level(features, rois, MASK_SIZES[0], self.corner_cells)
+        tiny = crop_assigned_level(features, rois, MASK_SIZES[0], self.corner_cells, self.training)
         levels = self.fuse([self.lateral(tiny), *crops])
         every = torch.arange(len(rois), device=rois.device)
         return RegionState(rois, labels, maps, [F.relu(level) for level in levels], [every] * len(MASK_SIZES))
