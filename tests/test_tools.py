@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.small_models import tiny_model
+from helpers.small_models import tiny_model, tiny_nanodet
 from safetensors.torch import load_file
 
 from benchmarks import harness
@@ -17,7 +17,7 @@ from dynamask.models.weights import file_digest, initialise, save_model
 from dynamask.predict import load
 from dynamask.structures import DynaMaskError
 from tools import bundle as bundle_tool
-from tools import class_shares, seeds, speed_page
+from tools import class_shares, replace_detector, seeds, speed_page
 
 
 @pytest.fixture
@@ -251,3 +251,21 @@ def test_blocks_without_figures_are_left_as_they_are(speed_files, capsys):
     assert speed_page.main(["--app", speed_files["app"], "--doc", speed_files["doc"]]) == 2
     assert "has no block 'app'; add its two markers" in capsys.readouterr().err
     assert Path(speed_files["doc"]).read_text(encoding="utf-8") == "No blocks."
+
+
+def test_masks_move_to_another_detector(tmp_path, capsys):
+    masks, boxes, rcnn, out = (tmp_path / f"{name}.safetensors" for name in ("masks", "boxes", "rcnn", "out"))
+    for seed, path in ((1, masks), (2, boxes)):
+        save_model(tiny_nanodet(seed=seed), path)
+    save_model(tiny_model(), rcnn)
+    words = ["--weights", str(masks), "--out", str(out), "--detector"]
+    assert replace_detector.main([*words, str(boxes)]) == 0
+    new, of_masks, of_boxes = (load_file(path) for path in (out, masks, boxes))
+    taken = {name for name in new if torch.equal(new[name], of_boxes[name])}
+    kept = {name for name in new if torch.equal(new[name], of_masks[name])}
+    assert taken | kept == set(new)
+    assert "backbone.body.conv1.0.weight" in taken - kept and "head.gfl_cls.0.weight" in taken - kept
+    assert "backbone.mask_pyramid.outputs.0.weight" in kept - taken
+    assert "roi_heads.mask_branch.region_fpn.base.0.weight" in kept - taken
+    assert replace_detector.main([*words, str(rcnn)]) == 2
+    assert "a detector of another kind" in capsys.readouterr().err
