@@ -82,6 +82,7 @@ _DYNAMASK_NANODET = ModelConfig(
     class_agnostic=True,
     corner_cells=True,
     stage_strides=(8, 4, 4),
+    refine=(1.0, 0.5, 0.3),
     region_margin=0.1,
     min_sizes=(416,),
     test_min_size=416,

@@ -265,14 +265,16 @@ assert alone[3] < alone[1] < trained[1], "without P, cells beyond 28×28 gain no
 # ## On a photograph
 #
 # The same walk with the weights `things`, on a photograph that training never saw. Their detector is NanoDet-Plus; the
-# mask branch is of the same kind and reads maps of the same strides.
+# mask branch is of the same kind, but its stages read maps of strides 8, 4 and 4, because pictures are only 416 pixels
+# wide. These weights compute fine masks only near the outline (lesson 03); `refine="dense"` computes every cell, as in
+# the paper.
 
 # %%
 from lessons import photograph
 
 from dynamask.data.pictures import read_picture
 
-things = dynamask.load("things")
+things = dynamask.load("things", refine="dense")
 picture = read_picture(photograph("astronaut"))
 prediction = things(picture)
 astronaut = pyramid.trace(things, picture, prediction.boxes[0].tolist(), int(prediction.labels[0]))

@@ -90,7 +90,7 @@ def test_the_papers_scales_and_budgets():
 
 SMALL = {
     f"{weights}-{number}": (weights, number - 1)
-    for weights, steps in (("things", 5), ("shapes", 2))
+    for weights, steps in (("things", 8), ("shapes", 2))
     for number in range(1, steps + 1)
 }
 
