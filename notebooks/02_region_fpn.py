@@ -120,7 +120,7 @@ with torch.no_grad():
     small = F.relu(fam.attend(aligned + P, again))
     by_library = fpn.stage(1, tiny, P_map, rois)
 print("offsets", tuple(offsets.shape), "= 9 taps × (Δy, Δx) × groups,  L small", tuple(small.shape))
-assert torch.allclose(small, by_library, atol=1e-5), "those lines are the whole stage"
+assert torch.allclose(small, by_library, rtol=1e-4, atol=1e-4), "those lines are the whole stage"
 
 # %% [markdown]
 # The next two stages are the same with half the channels and twice the side. Each ends in a mask predictor, a 1×1

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dynamask.cli.common import run_command
-from dynamask.models.dynamask import DynaMask
+from dynamask.config import ModelConfig
 from dynamask.models.weights import load_model, read_header, save_model
 from dynamask.structures import DynaMaskError
 
@@ -24,7 +24,7 @@ from dynamask.structures import DynaMaskError
 def replace_detector(arguments: argparse.Namespace) -> None:
     """Write the weights."""
     model, other = load_model(arguments.weights), load_model(arguments.detector)
-    if not isinstance(model, DynaMask) or not isinstance(other, DynaMask):
+    if {model.config.FAMILY, other.config.FAMILY} != {ModelConfig.FAMILY}:
         raise DynaMaskError("one-stage weights have no detector apart from their masks; give two-stage weights")
     if model.config.detector_kind != other.config.detector_kind:
         raise DynaMaskError(
