@@ -1,4 +1,4 @@
-"""What the measurements of speed run on: a photograph, boxes, training batches and smooth feature maps."""
+"""Inputs of the measurements of speed: a photograph, boxes, training batches and smooth feature maps."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def generated_batches(count: int, batch_size: int, seed: int = 0) -> list[Batch]
 
 
 def has_data(arguments: argparse.Namespace) -> bool:
-    """Whether a data set was named."""
+    """Return whether a data set was given."""
     return any(value is not None for value in (arguments.data, arguments.images, arguments.annotations))
 
 

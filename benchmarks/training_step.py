@@ -104,7 +104,7 @@ def _first_mask_layer(model: nn.Module) -> nn.Module:
 
 
 def peak_of_step(kind: str, refine: Refine, threads: int) -> int:
-    """Peak memory of the first training step of the preset with random weights, bytes; in a process of its own.
+    """Peak memory of the first training step of the preset with random weights, bytes; in a separate process.
 
     The batch is one of :func:`generated_batches`. The step has all losses, and its peak includes the gradients and the
     state of the optimiser.
@@ -126,7 +126,7 @@ def peak_of_step(kind: str, refine: Refine, threads: int) -> int:
 
 
 def measure_memory(script: str, refine: Refine, rounds: int) -> list[Row]:
-    """Peak memory of a training step of each model, the largest of the rounds, each in a process of its own.
+    """Peak memory of a training step of each model, the largest of the rounds, each in a separate process.
 
     Args:
         script: prints :func:`peak_of_step` of the arguments "child", kind, the JSON of ``refine``, and threads.

@@ -183,8 +183,8 @@ class ModelConfig(BaseModelConfig):
     offset_groups: tuple[int, int, int] = (4, 2, 1)
     """Offset groups of the deformable convolutions at 28, 56, 112."""
     stage_strides: tuple[int, int, int] = (16, 8, 4)
-    """Strides of the maps that the stages of the r-FPN to 28, 56 and 112 read, each 4, 8, 16 or 32; the paper's are for
-    pictures of 800 pixels."""
+    """Strides of the maps that the r-FPN, or another pyramid on regions, reads at 28, 56 and 112, each 4, 8, 16 or 32;
+    the paper's are for pictures of 800 pixels."""
     refine: tuple[float, float, float] | None = None
     """Boundary refinement: shares, in (0, 1], of the cells that the stages of the r-FPN to 28, 56 and 112 compute. They
     are the cells nearest to the outline at the coarser size; None or three ones compute all cells, as in the paper."""

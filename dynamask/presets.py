@@ -211,5 +211,7 @@ def default_training(name: str) -> tuple[TrainConfig, LossConfig]:
 
 
 def model_config(name: str, **overrides: object) -> ModelConfig | SoloConfig:
-    """The configuration of a preset with some fields replaced."""
+    """The configuration of a preset with some fields replaced; another mask branch has no stages to refine."""
+    if overrides.get("mask_branch", "region_fpn") != "region_fpn":
+        overrides.setdefault("refine", None)
     return dataclasses.replace(preset(name).config, **overrides)

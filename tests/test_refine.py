@@ -14,6 +14,7 @@ from torchvision.ops import deform_conv2d, roi_align
 import dynamask
 from dynamask.config import ModelConfig, parse_refine
 from dynamask.engine.optimizer import build_optimizer
+from dynamask.models.build import create_model
 from dynamask.models.masks import region_fpn
 from dynamask.models.masks.export import export_mask_branch
 from dynamask.models.weights import load_model, save_model
@@ -352,3 +353,12 @@ def test_costs_states_the_shares(capsys):
     assert code == 2 and "give three shares of cells" in err[0]
     code, _, err = run(capsys, *command, "--refine", "half")
     assert code == 2 and "give three shares as 1,0.4,0.2, or dense" in err[0]
+
+
+def test_a_preset_that_refines_can_have_another_mask_branch():
+    name = "dynamask_nanodet_plus_m"
+    assert model_config(name).refine is not None and model_config(name, mask_branch="fcn:28").refine is None
+    with pytest.raises(DynaMaskError, match="no stages to refine"):
+        model_config(name, mask_branch="fcn:28", refine=(1.0, 0.4, 0.2))
+    head = create_model(name, 2, mask_branch="panet", fpn_channels=8, region_channels=16).mask_branch.head
+    assert head.map_strides == model_config(name).stage_strides

@@ -36,7 +36,7 @@ def replace_detector(arguments: argparse.Namespace) -> None:
         for name, value in other.detector.state_dict().items()
         if not name.startswith(model.detector.MASK_MODULES)
     }
-    model.detector.load_state_dict(taken, strict=False)
+    model.detector.load_state_dict({**model.detector.state_dict(), **taken})
     save_model(model, arguments.out, training=read_header(arguments.weights)["training"])
     print(f"{arguments.out}: masks of {arguments.weights} on the detector of {arguments.detector}")
 

@@ -58,9 +58,7 @@ def add_refine(parser: Any) -> None:
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add ``--backend``."""
-    parser.add_argument(
-        "--backend", default="torch", help="torch or openvino, which is faster on a CPU (default: torch)"
-    )
+    parser.add_argument("--backend", default="torch", help="torch, or openvino on a CPU (default: torch)")
 
 
 def refine_shares(text: str) -> tuple[float, ...]:

@@ -162,7 +162,9 @@ def _pyramid(kind: type[RegionPyramid]) -> Callable[[ModelConfig], RegionPyramid
         with torch.device("meta"):
             target = _region_fpn(config).macs_per_instance()[-1]
         width = matching_channels(lambda channels: kind(config.fpn_channels, channels, classes), target)
-        return kind(config.fpn_channels, width, classes)
+        head = kind(config.fpn_channels, width, classes)
+        head.map_strides = config.stage_strides
+        return head
 
     return build
 

@@ -15,7 +15,7 @@ TAPS = 9
 
 
 def uses_rows(maps: Tensor) -> bool:
-    """Whether maps (n, …) are computed on as rows: float32 on a CPU, without gradients, autocast and tracing."""
+    """Return whether maps (n, …) are computed on as rows: float32 on a CPU, without gradients, autocast and tracing."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     plain = (
         maps.device.type == "cpu"

@@ -97,7 +97,7 @@ def refinement_points(evidences: dict[str, Evidence], detections: bool) -> list[
 
 
 def compute_refinement(comparison: Comparison, settings: Sequence[str], detections: bool) -> list[RefinementPoint]:
-    """The points of the main weights of a comparison with every setting; without a setting there are none."""
+    """The points of the main weights of a comparison with every setting; empty without a setting."""
     return refinement_points(refined_evidences(comparison.main, settings), detections) if settings else []
 
 
@@ -105,7 +105,7 @@ def refinement_blocks(points: Sequence[RefinementPoint], titles: dict[str, str])
     """The section of the report.
 
     Args:
-        points: of :func:`compute_refinement`; without points there is no section.
+        points: of :func:`compute_refinement`; without points the section is left out.
         titles: titles of the measures.
     """
     if not points:

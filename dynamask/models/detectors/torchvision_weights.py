@@ -129,7 +129,7 @@ def _check_settings(config: ModelConfig) -> None:
     paper = ModelConfig()
     if config.detector_kind != paper.detector_kind:
         raise DynaMaskError(
-            "torchvision's detector is a Faster R-CNN, but this model has another; give weights of its own detector"
+            "torchvision's detector is a Faster R-CNN, but this model has another; give weights of the same detector"
         )
     if (config.image_mean, config.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise DynaMaskError("torchvision's weights need the ImageNet mean and std; omit image_mean and image_std")

@@ -179,7 +179,7 @@ class FeatureAggregationModule(nn.Module):
 
 
 def is_watched(*modules: nn.Module) -> bool:
-    """Whether modules have hooks, which a computation that does not call them would skip."""
+    """Return whether modules have hooks, which a computation that does not call them would skip."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
@@ -326,7 +326,7 @@ class RegionFPN(PyramidHead):
             stage.aggregate.deformable = deformable
 
     def keeps_logits(self, size_index: int) -> bool:
-        """Whether mask logits are kept with the features of a size: if its cells or those of the next are listed."""
+        """Return whether mask logits are kept with the features of a size, because its cells or the next are listed."""
         return any(count is not None for count in self.listed[size_index : size_index + 2])
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
