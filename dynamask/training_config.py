@@ -14,6 +14,9 @@ class LossConfig:
 
     mask_supervision: str = "all"
     """"all": every RoI trains all resolutions; "selected": only the sampled one, as Eq. 3 is written."""
+    loss_reduction: str = "mean"
+    """Reduction of L_mask and L_edge over the N positive regions of a batch: "mean", or "sum" as Eq. 3-4 are written.
+    L_budget and L_entropy are means either way, so "sum" makes the losses of masks and edges N times as strong."""
     mask_weight: float = 1.0
     """Weight of L_mask relative to the losses of the detector; 1 in Eq. 7."""
     dice_weight: float = 0.0
@@ -48,6 +51,7 @@ class LossConfig:
         check_choices(
             self,
             mask_supervision=("all", "selected"),
+            loss_reduction=("mean", "sum"),
             switch_signal=("edge", "boundary"),
             switch_selection=("drawn", "expected"),
             entropy_on=("probs", "selection", "instances"),

@@ -10,6 +10,7 @@ from dynamask.models.masks import losses
 from dynamask.models.masks.losses import scale_gradient
 from dynamask.models.masks.switch import sample_gumbel, straight_through_gumbel
 from dynamask.ops.masks import mask_edges
+from dynamask.ops.means import JointMeans
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.training_config import LossConfig
 
@@ -53,6 +54,34 @@ def test_the_loss_of_selected_sizes_equals_equations_3_and_4(selected):
     weights = y.numpy() if selected else np.full((6, 4), 0.25)
     expected = equation_3(numpy_of(logits), numpy_of(targets), weights)
     assert float(losses.selected_loss(table, y if selected else None)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_summed_losses_of_selected_sizes_equal_a_hand_calculation():
+    table = torch.tensor([[0.5, 0.25, 0.125, 0.0], [1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.5, 8.0]])
+    y = torch.eye(4)[[1, 2, 3]]  # selects 0.25, 3 and 8
+    assert float(losses.selected_loss(table, y, reduction="sum")) == 11.25
+    assert float(losses.selected_loss(table, y)) == 3.75
+    halves = [JointMeans(2, lambda count: torch.tensor(3.0)) for _ in range(2)]  # 2 + 1 regions in two parts
+    for reduction, expected in (("sum", 11.25), ("mean", 3.75)):
+        parts = [
+            losses.selected_loss(table[rows], y[rows], means, reduction)
+            for means, rows in zip(halves, (slice(0, 2), slice(2, 3)))
+        ]
+        assert float(sum(parts)) / 2 == pytest.approx(expected), "the parts' gradients are averaged"
+
+
+@pytest.mark.parametrize("supervision", ["all", "selected"])
+@pytest.mark.parametrize("switch_enabled", [True, False])
+def test_summed_losses_of_the_branch_are_n_times_the_means_and_the_switch_terms_stay_means(supervision, switch_enabled):
+    found = {}
+    for reduction in ("mean", "sum"):
+        branch, state, targets = branch_and_state(mask_supervision=supervision, loss_reduction=reduction)
+        branch.switch_enabled = switch_enabled
+        found[reduction] = {k: float(v) for k, v in branch.losses(state, targets, noise_for([0, 3, 1, 2, 1])).items()}
+    for name, value in found["sum"].items():
+        factor = 5 if name in ("loss_mask", "loss_edge") else 1
+        assert value == pytest.approx(factor * found["mean"][name], rel=1e-5), name
+    assert found["mean"]["loss_mask"] > 0
 
 
 @pytest.mark.parametrize("target", [0.1, 0.4, 0.69, 1.0])
@@ -379,7 +408,9 @@ def test_a_loss_without_a_weight_is_an_error():
 
 
 def test_loss_settings_out_of_range_are_refused():
-    choices = dict.fromkeys(("mask_supervision", "switch_signal", "switch_selection", "entropy_on"), ("x",))
+    choices = dict.fromkeys(
+        ("mask_supervision", "loss_reduction", "switch_signal", "switch_selection", "entropy_on"), ("x",)
+    )
     ranges = {"budget_target": (0.0, 1.1), "temperature": (0.0,), "overlap_share": (1.5, -0.1)}
     for name, values in {**choices, **ranges}.items():
         for value in values:

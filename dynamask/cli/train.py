@@ -16,6 +16,11 @@ from dynamask.presets import list_models
 from dynamask.training_config import LossConfig, TrainConfig
 
 INIT_PARTS = ("all", "detector", "backbone")
+HELP = {
+    "loss_reduction": "mean or sum of the mask and edge losses over the positive regions of a batch. The paper "
+    "writes a sum, which makes these losses stronger than the budget and entropy terms (default: mean)"
+}
+"""Help of flags that are made from the fields of a configuration, by the name of the field."""
 
 
 def add(commands: Any) -> None:
@@ -103,7 +108,7 @@ def _add_fields(group: Any, config: type, skip: Sequence[str] = (), prefix: str 
         elif isinstance(kind, types.GenericAlias) or typing.get_origin(kind) is tuple:
             group.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], default=None)
         else:
-            group.add_argument(flag, type=kind, default=None)
+            group.add_argument(flag, type=kind, default=None, help=HELP.get(field.name))
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ from dynamask.presets import default_training, model_config
 from dynamask.structures import DynaMaskError
 from dynamask.training_config import LossConfig, TrainConfig
 
-MASK_LOSSES = {"mask_weight", "dice_weight", "edge_weight"}
+MASK_LOSSES = {"loss_reduction", "mask_weight", "dice_weight", "edge_weight"}
 """Weights of the losses that a mask branch without a switch has."""
 ECHO_SECONDS = 2.0
 """Time after a signal in which torchrun may send the same signal to this process again."""
@@ -191,7 +191,7 @@ def _refuse_unused_losses(model: nn.Module, given: Collection[str]) -> None:
             MASK_LOSSES,
         )
     else:
-        reason, used = f"the mask branch {config.mask_branch} predicts no edges", {"mask_weight"}
+        reason, used = f"the mask branch {config.mask_branch} predicts no edges", {"loss_reduction", "mask_weight"}
     unused = set(given) - used
     if unused:
         flag = min(unused).replace("_", "-")

@@ -37,6 +37,10 @@ class Means:
         """(N, …) → (…): the contribution of these positives to the mean; a connected zero for N = 0."""
         return self.per_positive(values.sum(0), len(values))
 
+    def total(self, values: Tensor) -> Tensor:
+        """(N, …) → (…): the contribution of these positives to a sum over all positives of the step."""
+        return values.sum(0)
+
     def per_positive(self, total: Tensor, count: int | Tensor, more: int = 0, kind: str = "regions") -> Tensor:
         """Divide a sum by the number of positives plus ``more``, at least 1.
 
@@ -66,11 +70,15 @@ class JointMeans(Means):
 
     Args:
         parts: number of parts whose gradients are averaged.
-        total: sums a tensor over the processes, without gradient.
+        add_up: sums a tensor over the processes, without gradient.
     """
 
-    def __init__(self, parts: int, total: Callable[[Tensor], Tensor]) -> None:
-        self.parts, self.total = parts, total
+    def __init__(self, parts: int, add_up: Callable[[Tensor], Tensor]) -> None:
+        self.parts, self.add_up = parts, add_up
+
+    def total(self, values: Tensor) -> Tensor:
+        """This part's sum times the number of parts, whose gradients are averaged."""
+        return values.sum(0) * self.parts
 
     def per_positive(self, total: Tensor, count: int | Tensor, more: int = 0, kind: str = "regions") -> Tensor:
         """This part's sum divided by the joint number of positives plus ``more``, times the number of parts."""
@@ -83,25 +91,25 @@ class JointMeans(Means):
 
     def _count(self, like: Tensor, count: int | Tensor, kind: str = "regions") -> Tensor:
         """Number of positives of the step, on the device of a tensor."""
-        return self.total(torch.as_tensor(count, dtype=torch.float32, device=like.device))
+        return self.add_up(torch.as_tensor(count, dtype=torch.float32, device=like.device))
 
     def _joint(self, name: str, values: Tensor) -> Tensor:
         """The joint mean, without gradient."""
         count = self._count(values, len(values)).clamp_min(1.0)
-        return (self.total(_float32(values.detach()).sum(0)) / count).to(values.dtype)
+        return (self.add_up(_float32(values.detach()).sum(0)) / count).to(values.dtype)
 
 
 class CountingMeans(Means):
     """Finds the joint means of a step of several micro-batches, in one pass over each without gradients.
 
     Args:
-        total: sums a tensor over the processes, without gradient.
+        add_up: sums a tensor over the processes, without gradient.
     """
 
     counting = True
 
-    def __init__(self, total: Callable[[Tensor], Tensor]) -> None:
-        self.total = total
+    def __init__(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        self.add_up = add_up
         self.counts: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
 
@@ -124,7 +132,7 @@ class CountingMeans(Means):
         device = self.sums[names[0]].device if names else self.counts[kinds[0]].device
         counts = torch.stack([self.counts[kind].to(device) for kind in kinds])
         flat = torch.cat([counts, *(self.sums[name].reshape(-1) for name in names)])
-        counts, *totals = self.total(flat).split([len(kinds), *(self.sums[name].numel() for name in names)])
+        counts, *totals = self.add_up(flat).split([len(kinds), *(self.sums[name].numel() for name in names)])
         by_kind = dict(zip(kinds, counts))
         joint = {
             name: total.reshape(self.sums[name].shape) / by_kind["regions"].clamp_min(1.0)

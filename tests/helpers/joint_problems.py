@@ -41,6 +41,7 @@ LOSSES = {
         entropy_on="instances",
     ),
     "selected": LossConfig(budget_target=0.1, mask_supervision="selected", entropy_on="selection", detach_switch=False),
+    "sum": LossConfig(budget_target=0.05, loss_reduction="sum"),
     "slack": LossConfig(budget_target=1.0),
 }
 """Losses that together use every mean there is; the budget of "slack" holds."""

@@ -205,9 +205,10 @@ class MaskBranch(nn.Module):
                 error = self._size_error(state, target_masks[-1], boundary_width)
             named = losses.switch_losses(logits, fractions, mask_losses, edge_losses, error, config, noise, self.means)
         else:  # phase one: all sizes equally
-            named = {"loss_mask": losses.selected_loss(mask_losses, None, self.means)}
+            reduction = config.loss_reduction
+            named = {"loss_mask": losses.selected_loss(mask_losses, None, self.means, reduction)}
             if edge_losses is not None:
-                named["loss_edge"] = losses.selected_loss(edge_losses, None, self.means)
+                named["loss_edge"] = losses.selected_loss(edge_losses, None, self.means, reduction)
             if self.switch is not None:
                 idle = ["loss_boundary"] if config.switch_signal == "boundary" else []
                 named |= dict.fromkeys([*idle, "loss_budget", "loss_entropy"], logits.sum() * 0)

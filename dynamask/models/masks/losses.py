@@ -1,9 +1,10 @@
 """Losses of the mask branch (Eq. 3–6): pure functions; the trainer applies their weights (Eq. 7).
 
-They are means over the pixels of a mask and over the N positive RoIs, so that λ does not depend on the batch size. The
-argument ``means`` takes the mean over the RoIs: those of the arguments by default, those of the whole batch where a
-step is spread over processes or micro-batches, so that E(C) and f_k are those of the whole batch. Without a positive
-RoI every loss is a zero that is connected to its inputs.
+They are means over the pixels of a mask. Over the N positive RoIs they are means, so that λ does not depend on the
+batch size, or, in Eq. 3–4 with ``loss_reduction="sum"``, sums as the paper writes them; Eq. 5–6 are always means. The
+argument ``means`` reduces over the RoIs: those of the arguments by default, those of the whole batch where a step is
+spread over processes or micro-batches, so that E(C) and f_k are those of the whole batch. Without a positive RoI every
+loss is a zero that is connected to its inputs.
 """
 
 from __future__ import annotations
@@ -50,16 +51,20 @@ def dice_losses(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     return torch.stack(losses, dim=1)
 
 
-def selected_loss(per_size: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS) -> Tensor:
-    """Mean over RoIs of Σ_k y_k ℓ_k: L_mask (Eq. 3), L_edge (Eq. 4), or the boundary error of the selected sizes.
+def selected_loss(
+    per_size: Tensor, selection: Tensor | None, means: Means = LOCAL_MEANS, reduction: str = "mean"
+) -> Tensor:
+    """Mean or sum over RoIs of Σ_k y_k ℓ_k: L_mask (Eq. 3), L_edge (Eq. 4), or the boundary error of the chosen sizes.
 
     Args:
         per_size: (N, K) losses ℓ of each size.
         selection: (N, K) one-hot y, or p for the expected loss; None weights all sizes equally by 1/K.
-        means: takes the mean over the RoIs.
+        means: takes the mean or the sum over the RoIs of the step.
+        reduction: "mean" or "sum" over the RoIs.
     """
     weights = 1.0 / per_size.shape[1] if selection is None else selection
-    return means.share((per_size * weights).sum(1))
+    per_region = (per_size * weights).sum(1)
+    return means.total(per_region) if reduction == "sum" else means.share(per_region)
 
 
 def size_errors(
@@ -177,9 +182,10 @@ def switch_losses(
         if error is None:
             raise ValueError("the signal 'boundary' needs the boundary error of every size")
         named, quality = {"loss_boundary": selected_loss(error, selection, means)}, selection.detach()
+    masks, reduction = None if config.mask_supervision == "all" else quality, config.loss_reduction
     return {
-        "loss_mask": selected_loss(mask_losses, None if config.mask_supervision == "all" else quality, means),
-        "loss_edge": selected_loss(edge_losses, quality, means),
+        "loss_mask": selected_loss(mask_losses, masks, means, reduction),
+        "loss_edge": selected_loss(edge_losses, quality, means, reduction),
         **named,
         **balance_losses(logits, selection, fractions, config, means),
     }
