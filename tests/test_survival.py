@@ -27,6 +27,7 @@ from helpers.runs import (
 )
 
 from dynamask import cli
+from dynamask.cli.training import data_record
 from dynamask.data import TrainingLoader
 from dynamask.engine import train as engine
 from dynamask.engine.checkpoint import checkpoints, load_newest_run, load_run, run_file, save_run
@@ -221,6 +222,28 @@ def test_other_settings_are_named_with_both_values_and_harmless_ones_pass(tmp_pa
     assert other.step == 4
 
 
+def test_annotations_that_have_changed_are_noticed(data, tmp_path):
+    def recorded(*more: str) -> dict:
+        return data_record(cli.build_parser().parse_args([*arguments(data, tmp_path, *more)]))
+
+    run = toy_run(tmp_path)
+    run.settings = recorded()
+    train(run, progress=False)
+    file = data / "annotations.json"
+    content = file.read_text()
+    try:
+        file.write_text(content.replace('"bbox": [4, 7, 22, 30]', '"bbox": [4, 8, 22, 30]'))
+        run.settings = recorded()
+        with pytest.raises(DynaMaskError, match="the annotations have changed since the run in .* was started"):
+            run.resume()
+    finally:
+        file.write_text(content)
+    run.settings = recorded("--save-every", "3")
+    run.resume()
+    scenes = cli.build_parser().parse_args(["train", "--data", "shapes:1:9", "--data", str(data), "--out", "x"])
+    assert data_record(scenes)["annotation_digests"] == run.settings["annotation_digests"]
+
+
 def test_another_number_of_threads_is_noted(tmp_path):
     run = toy_run(tmp_path)
     run.save()
@@ -261,7 +284,7 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch, owner, name, s
     with pytest.raises(DynaMaskError) as caught:
         train(run, progress=False)
     message = str(caught.value)
-    assert "run-000004.pt cannot be written (No space left on device)" in message and "\n" not in message
+    assert "run-000004.pt cannot be written (the disk is full)" in message and "\n" not in message
     assert "run-000003.pt is intact" in message
     assert {path.name: path.read_bytes() for path in tmp_path.glob("run-*")} == before
     monkeypatch.undo()
@@ -300,14 +323,14 @@ def test_a_disk_that_is_really_full(tmp_path):
         pytest.skip("no right to mount a small disk")
     assert done.returncode == 0, done.stderr
     state, weights, left = done.stdout.splitlines()
-    assert "run-000002.pt cannot be written (No space left on device)" in state and "No space left" in weights
+    assert "run-000002.pt cannot be written (the disk is full)" in state and "the disk is full" in weights
     assert left == "['run-000001.pt']"
 
 
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     run = toy_run(tmp_path, save_every=1)
     monkeypatch.setattr(csv, "writer", no_space)
-    with pytest.raises(DynaMaskError, match=r"log in .* cannot be written \(No space left on device\).*--resume"):
+    with pytest.raises(DynaMaskError, match=r"log in .* cannot be written \(the disk is full\).*--resume"):
         train(run, progress=False)
 
 

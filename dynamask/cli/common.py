@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamask.config import parse_refine
-from dynamask.files import write_text
+from dynamask.files import check_file, explain, write_text
 from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
 if TYPE_CHECKING:
@@ -70,8 +70,11 @@ def refine_shares(text: str) -> tuple[float, ...]:
 
 
 def check_json(target: str | None) -> None:
-    """Raise :class:`DynaMaskError` if the folder of ``--json`` does not exist, before the work starts."""
-    if target is not None and target != "-" and not Path(target).absolute().parent.is_dir():
+    """Raise :class:`DynaMaskError` if ``--json`` names no file or a folder that does not exist, before the work."""
+    if target is None or target == "-":
+        return
+    check_file(Path(target))
+    if not Path(target).absolute().parent.is_dir():
         raise DynaMaskError(f"folder {Path(target).parent} of --json does not exist; create it or choose another")
 
 
@@ -102,7 +105,8 @@ def run_command(name: str, command: Callable[[], None], json_target: str | None 
     except ReportedElsewhereError:
         return 2
     except (DynaMaskError, OSError) as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = explain(error) if isinstance(error, OSError) else str(error)
+        print(f"{name}: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     return 0
 

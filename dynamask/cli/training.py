@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -23,18 +24,19 @@ from dynamask.config import AggregationConfig, BaseModelConfig, ModelConfig, Sol
 from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.cut_outs import CutOuts
 from dynamask.data.loaders import TrainingLoader
-from dynamask.data.sources import open_together
+from dynamask.data.sources import find_source, is_shapes, open_together
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.distributed import Ranks, check_device, joined
+from dynamask.engine.folder_lock import locked
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.engine.run import Run
+from dynamask.engine.run import CONTENTS, Run
 from dynamask.engine.train import freeze, train
 from dynamask.models.build import build_model
 from dynamask.models.detectors.nanodet_weights import add_teacher, is_nanodet_source, load_nanodet
 from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.hub import find_weights
-from dynamask.models.weights import initialise, save_model
+from dynamask.models.weights import file_digest, initialise, save_model
 from dynamask.presets import default_training, model_config
 from dynamask.structures import DynaMaskError
 from dynamask.training_config import LossConfig, TrainConfig
@@ -50,7 +52,10 @@ def run_training(arguments: argparse.Namespace) -> None:
     given_losses = given_fields(arguments, LossConfig)  # without those of a recipe
     apply_recipe(arguments)
     keep_freed_memory()
-    with joined(arguments.device or default_training(arguments.model)[0].device) as ranks:
+    device = arguments.device or default_training(arguments.model)[0].device
+    with joined(device) as ranks, contextlib.ExitStack() as held:
+        ranks.together(lambda: _check_arguments(arguments))
+        ranks.from_first(lambda: held.enter_context(locked(arguments.out)))
         make_run, validation = ranks.together(lambda: _prepare_run(arguments, ranks, given_losses))
         run = make_run()
         actions = ranks.together(lambda: periodic(run, validation))
@@ -78,11 +83,10 @@ def run_training(arguments: argparse.Namespace) -> None:
 def _prepare_run(
     arguments: argparse.Namespace, ranks: Ranks, given_losses: Collection[str]
 ) -> tuple[Callable[[], Run], Validation | None]:
-    """Check the arguments, open the data and build the model.
+    """Open the data and build the model.
 
     The run itself, whose constructor communicates with the other processes, is left to the caller.
     """
-    _check_arguments(arguments)
     config, loss_config = default_training(arguments.model)
     config = _scale_lr(dataclasses.replace(config, **given_fields(arguments, TrainConfig)), arguments, config)
     loss_config = dataclasses.replace(loss_config, **given_fields(arguments, LossConfig))
@@ -110,7 +114,7 @@ def _prepare_run(
         "train": dataclasses.asdict(config),
         "losses": dataclasses.asdict(loss_config),
         "model": model.config.to_dict(),
-        **_named_data(arguments),
+        **data_record(arguments),
         "split": arguments.split,
         "freeze": arguments.freeze,
         "teacher": arguments.teacher and Path(arguments.teacher).name,
@@ -134,13 +138,22 @@ def _check_cut_outs(config: BaseModelConfig, arguments: argparse.Namespace) -> N
         )
 
 
-def _named_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The record of the training data: ``data`` as it was given, a list if it was repeated, and the names of the files.
+def data_record(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record of the training data: ``data`` as it was given, a list if it was repeated, and names and hashes of the
+    annotation files.
 
     Folders are left out of the names, so that a run can be resumed after its data was moved.
     """
     data = arguments.data[0] if len(arguments.data) == 1 else arguments.data or None
-    return {"data": data, "annotations": [path.name for path in arguments.annotations]}
+    names = [path.name for path in arguments.annotations]
+    return {"data": data, "annotations": names, CONTENTS: _annotation_digests(arguments)}
+
+
+def _annotation_digests(arguments: argparse.Namespace) -> list[str]:
+    """SHA-256 of every annotation file; none for scenes and for data sets whose labels are pictures."""
+    folders = [find_source(data, arguments.split) for data in arguments.data if not is_shapes(data)]
+    files = [*(folder.annotations for folder in folders), *arguments.annotations]
+    return [file_digest(path) for path in files if path.is_file()]
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

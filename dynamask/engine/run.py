@@ -26,6 +26,7 @@ from dynamask.engine.checkpoint import (
 from dynamask.engine.compiling import compile_body
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.optimizer import WeightAverage, build_optimizer
+from dynamask.files import remove_partial_files
 from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.structures import DynaMaskError
 from dynamask.training_config import TrainConfig
@@ -44,6 +45,8 @@ FREE_SETTINGS = (
 )
 """Settings that may change when a run is resumed: the losses depend on them at most in their last bits and in random
 draws within a step."""
+CONTENTS = "annotation_digests"
+"""Setting with the SHA-256 of the annotation files."""
 COARSE_SIZES = 2
 """Number of mask sizes that are trained at a coarse start: 14 and 28."""
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -181,8 +184,7 @@ class Run:
                 f"{self.out} holds {found[-1].name} already, and this run is at step {self.step}; resume that run "
                 "or choose another folder"
             )
-        for partial in self.out.glob("run-*.pt.partial"):
-            partial.unlink(missing_ok=True)
+        remove_partial_files(self.out)
 
     def save(self) -> None:
         """Write the state atomically to ``out/run-STEP.pt`` and keep the last ``config.keep`` states.
@@ -276,12 +278,17 @@ class Run:
         changed = [
             f"{key} {_shortened(theirs[key])}, now {_shortened(ours[key])}"
             for key in theirs
-            if key in ours and key not in FREE_SETTINGS and theirs[key] != ours[key]
+            if key in ours and key not in (*FREE_SETTINGS, CONTENTS) and theirs[key] != ours[key]
         ]
         if changed:
             raise DynaMaskError(
                 f"the run in {self.out} was started with other settings ({'; '.join(changed)}); "
                 "resume it with the same ones or choose another --out"
+            )
+        if theirs.get(CONTENTS) != ours.get(CONTENTS) and CONTENTS in theirs.keys() & ours.keys():
+            raise DynaMaskError(
+                f"the annotations have changed since the run in {self.out} was started; resume it with the same file, "
+                f"or start a new run from its weights with --init {self.out}/last.safetensors and another --out"
             )
 
 

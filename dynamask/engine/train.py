@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dynamask.data.loaders import Batch
 from dynamask.engine.distributed import CONTINUE, FAIL, STOP
+from dynamask.engine.folder_lock import locked
 from dynamask.engine.log import RunLog
 from dynamask.engine.run import Run
 from dynamask.engine.step import train_step
@@ -83,10 +84,24 @@ def train(
         Whether the last step is done.
 
     Raises:
-        DynaMaskError: a value is not finite, an image cannot be read, or a file cannot be written. The states saved
-            before are intact.
+        DynaMaskError: a value is not finite, an image cannot be read, a file cannot be written, or another training
+            uses the folder. The states saved before are intact.
     """
-    config, ranks, stopping = run.config, run.ranks, should_stop or (lambda: False)
+    with contextlib.ExitStack() as held:
+        run.ranks.from_first(lambda: held.enter_context(locked(run.out)))
+        return _train(run, on_save, progress, on_step, should_stop or (lambda: False), periodic)
+
+
+def _train(
+    run: Run,
+    on_save: Callable[[Run], None] | None,
+    progress: bool,
+    on_step: Callable[[Run, dict[str, float]], None] | None,
+    stopping: Callable[[], bool],
+    periodic: Sequence[Periodic],
+) -> bool:
+    """:func:`train` in a folder that is locked."""
+    config, ranks = run.config, run.ranks
     last = min(config.stop_at or config.iterations, config.iterations)
     completed = None  # the step of the last call of on_save
     run.prepare()
