@@ -190,6 +190,9 @@ class ModelConfig(BaseModelConfig):
     are the cells nearest to the outline at the coarser size; None or three ones compute all cells, as in the paper."""
     switch_channels: int = 64
     switch_hidden: int = 256
+    quality_channels: int = 0
+    """Channels of the quality head, which predicts mask IoU and boundary IoU of every size; 0 for none."""
+    quality_hidden: int = 128
     box_head_channels: int = 1024
     class_agnostic: bool = False
     """One mask logit for all classes."""

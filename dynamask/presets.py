@@ -52,13 +52,14 @@ SMALL_LOSSES = LossConfig(
 )
 """Losses of the small presets, chosen on scenes of known difficulty (`docs/decisions.md`)."""
 
-_DYNAMASK = ModelConfig()
+_DYNAMASK = ModelConfig(quality_channels=32)
 _DYNAMASK_SMALL = ModelConfig(
     fpn_channels=64,
     region_channels=64,
     offset_groups=(1, 1, 1),
     switch_channels=16,
     switch_hidden=128,
+    quality_channels=8,
     box_head_channels=256,
     min_sizes=(256, 288, 320, 352),
     test_min_size=320,
@@ -79,6 +80,7 @@ _DYNAMASK_NANODET = ModelConfig(
     offset_groups=(1, 1, 1),
     switch_channels=16,
     switch_hidden=128,
+    quality_channels=8,
     class_agnostic=True,
     corner_cells=True,
     stage_strides=(8, 4, 4),

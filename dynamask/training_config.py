@@ -36,6 +36,8 @@ class LossConfig:
     """Weight of the boundary error under the signal "boundary"."""
     overlap_share: float = 0.0
     """Share (0–1) of 1 − mask IoU in that error; the rest is 1 − boundary IoU."""
+    quality_weight: float = 1.0
+    """Weight of the quality head's loss; its gradient reaches no other module."""
     switch_gradient: float = 1.0
     """Factor on the gradient of the edge and mask losses with respect to y."""
     detach_switch: bool = True
@@ -71,6 +73,7 @@ class LossConfig:
             "loss_boundary": self.boundary_weight,
             "loss_budget": self.switch_weight,
             "loss_entropy": self.switch_weight,
+            "loss_mask_quality": self.quality_weight,
         }
 
 

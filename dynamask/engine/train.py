@@ -29,12 +29,13 @@ def freeze(model: nn.Module, part: str) -> None:
 
     Args:
         model: changed in place.
-        part: "detector" trains the mask branch and the modules that only it reads, "all-but-switch" the switch alone.
+        part: "detector" trains the mask branch and the modules that only it reads, "all-but-switch" the switch and
+            the quality head alone.
 
     Raises:
         DynaMaskError: nothing would be left to train.
     """
-    kept = ("mask_branch.switch.",)
+    kept = ("mask_branch.switch.", "mask_branch.quality.")
     if part == "detector":
         detector = getattr(model, "detector", None)
         kept = ("mask_branch.", *(f"detector.{prefix}" for prefix in getattr(detector, "MASK_MODULES", ())))

@@ -26,6 +26,7 @@ from dynamask.models.masks.heads.pyramids import (
     matching_channels,
 )
 from dynamask.models.masks.region_fpn import RegionFPN
+from dynamask.models.masks.quality import QualityHead
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.solo.aggregation import NeighbourAggregation
 from dynamask.models.solo.heads import SoloHead, SoloV2Head
@@ -126,13 +127,15 @@ _DETECTORS: dict[str, Callable[[ModelConfig, str | Path | None], Detector]] = {
 
 
 def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None) -> MaskBranch:
-    """The mask branch that a configuration names, with a switch where it is the r-FPN."""
+    """The mask branch that a configuration names, with a switch and possibly a quality head where it is the r-FPN."""
     head = _MASK_HEADS[config.mask_branch](config)
     head.corner_cells = config.corner_cells
-    switch = None
+    switch = quality = None
     if config.mask_branch == "region_fpn":
         switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
-    return MaskBranch(head, switch, loss_config, config.mask_rois, config.region_margin)
+        if config.quality_channels:
+            quality = QualityHead(config.region_channels, config.quality_channels, config.quality_hidden)
+    return MaskBranch(head, switch, loss_config, config.mask_rois, config.region_margin, quality)
 
 
 def _mask_classes(config: ModelConfig) -> int:

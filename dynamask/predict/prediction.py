@@ -131,6 +131,8 @@ class Prediction:
         class_ids: class id of label i at index i − 1 in :meth:`to_supervision`; () for the labels themselves.
         mask_size: (R,) int64, side of each mask in mask pixels; None for models whose masks have no size.
         switch_logits: (R, 4) float32; None without a switch.
+        quality: (R, 4, 2) float32 in [0, 1], predicted mask IoU and boundary IoU at each size; None without a quality
+            head.
         regions: cached features of the mask branch; None for models without a mask branch.
         cells: the grid cells of the instances; None for models without a grid.
     """
@@ -148,6 +150,7 @@ class Prediction:
     class_ids: tuple[int, ...] = ()
     mask_size: Tensor | None = None
     switch_logits: Tensor | None = None
+    quality: Tensor | None = None
     regions: CachedRegions | None = None
     cells: Cells | None = None
 
@@ -158,6 +161,14 @@ class Prediction:
     def switch_probs(self) -> Tensor | None:
         """(R, 4) float32, softmax of the switch logits (Eq. 1); None without a switch."""
         return None if self.switch_logits is None else self.switch_logits.softmax(dim=1)
+
+    @property
+    def chosen_quality(self) -> Tensor | None:
+        """(R, 2) float32, predicted mask IoU and boundary IoU of each instance's mask; None without a quality head."""
+        if self.quality is None:
+            return None
+        index = torch.tensor([MASK_SIZES.index(size) for size in self.mask_size.tolist()], dtype=torch.int64)
+        return self.quality[torch.arange(len(self)), index]
 
     @property
     def mask_sizes(self) -> tuple[int, ...]:
@@ -203,7 +214,10 @@ class Prediction:
         return self.regions.probs(index, MASK_SIZES.index(size))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results (xywh boxes, compressed RLE) with ``macs`` and, where masks have a size, ``mask_size``."""
+        """COCO results (xywh boxes, compressed RLE) with ``macs`` and, where masks have a size, ``mask_size``.
+
+        With a quality head ``quality`` is [mask IoU, boundary IoU] predicted for the mask.
+        """
         results = []
         for i, (box, label) in enumerate(zip(self.boxes.tolist(), self.labels.tolist())):
             result: dict[str, Any] = {
@@ -215,6 +229,8 @@ class Prediction:
             }
             if self.mask_size is not None:
                 result["mask_size"] = int(self.mask_size[i])
+            if self.quality is not None:
+                result["quality"] = [round(value, 4) for value in self.chosen_quality[i].tolist()]
             results.append({**result, "macs": int(self.macs[i])})
         return results
 

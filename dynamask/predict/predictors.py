@@ -18,7 +18,7 @@ from dynamask.models.detectors.base import EncodedImages
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.masks.heads.base import RegionState
-from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
+from dynamask.models.masks.policies import LEARNED, QUALITY, Policy, budget_in_macs
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.solo.inference import detect
 from dynamask.models.solo.model import SoloNet
@@ -45,6 +45,7 @@ class Predictor(Protocol):
         mask_sizes: the sizes of ``MASK_SIZES`` that instances can get, coarse to fine; empty where masks have no size.
         costs: MACs of the mask branch; None without a mask branch.
         has_switch: whether a switch chooses the sizes. Without one "learned" is the finest size.
+        has_quality: whether a quality head predicts the quality of every size.
         takes_boxes: whether masks can be predicted in given boxes.
     """
 
@@ -58,12 +59,15 @@ class Predictor(Protocol):
     mask_sizes: tuple[int, ...]
     costs: MaskBranchCosts | None
     has_switch: bool
+    has_quality: bool
     takes_boxes: ClassVar[bool]
 
     def check_switch(self, feature: str) -> None:
         """Raise :class:`DynaMaskError` if these weights have no switch, which ``feature`` needs."""
 
-    def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
+    def check_choice(
+        self, policy: str | Policy | None = None, budget: float | None = None
+    ) -> tuple[Policy, float | None]:
         """Check a policy and a budget in mean GMACs per instance.
 
         Returns:
@@ -77,7 +81,7 @@ class Predictor(Protocol):
     def __call__(
         self,
         image: PictureSource,
-        policy: str | Policy = LEARNED,
+        policy: str | Policy | None = None,
         budget: float | None = None,
         score: float | None = None,
         boxes: Boxes | None = None,
@@ -91,9 +95,10 @@ class Predictor(Protocol):
         Args:
             image: (H, W, 3) uint8 RGB array, (3, H, W) uint8 RGB tensor, PIL image, path, or what else
                 :func:`dynamask.data.pictures.read_picture` reads.
-            policy: "learned", "size" (Eq. 8) or "fixed:S".
-            budget: mean GMACs per instance, met exactly on this image by the sizes that the switch prefers; only with
-                the policy "learned".
+            policy: "learned", "quality", "size" (Eq. 8) or "fixed:S"; the default is "learned", and under a budget
+                "quality" where the weights have a quality head.
+            budget: mean GMACs per instance, met exactly on this image: the sizes with the largest predicted quality,
+                or under "learned" the largest Σ log p of the switch, within it. Only with these two policies.
             score: detections below this score, 0–1, are left out; by default ``default_score``, for given ones 0.
             boxes: (R, 4) xyxy in image pixels: predict masks in these boxes instead of detecting.
             labels: (R,) labels ≥ 1 of the given boxes; by default the box head classifies them.
@@ -109,7 +114,9 @@ class Predictor(Protocol):
             DynaMaskError: an image or argument that cannot be used.
         """
 
-    def select(self, prediction: Prediction, policy: str | Policy = LEARNED, budget: float | None = None) -> Prediction:
+    def select(
+        self, prediction: Prediction, policy: str | Policy | None = None, budget: float | None = None
+    ) -> Prediction:
         """The same instances under another policy or budget; only stages that were not computed yet are run."""
 
 
@@ -128,7 +135,7 @@ class _ModelPredictor:
     def __call__(
         self,
         image: PictureSource,
-        policy: str | Policy = LEARNED,
+        policy: str | Policy | None = None,
         budget: float | None = None,
         score: float | None = None,
         boxes: Boxes | None = None,
@@ -175,7 +182,9 @@ class _ModelPredictor:
         if mask_nms and given:
             raise DynaMaskError("mask_nms leaves out no given boxes; omit it, or let the model detect")
 
-    def select(self, prediction: Prediction, policy: str | Policy = LEARNED, budget: float | None = None) -> Prediction:
+    def select(
+        self, prediction: Prediction, policy: str | Policy | None = None, budget: float | None = None
+    ) -> Prediction:
         """See :meth:`Predictor.select`."""
         return self._select(prediction, *self.check_choice(policy, budget))
 
@@ -232,6 +241,7 @@ class TwoStagePredictor(_ModelPredictor):
         self.mask_sizes = model.mask_branch.mask_sizes
         self.costs = model.mask_branch.costs
         self.has_switch = model.mask_branch.switch is not None
+        self.has_quality = model.mask_branch.quality is not None
 
     def check_switch(self, feature: str) -> None:
         """See :meth:`Predictor.check_switch`."""
@@ -241,12 +251,18 @@ class TwoStagePredictor(_ModelPredictor):
                 f"{self.model.config.mask_branch}; use other weights, for example shapes, or one of {self._fixed()}"
             )
 
-    def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
+    def check_choice(
+        self, policy: str | Policy | None = None, budget: float | None = None
+    ) -> tuple[Policy, float | None]:
         """See :meth:`Predictor.check_choice`."""
+        if policy is None:
+            policy = QUALITY if budget is not None and self.has_quality else LEARNED
         policy = Policy.parse(policy)
         policy.check_budget(budget)
         if budget is not None or policy.name == "size":
             self.check_switch("a budget" if budget is not None else "the policy 'size'")
+        if policy == QUALITY and not self.has_quality:
+            raise DynaMaskError("the policy 'quality' needs a quality head, and these weights have none; use 'learned'")
         if policy.size is not None and policy.size not in self.mask_sizes:
             raise DynaMaskError(
                 f"these weights cannot follow the policy {str(policy)!r}; choose one of {self._fixed()}"
@@ -263,7 +279,8 @@ class TwoStagePredictor(_ModelPredictor):
         """Choose the sizes and run the stages that they need."""
         start = time.perf_counter()
         macs = self.costs.macs_per_instance
-        choice = policy.choose(prediction.boxes, prediction.image_size, prediction.switch_logits, macs, limit)
+        known = (prediction.boxes, prediction.image_size, prediction.switch_logits)
+        choice = policy.choose(*known, macs, limit, prediction.quality)
         prediction.regions.ensure(choice)
         timings = {**prediction.timings, "masks": _milliseconds(start)}
         return dataclasses.replace(prediction.resized(choice, macs), timings=timings)
@@ -310,6 +327,7 @@ class TwoStagePredictor(_ModelPredictor):
             category_ids=found.category_ids,
             class_ids=found.class_ids,
             switch_logits=state.switch_logits.cpu().float() if self.has_switch else None,
+            quality=state.quality_logits.sigmoid().cpu().float() if self.has_quality else None,
             regions=CachedRegions(self.model.mask_branch, state),
         )
 
@@ -378,6 +396,7 @@ class OneStagePredictor(_ModelPredictor):
     mask_sizes = ()
     costs = None
     has_switch = False
+    has_quality = False
 
     def __init__(self, model: SoloNet) -> None:
         super().__init__(model)
@@ -388,9 +407,11 @@ class OneStagePredictor(_ModelPredictor):
         """See :meth:`Predictor.check_switch`."""
         raise DynaMaskError(f"{feature} needs a switch, and one-stage models have none; use weights of DynaMask")
 
-    def check_choice(self, policy: str | Policy = LEARNED, budget: float | None = None) -> tuple[Policy, float | None]:
+    def check_choice(
+        self, policy: str | Policy | None = None, budget: float | None = None
+    ) -> tuple[Policy, float | None]:
         """See :meth:`Predictor.check_choice`; every choice but the default is refused."""
-        if str(policy) != str(LEARNED) or budget is not None:
+        if str(policy or LEARNED) != str(LEARNED) or budget is not None:
             raise DynaMaskError("a one-stage model has one mask size; omit the policy and the budget")
         return LEARNED, None
 

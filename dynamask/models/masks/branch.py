@@ -13,6 +13,7 @@ from dynamask.models.detectors.base import PositiveRegions, Target, boxes_to_roi
 from dynamask.models.masks import losses
 from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
+from dynamask.models.masks.quality import QualityHead, quality_loss
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.tensor_functions import TensorFunction, region_function
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes
@@ -31,6 +32,7 @@ class MaskBranch(nn.Module):
         head: the r-FPN, or one of the baselines.
         switch: the mask switch module, which reads the head's first feature; without it every region gets the head's
             finest size.
+        quality: the quality head, which reads the same feature; without it no quality is predicted.
         loss_config: the branch reads everything but the weights, which the trainer applies.
         mask_rois: positive regions per picture that :meth:`training_losses` uses, at most.
         region_margin: share of a box's width and height by which its region is enlarged on every side; masks cover the
@@ -50,11 +52,13 @@ class MaskBranch(nn.Module):
         loss_config: LossConfig | None = None,
         mask_rois: int = 128,
         region_margin: float = 0.0,
+        quality: QualityHead | None = None,
     ) -> None:
         super().__init__()
         self.add_module(head.NAME, head)
         self.head_name = head.NAME
         self.switch = switch
+        self.quality = quality
         self.loss_config = loss_config or LossConfig()
         head.dice_weight = self.loss_config.dice_weight
         self.mask_rois = mask_rois
@@ -76,7 +80,7 @@ class MaskBranch(nn.Module):
     @property
     def costs(self) -> MaskBranchCosts:
         """The MACs of the branch, derived from its layers."""
-        return mask_branch_costs(self.head, self.switch)
+        return mask_branch_costs(self.head, self.switch, self.quality)
 
     def forward(
         self, features: dict[str, Tensor], rois: Tensor, labels: Tensor, size_index: Tensor | None = None
@@ -98,7 +102,7 @@ class MaskBranch(nn.Module):
         return state, size_index, by_region(self._mask_logits(state, size_index), len(state))
 
     def begin(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> RegionState:
-        """Compute the head's first features of R regions, and the switch logits from them.
+        """Compute the head's first features of R regions, and the logits of switch and quality head from them.
 
         The ``rois`` of the state are the given boxes enlarged by the margin. Without a switch all probability lies on
         the finest size. Arguments as of :meth:`forward`.
@@ -110,6 +114,8 @@ class MaskBranch(nn.Module):
         else:
             tiny = state.features[0]
             state.switch_logits = self.switch(tiny.detach() if self.loss_config.detach_switch else tiny)
+        if self.quality is not None:
+            state.quality_logits = self.quality(state.features[0].detach(), state.rois)
         return state
 
     def tensor_functions(self) -> Iterator[TensorFunction]:
@@ -180,11 +186,11 @@ class MaskBranch(nn.Module):
             state: of :meth:`begin` on the positive RoIs.
             target_masks: K tensors (N, S_k, S_k) in {0, 1}.
             noise: (N, K) Gumbel noise, drawn by default.
-            boundary_width: (N,) in network-input pixels; required by the switch signal "boundary".
+            boundary_width: (N,) in network-input pixels; required by the switch signal "boundary" and the quality head.
 
         Returns:
-            See :func:`dynamask.models.masks.losses.switch_losses`; in phase one the losses of the switch are 0.
-            Empty in a counting pass.
+            See :func:`dynamask.models.masks.losses.switch_losses`, and ``loss_mask_quality`` with a quality head; in phase
+            one the losses of the switch and the quality head are 0. Empty in a counting pass.
         """
         logits = state.switch_logits.float()
         fractions = logits.new_tensor(self.costs.fractions)
@@ -201,9 +207,13 @@ class MaskBranch(nn.Module):
         edge_losses = self.head.edge_losses(state, target_masks) if self.head.has_edges else None
         if choosing:
             error = None
-            if config.switch_signal == "boundary":
-                error = self._size_error(state, target_masks[-1], boundary_width)
+            if config.switch_signal == "boundary" or self.quality is not None:
+                errors = self._size_errors(state, target_masks[-1], boundary_width)
+                error = torch.lerp(*errors, config.overlap_share)
             named = losses.switch_losses(logits, fractions, mask_losses, edge_losses, error, config, noise, self.means)
+            if self.quality is not None:
+                measured = 1.0 - torch.stack(errors[::-1], dim=2)  # (N, K, 2) mask IoU, boundary IoU
+                named["loss_mask_quality"] = self.means.share(quality_loss(state.quality_logits.float(), measured))
         else:  # phase one: all sizes equally
             reduction = config.loss_reduction
             named = {"loss_mask": losses.selected_loss(mask_losses, None, self.means, reduction)}
@@ -212,18 +222,23 @@ class MaskBranch(nn.Module):
             if self.switch is not None:
                 idle = ["loss_boundary"] if config.switch_signal == "boundary" else []
                 named |= dict.fromkeys([*idle, "loss_budget", "loss_entropy"], logits.sum() * 0)
+            if self.quality is not None:
+                named["loss_mask_quality"] = state.quality_logits.sum() * 0
         if len(state) and self.head.trained_sizes is None:
             return named
         zero = connected_zero(self.parameters())  # every process has a gradient for every parameter
         return {name: loss + zero for name, loss in named.items()}
 
     @torch.no_grad()
-    def _size_error(self, state: RegionState, truth: Tensor, boundary_width: Tensor) -> Tensor:
-        """The error (N, K) of the mask of each size, of the signal "boundary"; truth (N, S, S) at the finest size."""
+    def _size_errors(
+        self, state: RegionState, truth: Tensor, boundary_width: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Boundary error and overlap error (N, K) of the mask of each size; truth (N, S, S) at the finest size."""
+        if boundary_width is None:
+            raise ValueError("the signal 'boundary' and the quality head need the width of the boundary")
         every = torch.arange(len(state), device=state.rois.device)
         mask_logits = [self.head.mask_logits(state, k, every).float() for k in range(len(MASK_SIZES))]
-        errors = losses.size_errors(mask_logits, truth, state.rois[:, 1:], boundary_width)
-        return torch.lerp(*errors, self.loss_config.overlap_share)
+        return losses.size_errors(mask_logits, truth, state.rois[:, 1:], boundary_width)
 
     def size_figures(self, tally: Tensor) -> dict[str, float]:
         """Mask sizes and their cost in a training step, from the sum of :attr:`tally` over its parts.

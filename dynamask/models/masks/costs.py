@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead
-from dynamask.models.masks.switch import MaskSwitchModule
+from dynamask.models.masks.quality import QualityHead
+from dynamask.models.masks.switch import MaskSwitchModule, RegionEncoder
 from dynamask.structures import MASK_SIZES
 
 
@@ -22,6 +23,7 @@ class MaskBranchCosts:
         macs_per_instance: cumulative MACs of one instance that stops at 14, 28, 56, 112, including the mask predictor
             for one class; all equal if the branch cannot stop early.
         switch_macs: MACs of the switch, per instance.
+        quality_macs: MACs of the quality head, per instance; 0 without one.
         projection_macs_per_pixel: MACs per pixel of each feature map that is projected for the whole image.
         projection_strides: strides of those maps.
         cells: number of cells of the masks at 14, 28, 56 and 112 that are computed; fewer than all with boundary
@@ -33,6 +35,7 @@ class MaskBranchCosts:
     projection_macs_per_pixel: tuple[int, ...]
     projection_strides: tuple[int, ...]
     cells: tuple[int, ...] = tuple(size * size for size in MASK_SIZES)
+    quality_macs: int = 0
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -47,19 +50,22 @@ class MaskBranchCosts:
             if macs:
                 name = f"projection_stride{stride}"
                 rows[name] = rows.get(name, 0) + macs * height * width
-        return {**rows, "switch": self.switch_macs * instances}
+        rows["switch"] = self.switch_macs * instances
+        return {**rows, "quality_head": self.quality_macs * instances} if self.quality_macs else rows
 
 
-def switch_macs(switch: MaskSwitchModule) -> int:
-    """MACs of the switch for one region."""
-    squeeze = conv_macs(switch.squeeze.fc1, 1, 1) + conv_macs(switch.squeeze.fc2, 1, 1)
+def encoder_macs(encoder: RegionEncoder) -> int:
+    """MACs of the switch or the quality head for one region."""
+    squeeze = conv_macs(encoder.squeeze.fc1, 1, 1) + conv_macs(encoder.squeeze.fc2, 1, 1)
     half, quarter = (MASK_SIZES[0] + 1) // 2, ((MASK_SIZES[0] + 1) // 2 + 1) // 2
-    convs = conv_macs(switch.convs[0], half, half) + conv_macs(switch.convs[2], quarter, quarter)
-    return squeeze + convs + switch.fc[0].weight.numel() + switch.fc[2].weight.numel()
+    convs = conv_macs(encoder.convs[0], half, half) + conv_macs(encoder.convs[2], quarter, quarter)
+    return squeeze + convs + encoder.fc[0].weight.numel() + encoder.fc[2].weight.numel()
 
 
-def mask_branch_costs(head: MaskHead, switch: MaskSwitchModule | None) -> MaskBranchCosts:
+def mask_branch_costs(
+    head: MaskHead, switch: MaskSwitchModule | None, quality: QualityHead | None = None
+) -> MaskBranchCosts:
     """Derive the costs of a mask branch from its layers."""
-    choosing = 0 if switch is None else switch_macs(switch)
+    choosing, judging = (0 if module is None else encoder_macs(module) for module in (switch, quality))
     maps = (head.map_macs_per_pixel(), head.map_strides)
-    return MaskBranchCosts(head.macs_per_instance(), choosing, *maps, head.computed_cells())
+    return MaskBranchCosts(head.macs_per_instance(), choosing, *maps, head.computed_cells(), judging)

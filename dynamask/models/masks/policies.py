@@ -19,7 +19,8 @@ class Policy:
     """A resolution policy. ``str(policy)`` is the text that :meth:`parse` takes.
 
     Attributes:
-        name: "learned" (the switch's argmax), "size" (Eq. 8), "fixed", or a policy of evaluation alone.
+        name: "learned" (the switch's argmax), "quality" (the coarsest size whose predicted quality is close to the best),
+            "size" (Eq. 8), "fixed", or a policy of evaluation alone.
         size: side of every mask in mask pixels under "fixed", otherwise None.
     """
 
@@ -33,7 +34,11 @@ class Policy:
 
     @classmethod
     def parse(cls, text: str | Policy, others: Sequence[str] = ()) -> Policy:
-        """The policy that "learned", "size", "fixed:S" or one of ``others`` names; raises :class:`DynaMaskError`."""
+        """The policy that "learned", "quality", "size", "fixed:S" or one of ``others`` names.
+
+        Raises:
+            DynaMaskError: it names none.
+        """
         known = [*map(str, POLICIES), *others]
         if str(text) not in known:
             raise DynaMaskError(f"policy {str(text)!r} is unknown; choose one of {', '.join(known)}")
@@ -45,7 +50,7 @@ class Policy:
 
     def check_budget(self, budget: float | None) -> None:
         """Raise :class:`DynaMaskError` if there is a budget and this policy cannot follow one."""
-        if budget is not None and self.name not in ("learned", "oracle"):
+        if budget is not None and self.name not in ("learned", "quality", "oracle"):
             raise DynaMaskError(f"a budget cannot be combined with the policy {str(self)!r}; give one of them")
 
     def choose(
@@ -55,6 +60,7 @@ class Policy:
         switch_logits: Tensor | None = None,
         macs: tuple[int, ...] = (),
         limit: float | None = None,
+        quality: Tensor | None = None,
     ) -> Tensor:
         """Choose the sizes of R instances of one image.
 
@@ -63,21 +69,49 @@ class Policy:
             image_size: (H, W) in pixels.
             switch_logits: (R, 4); needed by "learned".
             macs: cumulative MACs per size; needed with a limit.
-            limit: mean MACs per instance from :func:`budget_in_macs`, met exactly by "learned".
+            limit: mean MACs per instance from :func:`budget_in_macs`, met exactly by "learned" and "quality".
+            quality: (R, 4, 2) predicted mask IoU and boundary IoU; needed by "quality".
 
         Returns:
             (R,) int64 indices into ``MASK_SIZES``.
         """
         if limit is not None:
-            return exact_budget(switch_logits, macs, limit)
+            return exact_budget(self.preferences(switch_logits, quality), macs, limit)
         if self.size is not None:
             return fixed(len(boxes), self.size)
+        if self.name == "quality":
+            return nearly_best(combined_quality(quality))
         return size_based(boxes, image_size) if self.name == "size" else learned(switch_logits)
+
+    def preferences(self, switch_logits: Tensor | None, quality: Tensor | None) -> Tensor:
+        """(R, 4) float64, the sum of which a budget maximises: log p of the switch, or the predicted quality."""
+        if self.name == "quality":
+            return combined_quality(quality)
+        return F.log_softmax(switch_logits.double(), dim=1)
 
 
 LEARNED = Policy("learned")
-POLICIES = (LEARNED, Policy("size"), *map(Policy.fixed, MASK_SIZES))
+QUALITY = Policy("quality")
+POLICIES = (LEARNED, QUALITY, Policy("size"), *map(Policy.fixed, MASK_SIZES))
 """The policies that choose from a single image."""
+
+
+MASK_SHARE = 0.5
+"""Weight (0–1) of mask IoU in :func:`combined_quality`; the rest is that of boundary IoU."""
+TOLERANCE = 0.01
+"""Loss of combined quality that the policy "quality" accepts for a coarser mask."""
+
+
+def combined_quality(quality: Tensor) -> Tensor:
+    """One number (R, 4) float64 in [0, 1] of each size from predicted mask IoU and boundary IoU (R, 4, 2)."""
+    mask_iou, boundary_iou = quality.double().unbind(2)
+    return torch.lerp(boundary_iou, mask_iou, MASK_SHARE)
+
+
+def nearly_best(values: Tensor) -> Tensor:
+    """The coarsest size whose value, of (R, 4), is within ``TOLERANCE`` of the best."""
+    enough = values >= values.amax(dim=1, keepdim=True) - TOLERANCE
+    return enough.to(torch.uint8).argmax(dim=1)  # the first of equal maxima
 
 
 def learned(switch_logits: Tensor) -> Tensor:
@@ -127,30 +161,34 @@ def budget_in_macs(budget: float, macs: tuple[int, ...]) -> float:
     return min(limit, float(macs[-1]))
 
 
-def exact_budget(switch_logits: Tensor, macs: tuple[int, ...], limit: float) -> Tensor:
-    """The sizes with the largest Σ log p whose mean cost over one image's instances is within the limit.
+def exact_budget(values: Tensor, macs: tuple[int, ...], limit: float) -> Tensor:
+    """The sizes with the largest sum of values whose mean cost over one image's instances is within the limit.
 
     Args:
-        switch_logits: (R, 4).
+        values: (R, 4) of :meth:`Policy.preferences`.
         macs: cumulative MACs per size.
         limit: mean MACs per instance, at least ``macs[0]``.
     """
-    log_probs = F.log_softmax(switch_logits.double(), dim=1).cpu().numpy()
     # MACs are integers, so a thousandth of one only makes up for the rounding of means.
-    picked = best_under_budget(log_probs, macs, limit + 1e-3)
-    return torch.from_numpy(picked).to(switch_logits.device)
+    picked = best_under_budget(values.double().cpu().numpy(), macs, limit + 1e-3)
+    return torch.from_numpy(picked).to(values.device)
 
 
-def at_price(switch_logits: Tensor, macs: tuple[int, ...], price: float) -> Tensor:
-    """k_i = argmax_k (log p_i^k − μ C_k) with one price μ per MAC for all images."""
-    log_probs = F.log_softmax(switch_logits.double(), dim=1)
-    return (log_probs - price * log_probs.new_tensor(macs)).argmax(dim=1)
+def at_price(values: Tensor, macs: tuple[int, ...], price: float) -> Tensor:
+    """k_i = argmax_k (v_i^k − μ C_k) with one price μ per MAC for all images.
+
+    Args:
+        values: (R, 4) of :meth:`Policy.preferences`; a constant of a row, as between logits and log p, has no effect.
+    """
+    values = values.double()
+    return (values - price * values.new_tensor(macs)).argmax(dim=1)
 
 
-def price_for_budget(switch_logits: Tensor, macs: tuple[int, ...], limit: float, iterations: int = 100) -> float:
+def price_for_budget(values: Tensor, macs: tuple[int, ...], limit: float, iterations: int = 100) -> float:
     """Smallest price μ ≥ 0 per MAC at which the mean cost over all (R, 4) rows is within the limit (bisection).
 
     Args:
+        values: as in :func:`at_price`.
         limit: mean MACs per instance, at least ``macs[0]``; less raises ValueError.
     """
     if limit < macs[0]:
@@ -158,7 +196,7 @@ def price_for_budget(switch_logits: Tensor, macs: tuple[int, ...], limit: float,
     cost = torch.tensor(macs, dtype=torch.float64)
 
     def mean_cost(price: float) -> float:
-        return float(cost[at_price(switch_logits, macs, price)].mean()) if len(switch_logits) else 0.0
+        return float(cost[at_price(values, macs, price)].mean()) if len(values) else 0.0
 
     if mean_cost(0.0) <= limit:
         return 0.0

@@ -10,16 +10,18 @@ from torchvision.ops import SqueezeExcitation
 from dynamask.structures import MASK_SIZES
 
 
-class MaskSwitchModule(nn.Module):
-    """Squeeze-and-excitation, two 3×3 convolutions of stride 2 and two fully connected layers (Eq. 1).
+class RegionEncoder(nn.Module):
+    """Squeeze-and-excitation and two 3×3 convolutions of stride 2: 14×14 region features → vectors.
 
     Args:
-        in_channels: channels of the 14×14 region feature.
+        in_channels: channels of the region feature.
         channels: channels of the two convolutions.
-        hidden: width of the first fully connected layer.
+
+    Attributes:
+        out_features: length F of the vectors.
     """
 
-    def __init__(self, in_channels: int, channels: int, hidden: int) -> None:
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.squeeze = SqueezeExcitation(in_channels, max(in_channels // 16, 4))
         self.convs = nn.Sequential(
@@ -31,15 +33,31 @@ class MaskSwitchModule(nn.Module):
         side = MASK_SIZES[0]
         for _ in range(2):
             side = (side + 1) // 2
-        self.fc = nn.Sequential(
-            nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Linear(hidden, len(MASK_SIZES))
-        )
+        self.out_features = channels * side * side
+
+    def encode(self, region: Tensor) -> Tensor:
+        """(R, C, 14, 14) → (R, F)."""
+        return self.convs(self.squeeze(region)).flatten(1)
+
+
+class MaskSwitchModule(RegionEncoder):
+    """A region encoder and two fully connected layers (Eq. 1).
+
+    Args:
+        in_channels: channels of the 14×14 region feature.
+        channels: channels of the two convolutions.
+        hidden: width of the first fully connected layer.
+    """
+
+    def __init__(self, in_channels: int, channels: int, hidden: int) -> None:
+        super().__init__(in_channels, channels)
+        self.fc = nn.Sequential(nn.Linear(self.out_features, hidden), nn.ReLU(), nn.Linear(hidden, len(MASK_SIZES)))
         nn.init.normal_(self.fc[2].weight, std=0.01)
         nn.init.zeros_(self.fc[2].bias)
 
     def forward(self, region: Tensor) -> Tensor:
         """(R, C, 14, 14) → switch logits (R, 4)."""
-        return self.fc(self.convs(self.squeeze(region)).flatten(1))
+        return self.fc(self.encode(region))
 
 
 def sample_gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -29,6 +29,7 @@ class RegionState:
             none. Empty in other heads.
         cells: (n_k, L) int64 for each k, the listed cells; (n_k, 0) where every cell is computed. Empty in other heads.
         switch_logits: (R, 4).
+        quality_logits: (R, 4, 2) of the quality head; None without one.
     """
 
     rois: Tensor
@@ -39,6 +40,7 @@ class RegionState:
     logits: list[Tensor] = field(default_factory=list)
     cells: list[Tensor] = field(default_factory=list)
     switch_logits: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    quality_logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rois)
@@ -49,7 +51,8 @@ class RegionState:
             return self
         groups = (self.maps, self.features, self.rows, self.logits, self.cells)
         lists = [[tensor.to(device) for tensor in group] for group in groups]
-        return RegionState(self.rois.to(device), self.labels.to(device), *lists, self.switch_logits.to(device))
+        quality = None if self.quality_logits is None else self.quality_logits.to(device)
+        return RegionState(self.rois.to(device), self.labels.to(device), *lists, self.switch_logits.to(device), quality)
 
     def take(self, rows: Tensor) -> RegionState:
         """The state of the regions ``rows`` (n,), with the features that all of them have."""
@@ -60,8 +63,9 @@ class RegionState:
             for values in (self.features, self.logits, self.cells)
         )
         kept = [every if all_ else every[:0] for all_ in complete]
-        switch_logits = self.switch_logits[rows]
-        return RegionState(self.rois[rows], self.labels[rows], self.maps, features, kept, logits, cells, switch_logits)
+        quality = None if self.quality_logits is None else self.quality_logits[rows]
+        chosen = (self.switch_logits[rows], quality)
+        return RegionState(self.rois[rows], self.labels[rows], self.maps, features, kept, logits, cells, *chosen)
 
     def add(self, k: int, rows: Tensor, feature: Tensor, logits: Tensor, cells: Tensor) -> None:
         """Append features k, logits and listed cells of regions ``rows`` (n,) that have none yet."""
