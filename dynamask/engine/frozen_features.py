@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -25,15 +26,19 @@ from dynamask.data.sources import Data
 from dynamask.engine.evaluate import category_map, known_instances
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.files import replacing
+from dynamask.models.build import build_quality_head
 from dynamask.models.masks import losses
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
+from dynamask.models.masks.quality import QualityHead
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes, mask_edges
 from dynamask.predict import TwoStagePredictor
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
-FORMAT = "dynamask-switch-cache-1"
+FORMAT = "dynamask-switch-cache-2"
+QUALITY_CHANNELS = 8
+"""Channels of a quality head that is added to a model without one."""
 SHIFT, STRETCH = 0.05, 0.10
 """Largest shift of a jittered box, in units of its sides, and largest relative change of each side."""
 
@@ -194,6 +199,7 @@ class FeatureCache:
         mask_iou, boundary_iou: (N, 4) of the pasted masks in image pixels.
         switch_logits: (N, 4) of the model's own switch.
         box: (N, 4) xyxy in pixels of the view.
+        roi: (N, 4) xyxy in network-input pixels, the box with the margin of the branch.
         label, image_id, instance, view: (N,) int64; all views of an instance share its number. View 0 is the image with
             the annotated box, see :func:`views_of`.
         complexity: (N,) in 0–1; NaN where the data set does not give it.
@@ -209,6 +215,7 @@ class FeatureCache:
     boundary_iou: Tensor
     switch_logits: Tensor
     box: Tensor
+    roi: Tensor
     label: Tensor
     image_id: Tensor
     instance: Tensor
@@ -237,6 +244,15 @@ class FeatureCache:
         """The same cache with some of its rows."""
         return FeatureCache(**{name: tensor[rows] for name, tensor in self.tensors().items()}, about=self.about)
 
+    @property
+    def quality(self) -> Tensor:
+        """(N, 4, 2) measured mask IoU and boundary IoU of the pasted masks."""
+        return torch.stack([self.mask_iou, self.boundary_iou], dim=2)
+
+    def rois(self, rows: Tensor) -> Tensor:
+        """(n, 5) regions of some rows as the mask branch takes them, all of the batch index 0."""
+        return F.pad(self.roi[rows].float(), (1, 0))
+
     def true_boxes(self) -> FeatureCache:
         """The rows of view 0."""
         return self.take(torch.nonzero(self.view == 0)[:, 0])
@@ -247,6 +263,14 @@ class FeatureCache:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
+
+    def new_quality_head(self, seed: int) -> QualityHead:
+        """An untrained quality head of the model's configuration, with ``QUALITY_CHANNELS`` where the model has none."""
+        config = ModelConfig.from_dict(self.about["config"])
+        channels = config.quality_channels or QUALITY_CHANNELS
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_quality_head(dataclasses.replace(config, quality_channels=channels))
 
     def tensors(self) -> dict[str, Tensor]:
         """The columns by name."""
@@ -372,6 +396,7 @@ def _columns(predictor: TwoStagePredictor, views: Views, labels: Sequence[int] |
         "boundary_iou": torch.from_numpy(boundary_iou).float(),
         "switch_logits": prediction.switch_logits,
         "box": views.boxes,
+        "roi": state.rois[:, 1:].cpu(),
         "label": prediction.labels,
     }
 

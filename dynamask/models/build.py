@@ -133,9 +133,14 @@ def build_mask_branch(config: ModelConfig, loss_config: LossConfig | None = None
     switch = quality = None
     if config.mask_branch == "region_fpn":
         switch = MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
-        if config.quality_channels:
-            quality = QualityHead(config.region_channels, config.quality_channels, config.quality_hidden)
+        quality = build_quality_head(config) if config.quality_channels else None
     return MaskBranch(head, switch, loss_config, config.mask_rois, config.region_margin, quality)
+
+
+def build_quality_head(config: ModelConfig) -> QualityHead:
+    """The quality head of a configuration; a class-agnostic one does not see the class."""
+    classes = 0 if config.class_agnostic else len(config.class_names) - 1
+    return QualityHead(config.region_channels, config.quality_channels, config.quality_hidden, classes)
 
 
 def _mask_classes(config: ModelConfig) -> int:

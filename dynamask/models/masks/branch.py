@@ -115,7 +115,7 @@ class MaskBranch(nn.Module):
             tiny = state.features[0]
             state.switch_logits = self.switch(tiny.detach() if self.loss_config.detach_switch else tiny)
         if self.quality is not None:
-            state.quality_logits = self.quality(state.features[0].detach(), state.rois)
+            state.quality_logits = self.quality(state.features[0].detach(), state.rois, labels)
         return state
 
     def tensor_functions(self) -> Iterator[TensorFunction]:
