@@ -54,7 +54,9 @@ def test_counter_finds_exactly_the_claimed_macs(model_name, name, choice):
     rows = costs.image_macs([(128 // stride,) * 2 for stride in costs.projection_strides], count)
     assert rows["switch"] == costs.switch_macs * count and (costs.switch_macs > 0) == (name == "region_fpn")
     projections = sum(macs for row, macs in rows.items() if row.startswith("projection"))
-    expected = sum(costs.macs_per_instance[k] for k in choice) + rows["switch"] + 2 * projections
+    chosen, judged = sum(costs.macs_per_instance[k] for k in choice), rows.get("quality_head", 0)
+    assert judged == costs.quality_macs * count and (costs.quality_macs > 0) == (name == "region_fpn")
+    expected = chosen + rows["switch"] + judged + 2 * projections
     assert counted_macs(branch, choice, pyramid(config.fpn_channels, batch=2, side=128)) == expected
 
 
@@ -77,7 +79,8 @@ def test_paper_preset_lands_on_the_figures_of_table_7():
         assert claimed == pytest.approx(paper, rel=0.03)
     fractions = costs.fractions
     assert fractions[-1] == 1 and list(fractions) == sorted(fractions) and fractions[0] > 0
-    assert 0 < costs.switch_macs < 0.01 * costs.macs_per_instance[-1]
+    assert costs.switch_macs > 0 and costs.quality_macs > 0
+    assert costs.switch_macs + costs.quality_macs < 0.01 * costs.macs_per_instance[-1]
     steps = [after - before for before, after in zip(costs.macs_per_instance, costs.macs_per_instance[1:])]
     assert max(steps) < 1.01 * min(steps), "each step costs the same: the side doubles and the channels halve"
 
@@ -97,6 +100,7 @@ def test_rows_of_the_picture_name_their_stride():
         "projection_stride8": 64 * 16 * 24,
         "projection_stride4": 64 * 8 * 96,
         "switch": 5 * costs.switch_macs,
+        "quality_head": 5 * costs.quality_macs,
     }
     with pytest.raises(ValueError):
         costs.image_macs([(2, 3)], instances=1)

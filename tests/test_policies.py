@@ -40,13 +40,13 @@ def mean_macs(choice: torch.Tensor, macs: tuple[int, ...]) -> float:
 
 
 def test_policies_are_named_by_text():
-    names = ["learned", "size", "fixed:14", "fixed:28", "fixed:56", "fixed:112"]
+    names = ["learned", "quality", "size", "fixed:14", "fixed:28", "fixed:56", "fixed:112"]
     assert [str(policies.Policy.parse(name)) for name in names] == names == [str(p) for p in policies.POLICIES]
     fixed = policies.Policy.parse("fixed:28")
     assert fixed == policies.Policy.fixed(28) == policies.Policy.parse(fixed) and fixed.size == 28
     assert policies.Policy.parse("oracle", others=("random", "oracle")).name == "oracle"
     for unknown in ("best", "oracle", "fixed:", "fixed:20", "fixed", "", None, 28):
-        with pytest.raises(DynaMaskError, match="is unknown; choose one of learned, size, fixed:14, "):
+        with pytest.raises(DynaMaskError, match="is unknown; choose one of learned, quality, size, fixed:14, "):
             policies.Policy.parse(unknown)
     with pytest.raises(DynaMaskError, match="a budget cannot be combined with the policy 'fixed:28'"):
         fixed.check_budget(0.1)
@@ -54,7 +54,10 @@ def test_policies_are_named_by_text():
 
 def test_a_policy_chooses_as_its_function_does():
     logits, boxes, size = logits_of(6), torch.rand(6, 4).cumsum(1) * 50, (100, 200)
-    chosen = {str(policy): policy.choose(boxes, size, logits).tolist() for policy in policies.POLICIES}
+    quality = torch.rand(6, 4, 2)
+    choices = {policy: policy.choose(boxes, size, logits, quality=quality) for policy in policies.POLICIES}
+    chosen = {str(policy): choice.tolist() for policy, choice in choices.items()}
+    assert chosen["quality"] == policies.nearly_best(policies.combined_quality(quality)).tolist()
     assert chosen["learned"] == policies.learned(logits).tolist() and chosen["fixed:56"] == [2] * 6
     assert chosen["size"] == policies.size_based(boxes, size).tolist()
     limit = MACS[1]

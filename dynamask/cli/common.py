@@ -28,10 +28,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_choice(parser: argparse.ArgumentParser, policies: str) -> None:
     """Add ``--policy`` and ``--budget``."""
-    parser.add_argument("--policy", help=f"resolution policy: {policies} (default: learned)")
-    parser.add_argument(
-        "--budget", type=float, metavar="G", help="budget in mean GMACs per instance, instead of --policy"
-    )
+    text = "default: learned; with a budget quality, where the weights have a quality head"
+    parser.add_argument("--policy", help=f"resolution policy: {policies} ({text})")
+    parser.add_argument("--budget", type=float, metavar="G", help="budget in mean GMACs per instance")
 
 
 def add_mask_nms(parser: argparse.ArgumentParser) -> None:

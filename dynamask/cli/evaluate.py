@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     source.add_argument("--weights", help="bundled name or .safetensors file")
     source.add_argument("--predictions", type=Path, metavar="RESULTS.json", help="COCO results to evaluate instead")
     add_data(parser)
-    add_choice(parser, "learned, size, fixed:S, random, oracle")
+    add_choice(parser, "learned, quality, size, fixed:S, random, oracle")
     parser.add_argument("--budget-scope", default="image", help="image or dataset (default: image)")
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
     parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
@@ -96,7 +96,7 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
             arguments.weights, ranks.device(arguments.device), refine=arguments.refine, backend=arguments.backend
         )
         options = EvaluationOptions(
-            policy=arguments.policy or "learned",
+            policy=arguments.policy,
             budget=arguments.budget,
             budget_scope=arguments.budget_scope,
             boxes=arguments.boxes,

@@ -49,8 +49,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     keep_freed_memory()
     predictor = load(arguments.weights, arguments.device, refine=arguments.refine, backend=arguments.backend)
-    policy = arguments.policy or "learned"
-    predictor.check_choice(policy, arguments.budget)
+    predictor.check_choice(arguments.policy, arguments.budget)
     stems = [path.stem for path in arguments.image]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -61,7 +60,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     given = None if arguments.detections is None else _read_detections(arguments.detections, arguments.image)
     outputs = []  # everything is computed before anything is written
     for number, path in enumerate(arguments.image, start=1):
-        choice = {"policy": policy, "budget": arguments.budget, "mask_nms": arguments.mask_nms}
+        choice = {"policy": arguments.policy, "budget": arguments.budget, "mask_nms": arguments.mask_nms}
         detections = None if given is None else given[path.name]
         prediction = predictor(path, score=arguments.score, detections=detections, **choice)
         outputs.append((_table(path, prediction), draw_prediction(prediction), prediction.to_coco(number)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from tqdm import tqdm
 from dynamask.data.sources import Data
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.scoring import score
+from dynamask.evaluation.calibration import calibration_error, spearman_within
+from dynamask.evaluation.choices import spearman
 from dynamask.evaluation.mask_quality import border_share, boundary_iou, mask_iou
 from dynamask.evaluation.matching import match_detections
 from dynamask.models.masks import policies
@@ -33,9 +35,10 @@ class EvaluationOptions:
     """How to evaluate.
 
     Attributes:
-        policy: "learned", "size", "fixed:S", "random" (the learned sizes permuted among all instances) or "oracle"
-            (the sizes with the best mask IoU at the same or the budget's mean MACs; uses ground truth).
-        budget: mean GMACs per instance; with the policy "learned" or "oracle".
+        policy: "learned", "quality", "size", "fixed:S", "random" (the learned sizes permuted among all instances) or
+            "oracle" (the sizes with the best mask IoU at the same or the budget's mean MACs; uses ground truth). None
+            is "learned", and under a budget "quality" where the weights have a quality head.
+        budget: mean GMACs per instance; with the policy "learned", "quality" or "oracle".
         budget_scope: "image" meets the budget on every image, "dataset" in the mean over all of them.
         boxes: "detected", or "gt" for masks in the true boxes.
         score: detections below this score are left out.
@@ -44,7 +47,7 @@ class EvaluationOptions:
             and None is the value of the weights.
     """
 
-    policy: str = "learned"
+    policy: str | None = None
     budget: float | None = None
     budget_scope: str = "image"
     boxes: str = "detected"
@@ -53,11 +56,26 @@ class EvaluationOptions:
     mask_nms: float | None = None
 
     def __post_init__(self) -> None:
-        Policy.parse(self.policy, DATASET_POLICIES).check_budget(self.budget)
+        if self.policy is not None:
+            Policy.parse(self.policy, DATASET_POLICIES).check_budget(self.budget)
         if self.budget_scope not in ("image", "dataset") or self.boxes not in ("detected", "gt"):
             raise DynaMaskError(
                 "budget scope is 'image' or 'dataset', and boxes are 'detected' or 'gt'; choose one of each"
             )
+
+    def for_weights(self, predictor: Predictor) -> EvaluationOptions:
+        """The same options with a policy that these weights can follow.
+
+        Raises:
+            DynaMaskError: the weights cannot follow the policy or the budget.
+        """
+        if self.over_dataset:
+            predictor.check_switch("choosing sizes over a data set")
+        if self.policy in DATASET_POLICIES:
+            predictor.check_choice(LEARNED, self.budget)
+            return self
+        policy, _ = predictor.check_choice(self.policy, self.budget)
+        return replace(self, policy=self.policy or str(policy))
 
     @property
     def over_dataset(self) -> bool:
@@ -75,6 +93,7 @@ class Instances:
         results: COCO results without masks.
         rles: {size index: RLE} of each instance.
         switch_logits: (4,) of each instance; empty without a switch.
+        predicted: (4, 2) predicted quality of each instance; empty without a quality head.
         mask_iou, boundary_iou: {size index: IoU} of each instance with its true mask; {} without one.
         choice: size index of each instance as it was predicted.
         truth: row of each instance's true instance in the target of its image; None where none is matched.
@@ -86,6 +105,7 @@ class Instances:
     results: list[dict[str, Any]] = field(default_factory=list)
     rles: list[dict[int, Any]] = field(default_factory=list)
     switch_logits: list[Tensor] = field(default_factory=list)
+    predicted: list[Tensor] = field(default_factory=list)
     mask_iou: list[dict[int, float]] = field(default_factory=list)
     boundary_iou: list[dict[int, float]] = field(default_factory=list)
     choice: list[int] = field(default_factory=list)
@@ -110,6 +130,10 @@ class Instances:
     def logits(self) -> Tensor:
         """(N, 4) switch logits."""
         return torch.stack(self.switch_logits) if self.switch_logits else torch.zeros(0, len(MASK_SIZES))
+
+    def predicted_quality(self) -> Tensor:
+        """(N, 4, 2) predicted mask IoU and boundary IoU; (0, 4, 2) without a quality head."""
+        return torch.stack(self.predicted) if self.predicted else torch.zeros(0, len(MASK_SIZES), 2)
 
 
 def category_map(predictor: Predictor, dataset: Data) -> dict[int, int]:
@@ -171,14 +195,15 @@ class Collector:
             prediction = self.predictor(image, boxes=given, labels=labels, all_sizes=all_sizes, **choice)
         else:
             prediction = self.predictor(image, score=options.score, all_sizes=all_sizes, **choice)
-            truth = self._match(prediction, target) if options.policy == "oracle" else [None] * len(prediction)
+            match = options.policy == "oracle" or prediction.quality is not None
+            truth = self._match(prediction, target) if match else [None] * len(prediction)
         for i, label in enumerate(prediction.labels.tolist()):
             if label in self.categories:
                 self._keep(prediction, i, target, truth[i])
         return prediction
 
     def _match(self, prediction: Prediction, target: dict[str, Any]) -> list[int | None]:
-        """Oracle matching: the true instance of each detection, None where there is none."""
+        """The true instance of each detection, None where there is none."""
         true_categories = [self.dataset.category_ids[label - 1] for label in target["labels"].tolist()]
         categories = [self.categories.get(label) for label in prediction.labels.tolist()]
         return match_detections(prediction.boxes, categories, target["boxes"], true_categories)
@@ -203,6 +228,8 @@ class Collector:
         found.rles.append({k: encode_rle(mask) for k, mask in masks.items()})
         if prediction.switch_logits is not None:
             found.switch_logits.append(prediction.switch_logits[i])
+        if prediction.quality is not None:
+            found.predicted.append(prediction.quality[i])
         found.choice.append(chosen)
         found.truth.append(truth)
         found.macs.append(int(prediction.macs[i]))
@@ -247,8 +274,8 @@ def choose(found: Instances, macs: tuple[int, ...], options: EvaluationOptions) 
         return policies.random_permutation(torch.from_numpy(predicted), generator).numpy()
     if options.policy == "oracle":
         return oracle_choice(found, predicted, macs, limit)
-    price = policies.price_for_budget(found.logits(), macs, limit)
-    return policies.at_price(found.logits(), macs, price).numpy()
+    values = Policy.parse(options.policy or LEARNED).preferences(found.logits(), found.predicted_quality())
+    return policies.at_price(values, macs, policies.price_for_budget(values, macs, limit)).numpy()
 
 
 def oracle_choice(
@@ -293,9 +320,7 @@ def run_evaluation(
     options = options or EvaluationOptions()
     indices = list(range(len(dataset))) if indices is None else list(indices)
     macs = () if predictor.costs is None else predictor.costs.macs_per_instance
-    if options.over_dataset:
-        predictor.check_switch("choosing sizes over a data set")
-    predictor.check_choice(LEARNED if options.over_dataset else options.policy, options.budget)
+    options = options.for_weights(predictor)
     own = ranks.together(lambda: collect(predictor, dataset, ranks.share(indices), options, progress=progress))
     found = Instances.joined(ranks.gather(own))
 
@@ -325,8 +350,8 @@ def summarise(
     Returns:
         ``images``, ``detections``, ``bbox`` / ``segm`` / ``boundary`` (AP, AP50, AP75, APS, APM, APL in 0–1 or None),
         ``mean_macs_per_instance``, ``border_share`` (mean over the detections whose masks are not empty); for models
-        with sizes ``size_shares`` by size; with true boxes ``mean_mask_iou`` and ``mean_boundary_iou``. The means are
-        None without an instance.
+        with sizes ``size_shares`` by size; with true boxes ``mean_mask_iou`` and ``mean_boundary_iou``; with a quality
+        head the figures of :func:`quality_figures`. The means are None without an instance.
     """
     chosen = zip(found.results, found.rles, choice.tolist())
     results = [{**result, "segmentation": rles[k]} for result, rles, k in chosen]
@@ -345,4 +370,24 @@ def summarise(
         for measure in ("mask_iou", "boundary_iou"):
             quality = found.quality(measure)[np.arange(len(choice)), choice]
             summary[f"mean_{measure}"] = float(quality.mean()) if some else None
-    return summary
+    return {**summary, **quality_figures(found, choice)} if found.predicted else summary
+
+
+def quality_figures(found: Instances, choice: np.ndarray) -> dict[str, Any]:
+    """Agreement of predicted and measured boundary IoU of the chosen masks, for instances with a true one.
+
+    Returns:
+        ``quality_calibration`` (expected calibration error), ``quality_spearman`` and ``quality_spearman_within``
+        (within classes); None where undefined.
+    """
+    rows = np.arange(len(choice))
+    measured = found.quality("boundary_iou")[rows, choice]
+    known = np.flatnonzero(~np.isnan(measured))
+    predicted = found.predicted_quality().double().numpy()[rows, choice, 1]
+    labels = np.array([result["category_id"] for result in found.results])[known]
+    pair = (predicted[known], measured[known])
+    return {
+        "quality_calibration": calibration_error(*pair),
+        "quality_spearman": spearman(*pair),
+        "quality_spearman_within": spearman_within(*pair, labels),
+    }

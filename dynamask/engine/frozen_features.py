@@ -265,7 +265,7 @@ class FeatureCache:
             return MaskSwitchModule(config.region_channels, config.switch_channels, config.switch_hidden)
 
     def new_quality_head(self, seed: int) -> QualityHead:
-        """An untrained quality head of the model's configuration, with ``QUALITY_CHANNELS`` where the model has none."""
+        """An untrained quality head of the model's configuration, or of ``QUALITY_CHANNELS`` if that has none."""
         config = ModelConfig.from_dict(self.about["config"])
         channels = config.quality_channels or QUALITY_CHANNELS
         with torch.random.fork_rng(devices=[]):

@@ -25,8 +25,8 @@ from dynamask.models.masks.heads.pyramids import (
     RegionPyramid,
     matching_channels,
 )
-from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.models.masks.quality import QualityHead
+from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.solo.aggregation import NeighbourAggregation
 from dynamask.models.solo.heads import SoloHead, SoloV2Head

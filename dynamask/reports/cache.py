@@ -99,7 +99,8 @@ def _to_json(collected: Collected) -> dict[str, Any]:
         part = getattr(collected, name)
         if part is not None:
             columns = {column.name: getattr(part, column.name) for column in fields(Instances)}
-            instances[name] = {**columns, "switch_logits": part.logits().tolist()}
+            tables = {"switch_logits": part.logits().tolist(), "predicted": part.predicted_quality().tolist()}
+            instances[name] = {**columns, **tables}
     arrays = {name: {k: v.tolist() for k, v in getattr(collected, name).items()} for name in ("views", "size_losses")}
     return {**instances, **arrays, "picture_macs": collected.picture_macs}
 
@@ -110,6 +111,7 @@ def _from_json(stored: dict[str, Any]) -> Collected:
         if name in stored:
             part = instances[name] = Instances(**stored[name])
             part.switch_logits = list(torch.tensor(part.switch_logits))
+            part.predicted = list(torch.tensor(part.predicted))
             for column in _BY_SIZE:
                 setattr(part, column, [{int(k): v for k, v in cell.items()} for cell in getattr(part, column)])
     arrays = {

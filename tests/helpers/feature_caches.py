@@ -18,6 +18,7 @@ def synthetic_cache(count: int = 120, views: int = 2, seed: int = 0) -> FeatureC
     feature = 0.1 * torch.randn(count * views, 16, 14, 14, generator=generator)
     feature[:, 0] += rows[:, None, None] * 2 - 1
     instances = torch.arange(count).repeat(views)
+    box = torch.tensor([[0.0, 0.0, 40.0, 40.0]]) + noise.cumsum(1)
     return FeatureCache(
         feature=feature.half(),
         mask_loss=1 - quality,
@@ -27,7 +28,8 @@ def synthetic_cache(count: int = 120, views: int = 2, seed: int = 0) -> FeatureC
         mask_iou=quality,
         boundary_iou=quality + 0.01 * noise,
         switch_logits=noise,
-        box=torch.tensor([[0.0, 0.0, 40.0, 40.0]]) + noise.cumsum(1),
+        box=box,
+        roi=box.clone(),
         label=torch.ones_like(instances),
         image_id=instances // 3,
         instance=instances,

@@ -18,6 +18,7 @@ from dynamask.training_config import LossConfig
 torch.set_num_threads(1)
 
 LOSS_NAMES = {
+    "loss_mask_quality",
     "loss_objectness",
     "loss_rpn_box_reg",
     "loss_classifier",
@@ -114,6 +115,7 @@ def tiny_branch(
     loss_config: LossConfig | None = None,
     agnostic: bool = False,
     refine: tuple[float, float, float] | None = None,
+    quality: bool = False,
 ) -> MaskBranch:
     """A mask branch of 16, 8, 4 and 2 channels, its predictors and offsets far from their starting values."""
     names = ("__background__", *(f"class_{i}" for i in range(classes)))
@@ -124,6 +126,7 @@ def tiny_branch(
         offset_groups=(2, 2, 1),
         switch_channels=4,
         switch_hidden=8,
+        quality_channels=4 if quality else 0,
         class_agnostic=agnostic,
         refine=refine,
     )

@@ -189,8 +189,8 @@ class MaskBranch(nn.Module):
             boundary_width: (N,) in network-input pixels; required by the switch signal "boundary" and the quality head.
 
         Returns:
-            See :func:`dynamask.models.masks.losses.switch_losses`, and ``loss_mask_quality`` with a quality head; in phase
-            one the losses of the switch and the quality head are 0. Empty in a counting pass.
+            See :func:`dynamask.models.masks.losses.switch_losses`; with a quality head also ``loss_mask_quality``. In
+            phase one the losses of the switch and the quality head are 0. Empty in a counting pass.
         """
         logits = state.switch_logits.float()
         fractions = logits.new_tensor(self.costs.fractions)
@@ -230,9 +230,7 @@ class MaskBranch(nn.Module):
         return {name: loss + zero for name, loss in named.items()}
 
     @torch.no_grad()
-    def _size_errors(
-        self, state: RegionState, truth: Tensor, boundary_width: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _size_errors(self, state: RegionState, truth: Tensor, boundary_width: Tensor | None) -> tuple[Tensor, Tensor]:
         """Boundary error and overlap error (N, K) of the mask of each size; truth (N, S, S) at the finest size."""
         if boundary_width is None:
             raise ValueError("the signal 'boundary' and the quality head need the width of the boundary")

@@ -19,8 +19,8 @@ class Policy:
     """A resolution policy. ``str(policy)`` is the text that :meth:`parse` takes.
 
     Attributes:
-        name: "learned" (the switch's argmax), "quality" (the coarsest size whose predicted quality is close to the best),
-            "size" (Eq. 8), "fixed", or a policy of evaluation alone.
+        name: "learned" (the switch's argmax), "quality" (the coarsest size whose predicted quality is close to the
+            best), "size" (Eq. 8), "fixed", or a policy of evaluation alone.
         size: side of every mask in mask pixels under "fixed", otherwise None.
     """
 
