@@ -82,6 +82,7 @@ def test_every_loss_reaches_the_module_it_is_meant_to_train(model):
         "loss_edge": [*fpn.stages, model.mask_branch.switch],
         "loss_budget": [model.mask_branch.switch],
         "loss_entropy": [model.mask_branch.switch],
+        "loss_mask_quality": [model.mask_branch.quality],
     }
     assert set(trained) == set(losses)
     for name, modules in trained.items():
@@ -155,7 +156,7 @@ class FixedDetector(Detector):
 def test_another_detector_works_with_the_same_mask_branch(model):
     other = DynaMask(FixedDetector(model.detector.transform, model.backbone), model.mask_branch, model.config)
     losses = other.train()(*batch((2, 0)))
-    assert set(losses) == {"loss_map", "loss_mask", "loss_edge", "loss_budget", "loss_entropy"}
+    assert set(losses) == {"loss_map", "loss_mask", "loss_edge", "loss_budget", "loss_entropy", "loss_mask_quality"}
     losses["loss_mask"].backward()
     assert model.mask_branch.region_fpn.mask_predictors[3].weight.grad.abs().max() > 0
     (found,) = other.eval()([picture(64, 80)])

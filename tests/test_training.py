@@ -128,7 +128,7 @@ def test_clipping_bounds_the_step(tmp_path):
 
 @pytest.mark.parametrize(
     ("part", "prefix"),
-    [("detector", "mask_branch."), ("all-but-switch", "mask_branch.switch.")],
+    [("detector", "mask_branch."), ("all-but-switch", ("mask_branch.switch.", "mask_branch.quality."))],
 )
 def test_what_is_frozen_does_not_train(tmp_path, part, prefix):
     model = tiny_model(loss_config=LOSSES)
@@ -233,7 +233,7 @@ def test_a_batch_without_an_object_gives_every_parameter_of_the_mask_branch_a_ze
     full = model([picture()], [target(objects=2)])
     losses = model([picture()], [target(objects=0)])
     branch = {name: loss for name, loss in losses.items() if name not in DETECTOR_LOSSES}
-    assert set(losses) == set(full) and len(branch) == (5 if options.get("switch_signal") else 4)
+    assert set(losses) == set(full) and len(branch) == (6 if options.get("switch_signal") else 5)
     assert all(loss.requires_grad and float(loss.detach()) == 0 for loss in branch.values())
     total_loss(losses, model.loss_weights).backward()
     for name, parameter in model.mask_branch.named_parameters():
