@@ -11,12 +11,13 @@ from helpers.small_models import picture, pyramid, some_rois, target, tiny_branc
 
 import dynamask
 from dynamask import MASK_SIZES, DynaMaskError
+from dynamask.cli import main
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset, make_scene
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.frozen_switch import SCHEDULE, predict_quality, train_quality
 from dynamask.evaluation.calibration import calibration_error, reliability, spearman_within
 from dynamask.models.masks import losses, policies
-from dynamask.models.masks.quality import QualityHead, box_geometry, quality_loss
+from dynamask.models.masks.quality_head import QualityHead, box_geometry, quality_loss
 from dynamask.models.weights import save_model
 from dynamask.predict import TwoStagePredictor
 from dynamask.training_config import TrainConfig
@@ -210,3 +211,27 @@ def test_evaluation_reports_the_agreement_and_takes_the_budget_over_the_data_set
     assert summary["mean_macs_per_instance"] <= budget * 1e9
     assert 0 <= summary["quality_calibration"] <= 1 and -1 <= summary["quality_spearman"] <= 1
     assert "quality_spearman_within" in summary
+
+
+def test_rescored_scores_follow_the_chosen_size(predictor):
+    scene = make_scene(3, 1).image
+    given, rescored = (predictor(scene, score=0.0, rescore=rescore, policy="fixed:14") for rescore in (False, True))
+    finest = predictor.select(rescored, "fixed:112")
+    for found, k in ((rescored, 0), (finest, 3)):
+        torch.testing.assert_close(found.scores, given.scores * given.quality[:, k, 0])
+    assert rescored.labels.tolist() == given.labels.tolist(), "objects keep their order"
+    with pytest.raises(DynaMaskError, match="rescoring needs a quality head"):
+        TwoStagePredictor(tiny_model(quality_channels=0))(scene, rescore=True)
+
+
+def test_the_report_writes_every_format(predictor, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_model(predictor.model, path)
+    words = ["report", "quality", "--weights", str(path), "--data", "shapes:5:3", "--samples", "4", "--ap-samples", "3"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "q.json")]) == 0
+    data = json.loads((tmp_path / "q.json").read_text())
+    assert len(data["agreement"]) == 8 and {row["size"] for row in data["agreement"]} == set(MASK_SIZES)
+    assert {"quality.md", "quality.csv", "quality.html", "quality.json"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    assert "Reliability" in (tmp_path / "out" / "quality.md").read_text()

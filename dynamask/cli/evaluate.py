@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
     parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
     add_mask_nms(parser)
+    parser.add_argument("--rescore", action="store_true", help="multiply scores by the predicted mask IoU")
     add_refine(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random policy")
     parser.add_argument("--device", default="cpu")
@@ -103,6 +104,7 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
             score=predictor.score_threshold if arguments.score is None else arguments.score,
             seed=arguments.seed,
             mask_nms=arguments.mask_nms,
+            rescore=arguments.rescore,
         )
         return predictor, options, *open_selected_data(arguments, predictor.class_names)
 

@@ -30,6 +30,7 @@ from dynamask.reports.options import (
     ReportOptions,
     SpeedOptions,
 )
+from dynamask.reports.predicted_quality import make_quality
 from dynamask.reports.provenance import Provenance, read_checkpoint
 from dynamask.reports.render import Report, summary, write_report
 from dynamask.reports.sodar_counts import NAME as COUNTS
@@ -39,7 +40,7 @@ from dynamask.reports.tables import checkpoint_table, make_table
 from dynamask.structures import DynaMaskError
 
 _BOTH_FAMILIES = ("sodar-table8", "sodar-all")
-_ONE_WEIGHTS_FILE = ("figure7", "figure8", "budget-curve", "classes")
+_ONE_WEIGHTS_FILE = ("figure7", "figure8", "budget-curve", "quality", "classes")
 Make = Callable[[], Report]
 
 
@@ -76,6 +77,8 @@ def _make(arguments: argparse.Namespace) -> Report:
         curve = CurveOptions(arguments.budgets, arguments.views, arguments.permutations, tuple(arguments.refine))
         collect = CollectOptions(detections=not arguments.no_detections, views=curve.views)
         return make_budget_curve(open_comparison(arguments, collect), curve)
+    if name == "quality":
+        return make_quality(open_comparison(arguments))
     if name == "table6":
         speed = SpeedOptions(arguments.rounds, arguments.pictures, arguments.detections)
         return make_table6(open_comparison(arguments), speed)
@@ -120,6 +123,7 @@ def _write_all(arguments: argparse.Namespace) -> None:
             "figure7": partial(make_figure7, comparison),
             "figure8": partial(make_classes, comparison, name="figure8"),
             "budget-curve": partial(make_budget_curve, comparison, curve),
+            "quality": partial(make_quality, comparison),
         }
     reports: list[Report] = []
     missing: dict[str, str] = {}

@@ -45,6 +45,7 @@ class EvaluationOptions:
         seed: of the random policy.
         mask_nms: mask IoU from which the worse-scored of two detections of one class is left out; 0 leaves out none,
             and None is the value of the weights.
+        rescore: multiply scores by the predicted mask IoU of the masks as they were predicted.
     """
 
     policy: str | None = None
@@ -54,6 +55,7 @@ class EvaluationOptions:
     score: float = 0.05
     seed: int = 0
     mask_nms: float | None = None
+    rescore: bool = False
 
     def __post_init__(self) -> None:
         if self.policy is not None:
@@ -185,7 +187,7 @@ class Collector:
         """Predict one item of the data set and keep its instances."""
         options = self.options
         choice: dict[str, Any] = {"policy": LEARNED if options.over_dataset else options.policy}
-        choice["mask_nms"] = options.mask_nms
+        choice |= {"mask_nms": options.mask_nms, "rescore": options.rescore}
         if not options.over_dataset:
             choice["budget"] = options.budget
         all_sizes = self.every_size and bool(self.predictor.mask_sizes)

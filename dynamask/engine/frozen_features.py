@@ -30,7 +30,7 @@ from dynamask.models.build import build_quality_head
 from dynamask.models.masks import losses
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
-from dynamask.models.masks.quality import QualityHead
+from dynamask.models.masks.quality_head import QualityHead
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes, mask_edges
 from dynamask.predict import TwoStagePredictor

@@ -15,7 +15,7 @@ from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, lr_factor
 from dynamask.engine.step import total_loss
 from dynamask.models.masks import losses
-from dynamask.models.masks.quality import QualityHead, quality_loss
+from dynamask.models.masks.quality_head import QualityHead, quality_loss
 from dynamask.models.masks.switch import MaskSwitchModule, sample_gumbel
 from dynamask.structures import DynaMaskError
 from dynamask.training_config import LossConfig, TrainConfig

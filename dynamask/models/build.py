@@ -25,7 +25,7 @@ from dynamask.models.masks.heads.pyramids import (
     RegionPyramid,
     matching_channels,
 )
-from dynamask.models.masks.quality import QualityHead
+from dynamask.models.masks.quality_head import QualityHead
 from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.solo.aggregation import NeighbourAggregation

@@ -120,7 +120,8 @@ class Prediction:
     Attributes:
         boxes: (R, 4) float32 xyxy in image pixels.
         labels: (R,) int64 ≥ 1.
-        scores: (R,) float32 in [0, 1]; 1 for boxes that were given.
+        scores: (R,) float32 in [0, 1]; 1 for boxes that were given. Rescored, they are those of the detector times the
+            predicted mask IoU at the chosen size.
         macs: (R,) int64, MACs of each instance's mask: the mask branch up to its size, or decoding it once.
         image_macs: MACs of the whole image by part.
         image_size: (H, W) in pixels.
@@ -133,6 +134,7 @@ class Prediction:
         switch_logits: (R, 4) float32; None without a switch.
         quality: (R, 4, 2) float32 in [0, 1], predicted mask IoU and boundary IoU at each size; None without a quality
             head.
+        detector_scores: (R,) float32, the scores before rescoring; None where they are not rescored.
         regions: cached features of the mask branch; None for models without a mask branch.
         cells: the grid cells of the instances; None for models without a grid.
     """
@@ -151,6 +153,7 @@ class Prediction:
     mask_size: Tensor | None = None
     switch_logits: Tensor | None = None
     quality: Tensor | None = None
+    detector_scores: Tensor | None = None
     regions: CachedRegions | None = None
     cells: Cells | None = None
 
@@ -268,4 +271,7 @@ class Prediction:
             macs: cumulative MACs per size.
         """
         sizes = torch.tensor(MASK_SIZES)[size_index]
-        return dataclasses.replace(self, mask_size=sizes, macs=torch.tensor(macs)[size_index])
+        resized = dataclasses.replace(self, mask_size=sizes, macs=torch.tensor(macs)[size_index])
+        if self.detector_scores is not None:
+            resized.scores = self.detector_scores * resized.chosen_quality[:, 0]
+        return resized

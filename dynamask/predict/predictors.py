@@ -89,6 +89,7 @@ class Predictor(Protocol):
         all_sizes: bool = False,
         detections: Detections | None = None,
         mask_nms: float | None = None,
+        rescore: bool = False,
     ) -> Prediction:
         """Predict on one image.
 
@@ -109,6 +110,8 @@ class Predictor(Protocol):
             mask_nms: mask IoU from which the worse-scored of two objects of one class is left out, 0–1; 0 leaves out
                 none, and None is the value of the weights. Masks are compared at the coarsest size before sizes are
                 chosen, so all policies get the same objects. Given boxes and detections are never left out.
+            rescore: multiply the scores by the predicted mask IoU at the chosen size, also in :meth:`select`; objects
+                keep their order.
 
         Raises:
             DynaMaskError: an image or argument that cannot be used.
@@ -143,6 +146,7 @@ class _ModelPredictor:
         all_sizes: bool = False,
         detections: Detections | None = None,
         mask_nms: float | None = None,
+        rescore: bool = False,
     ) -> Prediction:
         """See :meth:`Predictor.__call__`."""
         choice = self.check_choice(policy, budget)
@@ -155,7 +159,11 @@ class _ModelPredictor:
             self._check_mask_nms(mask_nms, given=boxes is not None or detections is not None)
         if all_sizes and not self.mask_sizes:
             raise DynaMaskError("a one-stage model has one mask size; omit all_sizes")
+        if rescore and not self.has_quality:
+            raise DynaMaskError("rescoring needs a quality head, and these weights have none; omit rescore")
         prediction = self._predict(read_picture(image), score, boxes, labels, detections, mask_nms)
+        if rescore:
+            prediction.detector_scores = prediction.scores
         if all_sizes:
             start = time.perf_counter()
             prediction.regions.ensure_all()

@@ -13,7 +13,7 @@ from dynamask.models.detectors.base import PositiveRegions, Target, boxes_to_roi
 from dynamask.models.masks import losses
 from dynamask.models.masks.costs import MaskBranchCosts, mask_branch_costs
 from dynamask.models.masks.heads.base import MaskHead, RegionState
-from dynamask.models.masks.quality import QualityHead, quality_loss
+from dynamask.models.masks.quality_head import QualityHead, quality_loss
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.tensor_functions import TensorFunction, region_function
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO, crop_mask_pyramid, enlarge_boxes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dynamask.models.macs import conv_macs
 from dynamask.models.masks.heads.base import MaskHead
-from dynamask.models.masks.quality import QualityHead
+from dynamask.models.masks.quality_head import QualityHead
 from dynamask.models.masks.switch import MaskSwitchModule, RegionEncoder
 from dynamask.structures import MASK_SIZES
 
