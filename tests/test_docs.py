@@ -102,11 +102,13 @@ def test_the_cost_table_is_counted(capsys):
     text = read("docs/bundled-weights.md")
     table = re.search(r"<!-- macs:begin.*?-->(.*?)<!-- macs:end -->", text, flags=re.DOTALL)[1]
     head, _, *rows = [[cell.strip(" `") for cell in row.strip("| ").split("|")] for row in table.strip().splitlines()]
-    assert head == ["model", *map(str, MASK_SIZES), "switch"] and [row[0] for row in rows] == list_models("two-stage")
+    assert head == ["model", *map(str, MASK_SIZES), "switch", "quality head"] and [
+        row[0] for row in rows
+    ] == list_models("two-stage")
     for name, *cells in rows:
         code, out, _ = run(capsys, "costs", "--model", name, "--json", "-")
         costs = json.loads(out)
-        counted = [macs / 1e9 for macs in (*costs["macs_per_instance"], costs["switch_macs"])]
+        counted = [macs / 1e9 for macs in (*costs["macs_per_instance"], costs["switch_macs"], costs["quality_macs"])]
         assert code == 0 and [float(cell) for cell in cells] == pytest.approx(counted, abs=0.51e-4)
 
 

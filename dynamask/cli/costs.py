@@ -50,6 +50,9 @@ def _costs(arguments: argparse.Namespace) -> None:
     if branch.switch is not None:
         share = costs.switch_macs / costs.macs_per_instance[-1]
         print_line(f"  switch     {costs.switch_macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
+    if branch.quality is not None:
+        share = costs.quality_macs / costs.macs_per_instance[-1]
+        print_line(f"  quality    {costs.quality_macs / 1e9:.4f} G  {share:6.1%}", arguments.json)
     write_json(
         {
             "model": arguments.model,
@@ -61,6 +64,7 @@ def _costs(arguments: argparse.Namespace) -> None:
             "macs_per_instance": list(costs.macs_per_instance),
             "dense_macs_per_instance": list(dense.macs_per_instance),
             "switch_macs": costs.switch_macs,
+            "quality_macs": costs.quality_macs,
         },
         arguments.json,
     )
