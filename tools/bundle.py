@@ -26,13 +26,14 @@ from dynamask.engine.evaluate import EvaluationOptions, collect, run_evaluation,
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
 from dynamask.models.build import build_model
-from dynamask.models.masks.policies import POLICIES, Policy
+from dynamask.models.masks.policies import POLICIES, QUALITY, Policy
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.weights import (
     BASELINES,
     bundled_path,
     checkpoint_dir,
     copy_weights,
+    detector_digest,
     file_digest,
     list_baselines,
     list_bundled,
@@ -68,6 +69,7 @@ def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[
     given = collect(predictor, dataset, indices, EvaluationOptions(boxes="gt"), every_size=True, progress=True)
     rows = {}
     followed = POLICIES if predictor.has_switch else map(Policy.fixed, predictor.mask_sizes)
+    followed = [policy for policy in followed if policy != QUALITY or predictor.has_quality]
     for policy in map(str, followed):
         row = summarise(found, choice_of(policy, found, dataset), macs, dataset, indices)
         on_true = summarise(given, choice_of(policy, given, dataset), macs, dataset, indices, true_boxes=True)
@@ -309,7 +311,7 @@ def bundle_baseline(arguments: argparse.Namespace, header: dict[str, Any], datas
     entry = {
         "file": target.name,
         "sha256": file_digest(target),
-        "detector": {"name": arguments.detector, "sha256": file_digest(bundled_path(arguments.detector))},
+        "detector": {"name": arguments.detector, "sha256": detector_digest(bundled_path(arguments.detector))},
         **common_entry(arguments, header, len(indices)),
         "mask_branch": config.mask_branch,
         "mask_sizes": list(branch.mask_sizes),

@@ -121,7 +121,7 @@ def make_cache(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     predictor = load(arguments.weights)
     predictor.check_switch("judging a switch")
-    dataset, indices = open_selected_data(arguments, predictor.class_names)
+    dataset, indices = open_selected_data(arguments, predictor.class_names, training=arguments.training)
     about = {"weights": Path(arguments.weights).name, "data": arguments.data or str(arguments.annotations.name)}
     pictures = tqdm(indices, unit="picture", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     cache = build_cache(predictor, dataset, pictures, arguments.views, arguments.seed, about)
@@ -241,6 +241,8 @@ def build_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("cache", help="compute the features of a data set")
     one.add_argument("--weights", required=True, help="bundled name or .safetensors file")
     add_data(one)
+    text = "with --holdout M, the pictures that `train --holdout M` trains on instead of those that it holds out"
+    one.add_argument("--training", action="store_true", help=text)
     one.add_argument("--views", type=int, default=2, metavar="V", help="jittered views of each instance (default: 2)")
     one.add_argument("--seed", type=int, default=0, help="seed of the views")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file")

@@ -127,6 +127,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def detector_digest(path: Path) -> str:
+    """SHA-256 of the names and values of the detector's tensors in whole weights, in hexadecimal.
+
+    It stays the same when the mask branch, the switch or the quality head of the file changes.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(_part(load_file(path), "detector").items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else value.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """``config`` and ``training`` of a weights file; for files of only a mask branch also its ``detector``.
 
@@ -168,7 +180,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         whole = bundled_path(named["name"])
     except DynaMaskError as error:
         raise DynaMaskError(f"weights {path} hold only a mask branch, and its detector is missing: {error}") from error
-    if file_digest(whole) != named["sha256"]:
+    if detector_digest(whole) != named["sha256"]:
         raise DynaMaskError(
             f"weights {path} hold only a mask branch, trained on another version of the detector {named['name']!r} "
             "than the bundled one; train it again or install the version that brought it"
@@ -220,7 +232,7 @@ def copy_weights(source: Path, path: Path, half: bool = False, **settings: Any) 
 
 
 def save_branch(source: Path, path: Path, detector: str) -> None:
-    """Write only the mask branch of a weights file, with the name and SHA-256 of the bundled weights of its detector.
+    """Write only the mask branch of a weights file, with the name and digest of the bundled weights of its detector.
 
     Args:
         source: whole weights, whose detector must be equal, bit for bit, to that of the bundled weights.
@@ -242,7 +254,7 @@ def save_branch(source: Path, path: Path, detector: str) -> None:
             f"--init {detector} --freeze detector"
         )
     branch = {key: value for key, value in tensors.items() if key not in own}
-    named = {"name": detector, "sha256": file_digest(whole)}
+    named = {"name": detector, "sha256": detector_digest(whole)}
     texts = {key: json.dumps(value) for key, value in {**header, "detector": named}.items()}
     with replacing(path) as stream:
         stream.write(save(branch, metadata={"format": BRANCH_FORMAT, **texts}))

@@ -13,14 +13,16 @@ import torch
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
 from dynamask.models.masks import policies
-from dynamask.models.masks.policies import LEARNED, Policy
+from dynamask.models.masks.policies import LEARNED, QUALITY, Policy
 
 
 def choice_of(policy: str | Policy, instances: Instances, dataset: Data) -> np.ndarray:
-    """(N,) size indices under "learned", "size" (Eq. 8) or "fixed:S"; the instances' masks are known at every size."""
+    """(N,) size indices under "learned", "quality", "size" (Eq. 8) or "fixed:S"; masks are known at every size."""
     policy = Policy.parse(policy)
     if policy == LEARNED:
         return np.array(instances.choice, dtype=np.int64)
+    if policy == QUALITY:
+        return policies.nearly_best(policies.combined_quality(instances.predicted_quality())).numpy()
     if policy.size is not None:
         return policies.fixed(len(instances.results), policy.size).numpy()
     sizes = {image["id"]: (image["height"], image["width"]) for image in dataset.coco["images"]}
