@@ -18,7 +18,7 @@ from dynamask.engine.frozen_switch import SCHEDULE, predict_quality, train_quali
 from dynamask.evaluation.calibration import calibration_error, reliability, spearman_within
 from dynamask.models.masks import losses, policies
 from dynamask.models.masks.quality_head import QualityHead, box_geometry, quality_loss
-from dynamask.models.weights import save_model
+from dynamask.models.weights import initialise, save_model
 from dynamask.predict import TwoStagePredictor
 from dynamask.training_config import TrainConfig
 from tools import fit_quality
@@ -235,3 +235,15 @@ def test_the_report_writes_every_format(predictor, tmp_path):
         p.name for p in (tmp_path / "out").iterdir()
     }
     assert "Reliability" in (tmp_path / "out" / "quality.md").read_text()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(8, 0), (0, 8), (8, 8)])
+def test_initialising_adds_or_leaves_out_the_head(tmp_path, ours, theirs):
+    source = tiny_model(seed=1, quality_channels=theirs)
+    save_model(source, tmp_path / "w.safetensors")
+    model = tiny_model(seed=2, quality_channels=ours)
+    text = initialise(model, tmp_path / "w.safetensors")
+    assert ("the quality head is new" in text) == (ours > theirs)
+    known = source.state_dict()
+    for name, value in model.state_dict().items():
+        assert name not in known or torch.equal(value, known[name]), name

@@ -35,6 +35,7 @@ aggregation; "backbone" includes the FPN."""
 STORED_PREFIXES = {"detector.": "", "mask_branch.": "roi_heads.mask_branch."}
 """Prefixes of modules → prefixes of their tensors in weights files; other names are the same in both."""
 _BACKBONE = "backbone."
+_QUALITY = "mask_branch.quality."
 _MASK_PARTS = (STORED_PREFIXES["mask_branch."], "head.aggregation", "head.context.", "aggregation.")
 """Prefixes, in weights files, of the mask branch and of SODAR's aggregation."""
 
@@ -297,7 +298,8 @@ def initialise(model: nn.Module, path: Path, part: str | None = None, allow_new_
     """Initialise a model, or a part of it, with the weights of a trained one.
 
     A detector with other classes keeps the scores of the classes that both know by name, if its kind can do so
-    (:meth:`dynamask.models.detectors.base.Detector.match_classes`).
+    (:meth:`dynamask.models.detectors.base.Detector.match_classes`). A quality head that only one of the two has is left
+    out, or keeps its random weights.
 
     Args:
         path: of a weights file.
@@ -324,8 +326,13 @@ def initialise(model: nn.Module, path: Path, part: str | None = None, allow_new_
     some = f"{', '.join(new[:5])}{', …' if len(new) > 5 else ''}"
     if new and not allow_new_classes:
         raise DynaMaskError(f"{path} has no classes {some}; train the detector as well, so that it learns them")
+    heads = [{k: v for k, v in side.items() if k.startswith(_QUALITY)} for side in (tensors, stored_state(model))]
+    added = part == "all" and bool(heads[1]) and not heads[0]
+    if part == "all" and bool(heads[0]) != bool(heads[1]):
+        tensors = {name: value for name, value in tensors.items() if name not in heads[0]} | heads[1]
     load_weights(model, path, part, tensors)
-    return _loaded(path, part, theirs, own) + (f"; the scores of new classes are random: {some}" if new else "")
+    random = f"; the scores of new classes are random: {some}" if new else ""
+    return _loaded(path, part, theirs, own) + random + ("; the quality head is new" if added else "")
 
 
 def _loaded(path: Path, part: str, theirs: BaseModelConfig, own: BaseModelConfig) -> str:
