@@ -35,7 +35,7 @@ aggregation; "backbone" includes the FPN."""
 STORED_PREFIXES = {"detector.": "", "mask_branch.": "roi_heads.mask_branch."}
 """Prefixes of modules → prefixes of their tensors in weights files; other names are the same in both."""
 _BACKBONE = "backbone."
-_QUALITY = "mask_branch.quality."
+_QUALITY = STORED_PREFIXES["mask_branch."] + "quality."
 _MASK_PARTS = (STORED_PREFIXES["mask_branch."], "head.aggregation", "head.context.", "aggregation.")
 """Prefixes, in weights files, of the mask branch and of SODAR's aggregation."""
 
