@@ -123,6 +123,27 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     return float((centred[0] * centred[1]).sum() / norm) if norm > 0 else None
 
 
+def within_spearman(a: np.ndarray, b: np.ndarray, label: np.ndarray, least: int = 5) -> float | None:
+    """Spearman's rank correlation of a and b (N,) within classes: the mean over classes, weighted by their instances.
+
+    Args:
+        label: (N,) class of each instance.
+        least: classes with fewer instances are left out, as are those in which a or b is constant.
+
+    Returns:
+        None if no class is left.
+    """
+    found = []
+    for group in (label == value for value in np.unique(label)):
+        rho = spearman(a[group], b[group]) if group.sum() >= least else None
+        if rho is not None:
+            found.append((rho, int(group.sum())))
+    if not found:
+        return None
+    rhos, counts = zip(*found)
+    return float(np.average(rhos, weights=counts))
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1, equal values sharing the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
