@@ -78,6 +78,17 @@ def test_quality_in_other_views_is_a_mean_by_instance():
     assert switch_training.other_views(cache.true_boxes(), "boundary_iou") is None
 
 
+def test_a_switch_that_knows_more_than_class_and_size_beats_the_tables():
+    train, test = synthetic_cache(), synthetic_cache(seed=1)
+    known = test.true_boxes()
+    rows = switch_training.compare_with_tables(train, test, {"switch": known.mask_iou, "noise": known.switch_logits})
+    half = rows["budgets"]["0.5"]
+    assert set(half) == {"switch", "noise", "class table", "size table", "class-size table", "noise-aware oracle"}
+    assert half["class-size table"]["mask_iou_difference"]["low"] > 0 and half["switch"]["macs_fraction"] <= 0.5
+    assert half["switch"]["mask_iou_share_of_aware"]["mean"] > 0.9 > half["noise"]["mask_iou_share_of_aware"]["mean"]
+    assert rows["correlation"]["switch"]["pooled"]["mean"] > 0.8
+
+
 # Settings and tables
 
 
@@ -118,13 +129,16 @@ def test_commands_write_results_and_tables(tmp_path, monkeypatch, capsys):
     assert decisions.main([*shared, "--table", "temperature", "--json", "t.json"]) == 0
     assert decisions.main(["rank", "--cache", "b.st", "--json", "r.json"]) == 0
     assert decisions.main(["branches", "--table", "t", "--caches", "a.st", "b.st"]) == 2
+    fitted = ["rivals", "--train", "a.st", "--validation", "b.st"]
+    assert decisions.main([*fitted, "--json", "v.json"]) == 0
+    assert "| 50 %, class-size table |" in capsys.readouterr().out
     two = ["--caches", "all=a.st", "selected=a.st", "--json", "s.json"]
     assert decisions.main(["branches", "--table", "supervision", *two]) == 0
-    names = ("temperature", "rank", "supervision")
+    names = ("temperature", "rank", "supervision", "rivals")
     Path("d.md").write_text("# D\n" + "".join(f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->\n" for n in names))
-    assert decisions.main(["write", "--results", "t.json", "r.json", "s.json", "--doc", "d.md"]) == 0
+    assert decisions.main(["write", "--results", "t.json", "r.json", "s.json", "v.json", "--doc", "d.md"]) == 0
     text = Path("d.md").read_text(encoding="utf-8")
-    assert "old" not in text and text.count("| :-- |") == 3 and "| τ = 2 |" in text
+    assert "old" not in text and text.count("| :-- |") == 5 and "| τ = 2 |" in text
     assert json.loads(Path("t.json").read_text())["train"]["instances"] == 40
     Path("d.md").write_text("# D\n")
     capsys.readouterr()
@@ -134,7 +148,7 @@ def test_commands_write_results_and_tables(tmp_path, monkeypatch, capsys):
 
 def test_the_document_has_a_block_for_every_table_and_commands_that_parse():
     text = DOC.read_text(encoding="utf-8")
-    for name in (*decisions.TABLES, "rank", "supervision", "edge", "detach"):
+    for name in (*decisions.TABLES, "rank", "rivals", "supervision", "edge", "detach"):
         block = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", text, re.S)
         assert block, f"no block for the table {name}"
     commands = [c for c in text.replace("\\\n", " ").splitlines() if c.startswith("python tools/decisions.py")]

@@ -80,7 +80,10 @@ def test_the_budget_curve_is_four_files_that_agree(curve):
     policies = {row["policy"] for row in result["rows"] if row["boxes"] == "gt" and not row["against"]}
     assert policies == set(POLICY_STYLES) and {row["boxes"] for row in result["rows"]} == {"gt", "detected"}
     assert {row["measure"] for row in result["rows"]} == set(budget_curve.TITLES)
-    assert set(result["known_complexity"]) == {"mean_macs", "complexity", "object_size", "complexity_by_size"}
+    correlated = {f"{name}{kind}" for name in ("complexity", "object_size") for kind in ("", "_within")}
+    assert set(result["known_complexity"]) == {"mean_macs", *correlated, "complexity_by_size"}
+    rivals = {row["against"] for row in result["rows"] if row["policy"] == "learned" and row["boxes"] == "gt"}
+    assert {"class table", "size table", "class-size table", "share over mix of noise-aware oracle"} <= rivals
     assert set(result["operating_points"]) == {"drop", "within_drop", "half"}
 
 

@@ -125,6 +125,39 @@ def branches_table(result: dict[str, Any]) -> str:
     return table(["", *names, *(f"{name} − {names[0]}, hundredths" for name in names[1:])], rows)
 
 
+def reduction_table(result: dict[str, Any]) -> str:
+    """Sizes and MACs of every signal, reduction and C_t, with a column for each λ2; means over the seeds."""
+    cells: dict[str, dict[str, str]] = {}
+    for name, row in result["rows"].items():
+        setting, _, weight = name.rpartition(", ")
+        sizes = np.mean([run["learned"]["size_shares"] for run in row["runs"]], axis=0)
+        spent = percent(mean_of(row["runs"], "learned", "macs_fraction"))
+        cells.setdefault(setting, {})[weight] = " / ".join(f"{100 * s:.0f}" for s in sizes) + f", {spent}"
+    weights = list(next(iter(cells.values())))
+    return table(["", *weights], [[setting, *(own[w] for w in weights)] for setting, own in cells.items()])
+
+
+def rivals_table(result: dict[str, Any]) -> str:
+    """Every predictor at every budget: its gain over the blind mixture and what the first one gains over it."""
+    rows = []
+    for fraction, predictors in result["rows"]["budgets"].items():
+        for name, figures in predictors.items():
+            cells = [percent(figures["macs_fraction"])]
+            for measure in ("mask_iou", "boundary_iou"):
+                cells += [f"{figures[measure]['mean']:.4f}", with_interval(figures[f"{measure}_difference"], points)]
+                cells.append(with_interval(figures[f"{measure}_share_of_aware"], plain))
+            rows.append([f"{percent(float(fraction))}, {name}", *cells])
+    first = next(iter(result["rows"]["correlation"]))
+    of_measure = [f"{first} minus it", "share of aware over mix"]
+    budgets = table(["budget", "MACs", "M-IoU", *of_measure, "B-IoU", *of_measure], rows)
+    known = result["rows"]["correlation"].items()
+    found = [[name, *(with_interval(rho[kind], plain) for kind in ("pooled", "within"))] for name, rho in known]
+    return f"{budgets}\n\n{table(['predicted gain with measured gain, ρ', 'pooled', 'within classes'], found)}"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The table of a result of any kind."""
-    return {"switch": switch_table, "rank": rank_table, "branches": branches_table}[result["kind"]](result)
+    if result.get("table") == "reduction":
+        return reduction_table(result)
+    kinds = {"switch": switch_table, "rank": rank_table, "branches": branches_table, "rivals": rivals_table}
+    return kinds[result["kind"]](result)

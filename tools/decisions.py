@@ -7,6 +7,7 @@ r"""Compare training signals, sampling and loss weights of the switch on cached 
         --json signal.json
     python tools/decisions.py branches --table supervision --caches all=a.safetensors selected=b.safetensors \
         --json supervision.json
+    python tools/decisions.py rivals --train train.safetensors --validation val.safetensors --json rivals.json
     python tools/decisions.py write --results rank.json signal.json supervision.json --doc docs/decisions.md
 """
 
@@ -31,13 +32,13 @@ from dynamask.cli.common import add_data, add_json, open_selected_data, run_comm
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
 from dynamask.engine.frozen_switch import SCHEDULE
 from dynamask.engine.memory import keep_freed_memory
-from dynamask.evaluation.bootstrap import PictureBootstrap, paired_bootstrap
+from dynamask.evaluation.bootstrap import PictureBootstrap
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.training_config import LossConfig
 from tools import decision_tables
 from tools.page_blocks import fill_blocks
-from tools.switch_training import MEASURES, Judge, box_side, run_setting
+from tools.switch_training import MEASURES, Judge, box_side, compare_with_tables, run_setting
 
 PAPER = LossConfig()
 """Eq. 7 as printed: the edge loss is the signal, y is sampled."""
@@ -82,21 +83,6 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         for b in (0.1, 0.4)
     },
     "budget": {f"C_t = {c:g}": {**BUDGETED, "budget_target": c} for c in (0.2, 0.35, 0.55, 0.75)},
-    "reduction": {
-        f"{signal}, {reduction}, C_t {c:g}, λ2 {w:g}": {
-            **fields,
-            "loss_reduction": reduction,
-            "budget_target": c,
-            "switch_weight": w,
-        }
-        for signal, fields in (
-            ("edge loss (Eq. 4)", {}),
-            ("mask loss (Eq. 3)", {"mask_supervision": "selected", "edge_weight": 0.0}),
-        )
-        for reduction in ("mean", "sum")
-        for c in (0.29, 0.43, 0.57, 0.71, 1.0)
-        for w in (0.3, 0.4, 0.5)
-    },
 }
 """Tables of settings by name: the varied fields of ``LossConfig`` of each row."""
 
@@ -165,6 +151,20 @@ def train_switches(arguments: argparse.Namespace) -> None:
     write_json(result, arguments.json)
 
 
+def compare_rivals(arguments: argparse.Namespace) -> None:
+    """``rivals``."""
+    train, validation = load_cache(arguments.train), load_cache(arguments.validation)
+    logits = validation.true_boxes().switch_logits
+    rows = compare_with_tables(train, validation, {"switch": torch.log_softmax(logits.double(), dim=1)})
+    about = {
+        "train": describe_cache(arguments.train, train),
+        "validation": describe_cache(arguments.validation, validation),
+    }
+    result = {"kind": "rivals", "table": arguments.table, **about, "rows": rows}
+    print(decision_tables.rivals_table(result))
+    write_json(result, arguments.json)
+
+
 SIGNALS = ("boundary error", "edge loss", "mask loss", "mask IoU", "box size", "complexity")
 
 
@@ -214,14 +214,16 @@ def compare_branches(branches: dict[str, FeatureCache]) -> dict[str, Any]:
             raise DynaMaskError("the caches hold other instances; make all of them from the same data")
     names = list(branches)
     judged = {name: Judge(cache).judge(cache.true_boxes().switch_logits) for name, cache in branches.items()}
-    sizes: dict[str, Any] = {}
+    bootstrap = PictureBootstrap(first.image_id.tolist(), 2000)
+    rows, sizes = bootstrap.rows(first.image_id.numpy()), {}
     for measure in MEASURES:
         tables = [getattr(cache, measure).double().numpy() for cache in (first, *others)]
         sizes[measure] = {
             str(size): {
                 "mean": {name: float(table[:, k].mean()) for name, table in zip(names, tables)},
                 "minus_first": {
-                    n: paired_bootstrap(t[:, k] - tables[0][:, k]).to_dict() for n, t in zip(names[1:], tables[1:])
+                    n: bootstrap.interval(t[:, k] - tables[0][:, k], rows).to_dict()
+                    for n, t in zip(names[1:], tables[1:])
                 },
             }
             for k, size in enumerate(MASK_SIZES)
@@ -280,7 +282,12 @@ def build_parser() -> argparse.ArgumentParser:
     four.add_argument("--table", required=True, help="name of the table in the document")
     four.add_argument("--caches", nargs="+", required=True, metavar="NAME=FILE", help="the first is the reference")
     four.set_defaults(run=branches)
-    for command in (two, three, four):
+    six = commands.add_parser("rivals", help="compare a model's own switch with tables by class and by size")
+    six.add_argument("--train", type=Path, required=True, metavar="CACHE", help="the tables are fitted on it")
+    six.add_argument("--validation", type=Path, required=True, metavar="CACHE")
+    six.add_argument("--table", default="rivals", help="name of the table in the document")
+    six.set_defaults(run=compare_rivals)
+    for command in (two, three, four, six):
         add_json(command)
     five = commands.add_parser("write", help="put results into the tables of a Markdown file")
     five.add_argument("--results", nargs="+", type=Path, required=True, metavar="JSON")

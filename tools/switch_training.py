@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dynamask.engine.frozen_features import FeatureCache
 from dynamask.engine.frozen_switch import predict_logits, train_switch
-from dynamask.evaluation.bootstrap import paired_bootstrap
-from dynamask.evaluation.choices import at, blind_mix, permuted, shares, spearman
+from dynamask.evaluation.bootstrap import PictureBootstrap
+from dynamask.evaluation.choices import at, blind_mix, permuted, shares, spearman, within_spearman
+from dynamask.evaluation.rivals import FRACTIONS, BudgetComparison, Measured, correlations, table_predictions
 from dynamask.models.masks import policies
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.training_config import LossConfig, TrainConfig
 
-BUDGETS = (0.2, 0.35, 0.5, 0.75)
+BUDGETS = FRACTIONS
 """Budgets at which a switch is evaluated, by a price per MAC, as fractions of the full branch's MACs."""
 MEASURES = ("boundary_iou", "mask_iou")
 
@@ -81,6 +82,44 @@ def other_views(cache: FeatureCache, measure: str) -> np.ndarray | None:
     return mean[cache.instance[cache.view == 0]].numpy()
 
 
+def measured(cache: FeatureCache) -> Measured:
+    """The instances of a cache in their true boxes."""
+    cache = cache.true_boxes()
+    quality = torch.stack([cache.mask_iou, cache.boundary_iou], dim=2).double()
+    columns = (quality, cache.label, box_side(cache).double(), cache.image_id)
+    return Measured(*(values.numpy() for values in columns))
+
+
+def compare_with_tables(train: FeatureCache, test: FeatureCache, predicted: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Predictors of quality, and tables fitted on another cache, at equal budgets on the true boxes of a cache.
+
+    All choose by the mean of mask and boundary IoU, switches by their log p.
+
+    Args:
+        train: whose instances the tables are fitted on; without an instance of the test pictures.
+        test: whose instances are judged; its other views are what the noise-aware oracle knows.
+        predicted: (R, 4) by name, of the first predictor and others; the tables are compared with the first.
+
+    Returns:
+        ``budgets``: :meth:`BudgetComparison.to_dict`; ``correlation``: by predictor Spearman's rank correlation, pooled
+        and within classes, of the predicted gain 112 − 14 with the measured gain in boundary IoU.
+    """
+    known, judged = measured(train), measured(test)
+    views = [other_views(test, name) for name in ("mask_iou", "boundary_iou")]
+    aware = None if views[0] is None else np.stack(views, axis=2)
+    rows = {name: values.double().numpy() for name, values in predicted.items()}
+    rows |= {name: values.mean(axis=2) for name, values in table_predictions(known, judged).items()}
+    if aware is not None:
+        rows["noise-aware oracle"] = aware.mean(axis=2)
+    comparison = BudgetComparison(judged, test.macs, rows, aware)
+    gain = judged.quality[:, -1, 1] - judged.quality[:, 0, 1]
+    found = {n: correlations(p[:, -1] - p[:, 0], gain, judged.label, judged.picture) for n, p in rows.items()}
+    return {
+        "budgets": comparison.to_dict(next(iter(rows))),
+        "correlation": {name: {kind: rho.to_dict() for kind, rho in one.items()} for name, one in found.items()},
+    }
+
+
 class Judge:
     """Evaluates size choices for the true boxes of a cache against random choices, fixed mixtures and oracles.
 
@@ -95,6 +134,8 @@ class Judge:
         views = {m: other_views(cache, m) for m in MEASURES}
         self.oracle = {m: Frontier(q, q, self.macs) for m, q in self.quality.items()}
         self.aware = {m: Frontier(views[m], q, self.macs) for m, q in self.quality.items() if views[m] is not None}
+        self.bootstrap = PictureBootstrap(self.cache.image_id.tolist(), 2000)
+        self.rows = self.bootstrap.rows(self.cache.image_id.numpy())
         self.complexity, self.side = self.cache.complexity.double().numpy(), box_side(self.cache).double().numpy()
 
     def judge(self, logits: Tensor) -> dict[str, Any]:
@@ -113,21 +154,27 @@ class Judge:
     def point(self, choice: np.ndarray) -> dict[str, Any]:
         """Results of one choice (N,)."""
         limit = float(self.macs[choice].mean())
+        label, known = self.cache.label.numpy(), not np.isnan(self.complexity).any()
         figures: dict[str, Any] = {
             "size_shares": shares(choice).tolist(),
             "mean_macs": limit,
             "macs_fraction": limit / float(self.macs[-1]),
             "spearman_side": spearman(choice, self.side),
-            "spearman_complexity": None if np.isnan(self.complexity).any() else spearman(choice, self.complexity),
+            "spearman_side_within": within_spearman(choice, self.side, label),
+            "spearman_complexity": spearman(choice, self.complexity) if known else None,
+            "spearman_complexity_within": within_spearman(choice, self.complexity, label) if known else None,
         }
         for measure, quality in self.quality.items():
             own, chance = at(quality, choice), permuted(quality, choice)
+            mixture = blind_mix(quality, self.macs, limit)
+            aware = self.aware[measure](limit) if self.aware else None
             figures[measure] = {
                 "mean": float(own.mean()),
-                "gain": paired_bootstrap(own - chance).to_dict(),
-                "gain_over_mix": float((own - blind_mix(quality, self.macs, limit)).mean()),
+                "gain": self.bootstrap.interval(own - chance, self.rows).to_dict(),
+                "gain_over_mix": float((own - mixture).mean()),
                 "share_of_oracle": _share(own, chance, self.oracle[measure](limit)),
-                "share_of_noise_aware": _share(own, chance, self.aware[measure](limit)) if self.aware else None,
+                "share_of_noise_aware": None if aware is None else _share(own, chance, aware),
+                "share_over_mix": None if aware is None else _share(own, mixture, aware),
             }
         return figures
 
@@ -135,14 +182,14 @@ class Judge:
 def sweep_means(points: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Means of a measure's results over budgets; None if one is undefined."""
     found: dict[str, float | None] = {"gain": float(np.mean([point["gain"]["mean"] for point in points]))}
-    for name in ("mean", "gain_over_mix", "share_of_oracle", "share_of_noise_aware"):
+    for name in ("mean", "gain_over_mix", "share_of_oracle", "share_of_noise_aware", "share_over_mix"):
         values = [point[name] for point in points]
         found[name] = None if any(value is None for value in values) else float(np.mean(values))
     return found
 
 
 def _share(own: np.ndarray, chance: np.ndarray, best: float) -> float | None:
-    """Gain over random choices as a share of the best one's; None if the best one gains nearly nothing."""
+    """Gain over blind choices as a share of the best one's; None if the best one gains nearly nothing."""
     gain = best - float(chance.mean())
     return float((own - chance).mean()) / gain if gain > 1e-6 else None
 

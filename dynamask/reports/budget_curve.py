@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamask.data.sources import Data
 from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap
+from dynamask.evaluation.rivals import TABLES
 from dynamask.reports.collect import Collected, annotations_of
 from dynamask.reports.comparison import Comparison
 from dynamask.reports.curve_points import FIXED, CurvePoint, DetectionCurve, TrueBoxCurve
@@ -40,11 +41,14 @@ NAMES = {
     "size": "size-based (Eq. 8)",
     "random": "random: the same sizes permuted",
     "mix": "best blind mix of two fixed sizes",
+    "class table": "table of mean quality by class",
+    "size table": "table by box size",
+    "class-size table": "table by class and box size",
     "oracle": "oracle",
     "noise-aware oracle": "noise-aware oracle",
     **{f"fixed:{size}": f"all at {size}" for size in MASK_SIZES},
 }
-_LINES = ("random", "mix", "oracle", "noise-aware oracle", "budget")
+_LINES = ("random", "mix", *TABLES, "oracle", "noise-aware oracle", "budget")
 _BANDS = ("mix", "noise-aware oracle", "budget")
 _COST = "mean GMACs per instance"
 _POINTS = (*FIXED, "size", "learned")
@@ -148,7 +152,9 @@ def _blocks(result: CurveResult, full: int, options: CurveOptions, ap_samples: i
             "Random is the exact mean over all permutations of the same sizes among the instances. The oracle knows "
             "the quality of every size. Part of its gain is noise that cannot be predicted: the noise-aware oracle "
             f"chooses by the mean quality in {options.views} other views of the picture (flipped, boxes shifted and "
-            "stretched) and is evaluated on the view that it did not see."
+            "stretched) and is evaluated on the view that it did not see. The tables choose by the mean quality of an "
+            "instance's class, of its box size, or of both, in the other pictures of the data (five parts, each "
+            "predicted from the other four)."
         ),
         *_section(result.points, "gt", ("mask_iou", "boundary_iou"), full),
     ]
@@ -232,7 +238,7 @@ def _own_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[str]
 def _difference_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[str]) -> Table:
     """Learned at equal MACs, minus each rival."""
     body = []
-    rivals = [("learned", "random"), ("learned", "mix")]
+    rivals = [("learned", name) for name in ("random", "mix", *TABLES)]
     rivals += [("budget", name) for name in ("size", *FIXED)]
     for policy, against in rivals:
         own = [chosen(points, boxes, measure, policy, against) for measure in measures]
@@ -249,28 +255,33 @@ def _share_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[st
     columns = [
         (measure, name)
         for measure in measures
-        for name in ("oracle", "noise-aware oracle")
-        if chosen(points, boxes, measure, "learned", f"share of {name}")
+        for name in ("share of oracle", "share of noise-aware oracle", "share over mix of noise-aware oracle")
+        if chosen(points, boxes, measure, "learned", name)
     ]
     if not columns:
         return []
     body = []
     for policy in ("learned", "budget"):
-        found = [chosen(points, boxes, measure, policy, f"share of {name}") for measure, name in columns]
+        found = [chosen(points, boxes, measure, policy, name) for measure, name in columns]
         for own in zip(*found):
             cost = own[0].mean_macs
             label = "learned" if policy == "learned" else f"budget {own[0].budget_macs / 1e9:.4f}"
             body.append([label, f"{cost / 1e9:.4f}", f"{cost / full:.0%}", *(with_interval(p.value, 2) for p in own)])
-    header = ["sizes", "mean GMACs", "of full", *(f"{TITLES[m].removeprefix('mean ')}, {name}" for m, name in columns)]
+    titles = {name: name.removeprefix("share of ").replace("share over mix of", "over mix,") for _, name in columns}
+    header = ["sizes", "mean GMACs", "of full"]
+    header += [f"{TITLES[m].removeprefix('mean ')}, {titles[name]}" for m, name in columns]
     return [
-        Paragraph("Share of the oracles' gain over random, (learned − random) / (oracle − random):"),
+        Paragraph(
+            "Share of the oracles' gain over random, (learned − random) / (oracle − random), and, in the columns named "
+            '"over mix", over the best blind mixture of two fixed sizes:'
+        ),
         Table(header, body),
     ]
 
 
 def _budget_table(points: Sequence[CurvePoint], boxes: str, measure: str, lines: Sequence[str]) -> Table:
     """Every budget with all policies that exist there."""
-    order = [p for p in ("budget", "random", "mix", "noise-aware oracle", "oracle") if p in lines]
+    order = [p for p in ("budget", "random", "mix", *TABLES, "noise-aware oracle", "oracle") if p in lines]
     by_budget = {p: {point.budget_macs: point for point in chosen(points, boxes, measure, p)} for p in order}
     body = []
     for budget, own in sorted(by_budget["budget"].items()):
@@ -302,13 +313,16 @@ def _complexity(known: dict[str, Any] | None, full: int) -> list[Block]:
     """Chosen size against the known complexity of the outlines."""
     if known is None:
         return []
-    body = [["known complexity", with_interval(known["complexity"], 3)]]
-    body.append(["object size, √(box area)", with_interval(known["object_size"], 3)])
+    titles = {"complexity": "known complexity", "object_size": "object size, √(box area)"}
+    body = [
+        [title, with_interval(known[name], 3), with_interval(known[f"{name}_within"], 3)]
+        for name, title in titles.items()
+    ]
     share = known["mean_macs"] / full
     sizes = [[size, number(mean, 3)] for size, mean in known["complexity_by_size"].items()]
     return [
         Heading("Known complexity"),
         Paragraph(f"The size chosen in true boxes at half the full MACs (here {share:.0%} of them are spent)."),
-        Table(["chosen size against", "Spearman"], body),
+        Table(["chosen size against", "Spearman", "within classes"], body),
         Table(["chosen size", "mean complexity"], sizes),
     ]

@@ -11,8 +11,9 @@ import numpy as np
 from dynamask.data.sources import Data
 from dynamask.engine.evaluate import Instances
 from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap, interval_of, share_of_gain
-from dynamask.evaluation.choices import Draws, at, at_equal_cost, best_mix_quality, blind_mix, shares
+from dynamask.evaluation.choices import Draws, at, at_equal_cost, best_mix_quality, blind_mix, shares, within_spearman
 from dynamask.evaluation.resampled_ap import MASK_TYPES
+from dynamask.evaluation.rivals import MEASURES, TABLES, Measured, cross_fitted
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.reports.collect import IOU_MEASURES
 from dynamask.reports.size_choices import at_budget, budget_limits, choice_of, mean_macs
@@ -28,10 +29,11 @@ class CurvePoint:
     Attributes:
         boxes: "gt" (true boxes) or "detected".
         measure: "mask_iou" or "boundary_iou" in true boxes, "segm_ap" or "boundary_ap" on detections.
-        policy: "learned", "budget" (learned, held to a budget), "size", "fixed:S", "random", "mix", "oracle" or
-            "noise-aware oracle".
+        policy: "learned", "budget" (learned, held to a budget), "size", "fixed:S", "random", "mix", one of
+            :data:`dynamask.evaluation.rivals.TABLES`, "oracle" or "noise-aware oracle".
         against: empty for the quality of the policy; the name of a policy for the paired difference to it; "share of
-            NAME" for the share of the gain of NAME over a random choice.
+            NAME" for the share of the gain of NAME over a random choice, "share over mix of NAME" for that over the
+            best blind mixture of two fixed sizes.
         budget_macs: the budget in mean MACs, where there is one.
         mean_macs: mean MACs of an instance under the policy.
         value: the estimate.
@@ -172,6 +174,9 @@ class TrueBoxCurve(BudgetCurve):
         self.quality = {measure: instances.quality(measure) for measure in IOU_MEASURES}
         self.expected = {measure: quality.mean(axis=0) for measure, quality in views.items() if len(quality)}
         self.size_means = {m: np.stack([self._mean(column) for column in q.T]) for m, q in self.quality.items()}
+        measured = Measured(np.stack([self.quality[m] for m in MEASURES], axis=2), *_keys(instances), image_ids)
+        self.labels, self.sides = measured.label, measured.side
+        self.tables = cross_fitted(measured)
 
     def _mean(self, values: np.ndarray) -> np.ndarray:
         """Draws (1 + B,) of the mean of values (N,)."""
@@ -188,9 +193,8 @@ class TrueBoxCurve(BudgetCurve):
         return Draws(quality, self._mean(self.instance_macs(choice)))
 
     def rivals(self, measure: str, policy: str, choice: np.ndarray, budget: float | None) -> list[CurvePoint]:
-        """See :meth:`BudgetCurve.rivals`: a random choice, the best mixture of two sizes, and the oracles."""
-        quality, limit = self.quality[measure], mean_macs(choice, self.macs)
-        macs = np.array(self.macs, dtype=np.float64)
+        """See :meth:`BudgetCurve.rivals`: a random choice, the best mixture of two sizes, the tables, the oracles."""
+        limit, macs = mean_macs(choice, self.macs), np.array(self.macs, dtype=np.float64)
         own, random = self.draws(measure, choice), self.random(measure, choice)
         mixture = best_mix_quality(self.size_means[measure], macs, own.macs)
         gain = own.quality - random.quality
@@ -198,20 +202,21 @@ class TrueBoxCurve(BudgetCurve):
             self.point(measure, policy, choice, gain, "random", budget),
             self.point(measure, policy, choice, own.quality - mixture, "mix", budget),
         ]
-        mean_of_mix = self._mean(blind_mix(quality, macs, limit))
+        mean_of_mix = self._mean(blind_mix(self.quality[measure], macs, limit))
         rivals: list[tuple[str, np.ndarray | float, np.ndarray, np.ndarray]] = [
             ("mix", limit, mean_of_mix, mixture - random.quality)
         ]
-        for name, known in (("oracle", quality), ("noise-aware oracle", self.expected.get(measure))):
-            if known is None:
-                continue
+        for name, known in self._known(measure).items():
             best = best_under_budget(known, self.macs, limit)
             draws = self.draws(measure, best)
             best_gain = at_equal_cost(draws, random, self.random_curve(measure))
             rivals.append((name, best, draws.quality, best_gain))
-            points.append(
-                self.point(measure, policy, choice, share_of_gain(gain, best_gain), f"share of {name}", budget)
-            )
+            if name in TABLES:
+                points.append(self.point(measure, policy, choice, gain - best_gain, name, budget))
+                continue
+            over_mix = share_of_gain(own.quality - mixture, best_gain - (mixture - random.quality))
+            shared = {"share of": share_of_gain(gain, best_gain), "share over mix of": over_mix}
+            points += [self.point(measure, policy, choice, v, f"{text} {name}", budget) for text, v in shared.items()]
         if budget is not None:
             points.append(self.point(measure, "random", limit, random.quality, budget=budget))
             for name, cost, value, gain_over_random in rivals:
@@ -219,8 +224,16 @@ class TrueBoxCurve(BudgetCurve):
                 points.append(self.point(measure, name, cost, gain_over_random, "random", budget))
         return points
 
+    def _known(self, measure: str) -> dict[str, np.ndarray]:
+        """Quality (N, 4) by which the rivals with a budget choose, by name."""
+        tables = {name: values[:, :, MEASURES.index(measure)] for name, values in self.tables.items()}
+        oracles = {"oracle": self.quality[measure], "noise-aware oracle": self.expected.get(measure)}
+        return tables | {name: known for name, known in oracles.items() if known is not None}
+
     def known_complexity(self, annotations: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
         """Rank correlation of the size chosen at half the full cost with the known complexity, and with object size.
+
+        Each is given over all instances, and within classes: the mean over classes, weighted by their instances.
 
         Args:
             annotations: annotations of the instances; the result is None unless each has a ``complexity``.
@@ -229,16 +242,30 @@ class TrueBoxCurve(BudgetCurve):
             return None
         choice = self.at_budget(self.macs[-1] / 2)
         complexity = np.array([float(a["complexity"]) for a in annotations if a is not None])
-        side = np.array([np.sqrt(r["bbox"][2] * r["bbox"][3]) for r in self.instances.results])
+        found = {
+            "complexity": self.bootstrap.spearman(choice, complexity, self.rows),
+            "object_size": self.bootstrap.spearman(choice, self.sides, self.rows),
+            "complexity_within": self._within_classes(choice, complexity),
+            "object_size_within": self._within_classes(choice, self.sides),
+        }
         return {
             "mean_macs": mean_macs(choice, self.macs),
-            "complexity": self.bootstrap.spearman(choice, complexity, self.rows),
-            "object_size": self.bootstrap.spearman(choice, side, self.rows),
+            **found,
             "complexity_by_size": {
                 str(size): float(complexity[choice == k].mean()) if (choice == k).any() else None
                 for k, size in enumerate(MASK_SIZES)
             },
         }
+
+    def _within_classes(self, a: np.ndarray, b: np.ndarray) -> Interval:
+        """Spearman's rank correlation within classes, with its interval."""
+        return self.bootstrap.statistic(lambda kept: within_spearman(a[kept], b[kept], self.labels[kept]), self.rows)
+
+
+def _keys(instances: Instances) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) class ids, and (N,) square roots of the box areas in pixels."""
+    label = np.array([result["category_id"] for result in instances.results], dtype=np.int64)
+    return label, np.array([np.sqrt(result["bbox"][2] * result["bbox"][3]) for result in instances.results])
 
 
 class DetectionCurve(BudgetCurve):
