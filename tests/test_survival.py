@@ -353,6 +353,32 @@ def test_a_picture_lost_in_mid_run_loses_nothing(data, straight, tmp_path, capsy
     assert_equal_runs(out, straight)
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_an_error_in_a_step_or_after_it_saves_the_state(tmp_path, monkeypatch, within):
+    whole, run = toy_run(tmp_path / "whole", save_every=100), toy_run(tmp_path / "run", save_every=100)
+    train(whole, progress=False)
+
+    def fails(*_):
+        if run.step == 3:
+            torch.rand(5)  # draws that the step that is repeated must not see
+            raise RuntimeError("out of memory: tried to allocate 9 TB. Buy some")
+
+    if within:
+        usual = engine.train_step
+        monkeypatch.setattr(engine, "train_step", lambda *given: (fails(), usual(*given))[1])
+    with pytest.raises(DynaMaskError) as caught:
+        train(run, progress=False, on_step=None if within else fails)
+    assert str(caught.value) == (
+        "step 3 failed (RuntimeError: out of memory: tried to allocate 9 TB); "
+        f"the state of step 3 is saved in {run.out}, and --resume continues from it"
+    )
+    monkeypatch.undo()
+    resumed = toy_run(run.out, save_every=100)
+    resumed.resume()
+    assert resumed.step == 3 and train(resumed, progress=False)
+    assert torch.equal(resumed.model.weight, whole.model.weight) and log_of(run.out) == log_of(whole.out)
+
+
 def test_a_loss_that_is_not_finite_leaves_the_last_state(tmp_path):
     run = toy_run(tmp_path)
     with pytest.raises(DynaMaskError, match=r"loss_edge is not finite at step 3 .*the state of step 2 is intact"):

@@ -7,19 +7,23 @@ torchrun --nproc-per-node N -m dynamask train …
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from tqdm import tqdm
 
 from dynamask.data.loaders import Batch
+from dynamask.engine.checkpoint import random_state, restore_random_state
 from dynamask.engine.distributed import CONTINUE, FAIL, STOP
 from dynamask.engine.folder_lock import locked
 from dynamask.engine.log import RunLog
 from dynamask.engine.run import Run
 from dynamask.engine.step import train_step
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, first_sentence
+
+EXPECTED = (DynaMaskError, RuntimeError, MemoryError, OSError, ValueError, ArithmeticError)
+"""Errors that data, settings or the machine can cause, such as too little memory; they are reported in a sentence."""
 
 
 def freeze(model: nn.Module, part: str) -> None:
@@ -69,9 +73,9 @@ def train(
 ) -> bool:
     """Train to ``config.iterations`` steps, or to ``config.stop_at``; calling it again continues.
 
-    The state is saved every ``config.save_every`` steps, at the end, at a stop, and before an unreadable image ends the
-    run. With several processes the first one logs, saves and shows the progress bar; a stop or an error in one of them
-    ends all at the same step.
+    The state is saved every ``config.save_every`` steps, at the end, at a stop, and before an error ends the run, but
+    not if a value is not finite or if the error is within a step of several processes. With several processes the first
+    one logs, saves and shows the progress bar; a stop or an error in one of them ends all at the same step.
 
     Args:
         run: of a model and its data. During the warm start the switch of its mask branch is off.
@@ -115,17 +119,18 @@ def _train(
             batch = _next_batch(run, stopping)
             if batch is None:
                 break
-            run.set_phase()
-            values = train_step(run, *batch)
-            bar.update()
-            if log and run.step % config.log_every == 0:
-                log.write(run.step, values)
-                bar.set_postfix(_bar_values(values))
-            if on_step is not None:
-                on_step(run, values)
-            for action in periodic:
-                if action.every and run.step % action.every == 0:
-                    action.act(run, log)
+            with _saved_on_error(run):
+                run.set_phase()
+                values = train_step(run, *batch)
+                bar.update()
+                if log and run.step % config.log_every == 0:
+                    log.write(run.step, values)
+                    bar.set_postfix(_bar_values(values))
+                if on_step is not None:
+                    on_step(run, values)
+                for action in periodic:
+                    if action.every and run.step % action.every == 0:
+                        action.act(run, log)
             if run.step % config.save_every == 0:
                 completed = _checkpoint(run, log, on_save)
         if completed != run.step:
@@ -171,10 +176,44 @@ def _next_batch(run: Run, stopping: Callable[[], bool]) -> Batch | None:
         return None
     if run.step and run.saved_step != run.step:
         run.save()
-    if run.step and isinstance(error, DynaMaskError):
-        cause = error
-        saved = f"the state of step {run.step} is saved in {run.out}, and --resume continues from it"
-        error = DynaMaskError(f"{cause}; {saved}")
-        error.__cause__ = cause
-    run.ranks.agree(error=error)
+    run.ranks.agree(error=None if error is None else _explained(run, error))
     return None
+
+
+@contextlib.contextmanager
+def _saved_on_error(run: Run) -> Iterator[None]:
+    """Save the state before an error in a step, or in what follows it, ends the run.
+
+    An error within a step leaves the state before that step. With several processes it is raised at once, since the
+    others wait for this one; values that are not finite are as well, since the step would fail again.
+    """
+    step, random = run.step, random_state()
+    try:
+        yield
+    except Exception as error:
+        within = run.step == step
+        if run.ranks.size > 1 or (within and isinstance(error, DynaMaskError)):
+            raise
+        if within:
+            run.loader.give_back()
+            restore_random_state(random)
+        if run.step and run.saved_step != run.step:
+            with contextlib.suppress(DynaMaskError):  # the first error is the one to report
+                run.save()
+        raise _explained(run, error) from error
+
+
+def _explained(run: Run, error: Exception) -> Exception:
+    """An error that ends a run, as a sentence that says which state is saved; errors of other kinds are mistakes in
+    the program and get a note."""
+    kept = bool(run.step) and run.saved_step == run.step
+    saved = f"the state of step {run.step} is saved in {run.out}, and --resume continues from it" if kept else ""
+    if not isinstance(error, EXPECTED):
+        error.add_note(saved)
+        return error
+    text = str(error)
+    if not isinstance(error, DynaMaskError):
+        text = f"step {run.step} failed ({type(error).__name__}: {first_sentence(error)})"
+    explained = DynaMaskError(f"{text}; {saved}" if saved else text)
+    explained.__cause__ = error
+    return explained
