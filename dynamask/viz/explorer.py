@@ -52,8 +52,8 @@ def explore(
         budget: mean GMACs per instance, to start with a budget.
 
     Raises:
-        DynaMaskError: the prediction has no picture and none is given, the given one has another size, or the policy
-            or the budget cannot be used.
+        DynaMaskError: the weights of the prediction have no switch, it has no picture and none is given, the given one
+            has another size, or the policy or the budget cannot be used.
     """
     return Explorer(prediction, image, policy, budget)
 
@@ -80,6 +80,11 @@ class Explorer(widgets.VBox):
         policy: str = "learned",
         budget: float | None = None,
     ) -> None:
+        if prediction.switch_logits is None:
+            raise DynaMaskError(
+                "explore shows the sizes that a switch chooses, and the weights of this prediction have none; draw it "
+                "with dynamask.viz.overlay.draw_prediction"
+            )
         self._given, self._macs = prediction, prediction.regions.branch.costs.macs_per_instance
         self._gmacs = [value / 1e9 for value in self._macs]
         Policy.parse(policy).check_budget(budget)
