@@ -143,6 +143,8 @@ def export(
 ) -> dict[str, Any]:
     """Write scenes as ``out/images/*.png`` and ``out/annotations.json``; the annotations are written last, atomically.
 
+    The pictures are in ``out/images.partial`` until all are written, and one that a killed export has left is removed.
+
     Args:
         out: a folder that is new or empty.
         count: number of scenes.
@@ -157,20 +159,24 @@ def export(
         DynaMaskError: `out` is a file or is not empty, or the scenes cannot be written. An export that fails leaves
             nothing behind.
     """
+    partial = out / "images.partial"
+    shutil.rmtree(partial, ignore_errors=True)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DynaMaskError(f"{out} is a file or holds something already; give a new or empty folder")
     dataset = ShapesDataset(count, seed, size)
     dataset.scene(0)  # refuses bad numbers before anything is written
     records, new = coco_records(count, size), not out.exists()
     try:
-        (out / "images").mkdir(parents=True, exist_ok=True)
+        partial.mkdir(parents=True)
         for index in progress(range(count)):
             scene, image = dataset.scene(index), records["images"][index]
-            Image.fromarray(scene.image).save(out / "images" / image["file_name"])
+            Image.fromarray(scene.image).save(partial / image["file_name"])
             records["annotations"].extend(_annotations(scene, image["id"], len(records["annotations"])))
+        partial.rename(out / "images")
         write_text(out / "annotations.json", json.dumps(records) + "\n")
     except BaseException as error:
-        shutil.rmtree(out if new else out / "images", ignore_errors=True)
+        for folder in (out,) if new else (partial, out / "images"):
+            shutil.rmtree(folder, ignore_errors=True)
         reason = system_reason(error)
         if reason is None or isinstance(error, DynaMaskError):
             raise
