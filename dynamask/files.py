@@ -156,6 +156,9 @@ def explain(error: OSError) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically, without translating line ends; raises as :func:`replacing`."""
+    """Write UTF-8 text atomically, without translating line ends; raises as :func:`replacing`.
+
+    Surrogates, which UTF-8 cannot hold, become "?".
+    """
     with replacing(path) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(text.encode("utf-8", errors="replace"))
