@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 from dynamask.structures import DynaMaskError
@@ -23,6 +24,8 @@ MASK_BRANCHES = (
 """The paper's r-FPN and the baselines that it is compared with (:mod:`dynamask.models.masks.heads`)."""
 DETECTORS = ("faster_rcnn", "nanodet_plus")
 """Detectors of the two-stage family (:mod:`dynamask.models.detectors`)."""
+MOST_CHANNELS, LONGEST_SIDE, MOST_OBJECTS = 16_384, 20_000, 100_000
+"""Upper limits of the widths of layers, of sides in network-input pixels, and of objects or samples per image."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDES = (8, 8, 16, 32, 32)
@@ -75,7 +78,14 @@ class BaseModelConfig:
     def __post_init__(self) -> None:
         if self.category_ids and len(self.category_ids) != len(self.class_names) - 1:
             raise DynaMaskError("category_ids and class_names disagree; give one id per class, without the background")
-        check_shares(self, "display_score")
+        check_shares(self, "display_score", "score_threshold")
+        check_ranges(self, 1, MOST_CHANNELS, "fpn_channels")
+        check_ranges(self, 1, LONGEST_SIDE, "min_sizes", "test_min_size", "max_size")
+        check_ranges(self, 1, MOST_OBJECTS, "detections_per_img")
+        check_ranges(self, -1e6, 1e6, "image_mean")
+        check_ranges(self, 1e-6, 1e6, "image_std")
+        if not self.min_sizes:
+            raise DynaMaskError("min_sizes is empty; give at least one length of the shorter side")
 
     @property
     def detector_kind(self) -> str:
@@ -139,11 +149,22 @@ def check_shares(config: Any, *names: str) -> None:
             raise DynaMaskError(f"{name} is {getattr(config, name)}; give a number from 0 to 1")
 
 
-def check_at_least(config: Any, least: int, *names: str) -> None:
-    """Refuse a field below a whole number."""
+def check_ranges(config: Any, low: float, high: float, *names: str) -> None:
+    """Refuse a field that is a number, or holds numbers at any depth, outside a closed range."""
     for name in names:
-        if getattr(config, name) < least:
-            raise DynaMaskError(f"{name} is {getattr(config, name)}; give a whole number of at least {least}")
+        for value in _numbers(getattr(config, name)):
+            if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+                text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "too large"
+                raise DynaMaskError(f"{name} is {text}; give a number from {low:,} to {high:,}")
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """The values in a tuple or list at any depth; a value itself if it is neither."""
+    if not isinstance(value, tuple | list):
+        yield value
+        return
+    for item in value:
+        yield from _numbers(item)
 
 
 def _from_values(kind: type, values: Mapping[str, Any]) -> Any:
@@ -227,6 +248,13 @@ class ModelConfig(BaseModelConfig):
             )
         if self.refine is not None:
             self._check_refine()
+        check_ranges(self, 1, MOST_CHANNELS, "region_channels", "switch_channels", "switch_hidden", "box_head_channels")
+        check_ranges(self, 1, MOST_CHANNELS, "offset_groups")
+        check_ranges(self, 1, LONGEST_SIDE, "anchor_sizes")
+        proposals = ("rpn_pre_nms_train", "rpn_pre_nms_test", "rpn_post_nms_train", "rpn_post_nms_test")
+        check_ranges(self, 1, MOST_OBJECTS, *proposals, "box_samples", "mask_rois")
+        if len(self.anchor_sizes) != 5:
+            raise DynaMaskError(f"anchor_sizes is {self.anchor_sizes}; give five sides, for strides 4 to 64")
         if self.region_channels % 8:
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
         if not 0 <= self.region_margin <= 0.5:
@@ -293,6 +321,9 @@ class AggregationConfig:
             interpolation=("rounded", "between", "floor"),
             border=("clamp", "zero"),
         )
+        check_ranges(self, 1, MOST_CHANNELS, "context_channels", "hidden")
+        check_ranges(self, 0, MOST_CHANNELS, "tower_channels")
+        check_ranges(self, 0, 1e6, "direct_weight")
         if not 1 <= self.layers <= 4 or self.kernel not in (1, 3) or self.theta_kernel not in (1, 3):
             raise DynaMaskError("an aggregation has 1 to 4 layers and kernels of 1 or 3; choose within that")
         if self.direct_weight and self.neighbours == "corners":
@@ -365,6 +396,13 @@ class SoloConfig(BaseModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, kind=("solo", "solov2"), voting=("none", "average", "score", "iou"))
+        check_ranges(self, 1, MOST_CHANNELS, "tower_channels", "mask_feature_channels", "kernel_channels", "groups")
+        check_ranges(self, 1, 32, "tower_depth")
+        check_ranges(self, 1, 200, "grids", "mask_grids")
+        check_ranges(self, 0, LONGEST_SIDE, "scale_ranges")
+        check_ranges(self, 1, MOST_OBJECTS, "candidates")
+        check_ranges(self, 1e-6, 1e6, "nms_sigma")
+        check_shares(self, "centre_share", "update_threshold", "voting_iou")
         if len(self.grids) != len(STRIDES) or len(self.scale_ranges) != len(STRIDES):
             raise DynaMaskError(f"grids and scale_ranges need one entry for each of {len(STRIDES)} levels")
         if self.mask_grids and (len(self.mask_grids) != len(self.grids) or self.aggregation is None):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynamask.config import check_at_least, check_choices, check_shares
+from dynamask.config import LONGEST_SIDE, check_choices, check_ranges, check_shares
 from dynamask.structures import DynaMaskError
+
+MOST_PICTURES, MOST_STEPS, MOST_WORKERS = 65_536, 10**9, 1024
+"""Upper limits of pictures per step, of steps, and of processes that read pictures."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class LossConfig:
             entropy_on=("probs", "selection", "instances"),
         )
         check_shares(self, "overlap_share")
+        weights = ("mask_weight", "dice_weight", "edge_weight", "switch_weight", "boundary_weight", "switch_gradient")
+        check_ranges(self, 0, 1e6, *weights, "temperature")
         if not 0 < self.budget_target <= 1:
             raise DynaMaskError(f"budget_target is {self.budget_target}; give a fraction of the full branch in (0, 1]")
         if self.temperature <= 0:
@@ -151,9 +156,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, optimizer=("sgd", "adamw"), schedule=("step", "cosine"), precision=("fp32", "bf16", "fp16"))
-        check_at_least(self, 1, "batch_size", "iterations", "save_every", "log_every", "keep", "accumulate")
-        check_at_least(self, 0, "jitter_size", "val_every", "overlay_every")
-        check_shares(self, "warm_start", "offset_start", "coarse_start", "crop", "copy_paste", "cut_outs")
+        check_ranges(self, 1, MOST_PICTURES, "batch_size", "accumulate")
+        check_ranges(self, 1, MOST_STEPS, "iterations", "save_every", "log_every", "keep")
+        check_ranges(self, 0, MOST_STEPS, "stop_at", "warmup", "val_every", "overlay_every")
+        check_ranges(self, 0, MOST_WORKERS, "workers")
+        check_ranges(self, 0, 2**32 - 1, "seed")
+        check_ranges(self, 0, LONGEST_SIDE, "jitter_size")
+        check_ranges(self, 0, 1e6, "lr", "backbone_lr_factor", "weight_decay", "clip_norm")
+        check_ranges(self, 0, 1, "milestones")
+        check_shares(self, "momentum", "ema_decay", "warm_start", "offset_start", "coarse_start")
+        check_shares(self, "crop", "copy_paste", "cut_outs")
         if self.coarse_start > self.warm_start:
             raise DynaMaskError(
                 f"coarse_start is {self.coarse_start}, but the switch needs all sizes; give at most warm_start, "
