@@ -79,7 +79,7 @@ def pytest_generate_tests(metafunc):
 
 
 def test_every_predictor_has_the_same_arguments():
-    for name in ("__call__", "select", "check_choice", "check_switch"):
+    for name in ("__call__", "select", "check_choice", "check_objects", "check_switch"):
         signatures = {
             str(inspect.signature(getattr(kind, name))) for kind in (Predictor, TwoStagePredictor, OneStagePredictor)
         }
@@ -102,6 +102,20 @@ def test_a_prediction_has_the_common_fields(name):
     assert (p.switch_logits is None) == (p.switch_probs is None) == (not predictor.has_switch)
     assert (p.regions is None) == (predictor.costs is None) == (p.cells is not None)
     assert (predictor.family == "one-stage") == (p.cells is not None)
+
+
+@pytest.mark.parametrize("size", [(6, 4000), (4000, 1)])
+def test_strips_are_predicted(name, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    p = loaded(name)(pixels, score=0.0)
+    assert p.image_size == size and p.masks.shape == (len(p), *size)
+    assert p.boxes.isfinite().all() and (p.boxes[:, 2:] <= p.boxes.new_tensor(size[::-1]) + 1e-3).all()
+
+
+def test_only_weights_with_a_switch_can_be_explored(name):
+    if not predicted(name).mask_sizes or predicted(name).switch_logits is None:
+        with pytest.raises(DynaMaskError, match="explore shows the sizes that a switch chooses"):
+            dynamask.viz.explore(predicted(name))
 
 
 def test_without_a_score_the_weights_choose_it(name):

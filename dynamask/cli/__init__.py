@@ -13,7 +13,7 @@ import typing
 from collections.abc import Sequence
 
 from dynamask.cli import analyze, costs, data, evaluate, predict, recipes, report, runs, shapes, train, weights
-from dynamask.cli.common import run_command
+from dynamask.cli.common import replace_unencodable, run_command
 
 COMMANDS = (costs, predict, train, recipes, runs, evaluate, report, shapes, analyze, data, weights)
 """Modules with ``add(commands)``, in the order of the help."""
@@ -29,7 +29,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code, 0 or 2."""
+    """Run a command; returns the exit code, 0, 2, or 130 after Ctrl-C."""
+    replace_unencodable()
     arguments = build_parser().parse_args(argv)
     return run_command("dynamask", lambda: arguments.run(arguments), vars(arguments).get("json"))
 

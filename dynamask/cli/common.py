@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
+import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamask.config import parse_refine
-from dynamask.files import check_file, explain, write_text
+from dynamask.files import check_file, explain, system_reason, write_text
 from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
 if TYPE_CHECKING:
     from dynamask.data.instances import HasImageIds
     from dynamask.data.sources import Data, Transforms
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+MOST = 10**9
+"""Upper limit of flags that are counts."""
 DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or the root of COCO, LVIS or Cityscapes"
 
 
@@ -37,7 +46,7 @@ def add_mask_nms(parser: argparse.ArgumentParser) -> None:
     """Add ``--mask-nms``."""
     parser.add_argument(
         "--mask-nms",
-        type=float,
+        type=number_in(0.0, 1.0),
         metavar="IOU",
         help="leave out the worse-scored of two objects of one class from this mask IoU on, 0-1; 0 leaves out none "
         "(default: the weights' value)",
@@ -53,6 +62,36 @@ def add_refine(parser: Any) -> None:
         help="boundary refinement: shares of the cells at 28, 56 and 112 that are computed, those nearest to the "
         "outline, or dense for all (default: the model's value)",
     )
+
+
+def add_score(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--score`` with this help."""
+    parser.add_argument("--score", type=number_in(0.0, 1.0), metavar="SCORE", help=text)
+
+
+def number_in(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type of numbers in a closed range: whole ones if both ends are."""
+    whole = isinstance(low, int) and isinstance(high, int)
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            kind = "whole number" if whole else "number"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {kind} from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def input_file(text: str) -> Path:
+    """An argparse type of files to read: pipes and devices, on which reading may wait forever, are refused."""
+    path = Path(text)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a pipe or a device; save its content to a file first")
+    return path
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -89,19 +128,37 @@ def write_json(value: object, target: str | None) -> None:
     write_text(Path(target), text + "\n")
 
 
+def replace_unencodable() -> None:
+    """Let stdout and stderr print "?" for characters that their encoding lacks, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def run_command(name: str, command: Callable[[], None], json_target: str | None = None) -> int:
-    """Run a command and return its exit code: 0, or 2 after one line on stderr that says what is wrong.
+    """Run a command and return its exit code.
+
+    It is 0, or 2 after one line on stderr that says what is wrong, or 130 after one that says that Ctrl-C ended it.
 
     Args:
         name: name of the program, at the start of the line.
-        command: raises :class:`DynaMaskError` if the input is wrong.
+        command: raises :class:`DynaMaskError` if the input is wrong. A message of a KeyboardInterrupt that it raises is
+            printed.
         json_target: value of ``--json``, which is checked first.
     """
+    replace_unencodable()
     warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
     try:
         check_json(json_target)
         command()
+        sys.stdout.flush()
     except ReportedElsewhereError:
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"{name}: interrupted; {stop.args[0] if stop.args else 'no file is half-written'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout has ended, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except (DynaMaskError, OSError) as error:
         text = explain(error) if isinstance(error, OSError) else str(error)
@@ -131,8 +188,8 @@ def add_data(
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help=f"folder of pictures, with --annotations{again}", **more
     )
-    parser.add_argument("--annotations", type=Path, metavar="JSON", help=f"COCO annotations{again}", **more)
-    parser.add_argument("--holdout", type=int, metavar="M", help=holdout)
+    parser.add_argument("--annotations", type=input_file, metavar="JSON", help=f"COCO annotations{again}", **more)
+    parser.add_argument("--holdout", type=number_in(2, MOST), metavar="M", help=holdout)
 
 
 def open_selected_data(
@@ -169,9 +226,21 @@ def open_selected_data(
 
 
 def check_folder(out: Path) -> None:
-    """Raise :class:`DynaMaskError` if ``--out`` is a file."""
+    """Raise :class:`DynaMaskError` if files cannot be written to the folder ``--out``; a missing one stays missing."""
     if out.exists() and not out.is_dir():
         raise DynaMaskError(f"--out {out} is a file; give a folder")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = system_reason(error) or str(error)
+        raise DynaMaskError(f"--out {out} cannot be written to ({reason}); choose another folder") from error
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:

@@ -3,87 +3,192 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+import errno
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamask.cli.common import add_backend, add_choice, add_mask_nms, add_refine, check_folder, print_line, write_json
-from dynamask.files import replacing
-from dynamask.structures import DynaMaskError
+from dynamask.cli.common import (
+    add_backend,
+    add_choice,
+    add_mask_nms,
+    add_refine,
+    add_score,
+    check_folder,
+    input_file,
+    write_json,
+)
+from dynamask.cli.picture_files import PictureFile, find_pictures, read_json
+from dynamask.files import explain, replacing
+from dynamask.structures import DynaMaskError, first_sentence
 
 if TYPE_CHECKING:
     from dynamask.predict import Prediction
+
+NO_FILE_CAN_BE_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Errors in writing the results of one picture after which those of the next could not be written either."""
+LISTED = 3
+"""Number of pictures that the last line names if they could not be used."""
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
-        "predict", help="masks for pictures", description="Overlays and COCO results of pictures."
+        "predict",
+        help="masks for pictures",
+        description="Overlays and COCO results of pictures. The results of each are written when it is done; pictures "
+        "that cannot be used are named at the end, with exit code 2.",
     )
     parser.add_argument("--weights", default="things", help="bundled name or .safetensors file (default: things)")
-    parser.add_argument("--image", nargs="+", required=True, type=Path, metavar="P", help="pictures")
+    parser.add_argument(
+        "--image",
+        nargs="+",
+        required=True,
+        metavar="P",
+        help="pictures: files, folders with all pictures below them, patterns ('photos/**/*.jpg'), and @LIST.txt with "
+        "one of these in each line",
+    )
     add_choice(parser, "learned, size, fixed:S")
-    parser.add_argument("--score", type=float, help="score threshold, 0-1 (default: that of the weights)")
+    add_score(parser, "score threshold, 0-1 (default: that of the weights)")
     add_mask_nms(parser)
     add_refine(parser)
     parser.add_argument(
         "--detections",
-        type=Path,
+        type=input_file,
         metavar="RESULTS.json",
         help="COCO results of another detector: masks in their boxes instead of detecting; for several pictures each "
         "result names its file_name",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for STEM.png and STEM.json")
+    parser.add_argument(
+        "--image-ids",
+        type=input_file,
+        metavar="JSON",
+        help="COCO annotations whose images give the image_id of the results by file_name (default: 1, 2, ...)",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for NAME.png and NAME.json")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out pictures whose results exist")
     parser.add_argument("--device", default="cpu")
     add_backend(parser)
     parser.set_defaults(run=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from PIL import Image
+    pictures = find_pictures(arguments.image, arguments.out, arguments.image_ids)
+    given = None if arguments.detections is None else _read_detections(arguments.detections, pictures)
+    check_folder(arguments.out)
+    left = pictures
+    if arguments.skip_existing:
+        left = [one for one in pictures if not (arguments.out / f"{one.name}.json").is_file()]
+        print(f"{len(pictures) - len(left)} of {len(pictures)} pictures have results in {arguments.out}")
+    if left:
+        _predict_each(left, _predictor(arguments, given), arguments.out)
 
+
+def _predictor(
+    arguments: argparse.Namespace, given: dict[str, list[dict[str, Any]]] | None
+) -> Callable[[PictureFile], Prediction]:
+    """A function that predicts one picture; what no picture can be predicted with is refused here."""
     from dynamask.engine.memory import keep_freed_memory
     from dynamask.predict import load
-    from dynamask.viz.overlay import draw_prediction
 
     keep_freed_memory()
     predictor = load(arguments.weights, arguments.device, refine=arguments.refine, backend=arguments.backend)
     predictor.check_choice(arguments.policy, arguments.budget)
-    stems = [path.stem for path in arguments.image]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise DynaMaskError(
-            f"two pictures are called {twice[0]}, and their results would overwrite each other; rename one"
-        )
-    check_folder(arguments.out)
-    given = None if arguments.detections is None else _read_detections(arguments.detections, arguments.image)
-    outputs = []  # everything is computed before anything is written
-    for number, path in enumerate(arguments.image, start=1):
-        choice = {"policy": arguments.policy, "budget": arguments.budget, "mask_nms": arguments.mask_nms}
-        detections = None if given is None else given[path.name]
-        prediction = predictor(path, score=arguments.score, detections=detections, **choice)
-        outputs.append((_table(path, prediction), draw_prediction(prediction), prediction.to_coco(number)))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for stem, (table, overlay, results) in zip(stems, outputs):
-        print_line(table)
-        with replacing(arguments.out / f"{stem}.png") as stream:
-            Image.fromarray(overlay).save(stream, format="PNG")
-        write_json(results, str(arguments.out / f"{stem}.json"))
+    predictor.check_objects(detections=given, mask_nms=arguments.mask_nms)
+    options = {name: getattr(arguments, name) for name in ("policy", "budget", "score", "mask_nms")}
+
+    def predict(picture: PictureFile) -> Prediction:
+        detections = None if given is None else given[picture.path.name]
+        return predictor(picture.path, detections=detections, **options)
+
+    return predict
 
 
-def _read_detections(path: Path, pictures: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
-    """COCO results by the name of their picture; results of other pictures are left out."""
-    try:
-        results = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DynaMaskError(f"detections {path} cannot be read; give a JSON file of COCO results") from error
+def _predict_each(pictures: Sequence[PictureFile], predict: Callable[[PictureFile], Prediction], out: Path) -> None:
+    """Predict pictures one after the other and write the results of each when it is done.
+
+    Raises:
+        DynaMaskError: pictures that could not be used, after the others are written.
+        KeyboardInterrupt: with what to do next.
+    """
+    from tqdm import tqdm
+
+    failed: list[str] = []
+    bar = tqdm(total=len(pictures), unit="picture", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    with bar:
+        for number, picture in enumerate(pictures, start=1):
+            place = f"[{number}/{len(pictures)}] " if len(pictures) > 1 else ""
+            try:
+                prediction = predict(picture)
+                _write(prediction, picture, out)
+                bar.write(place + _table(picture.path, prediction), file=sys.stdout)
+                del prediction  # before the next picture needs memory
+            except KeyboardInterrupt:
+                left = len(pictures) - number + 1
+                message = f"{left} of {len(pictures)} pictures are left, and --skip-existing continues with them"
+                raise KeyboardInterrupt(message) from None
+            except BrokenPipeError:
+                raise
+            except (DynaMaskError, OSError, RuntimeError, MemoryError) as error:
+                if _error_number(error) in NO_FILE_CAN_BE_WRITTEN:
+                    raise
+                failed.append(_reason(picture, error))
+                if len(pictures) > 1:
+                    bar.write(f"{place}{picture.path}: left out: {failed[-1]}", file=sys.stdout)
+            bar.update()
+    if failed:
+        raise DynaMaskError(failed[0] if len(pictures) == 1 else _summary(failed, len(pictures), out))
+
+
+def _write(prediction: Prediction, picture: PictureFile, out: Path) -> None:
+    """Write the overlay, then the results, so that there are results only where there is an overlay."""
+    from PIL import Image
+
+    from dynamask.viz.overlay import draw_prediction
+
+    overlay, results = draw_prediction(prediction), prediction.to_coco(picture.image_id)
+    with replacing(out / f"{picture.name}.png") as stream:
+        Image.fromarray(overlay).save(stream, format="PNG")
+    write_json(results, str(out / f"{picture.name}.json"))
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The errno of the OSError that an error is or was caused by."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return None if error is None else error.errno
+
+
+def _reason(picture: PictureFile, error: Exception) -> str:
+    """Why a picture could not be used."""
+    if isinstance(error, DynaMaskError):
+        return str(error)
+    if isinstance(error, OSError):
+        return explain(error)
+    return f"{picture.path} cannot be processed ({type(error).__name__}: {first_sentence(error)})"
+
+
+def _summary(failed: Sequence[str], count: int, out: Path) -> str:
+    """The last line after some of several pictures could not be used."""
+    more = f"; and {len(failed) - LISTED} more, listed above" if len(failed) > LISTED else ""
+    rest = f", the results of the others are in {out}" if len(failed) < count else ""
+    return f"{len(failed)} of {count} pictures could not be used{rest}: {'; '.join(failed[:LISTED])}{more}"
+
+
+def _read_detections(path: Path, pictures: Sequence[PictureFile]) -> dict[str, list[dict[str, Any]]]:
+    """COCO results by the file name of their picture; results of other pictures are left out."""
+    results = read_json(path, "detections")
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise DynaMaskError(f"detections {path} are not COCO results; give a JSON list of objects with bbox and score")
-    names = [picture.name for picture in pictures]
+    names = [picture.path.name for picture in pictures]
     if len(names) > 1 and not all(isinstance(result.get("file_name"), str) for result in results):
         raise DynaMaskError(f"a result in {path} names no file_name; add it, or predict one picture at a time")
-    given = {name: [result for result in results if result.get("file_name", name) == name] for name in names}
+    given: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for result in results:
+        name = result.get("file_name", names[0])
+        if isinstance(name, str) and name in given:
+            given[name].append(result)
     if results and not any(given.values()):
         raise DynaMaskError(f"no result in {path} is of these pictures; give the file_name of a picture to its results")
     return given

@@ -78,6 +78,20 @@ class Predictor(Protocol):
                 follow.
         """
 
+    def check_objects(
+        self,
+        boxes: Boxes | None = None,
+        labels: Sequence[int] | None = None,
+        detections: object | None = None,
+        mask_nms: float | None = None,
+    ) -> None:
+        """Check that a call can have these arguments together; what is in boxes and detections is not looked at.
+
+        Raises:
+            DynaMaskError: the model does not take one of them, they exclude each other, or ``mask_nms`` is out of
+                range.
+        """
+
     def __call__(
         self,
         image: PictureSource,
@@ -154,9 +168,7 @@ class _ModelPredictor:
             score = self.default_score if detections is None else 0.0
         if not 0.0 <= score <= 1.0:
             raise DynaMaskError(f"score threshold {score} is out of range; give a number from 0 to 1")
-        self._check_given(boxes, labels, detections)
-        if mask_nms is not None:
-            self._check_mask_nms(mask_nms, given=boxes is not None or detections is not None)
+        self.check_objects(boxes, labels, detections, mask_nms)
         if all_sizes and not self.mask_sizes:
             raise DynaMaskError("a one-stage model has one mask size; omit all_sizes")
         if rescore and not self.has_quality:
@@ -170,8 +182,14 @@ class _ModelPredictor:
             prediction.timings["all_sizes"] = _milliseconds(start)
         return self._select(prediction, *choice)
 
-    def _check_given(self, boxes: Boxes | None, labels: Sequence[int] | None, detections: Detections | None) -> None:
-        """Refuse what cannot be given, or not together."""
+    def check_objects(
+        self,
+        boxes: Boxes | None = None,
+        labels: Sequence[int] | None = None,
+        detections: object | None = None,
+        mask_nms: float | None = None,
+    ) -> None:
+        """See :meth:`Predictor.check_objects`."""
         if labels is not None and boxes is None:
             raise DynaMaskError("labels were given without boxes; give the boxes as well, or neither")
         if boxes is not None and detections is not None:
@@ -180,14 +198,13 @@ class _ModelPredictor:
             raise DynaMaskError("a one-stage model takes no boxes; omit boxes and labels")
         if detections is not None and not self.takes_boxes:
             raise DynaMaskError("a one-stage model takes no detections; omit them")
-
-    def _check_mask_nms(self, mask_nms: float, given: bool) -> None:
-        """Refuse a threshold out of range, or one that would have no effect."""
+        if mask_nms is None:
+            return
         if not self.takes_boxes:
             raise DynaMaskError("a one-stage model has matrix NMS; omit mask_nms")
         if not 0.0 <= mask_nms <= 1.0:
             raise DynaMaskError(f"mask_nms is {mask_nms}; give a mask IoU from 0 to 1, or 0 to leave out none")
-        if mask_nms and given:
+        if mask_nms and (boxes is not None or detections is not None):
             raise DynaMaskError("mask_nms leaves out no given boxes; omit it, or let the model detect")
 
     def select(
