@@ -1,7 +1,10 @@
 """The command line: flags, files, JSON keys, one line with exit code 2 for bad input, and help without torch."""
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +17,7 @@ from PIL import Image
 
 import dynamask
 from dynamask import cli
+from dynamask.cli.common import run_command
 from dynamask.models.build import create_model
 from dynamask.models.weights import save_model
 
@@ -135,6 +139,49 @@ def test_predict_writes_overlay_and_results(capsys, world, tmp_path):
     assert results[0]["category_id"] == 7
 
 
+def test_predict_leaves_out_what_it_cannot_read_and_continues(capsys, world, tmp_path):
+    """A bad picture is named at the end; the others are written, with the image ids of the data, and not made again."""
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    (folder / "more").mkdir(parents=True)
+    for name in ("3.png", "more/4.png"):
+        shutil.copy(world / "images" / name[-5:], folder / name)
+    (folder / "bad.png").write_text("x")
+    (folder / ("n" * 251 + ".png")).write_bytes((folder / "3.png").read_bytes())
+    ids = tmp_path / "ids.json"
+    ids.write_text(
+        json.dumps({"images": [{"id": 40 + i, "file_name": p.name} for i, p in enumerate(folder.rglob("*.png"))]})
+    )
+    known = {image["file_name"]: image["id"] for image in json.loads(ids.read_text())["images"]}
+    command = words("predict --weights WEIGHTS --score 0.05 --out OUT --image FOLDER --image-ids IDS", world, OUT=out)
+    command = [str(folder) if word == "FOLDER" else str(ids) if word == "IDS" else word for word in command]
+    error = refusal(capsys, *command)
+    assert "2 of 4 pictures could not be used" in error and "bad.png cannot be read" in error
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.json")) == ["3.json", "more/4.json"]
+    assert (out / "3.png").is_file() and (out / "more/4.png").is_file()
+    for name in ("3", "more/4"):
+        results = json.loads((out / f"{name}.json").read_text())
+        assert {result["image_id"] for result in results} == {known[name.split("/")[-1] + ".png"]}
+    (out / "3.json").write_text("[]")
+    code, text, _ = run(capsys, *command[:-2], "--skip-existing")
+    assert code == 2 and "2 of 4 pictures have results" in text and (out / "3.json").read_text() == "[]"
+
+
+def test_ctrl_c_ends_predict_with_a_sentence(capsys, world, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*_):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr("dynamask.viz.overlay.draw_prediction", interrupted)
+    command = "predict --weights WEIGHTS --image WORLD/images --out OUT"
+    code, _, err = run(capsys, *words(command, world, OUT=tmp_path / "out"))
+    assert code == 130 and len(err) == 1 and "4 of 5 pictures are left, and --skip-existing continues" in err[0]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.json", "1.png"]
+
+
 def test_predict_in_the_boxes_of_another_detector(capsys, world, tmp_path):
     command = "predict --weights WEIGHTS --image WORLD/images/1.png WORLD/images/2.png --detections GIVEN --out OUT"
     given, out = tmp_path / "given.json", tmp_path / "out"
@@ -173,9 +220,12 @@ GOOD = "--annotations WORLD/annotations.json "
         PREDICT + "--score 2",
         PREDICT + "--image BAD/empty.png",
         PREDICT + "--image BAD",
-        PREDICT + "--image WORLD/images/1.png WORLD/images/1.png",
+        PREDICT + "--image WORLD/images/1.png BAD/*.jpg",
+        PREDICT + "--image @BAD/none.txt",
+        PREDICT + "--image-ids BAD/list.json",
+        PREDICT + "--skip-existing --out BAD/bad.json",
         PREDICT + "--image BAD/none.png",
-        PREDICT + "--image WORLD/images/1.png BAD/empty.png",
+        PREDICT + "--image BAD/none.png BAD/empty.png",
         PREDICT + "--weights BAD/foreign.safetensors",
         PREDICT + "--weights nobody",
         PREDICT + "--device tpu:9",
@@ -189,6 +239,15 @@ GOOD = "--annotations WORLD/annotations.json "
         "evaluate --weights WEIGHTS " + GOOD,
         TRAIN.replace(MODEL, "x"),
         TRAIN + " --optimizer lion",
+        TRAIN + " --batch-size 2147483648",
+        TRAIN + " --workers 1" + "0" * 400,
+        TRAIN + " --lr nan",
+        TRAIN + " --fpn-channels -1",
+        TRAIN + " --anchor-sizes -1 8 16 32 64",
+        TRAIN + " --anchor-sizes 8 16",
+        EVALUATE + "--annotations BAD/pipe",
+        "analyze --min-area inf " + GOOD,
+        "shapes --images 3 --seed 1 --out BAD/bad.json/x",
         TRAIN + " --resume",
         TRAIN + " --budget-target 0",
         TRAIN + " --backbone-weights WEIGHTS",
@@ -200,6 +259,7 @@ GOOD = "--annotations WORLD/annotations.json "
 def test_refusals(capsys, world, tmp_path, command):
     bad = tmp_path / "bad"
     bad.mkdir()
+    os.mkfifo(bad / "pipe")
     for name, content in {"bad.json": "{]", "list.json": "[1]", "foreign.safetensors": "x", "empty.png": ""}.items():
         (bad / name).write_text(content)
     refusal(capsys, *words(command, world, BAD=bad, OUT=tmp_path / "out", RUN=tmp_path / "run"))
@@ -258,3 +318,29 @@ def test_importing_the_package_is_lazy(tmp_path):
     assert "torch" in heavy and not {"timm", "plotly", "gradio", "ipywidgets", "tensorboard"} & heavy
     with pytest.raises(AttributeError, match="module 'dynamask' has no attribute 'lode'"):
         dynamask.lode  # noqa: B018
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_a_terminal_cannot_show_is_no_error(tmp_path, encoding):
+    """A name with characters that the encoding of stderr lacks, and one that no encoding has."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "dynamask", "predict", "--out", "out", "--image", "@Κύκλος → 箱\udcff.txt"]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"??????" in done.stderr
+
+
+def test_errors_of_the_system_are_sentences(capsys):
+    def fails():
+        raise PermissionError(errno.EACCES, "Permission denied", "/some/where")
+
+    assert run_command("dynamask", fails) == 2
+    assert "dynamask: error: /some/where cannot be used (permission" in capsys.readouterr().err
+
+
+def test_a_reader_that_ends_early_is_no_error(tmp_path):
+    code = "from dynamask.cli import main; raise SystemExit(main(['recipes']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 2

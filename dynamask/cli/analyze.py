@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import DATA_HELP, add_json, check_folder, print_line, write_json
+from dynamask.cli.common import DATA_HELP, add_json, check_folder, input_file, number_in, print_line, write_json
 from dynamask.files import write_text
 from dynamask.structures import MASK_SIZES
 
@@ -24,11 +24,15 @@ def add(commands: Any) -> None:
         "and the smallest M whose mean is at least 0.95. Needs annotations only: no model, no pictures.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
+    source.add_argument("--annotations", type=input_file, metavar="JSON", help="COCO annotations")
     source.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--split", metavar="NAME", help="split of --data, where it has several (default: train)")
     parser.add_argument(
-        "--min-area", type=float, default=0.0, metavar="PX", help="leave out instances of less area, in square pixels"
+        "--min-area",
+        type=number_in(0.0, 1e12),
+        default=0.0,
+        metavar="PX",
+        help="leave out instances of less area, in square pixels",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write analyze.md, analyze.csv and analyze.html here")
     add_json(parser)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import DATA_HELP, add_json, print_line, write_json
+from dynamask.cli.common import DATA_HELP, MOST, add_json, input_file, number_in, print_line, write_json
 from dynamask.structures import DynaMaskError
 
 SHOWN = 20
@@ -26,12 +26,12 @@ def add(commands: Any) -> None:
         "is 0 as long as anything in the data set can be used.",
     )
     source = check.add_mutually_exclusive_group(required=True)
-    source.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotations")
+    source.add_argument("--annotations", type=input_file, metavar="JSON", help="COCO annotations")
     source.add_argument("--data", metavar="DATA", help=DATA_HELP)
     check.add_argument("--split", metavar="NAME", help="split of --data, where it has several (default: train)")
     check.add_argument("--images", type=Path, metavar="DIR", help="picture folder, to decode every picture as well")
     shown = f"print at most N findings of a kind (default: {SHOWN}); --json holds them all"
-    check.add_argument("--most", type=int, default=SHOWN, metavar="N", help=shown)
+    check.add_argument("--most", type=number_in(0, MOST), default=SHOWN, metavar="N", help=shown)
     add_json(check)
     check.set_defaults(run=_check)
     subset = parts.add_parser(
@@ -39,8 +39,10 @@ def add(commands: Any) -> None:
         help="write the annotations of some of the pictures to a new file",
         description="Write the COCO annotations of some of the pictures to a new file; nothing else changes.",
     )
-    subset.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="COCO annotations")
-    subset.add_argument("--holdout", type=int, metavar="M", help="the pictures that `train --holdout M` holds out")
+    subset.add_argument("--annotations", type=input_file, required=True, metavar="JSON", help="COCO annotations")
+    subset.add_argument(
+        "--holdout", type=number_in(2, MOST), metavar="M", help="the pictures that `train --holdout M` holds out"
+    )
     subset.add_argument(
         "--where", metavar="FIELD=TEXT", help="pictures whose field contains the text, such as coco_url=val2017"
     )

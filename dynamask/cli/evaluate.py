@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamask.cli.common import (
@@ -14,7 +13,10 @@ from dynamask.cli.common import (
     add_json,
     add_mask_nms,
     add_refine,
+    add_score,
     held_out,
+    input_file,
+    number_in,
     open_selected_data,
     print_summary,
     write_json,
@@ -37,16 +39,18 @@ def add(commands: Any) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", help="bundled name or .safetensors file")
-    source.add_argument("--predictions", type=Path, metavar="RESULTS.json", help="COCO results to evaluate instead")
+    source.add_argument(
+        "--predictions", type=input_file, metavar="RESULTS.json", help="COCO results to evaluate instead"
+    )
     add_data(parser)
     add_choice(parser, "learned, quality, size, fixed:S, random, oracle")
     parser.add_argument("--budget-scope", default="image", help="image or dataset (default: image)")
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
-    parser.add_argument("--score", type=float, help="leave out detections below it (default: the weights' threshold)")
+    add_score(parser, "leave out detections below it (default: the weights' threshold)")
     add_mask_nms(parser)
     parser.add_argument("--rescore", action="store_true", help="multiply scores by the predicted mask IoU")
     add_refine(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random policy")
+    parser.add_argument("--seed", type=number_in(0, 2**32 - 1), default=0, help="seed of the random policy")
     parser.add_argument("--device", default="cpu")
     add_backend(parser)
     add_json(parser)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_data, add_json
+from dynamask.cli.common import MOST, add_data, add_json, number_in
 from dynamask.reports.catalogue import REPORTS
 from dynamask.reports.options import (
     DEFAULT_ONE_STAGE_WEIGHTS,
@@ -88,20 +88,24 @@ def _add_numbers(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names:
         text, default = _NUMBERS[name]
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+        parser.add_argument(
+            flag, type=number_in(0, MOST), default=default, metavar="N", help=f"{text} (default: %(default)s)"
+        )
 
 
 def _add_own_flags(parser: argparse.ArgumentParser, name: str) -> None:
     """Flags of single reports."""
-    score = {"type": float, "help": "detections below it are left out (default: that of the weights)"}
+    score = {"type": number_in(0.0, 1.0), "help": "detections below it are left out (default: that of the weights)"}
     if name in ("classes", "figure8"):
         parser.add_argument("--boxes", default="gt", choices=("gt", "detected"), help="default: %(default)s")
         parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance over the data set")
         text = "classes with fewer are listed apart (default: %(default)s)"
-        parser.add_argument("--min-instances", type=int, default=5, metavar="N", help=text)
+        parser.add_argument("--min-instances", type=number_in(0, MOST), default=5, metavar="N", help=text)
         parser.add_argument("--score", **score)
     elif name == "figure7":
-        parser.add_argument("--pictures", type=int, default=6, metavar="N", help="how many (default: %(default)s)")
+        parser.add_argument(
+            "--pictures", type=number_in(1, MOST), default=6, metavar="N", help="how many (default: %(default)s)"
+        )
         parser.add_argument("--budget", type=float, metavar="G", help="mean GMACs per instance in every picture")
         parser.add_argument("--score", **score)
     elif name in ("budget-curve", "all"):
@@ -110,7 +114,9 @@ def _add_own_flags(parser: argparse.ArgumentParser, name: str) -> None:
         _add_numbers(parser, *_SPEED)
     elif name in ("sodar-table2", "sodar-all"):
         text = "overlaps from which candidates vote in Table II, each in turn (default: 0.7)"
-        parser.add_argument("--voting-iou", type=float, nargs="+", default=list(VOTING_IOUS), metavar="IOU", help=text)
+        parser.add_argument(
+            "--voting-iou", type=number_in(0.0, 1.0), nargs="+", default=list(VOTING_IOUS), metavar="IOU", help=text
+        )
     if name == "budget-curve":
         parser.add_argument("--no-detections", action="store_true", help="evaluate in true boxes only")
         text = (

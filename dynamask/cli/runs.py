@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import print_line
+from dynamask.cli.common import number_in, print_line
 from dynamask.files import write_text
 from dynamask.structures import DynaMaskError
 
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="HTML file (default: DIR/runs.html)")
     parser.add_argument(
         "--half-life",
-        type=float,
+        type=number_in(0.0, 1e9),
         default=5.0,
         metavar="ROWS",
         help="initial smoothing: half-life in rows, or 0 for none (default: 5)",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_data, add_refine
+from dynamask.cli.common import add_data, add_refine, input_file
 from dynamask.config import AggregationConfig, ModelConfig, SoloConfig
 from dynamask.presets import list_models
 from dynamask.training_config import LossConfig, TrainConfig
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--val-images", type=Path, metavar="DIR", help="pictures to validate on, with --val-annotations"
     )
-    parser.add_argument("--val-annotations", type=Path, metavar="JSON", help="COCO annotations")
+    parser.add_argument("--val-annotations", type=input_file, metavar="JSON", help="COCO annotations")
     parser.add_argument("--merge-classes", action="store_true", help="train all classes as one class, 'object'")
     _add_weights(parser)
     parser.add_argument(
