@@ -88,10 +88,9 @@ def number_in(low: float, high: float) -> Callable[[str], float]:
 
 def input_file(text: str) -> Path:
     """An argparse type of files to read: pipes and devices, on which reading may wait forever, are refused."""
-    path = Path(text)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(text) and not os.path.isfile(text) and not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text} is a pipe or a device; save its content to a file first")
-    return path
+    return Path(text)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

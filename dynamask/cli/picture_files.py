@@ -88,7 +88,7 @@ def _expand(source: str, out: str, listed: bool = False) -> Iterator[tuple[Path,
 
 def _lines(path: Path) -> list[str]:
     """The lines of a list that are not empty, paths relative to the working directory, or else to the list."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise DynaMaskError(f"the list {path} is no text file; give a file with one picture in each line")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
@@ -155,7 +155,7 @@ def _equal(names: Sequence[str]) -> list[list[int]]:
 def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file; :class:`DynaMaskError` if it cannot be read, which calls it ``what``."""
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise DynaMaskError(f"{what} {path} is no regular file; give a JSON file")
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     check_folder(arguments.out)
     left = pictures
     if arguments.skip_existing:
-        left = [one for one in pictures if not (arguments.out / f"{one.name}.json").is_file()]
+        left = [one for one in pictures if not os.path.isfile(arguments.out / f"{one.name}.json")]
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures have results in {arguments.out}")
     if left:
         _predict_each(left, _predictor(arguments, given), arguments.out)
