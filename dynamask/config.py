@@ -24,7 +24,7 @@ MASK_BRANCHES = (
 """The paper's r-FPN and the baselines that it is compared with (:mod:`dynamask.models.masks.heads`)."""
 DETECTORS = ("faster_rcnn", "nanodet_plus")
 """Detectors of the two-stage family (:mod:`dynamask.models.detectors`)."""
-MOST_CHANNELS, LONGEST_SIDE, MOST_OBJECTS = 16_384, 20_000, 100_000
+MOST_CHANNELS, LONGEST_SIDE, MOST_OBJECTS = 4096, 20_000, 100_000
 """Upper limits of the widths of layers, of sides in network-input pixels, and of objects or samples per image."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
