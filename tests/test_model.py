@@ -110,6 +110,22 @@ def test_pictures_without_objects_train(model, objects, signal, monkeypatch):
     assert model.detector.rpn.head.cls_logits.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("size", [(4, 900), (900, 4)])
+def test_a_strip_of_less_than_a_pixel_at_the_network_input_trains(model, size):
+    """A picture that would be resized to a height or width of zero pixels becomes one pixel high or wide."""
+    height, width = size
+    box = torch.tensor([[0.0, 0.0, width / 2, height / 2]])
+    masks = torch.zeros(1, height, width, dtype=torch.uint8)
+    masks[:, : height // 2, : width // 2] = 1
+    strip = {"boxes": box, "labels": torch.ones(1, dtype=torch.int64), "masks": masks, "image_id": 1}
+    batch, (resized,) = model.detector.transform([picture(height, width)], [{"boxes": box, "masks": masks}])
+    assert batch.image_sizes == [tuple(128 if side == 900 else 1 for side in size)]
+    assert torch.allclose(
+        resized["boxes"], box * torch.tensor([128 / 900 if side == 900 else 1 / 4 for side in size[::-1]] * 2)
+    )
+    assert all(loss.isfinite() for loss in model([picture(height, width)], [strip]).values())
+
+
 def test_mask_targets_are_cropped_from_the_picture_and_not_from_its_resized_copy(model, monkeypatch):
     images, targets = [picture(128, 128)], [target(128, 128, objects=1)]
     seen = {}
