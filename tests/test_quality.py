@@ -15,7 +15,8 @@ from dynamask.cli import main
 from dynamask.data.shapes import CLASS_NAMES, ShapesDataset, make_scene
 from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
 from dynamask.engine.frozen_switch import SCHEDULE, predict_quality, train_quality
-from dynamask.evaluation.calibration import calibration_error, reliability, spearman_within
+from dynamask.evaluation.calibration import calibration_error, reliability
+from dynamask.evaluation.choices import within_spearman
 from dynamask.models.masks import losses, policies
 from dynamask.models.masks.quality_head import QualityHead, box_geometry, quality_loss
 from dynamask.models.weights import initialise, save_model
@@ -197,9 +198,9 @@ def test_calibration_and_correlation():
     a = np.arange(20.0)
     b = np.concatenate([np.arange(10.0), -np.arange(10.0)])
     labels = np.repeat([1, 2], 10)
-    assert spearman_within(a, b, labels) == pytest.approx(0.0)
-    assert spearman_within(a[:13], b[:13], labels[:13]) == pytest.approx(1.0), "three instances are too few"
-    assert spearman_within(a[:5], b[:5], labels[:5]) is None
+    assert within_spearman(a, b, labels) == pytest.approx(0.0)
+    assert within_spearman(a[:13], b[:13], labels[:13]) == pytest.approx(1.0), "three instances are too few"
+    assert within_spearman(a[:4], b[:4], labels[:4]) is None
 
 
 def test_evaluation_reports_the_agreement_and_takes_the_budget_over_the_data_set(predictor):

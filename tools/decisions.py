@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from dynamask.cli.common import add_data, add_json, open_selected_data, run_command, write_json
 from dynamask.engine.frozen_features import FeatureCache, build_cache, load_cache, save_cache
-from dynamask.engine.frozen_switch import SCHEDULE
+from dynamask.engine.frozen_switch import SCHEDULE, predict_quality
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.evaluation.bootstrap import PictureBootstrap
+from dynamask.models.masks.policies import combined_quality
 from dynamask.predict import load
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.training_config import LossConfig
@@ -151,14 +152,26 @@ def train_switches(arguments: argparse.Namespace) -> None:
     write_json(result, arguments.json)
 
 
+def joined(paths: Sequence[Path]) -> FeatureCache:
+    """The instances of one or several caches of the same model."""
+    parts = [load_cache(path) for path in paths]
+    return parts[0] if len(parts) == 1 else FeatureCache.joined(parts, parts[0].about)
+
+
 def compare_rivals(arguments: argparse.Namespace) -> None:
     """``rivals``."""
-    train, validation = load_cache(arguments.train), load_cache(arguments.validation)
-    logits = validation.true_boxes().switch_logits
-    rows = compare_with_tables(train, validation, {"switch": torch.log_softmax(logits.double(), dim=1)})
+    train, validation = joined(arguments.train), joined(arguments.validation)
+    judged = validation.true_boxes()
+    predicted = {"switch": torch.log_softmax(judged.switch_logits.double(), dim=1)}
+    if arguments.weights is not None:
+        predictor = load(arguments.weights)
+        predictor.check_choice("quality")
+        quality = predict_quality(predictor.model.mask_branch.quality, judged)
+        predicted = {"quality head": combined_quality(quality)} | predicted
+    rows = compare_with_tables(train, validation, predicted)
     about = {
-        "train": describe_cache(arguments.train, train),
-        "validation": describe_cache(arguments.validation, validation),
+        "train": [describe_cache(path, load_cache(path)) for path in arguments.train],
+        "validation": [describe_cache(path, load_cache(path)) for path in arguments.validation],
     }
     result = {"kind": "rivals", "table": arguments.table, **about, "rows": rows}
     print(decision_tables.rivals_table(result))
@@ -282,9 +295,11 @@ def build_parser() -> argparse.ArgumentParser:
     four.add_argument("--table", required=True, help="name of the table in the document")
     four.add_argument("--caches", nargs="+", required=True, metavar="NAME=FILE", help="the first is the reference")
     four.set_defaults(run=branches)
-    six = commands.add_parser("rivals", help="compare a model's own switch with tables by class and by size")
-    six.add_argument("--train", type=Path, required=True, metavar="CACHE", help="the tables are fitted on it")
-    six.add_argument("--validation", type=Path, required=True, metavar="CACHE")
+    six = commands.add_parser("rivals", help="compare switch and quality head with tables by class and by size")
+    text = "the tables are fitted on them"
+    six.add_argument("--train", type=Path, required=True, nargs="+", metavar="CACHE", help=text)
+    six.add_argument("--validation", type=Path, required=True, nargs="+", metavar="CACHE")
+    six.add_argument("--weights", help="weights whose quality head is compared with the switch, too")
     six.add_argument("--table", default="rivals", help="name of the table in the document")
     six.set_defaults(run=compare_rivals)
     for command in (two, three, four, six):

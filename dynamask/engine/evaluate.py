@@ -15,8 +15,8 @@ from tqdm import tqdm
 from dynamask.data.sources import Data
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.scoring import score
-from dynamask.evaluation.calibration import calibration_error, spearman_within
-from dynamask.evaluation.choices import spearman
+from dynamask.evaluation.calibration import calibration_error
+from dynamask.evaluation.choices import spearman, within_spearman
 from dynamask.evaluation.mask_quality import border_share, boundary_iou, mask_iou
 from dynamask.evaluation.matching import match_detections
 from dynamask.models.masks import policies
@@ -391,5 +391,5 @@ def quality_figures(found: Instances, choice: np.ndarray) -> dict[str, Any]:
     return {
         "quality_calibration": calibration_error(*pair),
         "quality_spearman": spearman(*pair),
-        "quality_spearman_within": spearman_within(*pair, labels),
+        "quality_spearman_within": within_spearman(*pair, labels),
     }

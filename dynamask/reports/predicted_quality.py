@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dynamask.evaluation.bootstrap import PrecisionBootstrap, interval_of
-from dynamask.evaluation.calibration import Reliability, calibration_error, reliability, spearman_within
-from dynamask.evaluation.choices import spearman
+from dynamask.evaluation.calibration import Reliability, calibration_error, reliability
+from dynamask.evaluation.choices import spearman, within_spearman
 from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.reports.comparison import Comparison, Evidence
 from dynamask.reports.render import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
@@ -64,7 +64,7 @@ def agreements(evidence: Evidence) -> list[Agreement]:
             statistics = (
                 lambda kept, p=predicted, q=measured: calibration_error(p[kept], q[kept]),
                 lambda kept, p=predicted, q=measured: spearman(p[kept], q[kept]),
-                lambda kept, p=predicted, q=measured: spearman_within(p[kept], q[kept], labels[kept]),
+                lambda kept, p=predicted, q=measured: within_spearman(p[kept], q[kept], labels[kept]),
             )
             intervals = [bootstrap.statistic(statistic, rows) for statistic in statistics]
             means = (float(predicted.mean()), float(measured.mean()))
