@@ -103,8 +103,11 @@ def test_without_resampling_ap_equals_that_of_the_evaluation(seed):
         assert found == pytest.approx([expected[kind]], abs=1e-9) and 0 < found[0] < 1
 
 
-def test_resampled_ap_equals_that_of_copied_pictures():
+@pytest.mark.parametrize("levels", [None, 3])
+def test_resampled_ap_equals_that_of_copied_pictures(levels):
     annotations, results, rles = generated(7)
+    if levels:  # many equal scores, also inside a picture
+        results = [{**r, "score": np.ceil(r["score"] * levels) / levels} for r in results]
     ap, choice = resampled_ap(annotations, results, rles), np.random.default_rng(0).integers(0, 4, len(results))
     weights = np.array([[2, 0, 1, 3, 1, 0, 1, 0], [0, 1, 1, 0, 0, 4, 1, 1], [0, 0, 8, 0, 0, 0, 0, 0]])
     for kind in MASK_TYPES:
@@ -245,7 +248,8 @@ def instances(logits, quality, pictures):
     results = [{"image_id": int(i), "category_id": 1, "score": 1.0, "bbox": [0.0, 0.0, 50.0, 50.0]} for i in pictures]
     rows, logits = [dict(enumerate(row)) for row in quality.tolist()], torch.as_tensor(logits, dtype=torch.float32)
     choice = logits.argmax(1).tolist()
-    return Instances(results, [{} for _ in rows], list(logits), rows, rows, choice, [0] * len(rows))
+    columns = {"switch_logits": list(logits), "mask_iou": rows, "boundary_iou": rows, "truth": [0] * len(rows)}
+    return Instances(results, [{} for _ in rows], choice=choice, **columns)
 
 
 def true_box_curve(logits, quality, views, budgets=4):
@@ -267,6 +271,9 @@ def test_a_perfect_switch_gains_what_the_oracle_gains():
     points = true_box_curve(logits, quality, quality[None]).points()
     learned = one(points, "learned")
     assert learned["mean"] == pytest.approx(0.85) and learned["mean_macs"] == 40 and learned["share_112"] == 0.5
+    for name in ("class table", "size table", "class-size table"):  # neither class nor size tells these instances apart
+        assert one(points, "learned", name)["low"] > 0
+    assert one(points, "learned", "share over mix of noise-aware oracle")["mean"] == pytest.approx(1)
     for name in ("oracle", "noise-aware oracle"):
         assert one(points, "learned", f"share of {name}")["mean"] == pytest.approx(1)
     assert one(points, "learned", "random")["mean"] == pytest.approx(0.85 - (0.9 + 0.1 + 0.9 + 0.8) / 4)
@@ -314,7 +321,8 @@ def test_detections_are_compared_at_equal_macs():
     annotations, results, rles = generated(3)
     choice = np.random.default_rng(1).integers(0, 4, len(results))
     logits = torch.nn.functional.one_hot(torch.from_numpy(choice), 4).float()
-    found = Instances(results, rles, list(logits), [], [], choice.tolist(), [None] * len(results))
+    unmatched = [None] * len(results)
+    found = Instances(results, rles, switch_logits=list(logits), choice=choice.tolist(), truth=unmatched)
     ap = resampled_ap(annotations, results, rles)
     precision = PrecisionBootstrap(ap, PictureBootstrap(ap.image_ids, 20).weights)
     curve = DetectionCurve(found, MACS, Annotated(annotations), 3, precision, permutations=2)

@@ -154,7 +154,8 @@ def test_the_curve_is_integrated_by_trapezoids():
     assert area_under_curve([0.9], [], 1) == 0.5  # one of two found
     assert area_under_curve([0.8], [0.9], 0) == pytest.approx(0.25)  # from (0, 0) to (1, 1/2)
     assert area_under_curve([0.9], [0.8], 0) == pytest.approx(1.0)  # the miss comes after full recall
-    assert area_under_curve([0.9], [0.9], 0) == pytest.approx(0.5)  # equal scores are one point
+    assert area_under_curve([0.9], [0.9], 0) == pytest.approx(0.75)  # equal scores are one point, (1, 1/2)
+    assert area_under_curve([0.9], [0.9], 1) == pytest.approx(0.375)  # from (0, 1) to (1/2, 1/2)
     assert area_under_curve([0.9, 0.7], [0.8], 0) == pytest.approx(STAIR)
     assert area_under_curve([], [], 3) == 0.0 and area_under_curve([], [0.4], 3) == 0.0
 
@@ -196,7 +197,7 @@ def reference(pictures: list[tuple[np.ndarray, list[dict]]], label: int, overlap
     for threshold in sorted({score for score, _ in points}):
         kept = [hit for score, hit in points if score >= threshold]
         curve.append((sum(kept) / len(kept), sum(kept) / instances))
-    curve.append((curve[-1][0], 0.0))
+    curve.append((1.0, 0.0))
     return sum((p + q) / 2 * (r - s) for (p, r), (q, s) in zip(curve, curve[1:]))
 
 

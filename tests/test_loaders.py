@@ -36,6 +36,8 @@ def test_every_epoch_is_another_permutation_and_batches_run_across_epochs():
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
     assert order != ids(TrainingLoader(Scenes(), 2, seed=6), 14)
+    others = ids(TrainingLoader(Scenes(), 2, seed=6), 14)
+    assert order[7:14] != others[:7], "the second epoch of a seed is not the first of the next seed"
 
 
 def test_empty_pictures_stay_and_indices_restrict():

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from dynamask.engine.evaluate import Instances, oracle_choice
 from dynamask.evaluation.mask_quality import border_share, boundary_iou, boundary_width, mask_iou, quality_by_size
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import DynaMaskError
@@ -211,3 +212,15 @@ def test_what_the_image_cuts_off_is_no_border():
     assert border_share(mask, (5, -10, 25, 20)) == pytest.approx(10 / (10 + 2 * 19))
     assert np.isnan(border_share(np.zeros((5, 5), bool), (0, 0, 5, 5)))
     assert np.isnan(border_share(np.ones((5, 5), bool), (0, 0, 5, 5)))
+
+
+def test_the_oracle_keeps_its_budget_over_matched_and_unmatched_detections():
+    macs, quality = (10, 30, 60, 100), {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.8}
+    columns = [quality, {}, quality, {}]  # every other detection matches no true instance
+    found = Instances([{}] * 4, mask_iou=columns, boundary_iou=columns)
+    predicted = np.array([0, 3, 1, 3])
+    choice = oracle_choice(found, predicted, macs, limit=40.0)
+    assert np.array(macs)[choice].mean() <= 40 and choice[[1, 3]].tolist() == [0, 0]
+    assert sorted(choice[[0, 2]].tolist()) == [1, 3], "what the unmatched ones leave is spent on the matched ones"
+    alone = oracle_choice(found, predicted, macs)
+    assert alone[[1, 3]].tolist() == [3, 3] and np.array(macs)[alone].sum() <= np.array(macs)[predicted].sum()

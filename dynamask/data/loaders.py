@@ -136,7 +136,8 @@ class _EndlessBatches:
         epoch, place = divmod(self.position, len(self.indices))
         batch: list[tuple[int, int]] = []
         while True:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
+            (state,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(state))  # no two seeds share the order of an epoch
             order = torch.randperm(len(self.indices), generator=generator).tolist()
             for at in order[place:]:
                 batch.append((epoch, self.indices[at]))

@@ -283,18 +283,21 @@ def choose(found: Instances, macs: tuple[int, ...], options: EvaluationOptions) 
 def oracle_choice(
     found: Instances, predicted: np.ndarray, macs: tuple[int, ...], limit: float | None = None
 ) -> np.ndarray:
-    """(N,) size indices with the best mean mask IoU; instances that match no true one keep their predicted size.
+    """(N,) size indices with the best mean mask IoU at a mean cost over all N instances.
 
     Args:
         predicted: (N,) size indices.
-        limit: mean MACs of the matched instances, by default those of their predicted sizes.
+        limit: mean MACs of all instances; those that match no true one get the cheapest size. By default the matched
+            instances share what their predicted sizes cost, and the others keep theirs.
     """
     quality = found.quality("mask_iou")
     matched = ~np.isnan(quality).any(axis=1)
+    if limit is not None:
+        return best_under_budget(np.where(matched[:, None], quality, 0.0), macs, limit)
     choice = predicted.copy()
     if matched.any():
         spent = float(np.array(macs, dtype=np.float64)[predicted[matched]].mean())
-        choice[matched] = best_under_budget(quality[matched], macs, spent if limit is None else limit)
+        choice[matched] = best_under_budget(quality[matched], macs, spent)
     return choice
 
 

@@ -1,9 +1,9 @@
 """Average precision as defined by the Cityscapes benchmark, implemented from its published rules.
 
 It differs from COCO's: a prediction must overlap by more than the threshold; the precision–recall curve has one point
-per distinct score and is integrated by trapezoids, without interpolation; instances below 100 pixels and groups do not
-have to be found; and a false positive does not count if a larger fraction of it than the threshold is on ignored
-pixels: void, groups of its class, and small instances of its class.
+per distinct score, ends at recall 0 with precision 1, and is integrated by trapezoids, without interpolation; instances
+below 100 pixels and groups do not have to be found; and a false positive does not count if a larger fraction of it than
+the threshold is on ignored pixels: void, groups of its class, and small instances of its class.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def area_under_curve(hits: Sequence[float], misses: Sequence[float], missed: int
         hits, misses: scores of true and of false positives.
         missed: number of instances that were not found.
 
-    The curve is extended to recall 0 at the precision of its highest score.
+    The curve ends at recall 0 with precision 1, as in the benchmark's script.
     """
     true, false = np.sort(np.asarray(hits, dtype=float)), np.sort(np.asarray(misses, dtype=float))
     thresholds = np.unique(np.concatenate([true, false]))
@@ -97,7 +97,7 @@ def area_under_curve(hits: Sequence[float], misses: Sequence[float], missed: int
     wrong = len(false) - np.searchsorted(false, thresholds)
     precision = found / (found + wrong)
     recall = found / (len(true) + missed)
-    precision, recall = np.append(precision, precision[-1]), np.append(recall, 0.0)
+    precision, recall = np.append(precision, 1.0), np.append(recall, 0.0)
     return float(np.sum((precision[:-1] + precision[1:]) / 2 * (recall[:-1] - recall[1:])))
 
 

@@ -49,13 +49,36 @@ class _Class:
         category: its id.
         detections: (D,) indices of detections by falling score.
         pictures: (D,) position of each detection's picture.
+        tied: (D,) number of the run of detections with equal scores in one picture; a run is contiguous.
         positives: (P,) true instances in each picture, crowd regions not counted.
     """
 
     category: int
     detections: np.ndarray
     pictures: np.ndarray
+    tied: np.ndarray
     positives: np.ndarray
+
+    def in_sets(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The detections (E,) in the order of resampled sets, and how often each comes there, (B, E).
+
+        A picture that a set holds w times contributes each detection w times side by side, but a run of equal scores w
+        times as a whole: the copies of such a run are entries of their own, which a set holds once or not at all.
+
+        Args:
+            weights: (B, P).
+        """
+        lengths = np.bincount(self.tied)
+        if not (lengths > 1).any():
+            return self.detections, weights[:, self.pictures]
+        most, order, copies = int(weights.max()), [], []
+        for rows in np.split(np.arange(len(self.tied)), np.cumsum(lengths)[:-1]):
+            repeats = most if len(rows) > 1 else 1
+            order.append(np.tile(rows, repeats))
+            copies.append(np.repeat(np.arange(1, repeats + 1) if len(rows) > 1 else [0], len(rows)))
+        where, copy = np.concatenate(order), np.concatenate(copies)
+        drawn = weights[:, self.pictures[where]]
+        return self.detections[where], np.where(copy > 0, drawn >= copy, drawn)
 
 
 @dataclass(frozen=True)
@@ -129,8 +152,10 @@ class ResampledAP:
             detections = np.concatenate(parts).astype(np.int64)
             pictures = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
             order = np.argsort(-scores[detections], kind="stable") if len(detections) else none
+            detections, pictures = detections[order], pictures[order]
             if positives.any():
-                classes.append(_Class(category, detections[order], pictures[order], positives))
+                tied = _runs(scores[detections] if len(detections) else none, pictures)
+                classes.append(_Class(category, detections, pictures, tied, positives))
         return classes
 
     def match(self, choice: np.ndarray, iou_type: str) -> Matches:
@@ -198,6 +223,12 @@ class ResampledAP:
             return sums / np.where(classes > 0, classes, np.nan)
 
 
+def _runs(scores: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """(D,) numbers, from 0, of the runs of equal scores (D,) in one picture (D,)."""
+    new = (np.diff(scores) != 0) | (np.diff(pictures) != 0)
+    return np.concatenate([np.zeros(min(1, len(scores)), dtype=np.int64), np.cumsum(new)])
+
+
 def _compare(
     detections: np.ndarray, truths: Sequence[dict[str, Any]], rles: Sequence[dict[int, Any]], size: tuple[int, int]
 ) -> _Group:
@@ -230,20 +261,20 @@ def _boundaries(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> list[d
 def _class_precision(one: _Class, matches: Matches, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """(10, B) AP of one class at every threshold in resampled sets of pictures.
 
-    Only the true positives matter: between them precision falls and recall is constant. A picture that was drawn twice
-    contributes equal detections side by side; the last of such a run has the highest precision and recall.
+    Only the true positives matter: between them precision falls and recall is constant. Where a picture was drawn
+    twice, the last of the equal detections side by side has the highest precision and recall.
 
     Args:
         weights: (B, P).
         positives: (B,) true instances of the class in each set, at least one.
     """
     count = len(weights)
-    drawn = weights[:, one.pictures]  # (B, D)
+    detections, drawn = one.in_sets(weights)  # (E,), (B, E)
     running = drawn.cumsum(axis=1)
     needed = _hits_needed(positives)  # (B, 101)
     offset = (int(positives.max()) + 2) * np.arange(count)[:, None]
     out = np.zeros((len(THRESHOLDS), count))
-    for total, hit, ignored in zip(out, matches.hit[:, one.detections], matches.ignored[:, one.detections]):
+    for total, hit, ignored in zip(out, matches.hit[:, detections], matches.ignored[:, detections]):
         places = np.flatnonzero(hit)
         if len(places) == 0:
             continue
