@@ -282,6 +282,18 @@ def test_figure5_ranks_by_true_boundary_iou(shapes):
     assert conclude_figure5({"edge_loss": flat, "mask_loss": flat}, {"mask_loss": flat}) == []
 
 
+def test_the_verdict_on_figure5_names_the_base_rate_and_the_gain_across_instances():
+    def figures(pairs, gain):
+        return {"pairs": Interval(pairs, pairs, pairs), "gain": Interval(gain, gain, gain)}
+
+    rankings = {"edge_loss": figures(0.8, 0.2), "mask_loss": figures(0.7, 0.5), FINER: figures(0.96, None)}
+    rankings["edge_loss_112"] = figures(0.95, 0.1)
+    gaps = {name: {"pairs": Interval(gap, gap, gap)} for name, gap in (("mask_loss", 0.1), (FINER, -0.16))}
+    text = " ".join(conclude_figure5(rankings, gaps))
+    assert "better than the mask loss" in text and "worse than the base rate" in text and "puts 0.960 in order" in text
+    assert "0.200 [0.200, 0.200] for the edge loss and 0.500" in text
+
+
 def test_figure7_shows_pictures_and_the_papers_colours(shapes):
     report = make_figure7(shapes, 2)
     pictures = [block for block in report.blocks if isinstance(block, Picture)]

@@ -143,23 +143,30 @@ def _figure5_blocks(
 def conclude_figure5(rankings: Rankings, differences: Rankings) -> list[str]:
     """Sentences on the paper's assumption that the edge loss ranks the sizes better than the mask loss."""
     gap = differences["mask_loss"]["pairs"]
-    edge, mask = (number(rankings[name]["pairs"].mean, 3) for name in ("edge_loss", "mask_loss"))
     if gap.low is None:
         return []
+    edge, mask, finer = (number(rankings[name]["pairs"].mean, 3) for name in ("edge_loss", "mask_loss", FINER))
     better = {1: "better than", -1: "worse than", 0: "not significantly better or worse than"}[gap.sign]
-    first = (
-        f"The edge loss ranks the sizes {better} the mask loss here: it puts {edge} of the pairs in order, the mask "
-        f"loss {mask}."
-    )
+    base = {1: "better than", -1: "worse than", 0: "no better or worse than"}[differences[FINER]["pairs"].sign]
+    sentences = [
+        f"Within an instance, the edge loss ranks the sizes {better} the mask loss here: it puts {edge} of the pairs "
+        f"in order, the mask loss {mask}. That is {base} the base rate: always to say that finer is better puts "
+        f"{finer} in order without any loss."
+    ]
+    gains = [rankings[name]["gain"] for name in ("edge_loss", "mask_loss")]
+    if None not in (gains[0].mean, gains[1].mean):
+        sentences.append(
+            "A switch has to know which instances gain most. Across instances, ρ of the gain is "
+            f"{with_interval(gains[0], 3)} for the edge loss and {with_interval(gains[1], 3)} for the mask loss."
+        )
     common = rankings["edge_loss_112"]["pairs"].mean
-    if common is None:
-        return [first]
-    second = (
-        "The loss of each size is a mean over its own grid, and on a coarse grid a larger share of the pixels are "
-        f"edges, in the truth as well; with all sizes resampled to one grid the edge loss puts {number(common, 3)} in "
-        "order."
-    )
-    return [first, second]
+    if common is not None:
+        sentences.append(
+            "The loss of each size is a mean over its own grid, and on a coarse grid a larger share of the pixels are "
+            f"edges, in the truth as well; with all sizes resampled to one grid the edge loss puts {number(common, 3)} "
+            "in order."
+        )
+    return sentences
 
 
 def spread_pictures(dataset: Data, indices: list[int], count: int) -> list[int]:
