@@ -12,6 +12,7 @@ from dynamask.evaluation.bootstrap import (
     PictureBootstrap,
     PrecisionBootstrap,
     interval_of,
+    interval_over_trainings,
     paired_bootstrap,
     percentile_interval,
     share_of_gain,
@@ -179,6 +180,14 @@ def test_ap_of_resampled_pictures_is_too_high_without_centring():
     assert draws[1:].mean() > draws[0] + 0.01  # pictures drawn twice
     own = interval_of(draws, centre=True)
     assert own.low < own.mean < own.high and abs((own.low + own.high) / 2 - own.mean) < 0.01
+
+
+def test_the_interval_over_trainings_is_students():
+    found = interval_over_trainings([0.0071, 0.0090, 0.0352])
+    assert [found.mean, found.low, found.high] == pytest.approx([0.0171, -0.0218, 0.0560], abs=2e-4)
+    assert interval_over_trainings([0.5]) == Interval(0.5) and interval_over_trainings([]) == Interval()
+    many = interval_over_trainings(np.arange(22.0))  # 21 degrees of freedom: the quantile is 2.080
+    assert many.high - many.mean == pytest.approx(2.080 * np.arange(22.0).std(ddof=1) / 22**0.5, rel=2e-3)
 
 
 def test_spearman_ranks_ties_by_their_mean():

@@ -68,6 +68,25 @@ def interval_of(draws: np.ndarray, centre: bool = False) -> Interval:
     return percentile_interval(value, resampled)
 
 
+_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t with 1 to 10 degrees of freedom."""
+
+
+def interval_over_trainings(values: Sequence[float]) -> Interval:
+    """Mean of one value per training, with its 95 % interval by Student's t; without bounds for fewer than two values.
+
+    It covers the variation between trainings, which resampling the pictures of a test set does not.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return Interval(float(values[0])) if len(values) else Interval()
+    freedom, mean = len(values) - 1, float(values.mean())
+    known = freedom <= len(_T_QUANTILES)
+    quantile = _T_QUANTILES[freedom - 1] if known else 1.96 + 2.4 / freedom + 2.8 / freedom**2
+    margin = quantile * float(values.std(ddof=1)) / np.sqrt(len(values))
+    return Interval(mean, mean - margin, mean + margin)
+
+
 def share_of_gain(gain: np.ndarray, best: np.ndarray) -> Interval:
     """A gain as a share of the best possible gain, both draws (1 + B,); undefined unless that gain is positive."""
     if not best[0] > 0:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from dynamask.evaluation.bootstrap import interval_of
+from dynamask.evaluation.bootstrap import interval_of, interval_over_trainings
 from dynamask.evaluation.choices import Draws, at_equal_cost
 from dynamask.models.masks.policies import LEARNED, Policy
 from dynamask.reports.collect import IOU_MEASURES
@@ -201,6 +201,7 @@ class Row:
         values: provenance, costs and other columns.
         figures: intervals by measure.
         ranges: least and largest value over seeds by measure; empty where seeds do not matter.
+        over_seeds: mean over seeds with its interval over trainings, by measure; empty where seeds do not matter.
         details: values for the JSON alone.
     """
 
@@ -209,15 +210,20 @@ class Row:
     values: dict[str, Any]
     figures: dict[str, Interval]
     ranges: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    over_seeds: dict[str, Interval] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
-        """The row of the CSV; a measure has columns for its mean (under its name), its bounds and its range."""
+        """The row of the CSV; a measure has columns for its mean (under its name), its bounds, its range over seeds and
+        the bounds over seeds."""
         row: dict[str, Any] = {"row": self.label, "against": self.against, **self.values}
         for measure, value in self.figures.items():
             row |= {measure: value.mean, f"{measure}_low": value.low, f"{measure}_high": value.high}
             if measure in self.ranges:
                 row[f"{measure}_least"], row[f"{measure}_most"] = self.ranges[measure]
+            if measure in self.over_seeds:
+                seeds = self.over_seeds[measure]
+                row |= {f"{measure}_seeds_low": seeds.low, f"{measure}_seeds_high": seeds.high}
         return row
 
     def to_dict(self) -> dict[str, Any]:
@@ -237,10 +243,10 @@ def measure_row(
     Args:
         measures: see :meth:`Evidence.draws`; in true boxes a measure is undefined if the pictures hold no instance.
         values: further columns.
-        ranges: add the range of each measure over seeds.
+        ranges: add the range of each measure over seeds, and the interval over trainings.
         details: further values of the JSON.
     """
-    figures, spread = {}, {}
+    figures, spread, trainings = {}, {}, {}
     for name in measures:
         true_boxes = name in IOU_MEASURES
         known = not true_boxes or all(evidence.collected.true_boxes.results for evidence in item.evidences)
@@ -248,5 +254,8 @@ def measure_row(
         figures[name] = interval_of(np.mean(draws, axis=0), centre=not true_boxes) if draws else Interval()
         finite = [float(values[0]) for values in draws if np.isfinite(values[0])]
         spread[name] = (min(finite, default=None), max(finite, default=None))
+        trainings[name] = interval_over_trainings(finite)
     against = item.second.label if isinstance(item, Contrast) else ""
-    return Row(item.label, against, values, figures, spread if ranges else {}, details or {})
+    if not ranges:
+        spread, trainings = {}, {}
+    return Row(item.label, against, values, figures, spread, trainings, details or {})

@@ -33,7 +33,7 @@ from dynamask.reports.sodar_models import (
     train_command,
     trained_config,
 )
-from dynamask.reports.tables import PlanTable, TableStyle, conclusion
+from dynamask.reports.tables import PlanTable, TableStyle, between_trainings, conclusion
 from dynamask.structures import DynaMaskError, Interval
 from dynamask.viz import charts
 
@@ -134,10 +134,11 @@ def conclude_aggregation(differences: list[Row]) -> list[str]:
         steps = " and ".join(f"{with_interval(rise, 4, True)} at 0.{iou}" for iou, rise in rises.items())
         by_iou = ", ".join(f"{number(row.figures[f'segm_ap{i}'].mean, 4, True)} at 0.{i}" for i in (50, 70, 80, 90))
         gain = row.figures["segm_ap"]
+        trainings = between_trainings(row, "segm_ap")
         sentences.append(
-            f"{row.label}: mask AP {with_interval(gain, 4, True)}, {significance(gain)}; by threshold {by_iou}. The "
-            f"paper's point is that gains are larger at high thresholds. {verdict}: the gain at a high threshold minus "
-            f"that at 0.50 is {steps}."
+            f"{row.label}: mask AP {with_interval(gain, 4, True)}, {significance(gain)}{trainings}; by threshold "
+            f"{by_iou}. The paper's point is that gains are larger at high thresholds. {verdict}: the gain at a high "
+            f"threshold minus that at 0.50 is {steps}."
         )
     return sentences
 
