@@ -154,7 +154,7 @@ def run_command(name: str, command: Callable[[], None], json_target: str | None 
     except ReportedElsewhereError:
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{name}: interrupted; {stop.args[0] if stop.args else 'no file is half-written'}", file=sys.stderr)
+        print(f"{name}: {stop.args[0] if stop.args else 'interrupted; no file is half-written'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has ended, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

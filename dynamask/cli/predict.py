@@ -127,8 +127,8 @@ def _predict_each(pictures: Sequence[PictureFile], predict: Callable[[PictureFil
                 del prediction  # before the next picture needs memory
             except KeyboardInterrupt:
                 left = len(pictures) - number + 1
-                message = f"{left} of {len(pictures)} pictures are left, and --skip-existing continues with them"
-                raise KeyboardInterrupt(message) from None
+                message = f"interrupted; {left} of {len(pictures)} pictures are left"
+                raise KeyboardInterrupt(f"{message}, and --skip-existing continues with them") from None
             except BrokenPipeError:
                 raise
             except (DynaMaskError, OSError, RuntimeError, MemoryError) as error:

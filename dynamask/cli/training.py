@@ -72,12 +72,14 @@ def run_training(arguments: argparse.Namespace) -> None:
             evaluate_finished(run, validation)
             return
         signal = next((name for name in ranks.gather(stop.received) if name), None)
+        message = (
+            f"{signal} at step {run.step}: the state is saved in {run.out}; the same command with --resume continues "
+            "from there"
+        )
+        if signal == "SIGINT" and ranks.size == 1:  # a script must not go on as if the training were finished
+            raise KeyboardInterrupt(message)
         if ranks.first:
-            print(
-                f"dynamask: {signal} at step {run.step}: the state is saved in {run.out}; "
-                "the same command with --resume continues from there",
-                file=sys.stderr,
-            )
+            print(f"dynamask: {message}", file=sys.stderr)
 
 
 def _prepare_run(
