@@ -53,7 +53,7 @@ def test_a_list_names_pictures_from_the_working_directory_or_beside_it(folder):
         (["x*.png"], "no file fits the pattern"),
         (["@none.txt"], "cannot be read"),
         (["@b/1.png"], "is empty"),
-        (["out/1.png"], "would overwrite it"),
+        (["out/1.png"], "results would overwrite out/1.png"),
         (["a/1.png", "a/../c/x.png", "c/../a/1.gif", "b/1.png", "a"], None),
     ],
 )

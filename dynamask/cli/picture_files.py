@@ -58,9 +58,10 @@ def find_pictures(sources: Sequence[str], out: Path, image_ids: Path | None = No
         for path, relative in _expand(source, os.path.abspath(out)):
             found.setdefault(os.path.abspath(path), (path, relative))
     paths, names = [path for path, _ in found.values()], _result_names(list(found.values()))
-    for path, name in zip(paths, names):
-        if os.path.abspath(path) in {os.path.abspath(out / (name + suffix)) for suffix in (".png", ".json")}:
-            raise DynaMaskError(f"the results of {path} would overwrite it; give another --out")
+    written = {os.path.abspath(out / (name + suffix)) for name in names for suffix in (".png", ".json")}
+    for path in paths:
+        if os.path.abspath(path) in written:
+            raise DynaMaskError(f"results would overwrite {path}; give another --out")
     ids = range(1, len(paths) + 1) if image_ids is None else _listed_ids(image_ids, paths)
     return [PictureFile(*one) for one in zip(paths, names, ids)]
 
