@@ -257,6 +257,11 @@ class ModelConfig(BaseModelConfig):
             raise DynaMaskError(f"anchor_sizes is {self.anchor_sizes}; give five sides, for strides 4 to 64")
         if self.region_channels % 8:
             raise DynaMaskError(f"region_channels={self.region_channels} must be divisible by 8: three stages halve it")
+        widths = tuple(self.region_channels // 2**stage for stage in (1, 2, 3))
+        if len(self.offset_groups) != 3 or any(width % groups for width, groups in zip(widths, self.offset_groups)):
+            raise DynaMaskError(
+                f"offset_groups is {self.offset_groups}; give divisors of {widths}, the channels of the stages"
+            )
         if not 0 <= self.region_margin <= 0.5:
             raise DynaMaskError(f"region_margin is {self.region_margin}; give a share of the box from 0 to 0.5")
         check_shares(self, "mask_nms")
@@ -407,6 +412,20 @@ class SoloConfig(BaseModelConfig):
             raise DynaMaskError(f"grids and scale_ranges need one entry for each of {len(STRIDES)} levels")
         if self.mask_grids and (len(self.mask_grids) != len(self.grids) or self.aggregation is None):
             raise DynaMaskError("mask_grids need one entry a level and an aggregation; give both or neither")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Refuse widths that a GroupNorm cannot divide."""
+        widths = {"tower_channels": self.tower_channels}
+        if self.kind == "solov2":
+            widths |= {"mask_feature_channels": self.mask_feature_channels, "kernel_channels": self.kernel_channels}
+        if self.aggregation is not None:
+            widths["agg_tower_channels"] = self.aggregation.tower_channels
+            if self.aggregation.context != "without":
+                widths["fpn_channels"] = self.fpn_channels
+        for name, width in widths.items():
+            if width % self.groups:
+                raise DynaMaskError(f"{name} is {width}; give a multiple of groups, {self.groups}")
 
     @property
     def representation_grids(self) -> tuple[int, ...]:
