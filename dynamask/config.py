@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -22,6 +25,7 @@ MASK_BRANCHES = (
     "nasfpn",
 )
 """The paper's r-FPN and the baselines that it is compared with (:mod:`dynamask.models.masks.heads`)."""
+_OTHER = "give weights that dynamask wrote"
 DETECTORS = ("faster_rcnn", "nanodet_plus")
 """Detectors of the two-stage family (:mod:`dynamask.models.detectors`)."""
 MOST_CHANNELS, LONGEST_SIDE, MOST_OBJECTS = 4096, 20_000, 100_000
@@ -168,11 +172,47 @@ def _numbers(value: Any) -> Iterator[Any]:
 
 
 def _from_values(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON values, lists turned into tuples."""
+    """A dataclass from JSON values whose types are checked, lists turned into tuples."""
+    if not isinstance(values, Mapping):
+        raise DynaMaskError(f"the stored model configuration is damaged: {_short(values)} is no object; {_OTHER}")
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise DynaMaskError(f"the stored model configuration has unknown keys {unknown}; it is from another version")
-    return kind(**{key: _frozen(value) for key, value in values.items()})
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            wanted = str(getattr(hints[name], "__name__", "")) if isinstance(hints[name], type) else str(hints[name])
+            raise DynaMaskError(
+                f"the stored model configuration is damaged: {name} is {_short(value)} and not of the type {wanted}; "
+                f"{_OTHER}"
+            )
+    return kind(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value, with lists for tuples, is of the type of a field; numbers have to be finite."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, hint)
+
+
+def _short(value: Any) -> str:
+    """A value for a message, at most 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = "a number that is too large"
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _frozen(value: Any) -> Any:

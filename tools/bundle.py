@@ -27,6 +27,7 @@ from dynamask.engine.memory import keep_freed_memory
 from dynamask.files import write_text
 from dynamask.models.build import build_model
 from dynamask.models.masks.policies import POLICIES, QUALITY, Policy
+from dynamask.models.self_test import self_test
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.weights import (
     BASELINES,
@@ -37,6 +38,7 @@ from dynamask.models.weights import (
     file_digest,
     list_baselines,
     list_bundled,
+    load_model,
     read_header,
     save_branch,
 )
@@ -289,6 +291,7 @@ def bundle_weights(arguments: argparse.Namespace, header: dict[str, Any], datase
         "sha256": file_digest(target),
         **common_entry(arguments, header, len(indices)),
         **costs(target),
+        "self_test": self_test(load_model(target)),
         "scores": measure(target, dataset, indices),
     }
     write_manifest(checkpoint_dir(), {**list_bundled(), arguments.name: entry})
@@ -316,6 +319,7 @@ def bundle_baseline(arguments: argparse.Namespace, header: dict[str, Any], datas
         "mask_branch": config.mask_branch,
         "mask_sizes": list(branch.mask_sizes),
         "macs_per_instance": list(branch.costs.macs_per_instance),
+        "self_test": self_test(load_model(target)),
         "scores": measure(target, dataset, indices),
     }
     entries = {**list_baselines(), arguments.name: entry}

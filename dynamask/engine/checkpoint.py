@@ -7,16 +7,75 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dynamask.files import replacing
 from dynamask.structures import DynaMaskError
 
 _RUN_NAME = re.compile(r"run-(\d+)\.pt")
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,  # of zip files
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 _RUN_KEYS = {"step", "settings", "model", "average", "optimizer", "loader", "random"}
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is a whole number, not negative."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _are_tensors(value: object) -> bool:
+    """Whether a value is a dict of tensors by name."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _is_random_state(value: object) -> bool:
+    """Whether a value is a result of :func:`random_state`."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("cpu"), Tensor)
+        and value["cpu"].dtype == torch.uint8
+        and isinstance(value.get("cuda"), list)
+    )
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "step": _is_whole,
+    "settings": lambda value: isinstance(value, dict),
+    "model": _are_tensors,
+    "average": lambda value: (
+        value is None
+        or (isinstance(value, dict) and _are_tensors(value.get("state")) and _is_whole(value.get("updates")))
+    ),
+    "optimizer": lambda value: (
+        isinstance(value, dict)
+        and isinstance(value.get("state"), dict)
+        and isinstance(value.get("param_groups"), list)
+        and all(isinstance(each, dict) for each in (*value["state"].values(), *value["param_groups"]))
+    ),
+    "loader": lambda value: (
+        isinstance(value, dict) and all(_is_whole(value.get(key)) for key in ("position", "seed", "pictures"))
+    ),
+    "random": lambda value: isinstance(value, list) and len(value) > 0 and all(map(_is_random_state, value)),
+    "parts": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value)),
+    "threads": _is_whole,
+}
+"""What the entries of a state have to be; damage would otherwise show in the middle of a step."""
 
 
 def random_state() -> dict[str, Any]:
@@ -73,7 +132,12 @@ def load_run(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not set(state) >= _RUN_KEYS:
             raise ValueError("it is not the state of a run")
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        damaged = next((key for key, check in _CHECKS.items() if key in state and not check(state[key])), None)
+        if damaged is not None:
+            raise ValueError(f"its {damaged} cannot be used")
+        if state["step"] != step_of(path):
+            raise ValueError(f"it is the state of step {state['step']}")
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise DynaMaskError(f"the saved state {path} cannot be read ({reason})") from error
     return state

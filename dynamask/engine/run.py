@@ -28,7 +28,7 @@ from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.optimizer import WeightAverage, build_optimizer
 from dynamask.files import remove_partial_files
 from dynamask.models.masks.region_fpn import RegionFPN
-from dynamask.structures import DynaMaskError
+from dynamask.structures import DynaMaskError, first_sentence
 from dynamask.training_config import TrainConfig
 
 FREE_SETTINGS = (
@@ -238,18 +238,19 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._check_settings(state["settings"])
+        if state["step"] > self.config.iterations:
+            raise DynaMaskError(
+                f"the state in {self.out} is that of step {state['step']}, and the run has {self.config.iterations} "
+                "steps; it is damaged: choose another --out"
+            )
         self.loader.load_state_dict(state["loader"])
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise DynaMaskError(f"the run in {self.out} has another model; choose another --out") from error
-        if self.average:
-            self.average.state, self.average.updates = state["average"]["state"], state["average"]["updates"]
-        if self.scaler and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self.step = self.saved_step = state["step"]
-        self._restore_random(state)
+            self._load(state)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DynaMaskError(
+                f"the run in {self.out} has another model, or its state is damaged ({first_sentence(error)}); choose "
+                "another --out"
+            ) from error
         threads = state.get("threads", torch.get_num_threads())
         if threads != torch.get_num_threads():
             warnings.warn(
@@ -257,6 +258,23 @@ class Run:
                 "may differ in their last bits",
                 stacklevel=2,
             )
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Load weights, optimizer, average and random state; raise various errors if they do not fit the model."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            if any(isinstance(v, Tensor) and v.dim() and v.shape != parameter.shape for v in values.values()):
+                raise ValueError("the optimizer's tensors have other shapes")
+        if self.average:
+            stored, own = state["average"]["state"], self.average.state
+            if {name: value.shape for name, value in stored.items()} != {name: v.shape for name, v in own.items()}:
+                raise ValueError("the averaged weights have other names or shapes")
+            self.average.state, self.average.updates = stored, state["average"]["updates"]
+        if self.scaler and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = self.saved_step = state["step"]
+        self._restore_random(state)
 
     def _restore_random(self, state: dict[str, Any]) -> None:
         """Restore the random state; with another number of processes each gets a new seed."""

@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from dynamask.structures import DynaMaskError, first_sentence
 
 STRIDES = (4, 8, 16, 32)
+_PLAIN_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
 class BackboneWithFPN(nn.Module):
@@ -60,12 +61,15 @@ class BackboneWithFPN(nn.Module):
 def _build_body(name: str, weights: str | Path | None) -> nn.Module:
     import timm
 
+    if not _PLAIN_NAME.fullmatch(name):  # timm reads "hf-hub:…" and "local-dir:…" from the network or the disk
+        raise DynaMaskError(f"backbone {name[:80]!r} is not the plain name of a timm model; give one like resnet50")
     if weights == "timm":
         return _pretrained_body(name)
     try:
         body = timm.create_model(name, pretrained=False, features_only=True)
-    except RuntimeError as error:
-        raise DynaMaskError(f"backbone {name} is not a timm model with feature maps ({error})") from error
+    except (RuntimeError, AssertionError, AttributeError, TypeError, KeyError) as error:
+        reason = first_sentence(error)
+        raise DynaMaskError(f"backbone {name} is not a timm model with feature maps ({reason})") from error
     if weights is not None:
         _load_backbone_weights(body, Path(weights))
     return body

@@ -99,6 +99,37 @@ class DynaMask(PretrainedModel):
         yield from self.detector.tensor_functions()
         yield from self.mask_branch.tensor_functions()
 
+    @torch.no_grad()
+    def probe(self, image: Tensor) -> dict[str, Tensor]:
+        """Pyramid, and outputs of all parts for two fixed boxes; see :meth:`PretrainedModel.probe`."""
+        encoded, _ = self.detector.encode([image])
+        height, width = encoded.image_sizes[0]
+        boxes = image.new_tensor([[0.1, 0.1, 0.6, 0.7], [0.5, 0.4, 0.9, 0.9]])
+        boxes = boxes * boxes.new_tensor([width, height, width, height])
+        rows = torch.arange(len(boxes), device=image.device)
+        state = self.regions(encoded, [boxes], [torch.ones_like(rows)])
+        outputs = {
+            "pyramid": torch.cat([map_.flatten() for map_ in encoded.features.values()]),
+            "detector": self._detector_outputs(encoded, boxes),
+        }
+        if self.mask_branch.switch is not None:
+            outputs["switch"] = state.switch_logits
+        for size in self.mask_branch.mask_sizes:
+            outputs[f"masks of {size}"] = self.mask_branch.head.mask_logits(state, MASK_SIZES.index(size), rows)
+        return outputs
+
+    def _detector_outputs(self, encoded: EncodedImages, boxes: Tensor) -> Tensor:
+        """Outputs of all layers behind the backbone that the detector needs to classify boxes, as one row."""
+        found, backbone = [], set(self.backbone.modules())
+        layers = [m for m in self.detector.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in backbone]
+        hooks = [layer.register_forward_hook(lambda _, __, output: found.append(output.flatten())) for layer in layers]
+        try:
+            self.detector.classify(encoded, [boxes])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(found)
+
     def card_paragraphs(self) -> tuple[str, str]:
         """See :meth:`PretrainedModel.card_paragraphs`."""
         costs = self.mask_branch.costs

@@ -154,6 +154,13 @@ class PretrainedModel(nn.Module):
                 ) from error
         return str(address)
 
+    def probe(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Named raw outputs for an image (3, H, W) in [0, 1], without any choice that rounding could change.
+
+        :mod:`dynamask.models.self_test` compares them with stored figures.
+        """
+        raise NotImplementedError
+
     def card_paragraphs(self) -> tuple[str, str]:
         """Two Markdown paragraphs of the model card: what the model predicts, and what it costs (may be empty)."""
         raise NotImplementedError

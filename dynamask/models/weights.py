@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from dynamask.config import BaseModelConfig, ModelConfig
 from dynamask.files import replacing
-from dynamask.structures import DynaMaskError
+from dynamask.models.self_test import self_test_problems
+from dynamask.structures import DynaMaskError, first_sentence
 
 FORMAT = "dynamask-1"
 BRANCH_FORMAT = "dynamask-branch-1"
@@ -39,8 +41,19 @@ _QUALITY = STORED_PREFIXES["mask_branch."] + "quality."
 _MASK_PARTS = (STORED_PREFIXES["mask_branch."], "head.aggregation", "head.context.", "aggregation.")
 """Prefixes, in weights files, of the mask branch and of SODAR's aggregation."""
 
+_LARGEST = 1e10
+"""No trained weight or running variance is nearly as large."""
+
 Builder = Callable[[BaseModelConfig], nn.Module]
 _builders: list[Builder] = []
+
+
+class DamagedWeightsError(DynaMaskError):
+    """The numbers of a weights file are not usable; ``problems`` says why, each a clause."""
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        super().__init__(f"weights {path} are damaged: {'; '.join(problems)}; give another file")
+        self.problems = problems
 
 
 def register_builder(builder: Builder) -> Builder:
@@ -158,11 +171,13 @@ def read_header(path: Path) -> dict[str, Any]:
     if header.get("format") not in (FORMAT, BRANCH_FORMAT):
         raise DynaMaskError(f"weights {path} were not written by dynamask; give a file written by dynamask train")
     try:
-        found = {part: dict(json.loads(header[part])) for part in ("config", "training")}
+        found = {part: json.loads(header[part]) for part in ("config", "training")}
+        if not all(isinstance(values, dict) for values in found.values()):
+            raise ValueError("they are no objects")
         if header["format"] == BRANCH_FORMAT:
             named = json.loads(header["detector"])
             found["detector"] = {"name": str(named["name"]), "sha256": str(named["sha256"])}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DynaMaskError(f"the header of {path} is damaged; give a file written by dynamask train") from error
     return found
 
@@ -203,8 +218,22 @@ def save_model(
     named = (state or model.state_dict()).items()
     tensors = {stored_name(name): value.detach().cpu().contiguous() for name, value in named}
     header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training or {})}
+    _write(path, tensors, header)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file atomically; equal arguments give equal bytes.
+
+    The library writes the header in random order, so the header is added here: length (8 bytes, little-endian), JSON,
+    spaces up to a multiple of 8 bytes.
+    """
+    plain = save(tensors)
+    end = 8 + int.from_bytes(plain[:8], "little")
+    text = json.dumps({"__metadata__": header, **json.loads(plain[8:end])}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with replacing(path) as stream:
-        stream.write(save(tensors, metadata=header))
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(memoryview(plain)[end:])
 
 
 def copy_weights(source: Path, path: Path, half: bool = False, **settings: Any) -> None:
@@ -228,8 +257,7 @@ def copy_weights(source: Path, path: Path, half: bool = False, **settings: Any) 
             )
     config = BaseModelConfig.from_dict({**header["config"], **settings}).to_dict()
     texts = {"config": json.dumps(config), "training": json.dumps(header["training"])}
-    with replacing(path) as stream:
-        stream.write(save(tensors, metadata={"format": FORMAT, **texts}))
+    _write(path, tensors, {"format": FORMAT, **texts})
 
 
 def save_branch(source: Path, path: Path, detector: str) -> None:
@@ -257,8 +285,7 @@ def save_branch(source: Path, path: Path, detector: str) -> None:
     branch = {key: value for key, value in tensors.items() if key not in own}
     named = {"name": detector, "sha256": detector_digest(whole)}
     texts = {key: json.dumps(value) for key, value in {**header, "detector": named}.items()}
-    with replacing(path) as stream:
-        stream.write(save(branch, metadata={"format": BRANCH_FORMAT, **texts}))
+    _write(path, branch, {"format": BRANCH_FORMAT, **texts})
 
 
 # Models
@@ -270,9 +297,28 @@ def load_model(path: Path, device: str | torch.device = "cpu", **settings: Any) 
     Args:
         settings: fields of the model's configuration with other values than the file's.
     """
-    model = _builders[-1](BaseModelConfig.from_dict({**read_header(path)["config"], **settings}))
-    load_weights(model, path)
+    config = BaseModelConfig.from_dict({**read_header(path)["config"], **settings})
+    tensors = read_tensors(path)
+    _check_widths(config, tensors, path)
+    try:
+        model = _builders[-1](config)
+    except DynaMaskError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise DynaMaskError(
+            f"no model can be built from the configuration in {path} ({first_sentence(error)}); give weights that "
+            "dynamask wrote"
+        ) from error
+    load_weights(model, path, tensors=tensors)
     return model.to(device).eval()
+
+
+def _check_widths(config: BaseModelConfig, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse layers much wider than the widest tensor of the file before memory is taken for them."""
+    widest = max((side for value in tensors.values() for side in value.shape), default=0)
+    for name, value in vars(config).items():
+        if isinstance(value, int) and name.endswith(("_channels", "_hidden")) and value > max(widest, 1024):
+            raise DynaMaskError(f"weights {path} do not fit the model: {name} is {value}, and no tensor is as wide")
 
 
 def load_weights(model: nn.Module, path: Path, part: str = "all", tensors: dict[str, Tensor] | None = None) -> None:
@@ -282,7 +328,8 @@ def load_weights(model: nn.Module, path: Path, part: str = "all", tensors: dict[
         tensors: the file's, by default as :func:`read_tensors` reads them.
 
     Raises:
-        DynaMaskError: names or shapes differ; the message names the first keys that do, and nothing is loaded.
+        DynaMaskError: names, shapes or kinds of numbers differ, or numbers are not usable; the message names the first
+            keys that are wrong, and nothing is loaded.
     """
     tensors = read_tensors(path) if tensors is None else tensors
     stored, own = _part(tensors, part), _part(stored_state(model), part)
@@ -290,6 +337,9 @@ def load_weights(model: nn.Module, path: Path, part: str = "all", tensors: dict[
     if unfit:
         subject = f"weights {path} do" if part == "all" else f"the {part} of {path} does"
         raise DynaMaskError(f"{subject} not fit the model: {_differences(unfit)}")
+    problems = _value_problems(stored, own)
+    if problems:
+        raise DamagedWeightsError(path, problems)
     names = {stored_name(name): name for name in model.state_dict()}
     model.load_state_dict({names[key]: value for key, value in stored.items()}, strict=False)
 
@@ -375,6 +425,24 @@ def _mismatch(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
     return sorted(set(stored) ^ set(own)) + sorted(key for key in both if stored[key].shape != own[key].shape)
 
 
+def _value_problems(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """What is wrong with the numbers of a file's tensors, each a clause."""
+    found: dict[str, list[str]] = {}
+    for key, mine in own.items():
+        value = stored[key]
+        if value.is_floating_point() != mine.is_floating_point() or value.is_complex():
+            found.setdefault("hold numbers of another type than the model's", []).append(key)
+            continue
+        largest = float(value.float().abs().max()) if value.is_floating_point() and value.numel() else 0.0
+        if not math.isfinite(largest):
+            found.setdefault("hold numbers that are not finite", []).append(key)
+        elif largest > _LARGEST:
+            found.setdefault(f"hold numbers above {_LARGEST:g}", []).append(key)
+        elif largest == 0 and mine.dim() > 1 and mine.any():
+            found.setdefault("hold only zeros", []).append(key)
+    return [f"{len(keys)} tensors {problem}, first {keys[0]}" for problem, keys in found.items()]
+
+
 def _differences(names: list[str]) -> str:
     return f"{len(names)} tensors differ, first {', '.join(names[:3])}"
 
@@ -412,10 +480,10 @@ def verify_bundled(name: str) -> list[str]:
 
 
 def verify_file(path: Path, entry: dict[str, Any] | None = None) -> list[str]:
-    """Check that a weights file loads strictly and holds finite numbers.
+    """Check that a weights file loads strictly, holds usable numbers and passes the self-test.
 
     Args:
-        entry: of a manifest, whose ``model`` and ``macs_per_instance`` are compared with the file's.
+        entry: of a manifest, whose ``model``, ``macs_per_instance`` and ``self_test`` are compared with the file's.
 
     Returns:
         The problems, each a clause; empty where there are none.
@@ -423,12 +491,11 @@ def verify_file(path: Path, entry: dict[str, Any] | None = None) -> list[str]:
     entry = entry or {}
     try:
         model = load_model(path)
-    except (DynaMaskError, KeyError, TypeError, ValueError) as error:
+    except DamagedWeightsError as error:
+        return error.problems
+    except DynaMaskError as error:
         return [f"it cannot be loaded: {error}"]
-    problems = []
-    broken = [key for key, value in stored_state(model).items() if not torch.isfinite(value).all()]
-    if broken:
-        problems.append(f"{len(broken)} tensors hold numbers that are not finite, first {broken[0]}")
+    problems = self_test_problems(model, entry.get("self_test"))
     if entry.get("model", model.config.name) != model.config.name:
         problems.append(f"it is a {model.config.name}, and the manifest says {entry['model']}")
     branch = getattr(model, "mask_branch", None)

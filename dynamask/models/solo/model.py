@@ -119,6 +119,17 @@ class SoloNet(PretrainedModel):
             if tower is not None:
                 yield picture_function(name, tower, tower[0][0].in_channels, stride=4)
 
+    @torch.no_grad()
+    def probe(self, image: Tensor) -> dict[str, Tensor]:
+        """Outputs of the head, and mask logits of two cells of a level; see :meth:`PretrainedModel.probe`."""
+        encoded, _ = self.encode([image])
+        names = ("category", "vectors", "features")
+        outputs = {name: torch.cat([getattr(grid, name).flatten() for grid in encoded.grids]) for name in names}
+        side = self.config.grids[2]
+        cells = torch.tensor([side * (side // 3) + side // 2, side * (side // 2) + side // 3], device=image.device)
+        outputs["masks"] = self.mask_logits(encoded, 2, torch.zeros_like(cells), cells)
+        return outputs
+
     def card_paragraphs(self) -> tuple[str, str]:
         """See :meth:`PretrainedModel.card_paragraphs`."""
         kind = {"solo": "SOLO", "solov2": "SOLOv2"}[self.config.kind]
