@@ -117,7 +117,7 @@ class BaseModelConfig:
         family = values.get("family", ModelConfig.FAMILY)
         kind = next((each for each in (ModelConfig, SoloConfig) if family == each.FAMILY), None)
         if kind is None or not issubclass(kind, cls):
-            raise DynaMaskError(f"the stored model configuration is of the family {family!r}; give other weights")
+            raise DynaMaskError(f"the stored model configuration is of the family {_short(family)}; give other weights")
         given = {key: value for key, value in values.items() if key != "family"}
         if given.get("aggregation") is not None:
             given["aggregation"] = _from_values(AggregationConfig, given["aggregation"])
@@ -177,7 +177,9 @@ def _from_values(kind: type, values: Mapping[str, Any]) -> Any:
         raise DynaMaskError(f"the stored model configuration is damaged: {_short(values)} is no object; {_OTHER}")
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
-        raise DynaMaskError(f"the stored model configuration has unknown keys {unknown}; it is from another version")
+        raise DynaMaskError(
+            f"the stored model configuration has unknown keys {_short(unknown)}; it is from another version"
+        )
     hints = typing.get_type_hints(kind)
     for name, value in values.items():
         if not _fits(value, hints[name]):
