@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamask.structures import first_sentence
+
 if TYPE_CHECKING:
     from dynamask.models.hub import PretrainedModel
 
@@ -53,7 +55,15 @@ def self_test_problems(model: PretrainedModel, stored: Mapping[str, Any] | None 
     Returns:
         The problems, each a clause; empty where there are none.
     """
-    found = self_test(model, int(stored["seed"]) if stored else 0)["outputs"]
+    try:
+        found = self_test(model, int(stored["seed"]) if stored else 0)["outputs"]
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # of boxes that are not finite
+        return [f"its self-test fails ({first_sentence(error)})"]
     broken = [name for name, (size, _) in found.items() if size is None]
     if broken:
         return [f"in the self-test its {broken[0]} are not finite"]
