@@ -8,6 +8,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def save_run(out: Path, state: dict[str, Any], keep: int) -> Path:
     with replacing(path) as stream:
         torch.save(state, stream)
     for old in checkpoints(out)[:-keep]:
-        old.unlink(missing_ok=True)
+        with suppress(OSError):  # the next call tries again
+            old.unlink(missing_ok=True)
     return path
 
 
