@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dynamask.config import BaseModelConfig, ModelConfig
-from dynamask.files import replacing
 from dynamask.models.self_test import self_test_problems
+from dynamask.models.tensor_files import value_problems, write_tensors
 from dynamask.structures import DynaMaskError, first_sentence
 
 FORMAT = "dynamask-1"
@@ -40,9 +39,6 @@ _BACKBONE = "backbone."
 _QUALITY = STORED_PREFIXES["mask_branch."] + "quality."
 _MASK_PARTS = (STORED_PREFIXES["mask_branch."], "head.aggregation", "head.context.", "aggregation.")
 """Prefixes, in weights files, of the mask branch and of SODAR's aggregation."""
-
-_LARGEST = 1e10
-"""No trained weight or running variance is nearly as large."""
 
 Builder = Callable[[BaseModelConfig], nn.Module]
 _builders: list[Builder] = []
@@ -218,22 +214,7 @@ def save_model(
     named = (state or model.state_dict()).items()
     tensors = {stored_name(name): value.detach().cpu().contiguous() for name, value in named}
     header = {"format": FORMAT, "config": json.dumps(model.config.to_dict()), "training": json.dumps(training or {})}
-    _write(path, tensors, header)
-
-
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a safetensors file atomically; equal arguments give equal bytes.
-
-    The library writes the header in random order, so the header is added here: length (8 bytes, little-endian), JSON,
-    spaces up to a multiple of 8 bytes.
-    """
-    plain = save(tensors)
-    end = 8 + int.from_bytes(plain[:8], "little")
-    text = json.dumps({"__metadata__": header, **json.loads(plain[8:end])}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with replacing(path) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.write(memoryview(plain)[end:])
+    write_tensors(path, tensors, header)
 
 
 def copy_weights(source: Path, path: Path, half: bool = False, **settings: Any) -> None:
@@ -257,7 +238,7 @@ def copy_weights(source: Path, path: Path, half: bool = False, **settings: Any) 
             )
     config = BaseModelConfig.from_dict({**header["config"], **settings}).to_dict()
     texts = {"config": json.dumps(config), "training": json.dumps(header["training"])}
-    _write(path, tensors, {"format": FORMAT, **texts})
+    write_tensors(path, tensors, {"format": FORMAT, **texts})
 
 
 def save_branch(source: Path, path: Path, detector: str) -> None:
@@ -285,7 +266,7 @@ def save_branch(source: Path, path: Path, detector: str) -> None:
     branch = {key: value for key, value in tensors.items() if key not in own}
     named = {"name": detector, "sha256": detector_digest(whole)}
     texts = {key: json.dumps(value) for key, value in {**header, "detector": named}.items()}
-    _write(path, branch, {"format": BRANCH_FORMAT, **texts})
+    write_tensors(path, branch, {"format": BRANCH_FORMAT, **texts})
 
 
 # Models
@@ -337,7 +318,7 @@ def load_weights(model: nn.Module, path: Path, part: str = "all", tensors: dict[
     if unfit:
         subject = f"weights {path} do" if part == "all" else f"the {part} of {path} does"
         raise DynaMaskError(f"{subject} not fit the model: {_differences(unfit)}")
-    problems = _value_problems(stored, own)
+    problems = value_problems(stored, own)
     if problems:
         raise DamagedWeightsError(path, problems)
     names = {stored_name(name): name for name in model.state_dict()}
@@ -423,24 +404,6 @@ def _mismatch(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
     """Names that only one side has, then those whose shapes differ."""
     both = set(stored) & set(own)
     return sorted(set(stored) ^ set(own)) + sorted(key for key in both if stored[key].shape != own[key].shape)
-
-
-def _value_problems(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """What is wrong with the numbers of a file's tensors, each a clause."""
-    found: dict[str, list[str]] = {}
-    for key, mine in own.items():
-        value = stored[key]
-        if value.is_floating_point() != mine.is_floating_point() or value.is_complex():
-            found.setdefault("hold numbers of another type than the model's", []).append(key)
-            continue
-        largest = float(value.float().abs().max()) if value.is_floating_point() and value.numel() else 0.0
-        if not math.isfinite(largest):
-            found.setdefault("hold numbers that are not finite", []).append(key)
-        elif largest > _LARGEST:
-            found.setdefault(f"hold numbers above {_LARGEST:g}", []).append(key)
-        elif largest == 0 and mine.dim() > 1 and mine.any():
-            found.setdefault("hold only zeros", []).append(key)
-    return [f"{len(keys)} tensors {problem}, first {keys[0]}" for problem, keys in found.items()]
 
 
 def _differences(names: list[str]) -> str:
