@@ -20,7 +20,7 @@ from dynamask.evaluation.choices import spearman, within_spearman
 from dynamask.evaluation.mask_quality import border_share, boundary_iou, mask_iou
 from dynamask.evaluation.matching import match_detections
 from dynamask.models.masks import policies
-from dynamask.models.masks.policies import LEARNED, Policy
+from dynamask.models.masks.policies import LEARNED, QUALITY, Policy
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.ops.rle import encode_rle
 from dynamask.predict import Prediction, Predictor
@@ -132,6 +132,11 @@ class Instances:
     def logits(self) -> Tensor:
         """(N, 4) switch logits."""
         return torch.stack(self.switch_logits) if self.switch_logits else torch.zeros(0, len(MASK_SIZES))
+
+    def preferences(self) -> Tensor:
+        """(N, 4) whose sum a budget maximises by default: predicted quality, or log p of the switch without it."""
+        policy = QUALITY if self.predicted else LEARNED
+        return policy.preferences(self.logits(), self.predicted_quality())
 
     def predicted_quality(self) -> Tensor:
         """(N, 4, 2) predicted mask IoU and boundary IoU; (0, 4, 2) without a quality head."""

@@ -37,7 +37,7 @@ TITLES = {
 }
 NAMES = {
     "learned": "learned",
-    "budget": "learned, one price for a budget",
+    "budget": "best within a budget",
     "size": "size-based (Eq. 8)",
     "random": "random: the same sizes permuted",
     "mix": "best blind mix of two fixed sizes",
@@ -145,7 +145,8 @@ def _blocks(result: CurveResult, full: int, options: CurveOptions, ap_samples: i
             "MACs are multiply-accumulates of the mask branch for an instance (1 MAC = 2 FLOPs), without the switch "
             f"itself and the picture's projections; the full branch costs {full / 1e9:.4f} GMACs. Brackets and bands "
             "are bootstrap 95 % intervals over pictures; differences are paired. A budget is met by one price over the "
-            "data set; above the cost of the switch's own choice it changes nothing, so the curve ends there."
+            "data set, on the predicted quality of weights with a quality head, otherwise on the log p of the switch; "
+            "above the cost of the switch's own choice the latter changes nothing, so that the curve ends there."
         ),
         Heading("In true boxes"),
         Paragraph(
@@ -186,7 +187,7 @@ def _section(points: Sequence[CurvePoint], boxes: str, measures: tuple[str, str]
         Figure(curve_chart(curves, "Quality against cost", _COST, height=500)),
         Figure(curve_chart(gains, "Gain over random at equal MACs", _COST, height=500, zero_line=True)),
         _own_table(points, boxes, measures, full),
-        Paragraph("Learned sizes minus the others, at the others' mean MACs:"),
+        Paragraph("Learned sizes, and the best ones within a budget, minus others with the same mean MACs:"),
         _difference_table(points, boxes, measures),
     ]
     blocks += _share_table(points, boxes, measures, full)
@@ -246,8 +247,9 @@ def _difference_table(points: Sequence[CurvePoint], boxes: str, measures: Sequen
             first = own[0][0]
             theirs = first.budget_macs or first.mean_macs
             cells = [with_interval(found[0].value, signed=True) for found in own]
-            body.append([NAMES[against], f"{theirs / 1e9:.4f}", f"{first.mean_macs / 1e9:.4f}", *cells])
-    return Table(["learned minus", "its GMACs", "learned's GMACs", *(TITLES[m] for m in measures)], body)
+            name = f"{policy} minus {NAMES[against]}"
+            body.append([name, f"{theirs / 1e9:.4f}", f"{first.mean_macs / 1e9:.4f}", *cells])
+    return Table(["difference", "GMACs of the other", "own GMACs", *(TITLES[m] for m in measures)], body)
 
 
 def _share_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[str], full: int) -> list[Block]:
@@ -272,7 +274,7 @@ def _share_table(points: Sequence[CurvePoint], boxes: str, measures: Sequence[st
     header += [f"{TITLES[m].removeprefix('mean ')}, {titles[name]}" for m, name in columns]
     return [
         Paragraph(
-            "Share of the oracles' gain over random, (learned − random) / (oracle − random), and, in the columns named "
+            "Share of the oracles' gain over random, (own − random) / (oracle − random), and, in the columns named "
             '"over mix", over the best blind mixture of two fixed sizes:'
         ),
         Table(header, body),
@@ -287,7 +289,7 @@ def _budget_table(points: Sequence[CurvePoint], boxes: str, measure: str, lines:
     for budget, own in sorted(by_budget["budget"].items()):
         others = [number(by_budget[p][budget].value.mean) for p in order[1:]]
         body.append([f"{budget / 1e9:.4f}", f"{own.mean_macs / 1e9:.4f}", with_interval(own.value), *others])
-    names = ["learned" if p == "budget" else p for p in order]
+    names = ["best" if p == "budget" else p for p in order]
     return Table(["budget, GMACs", "mean GMACs", *names], body)
 
 

@@ -97,7 +97,7 @@ def make_classes(
         raise DynaMaskError("the pictures hold no instance of the weights' classes; give other data")
     choice = evidence.choice(true_boxes=not detected)
     if budget is not None:
-        choice = at_budget(instances.logits(), macs, policies.budget_in_macs(budget, macs))
+        choice = at_budget(instances.preferences(), macs, policies.budget_in_macs(budget, macs))
     names, choice = [str(named[i]) for i in kept], choice[kept]
     rows = class_rows(names, choice, instances.quality("boundary_iou")[kept], min_instances)
     if all(row["few"] for row in rows):

@@ -29,7 +29,7 @@ class CurvePoint:
     Attributes:
         boxes: "gt" (true boxes) or "detected".
         measure: "mask_iou" or "boundary_iou" in true boxes, "segm_ap" or "boundary_ap" on detections.
-        policy: "learned", "budget" (learned, held to a budget), "size", "fixed:S", "random", "mix", one of
+        policy: "learned", "budget" (by predicted quality or the switch), "size", "fixed:S", "random", "mix", one of
             :data:`dynamask.evaluation.rivals.TABLES`, "oracle" or "noise-aware oracle".
         against: empty for the quality of the policy; the name of a policy for the paired difference to it; "share of
             NAME" for the share of the gain of NAME over a random choice, "share over mix of NAME" for that over the
@@ -81,15 +81,15 @@ class BudgetCurve:
         if not instances.results:
             what = "instance of the weights' classes" if self.boxes == "gt" else "detection"
             raise DynaMaskError(f"the pictures hold no {what}; give other data")
-        self.instances, self.macs, self.logits = instances, tuple(macs), instances.logits()
+        self.instances, self.macs, self.values = instances, tuple(macs), instances.preferences()
         self.named = {policy: choice_of(policy, instances, dataset) for policy in ("learned", "size", *FIXED)}
-        self.limits = budget_limits(self.logits, macs, budgets)
+        self.limits = budget_limits(self.values, macs, budgets)
         self.budgeted = [self.at_budget(limit) for limit in self.limits]
         self._random_curves: dict[str, list[Draws]] = {}
 
     def at_budget(self, limit: float) -> np.ndarray:
-        """(N,) learned sizes under a budget in mean MACs."""
-        return at_budget(self.logits, self.macs, limit)
+        """(N,) sizes under a budget in mean MACs, by predicted quality where it is known, else by the switch."""
+        return at_budget(self.values, self.macs, limit)
 
     def instance_macs(self, choice: np.ndarray) -> np.ndarray:
         """(N,) float64 MACs of each instance under a choice (N,)."""
@@ -326,7 +326,7 @@ class DetectionCurve(BudgetCurve):
             that it saves, and the differences in mask and boundary AP to the finest size.
         """
         goal = self.precision.draws(self.named[FIXED[-1]], "segm")[0] - drop
-        choices = (self.at_budget(limit) for limit in budget_limits(self.logits, self.macs, steps))
+        choices = (self.at_budget(limit) for limit in budget_limits(self.values, self.macs, steps))
         within = next((choice for choice in choices if self.precision.value(choice, "segm") >= goal), None)
         half = self._operating_point(self.at_budget(self.macs[-1] / 2))
         return {"drop": drop, "within_drop": None if within is None else self._operating_point(within), "half": half}

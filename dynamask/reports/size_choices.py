@@ -1,6 +1,7 @@
 """Choices of mask sizes for collected instances: by policy, or by one price on MACs for the whole data set.
 
-A choice is an array (N,) of indices into ``MASK_SIZES``; logits are those of the switch, (N, 4).
+A choice is an array (N,) of indices into ``MASK_SIZES``. ``values`` (N, 4) are what is maximised: predicted quality, or
+logits of the switch.
 """
 
 from __future__ import annotations
@@ -39,33 +40,33 @@ def mean_macs(choice: np.ndarray, macs: Sequence[int]) -> float:
     return float(np.array(macs, dtype=np.float64)[choice].mean())
 
 
-def at_budget(logits: torch.Tensor, macs: Sequence[int], limit: float) -> np.ndarray:
-    """(N,) learned size indices whose mean cost is at most ``limit`` MACs, by one price on MACs for all instances.
+def at_budget(values: torch.Tensor, macs: Sequence[int], limit: float) -> np.ndarray:
+    """(N,) size indices whose mean cost is at most ``limit`` MACs, by one price on MACs for all instances.
 
-    A limit above the cost of the switch's own choice changes nothing: the price is zero there.
+    A limit above the cost of the values' own maxima changes nothing: the price is zero there.
     """
-    price = policies.price_for_budget(logits, tuple(macs), max(round(limit, 3), macs[0]))
-    return policies.at_price(logits, tuple(macs), price).numpy()
+    price = policies.price_for_budget(values, tuple(macs), max(round(limit, 3), macs[0]))
+    return policies.at_price(values, tuple(macs), price).numpy()
 
 
-def at_cost(logits: torch.Tensor, macs: Sequence[int], limit: float) -> np.ndarray:
+def at_cost(values: torch.Tensor, macs: Sequence[int], limit: float) -> np.ndarray:
     """(N,) size indices whose mean cost comes as close to ``limit`` MACs as one price allows, without exceeding it.
 
-    Below the cost of the switch's own choice this is :func:`at_budget`; above it the price is negative, a reward.
+    Below the cost of the values' own maxima this is :func:`at_budget`; above it the price is negative, a reward.
     """
-    if len(logits) == 0 or mean_macs(policies.learned(logits).numpy(), macs) > limit:
-        return at_budget(logits, macs, limit)
+    if len(values) == 0 or mean_macs(policies.learned(values).numpy(), macs) > limit:
+        return at_budget(values, macs, limit)
     low, high = 0.0, -1.0 / macs[0]
-    while mean_macs(policies.at_price(logits, tuple(macs), high).numpy(), macs) < min(limit, macs[-1]):
+    while mean_macs(policies.at_price(values, tuple(macs), high).numpy(), macs) < min(limit, macs[-1]):
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        spent = mean_macs(policies.at_price(logits, tuple(macs), middle).numpy(), macs)
+        spent = mean_macs(policies.at_price(values, tuple(macs), middle).numpy(), macs)
         low, high = (middle, high) if spent <= limit else (low, middle)
-    return policies.at_price(logits, tuple(macs), low).numpy()
+    return policies.at_price(values, tuple(macs), low).numpy()
 
 
-def budget_limits(logits: torch.Tensor, macs: Sequence[int], count: int) -> list[float]:
-    """Evenly spaced budgets in mean MACs, from the cheapest size to the cost of the switch's own choice."""
-    own = mean_macs(policies.learned(logits).numpy(), macs)
+def budget_limits(values: torch.Tensor, macs: Sequence[int], count: int) -> list[float]:
+    """Evenly spaced budgets in mean MACs, from the cheapest size to the cost of the values' own maxima."""
+    own = mean_macs(policies.learned(values).numpy(), macs)
     return sorted(set(np.linspace(macs[0], own, count).tolist()))
