@@ -85,6 +85,8 @@ def test_the_papers_scales_and_budgets():
     targets = [configurations(parsed(RECIPES[n].command))[1] for n in ("coco-r50-1x", "coco-r50-1x-low")]
     assert [losses.budget_target for losses in targets] == [0.71, 0.29]
     assert all((losses.edge_weight, losses.switch_weight) == (0.1, 0.4) for losses in targets)
+    papers = [name for name in RECIPES if name.startswith(("coco", "cityscapes", "lvis"))]
+    assert all(RECIPES[name].flags["switch_gradient"] == 64 for name in papers), "Eq. 4 as a sum over 64 regions"
     lvis = configurations(parsed(RECIPES["lvis-r50"].command))[2]
     assert lvis.class_agnostic_last and not lvis.class_agnostic and lvis.detections_per_img == 300
 

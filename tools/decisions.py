@@ -84,6 +84,21 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         for b in (0.1, 0.4)
     },
     "budget": {f"C_t = {c:g}": {**BUDGETED, "budget_target": c} for c in (0.2, 0.35, 0.55, 0.75)},
+    "reduction": {
+        f"{signal}, {reduction}, C_t {c:g}, λ2 {w:g}": {
+            **fields,
+            "loss_reduction": reduction,
+            "budget_target": c,
+            "switch_weight": w,
+        }
+        for signal, fields in (
+            ("edge loss (Eq. 4)", {}),
+            ("mask loss (Eq. 3)", {"mask_supervision": "selected", "edge_weight": 0.0}),
+        )
+        for reduction in ("mean", "sum")
+        for c in (0.29, 0.43, 0.57, 0.71, 1.0)
+        for w in (0.3, 0.4, 0.5)
+    },
 }
 """Tables of settings by name: the varied fields of ``LossConfig`` of each row."""
 
