@@ -51,7 +51,7 @@ def test_two_baselines_share_a_manifest_and_a_card(shelf, capsys):
     assert list(entries) == ["toy-fcn-28", "toy-panet"]
     entry = entries["toy-fcn-28"]
     assert entry["sha256"] == file_digest(shelf / "baselines" / entry["file"])
-    assert entry["detector"] == {"name": "toy", "sha256": file_digest(shelf / "toy.safetensors")}
+    assert entry["detector"] == {"name": "toy", "sha256": weights.detector_digest(shelf / "toy.safetensors")}
     assert entry["mask_sizes"] == [28] and list(entry["scores"]) == ["fixed:28"] and entry["images_seen"] == 8
     assert list(entries["toy-panet"]["scores"]) == [f"fixed:{size}" for size in (14, 28, 56, 112)]
     predictor = load("toy-panet")
