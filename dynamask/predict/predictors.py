@@ -18,7 +18,7 @@ from dynamask.models.detectors.base import EncodedImages
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.masks.heads.base import RegionState
-from dynamask.models.masks.policies import LEARNED, QUALITY, Policy, budget_in_macs
+from dynamask.models.masks.policies import LEARNED, QUALITY, Policy, budget_in_macs, default_policy
 from dynamask.models.solo.costs import network_macs
 from dynamask.models.solo.inference import detect
 from dynamask.models.solo.model import SoloNet
@@ -281,7 +281,7 @@ class TwoStagePredictor(_ModelPredictor):
     ) -> tuple[Policy, float | None]:
         """See :meth:`Predictor.check_choice`."""
         if policy is None:
-            policy = QUALITY if budget is not None and self.has_quality else LEARNED
+            policy = default_policy(budget is not None, self.has_quality)
         policy = Policy.parse(policy)
         policy.check_budget(budget)
         if budget is not None or policy.name == "size":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,6 +97,11 @@ POLICIES = (LEARNED, QUALITY, Policy("size"), *map(Policy.fixed, MASK_SIZES))
 """The policies that choose from a single image."""
 
 
+def default_policy(with_budget: bool, with_quality: bool) -> Policy:
+    """The policy where none is named: "quality" for a budget if quality is predicted, otherwise "learned"."""
+    return QUALITY if with_budget and with_quality else LEARNED
+
+
 MASK_SHARE = 0.5
 """Weight (0–1) of mask IoU in :func:`combined_quality`; the rest is that of boundary IoU."""
 TOLERANCE = 0.01
@@ -112,6 +118,11 @@ def nearly_best(values: Tensor) -> Tensor:
     """The coarsest size whose value, of (R, 4), is within ``TOLERANCE`` of the best."""
     enough = values >= values.amax(dim=1, keepdim=True) - TOLERANCE
     return enough.to(torch.uint8).argmax(dim=1)  # the first of equal maxima
+
+
+def logits_of(probs: np.ndarray) -> Tensor:
+    """Switch logits (R, 4) float64 that give the probabilities (R, 4), which may be 0."""
+    return torch.from_numpy(np.log(np.maximum(probs, 1e-30)))
 
 
 def learned(switch_logits: Tensor) -> Tensor:
