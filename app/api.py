@@ -24,7 +24,7 @@ from dynamask.config import STRIDES
 from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
-from dynamask.models.masks.policies import Policy, budget_in_macs
+from dynamask.models.masks.policies import QUALITY, Policy, budget_in_macs, default_policy, logits_of
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
@@ -48,7 +48,7 @@ def build(context: PageContext) -> None:
     def predict(
         image: dict | str,
         weights: str = context.explorer.catalog.first,
-        policy: str = "learned",
+        policy: str | None = None,
         budget: float | None = None,
         score: float | None = None,
         boxes: list[list[float]] | None = None,
@@ -61,7 +61,7 @@ def build(context: PageContext) -> None:
         return answer_of(predictor(picture, **options), predictor, weights, options["all_sizes"])
 
     @notifying
-    def select(prediction: dict, policy: str = "learned", budget: float | None = None) -> dict:
+    def select(prediction: dict, policy: str | None = None, budget: float | None = None) -> dict:
         """Choose the sizes of an answer of /predict anew: another policy or budget, no picture needed."""
         return reselected(prediction, policy, budget)
 
@@ -96,8 +96,8 @@ def checked_options(
 
 
 def _check_choice_types(policy: Any, budget: Any) -> None:
-    if not isinstance(policy, str):
-        raise DynaMaskError("policy is not a text; choose learned, size or fixed:S")
+    if policy is not None and not isinstance(policy, str):
+        raise DynaMaskError("policy is not a text; choose learned, quality, size or fixed:S")
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float))):
         raise DynaMaskError(f"budget {str(budget)[:40]!r} is not a number; give mean GMACs per instance")
 
@@ -127,8 +127,9 @@ def opened_picture(image: Any, folder: Path) -> np.ndarray:
 def answer_of(prediction: Prediction, predictor: Predictor, weights: str, all_sizes: bool) -> dict[str, Any]:
     """A prediction as the JSON object of /predict.
 
-    Two-stage instances have a `mask_size`, their `switch_probs` and, with all sizes, `masks` by size; one-stage
-    instances have the `level` (from 1), `stride` and `cell` (row, column) that they come from.
+    Two-stage instances have a `mask_size`, their `switch_probs`, with a quality head `quality` (predicted mask IoU and
+    boundary IoU of each size) and, with all sizes, `masks` by size; one-stage instances have the `level` (from 1),
+    `stride` and `cell` (row, column) that they come from.
     """
     instances = [_instance(prediction, i, coco, all_sizes) for i, coco in enumerate(prediction.to_coco(0))]
     if prediction.cells is None:
@@ -162,6 +163,8 @@ def _instance(prediction: Prediction, i: int, coco: dict[str, Any], all_sizes: b
         cell = divmod(int(cells.cell[i]), cells.model.config.grids[level])
         return {**instance, "level": level + 1, "stride": STRIDES[level], "cell": list(cell)}
     instance |= {"mask_size": coco["mask_size"], "switch_probs": prediction.switch_probs[i].double().tolist()}
+    if prediction.quality is not None:
+        instance["quality"] = prediction.quality[i].double().tolist()
     if all_sizes:
         instance["masks"] = {str(size): encode_rle(prediction.mask_at(i, size)) for size in prediction.mask_sizes}
     return instance
@@ -180,7 +183,8 @@ def reselected(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
 
     Args:
         prediction: an answer of /predict.
-        policy: "learned", "size" or "fixed:S".
+        policy: "learned", "quality", "size", "fixed:S", or None: "quality" for a budget where the answer has it,
+            otherwise "learned".
         budget: mean GMACs per instance, or None.
 
     Returns:
@@ -190,13 +194,14 @@ def reselected(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
     Raises:
         DynaMaskError: `prediction` is not an answer of /predict, or the policy or budget cannot be used.
     """
-    probs, boxes, size, macs = _parts(prediction)
+    probs, quality, boxes, size, macs = _parts(prediction)
     _check_choice_types(policy, budget)
-    chosen = Policy.parse(policy)
+    chosen = default_policy(budget is not None, quality is not None) if policy is None else Policy.parse(policy)
     chosen.check_budget(budget)
+    if chosen == QUALITY and quality is None:
+        raise DynaMaskError("the policy 'quality' needs predicted quality, and this answer has none; use 'learned'")
     limit = None if budget is None else budget_in_macs(budget, macs)
-    logits = torch.from_numpy(np.log(np.maximum(probs, 1e-30)))
-    choice = chosen.choose(torch.from_numpy(boxes), size, logits, macs, limit)
+    choice = chosen.choose(torch.from_numpy(boxes), size, logits_of(probs), macs, limit, quality)
     instances = []
     for old, k in zip(prediction["instances"], choice.tolist()):
         masks = old["masks"] if isinstance(old.get("masks"), dict) else {}
@@ -206,8 +211,10 @@ def reselected(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
     return {**prediction, "instances": instances, "mean_macs": mean_macs(instances)}
 
 
-def _parts(prediction: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], tuple[int, ...]]:
-    """Probabilities (R, 4), boxes (R, 4), picture size and MACs (4,) of an answer that came back."""
+def _parts(
+    prediction: Any,
+) -> tuple[np.ndarray, torch.Tensor | None, np.ndarray, tuple[int, int], tuple[int, ...]]:
+    """Probabilities (R, 4), quality (R, 4, 2) or None, boxes (R, 4), picture size and MACs (4,) of an answer."""
     if isinstance(prediction, dict) and prediction.get("family") == "one-stage":
         raise DynaMaskError("one-stage weights have one mask size; there is nothing to choose anew")
     try:
@@ -216,6 +223,7 @@ def _parts(prediction: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], tu
             raise ValueError
         count = len(MASK_SIZES)
         probs = np.array([one["switch_probs"] for one in instances], dtype=np.float64).reshape(-1, count)
+        quality = _quality(instances)
         boxes = np.array([one["box"] for one in instances], dtype=np.float64).reshape(-1, 4)
         macs = tuple(int(value) for value in prediction["macs_per_instance"])
         height, width = (int(side) for side in prediction["image_size"])
@@ -226,7 +234,18 @@ def _parts(prediction: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int], tu
             raise ValueError
     except (TypeError, ValueError, KeyError, OverflowError):
         raise DynaMaskError("prediction is not an answer of /predict; give the object that it returned") from None
-    return probs, boxes, (height, width), macs
+    return probs, quality, boxes, (height, width), macs
+
+
+def _quality(instances: list[dict[str, Any]]) -> torch.Tensor | None:
+    """(R, 4, 2) predicted quality of an answer's instances, None if they have none; ValueError if it is not usable."""
+    if instances and not any("quality" in one for one in instances):
+        return None
+    quality = np.array([one["quality"] for one in instances], dtype=np.float64)
+    shape = (len(instances), len(MASK_SIZES), 2)
+    if instances and quality.shape != shape or not ((quality >= 0) & (quality <= 1)).all():  # NaN is neither
+        raise ValueError
+    return torch.from_numpy(quality.reshape(shape))
 
 
 # ---- /scene ----

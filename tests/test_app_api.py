@@ -85,7 +85,7 @@ def test_select_chooses_as_the_predictor_does(predictor, picture, options):
     if "budget" in options:
         options = {"budget": (macs[0] + macs[2]) / 2e9}
     first, prediction = answer(predictor, picture), predictor(picture, score=0.0)
-    again = api.reselected(json.loads(json.dumps(first)), options.get("policy", "learned"), options.get("budget"))
+    again = api.reselected(json.loads(json.dumps(first)), options.get("policy"), options.get("budget"))
     expected = predictor.select(prediction, **options)
     assert [one["mask_size"] for one in again["instances"]] == expected.mask_size.tolist()
     assert [one["macs"] for one in again["instances"]] == expected.macs.tolist()
@@ -93,6 +93,29 @@ def test_select_chooses_as_the_predictor_does(predictor, picture, options):
     for i, one in enumerate(again["instances"]):
         assert (coco_mask.decode(one["segmentation"]).astype(bool) == expected.mask(i).numpy()).all()
     assert [one["mask_size"] for one in first["instances"]] == prediction.mask_size.tolist()  # left as it was
+
+
+def test_the_quality_travels_with_the_answer_and_a_budget_follows_it(predictor, picture):
+    first, prediction = answer(predictor, picture), predictor(picture, score=0.0)
+    first = json.loads(json.dumps(first, allow_nan=False))
+    assert [one["quality"] for one in first["instances"]] == prediction.quality.tolist() and len(prediction) > 1
+    budget = sum(predictor.costs.macs_per_instance[1:3]) / 2e9
+    for policy in (None, "quality", "learned"):
+        expected = predictor.select(prediction, policy, budget).mask_size.tolist()
+        assert [one["mask_size"] for one in api.reselected(first, policy, budget)["instances"]] == expected
+    expected = predictor.select(prediction, "quality").mask_size.tolist()
+    assert [one["mask_size"] for one in api.reselected(first, "quality", None)["instances"]] == expected
+    assert api.reselected({**first, "instances": []}, "quality", budget)["mean_macs"] is None
+
+
+def test_answers_without_quality_follow_the_switch(predictor, picture):
+    first, prediction = answer(predictor, picture), predictor(picture, score=0.0)
+    old = {**first, "instances": [{k: v for k, v in one.items() if k != "quality"} for one in first["instances"]]}
+    budget = sum(predictor.costs.macs_per_instance[:2]) / 2e9
+    expected = predictor.select(prediction, "learned", budget).mask_size.tolist()
+    assert [one["mask_size"] for one in api.reselected(old, None, budget)["instances"]] == expected
+    with pytest.raises(DynaMaskError, match="this answer has none; use 'learned'"):
+        api.reselected(old, "quality", None)
 
 
 def test_select_without_all_masks_gives_no_wrong_mask(predictor, picture):
@@ -108,8 +131,12 @@ def test_select_refuses_what_is_no_answer(predictor, picture):
     fields += [{"image_size": "ab"}, {"instances": [1, 2]}, {"instances": first["instances"] * 1000}]
     bad += [{**first, **change} for change in fields]
     values = [{"switch_probs": value} for value in ([0.5, 0.5], [math.nan] * 4, [-1, 1, 1, 0])]
+    qualities = ([[0.5, 0.5]] * 3, [0.5] * 4, [[0.5, 1.01]] * 4, [[0.5, -0.1]] * 4, [[0.5, math.nan]] * 4, None, "high")
+    values += [{"quality": value} for value in qualities]
     for change in [*values, {"box": [1, 2]}, {"box": [math.inf] * 4}]:
         bad.append({**first, "instances": [{**one, **change} for one in first["instances"]]})
+    *others, last = first["instances"]
+    bad.append({**first, "instances": [*others, {key: value for key, value in last.items() if key != "quality"}]})
     for value in bad:
         with pytest.raises(DynaMaskError, match="not an answer of /predict"):
             api.reselected(value, "learned", None)
