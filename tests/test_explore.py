@@ -60,7 +60,33 @@ def test_it_starts_with_the_choice_of_the_switch_or_with_a_policy_or_budget(pred
     budget = sum(macs[:2]) / 2e9
     explorer = explore(prediction, budget=budget)
     assert explorer.policy.value == "budget" and explorer.slider.value == pytest.approx(budget)
-    assert explorer.mask_size == sizes_of(policies.exact_budget(prediction.switch_logits, macs, budget * 1e9))
+    assert explorer.mask_size == sizes_of(
+        policies.exact_budget(policies.combined_quality(prediction.quality), macs, budget * 1e9)
+    )
+
+
+def test_a_budget_follows_the_predicted_quality_unless_the_switch_is_named(prediction, predictor):
+    macs, budget = predictor.costs.macs_per_instance, sum(predictor.costs.macs_per_instance[1:3]) / 2e9
+    given = dataclasses.replace(prediction, quality=torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(2)))
+    for policy in (None, "quality", "learned"):
+        explorer, chosen = explore(given, policy=policy, budget=budget), policies.Policy.parse(policy or "quality")
+        expected = chosen.choose(given.boxes, given.image_size, given.switch_logits, macs, budget * 1e9, given.quality)
+        assert explorer.policy.value == "budget" and explorer.mask_size == sizes_of(expected)
+        named = {"learned": "switch"}.get(policy, "predicted quality")
+        assert f"policy: {named}, within the budget of" in explorer.explanation.value
+    explorer.policy.value = "quality"
+    assert explorer.mask_size == sizes_of(policies.nearly_best(policies.combined_quality(given.quality)))
+    low, high = (f"{given.quality[0, k, 1]:.0%}" for k in (0, 3))
+    assert f"At 14 this keeps an estimated {low} of its outline, at 112 {high}" in explorer.explanation.value
+
+
+def test_without_a_quality_head_nothing_is_estimated(prediction):
+    given = dataclasses.replace(prediction, quality=None)
+    explorer = explore(given)
+    assert "estimated" not in explorer.explanation.value
+    assert "quality" not in dict(explorer.policy.options).values()
+    with pytest.raises(DynaMaskError, match="needs a quality head"):
+        explore(given, policy="quality")
 
 
 def test_slider_is_the_exact_budget(prediction, predictor):
@@ -69,7 +95,9 @@ def test_slider_is_the_exact_budget(prediction, predictor):
         explorer.slider.value = macs[0] / 1e9 + share * (macs[-1] - macs[0]) / 1e9
         budget = max(explorer.slider.value * 1e9, macs[0])
         assert explorer.policy.value == "budget"
-        assert explorer.mask_size == sizes_of(policies.exact_budget(prediction.switch_logits, macs, budget))
+        assert explorer.mask_size == sizes_of(
+            policies.exact_budget(policies.combined_quality(prediction.quality), macs, budget)
+        )
         mean = float(explorer.prediction.macs.double().mean()) / 1e9
         assert mean <= explorer.slider.value + 1e-9 or share == 0.0
         assert explorer.totals_chart.data[1].y[0] == pytest.approx(mean)

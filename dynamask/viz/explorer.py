@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dynamask.data.pictures import PictureSource, read_picture
 from dynamask.evaluation.mask_quality import mask_iou
-from dynamask.models.masks.policies import LEARNED, Policy, budget_in_macs
+from dynamask.models.masks.policies import LEARNED, QUALITY, Policy, budget_in_macs, default_policy
 from dynamask.ops.masks import paste_mask
 from dynamask.predict import Prediction
 from dynamask.structures import MASK_SIZES, DynaMaskError
@@ -33,23 +33,28 @@ CROP_HEIGHT = 112
 """Height of the crops on the page in pixels: one pixel per cell of the finest mask."""
 POLICIES: dict[str, str] = {
     "learned": "switch, without a budget",
-    "budget": "switch, within the budget",
+    "quality": "predicted quality, without a budget",
+    "budget": "within the budget",
     "size": "box area (Eq. 8)",
     **{f"fixed:{size}": f"all {name}" for size, name in SIZE_NAMES.items()},
 }
-"""Labels of the resolution policies."""
+"""Labels of the resolution policies; "quality" needs a quality head."""
 
 
 def explore(
-    prediction: Prediction, image: PictureSource | None = None, policy: str = "learned", budget: float | None = None
+    prediction: Prediction,
+    image: PictureSource | None = None,
+    policy: str | None = None,
+    budget: float | None = None,
 ) -> Explorer:
     """Explore a prediction in a notebook; as the last line of a cell it shows the widget.
 
     Args:
         prediction: of a DynaMask model; masks at all sizes are computed now unless they are known (``all_sizes=True``).
         image: the picture to draw on, of the same size as the predicted one; by default that picture itself.
-        policy: the first policy, "learned", "size" or "fixed:S".
-        budget: mean GMACs per instance, to start with a budget.
+        policy: the first policy, "learned" (the default), "quality", "size" or "fixed:S".
+        budget: mean GMACs per instance, to start with a budget. Budgets follow the predicted quality; with the policy
+            "learned", or without a quality head, they follow the switch.
 
     Raises:
         DynaMaskError: the weights of the prediction have no switch, it has no picture and none is given, the given one
@@ -77,7 +82,7 @@ class Explorer(widgets.VBox):
         self,
         prediction: Prediction,
         image: PictureSource | None = None,
-        policy: str = "learned",
+        policy: str | None = None,
         budget: float | None = None,
     ) -> None:
         if prediction.switch_logits is None:
@@ -87,9 +92,14 @@ class Explorer(widgets.VBox):
             )
         self._given, self._macs = prediction, prediction.regions.branch.costs.macs_per_instance
         self._gmacs = [value / 1e9 for value in self._macs]
-        Policy.parse(policy).check_budget(budget)
+        with_quality = prediction.quality is not None
+        first = Policy.parse(policy or default_policy(budget is not None, with_quality))
+        first.check_budget(budget)
+        if first == QUALITY and not with_quality:
+            raise DynaMaskError("the policy 'quality' needs a quality head, and these weights have none; use 'learned'")
         if budget is not None:
             budget_in_macs(budget, self._macs)
+        self._followed = first if budget is not None else default_policy(True, with_quality)
         shown, factors = _shown(prediction, image)
         self._boxes, self._mask_boxes = prediction.boxes * factors, prediction.mask_boxes * factors
         self._overlay = CachedOverlay(shown, self._mask)
@@ -100,7 +110,7 @@ class Explorer(widgets.VBox):
         self._explained: tuple[int, int] | None = None
         self._updating_list = False
         self._compute_masks()
-        self._make_controls("budget" if budget is not None else policy, budget)
+        self._make_controls("budget" if budget is not None else str(first), budget)
         self.summary, self.explanation, self.crops = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.picture = ClickableImage(on_click=self._click, on_step=self._step)
         self.picture.layout.flex = "3 1 380px"
@@ -119,7 +129,14 @@ class Explorer(widgets.VBox):
     def _chosen(self, policy: Policy, budget: float | None = None) -> torch.Tensor:
         """(R,) indices into ``MASK_SIZES`` under a policy and a budget in mean GMACs."""
         given, limit = self._given, None if budget is None else budget_in_macs(budget, self._macs)
-        return policy.choose(given.boxes, given.image_size, given.switch_logits, self._macs, limit)
+        return policy.choose(given.boxes, given.image_size, given.switch_logits, self._macs, limit, given.quality)
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        """Labels of the policies that these weights can follow; that of "budget" names what it maximises."""
+        followed = "predicted quality" if self._followed == QUALITY else "switch"
+        labels = {**POLICIES, "budget": f"{followed}, {POLICIES['budget']}"}
+        return {name: label for name, label in labels.items() if name != "quality" or self._given.quality is not None}
 
     @property
     def mask_size(self) -> list[int]:
@@ -146,12 +163,12 @@ class Explorer(widgets.VBox):
         start = budget if budget is not None else round(self._mean() / step) * step or high
         wide = {"description_width": "auto"}
         self.policy = widgets.Dropdown(
-            options=[(label, name) for name, label in POLICIES.items()],
+            options=[(label, name) for name, label in self._labels.items()],
             value=policy,
             description="policy",
             tooltip="resolution policy: how mask sizes are chosen",
             style=wide,
-            layout={"width": "260px"},
+            layout={"width": "320px"},
         )
         self.slider = widgets.FloatSlider(
             value=min(max(start, low), high),
@@ -247,8 +264,8 @@ class Explorer(widgets.VBox):
 
     def _update(self) -> None:
         """Choose the sizes and redraw what has changed."""
-        policy = "learned" if self.policy.value == "budget" else self.policy.value
-        self._choice = self._chosen(Policy.parse(policy), self._budget()).tolist()
+        policy = self._followed if self.policy.value == "budget" else Policy.parse(self.policy.value)
+        self._choice = self._chosen(policy, self._budget()).tolist()
         state = (list(self._choice), self.selected)
         if state != self._drawn:
             marked = None if self.selected is None else self._boxes[self.selected].tolist()
@@ -330,17 +347,31 @@ class Explorer(widgets.VBox):
         """HTML sentence on the size of an instance, its cost, and how its mask differs from the switch's."""
         chosen, learned, budget = self._choice[index], self._learned[index], self._budget()
         names, gmacs = list(SIZE_NAMES.values()), self._gmacs
-        policy = POLICIES[self.policy.value] if budget is None else f"budget of {budget:.4g} mean GMACs"
+        policy = self._labels[self.policy.value]
+        if budget is not None:
+            policy = f"{policy} of {budget:.4g} mean GMACs"
         text = f"<b>{escape(title)}</b>: the switch prefers {names[learned]} ({probs[learned]:.0%})"
+        estimate = self._estimate(index)
         if chosen == learned:
-            return f"{text}, which is also the chosen size (policy: {policy}); it costs {gmacs[chosen]:.3g} GMACs."
+            also = f"which is also the chosen size (policy: {policy}); it costs {gmacs[chosen]:.3g} GMACs."
+            return f"{text}, {also}{estimate}"
         difference = gmacs[chosen] - gmacs[learned]
         masks = [self._mask(index, MASK_SIZES[k]) for k in (chosen, learned)]
         overlap = mask_iou(*masks) if any(mask.any() for mask in masks) else 1.0
         return (
             f"{text}; the chosen size is {names[chosen]} ({probs[chosen]:.0%}; policy: {policy}), which costs "
             f"{abs(difference):.3g} GMACs {'more' if difference > 0 else 'less'}. The two masks have an IoU of "
-            f"{overlap:.2f}."
+            f"{overlap:.2f}.{estimate}"
+        )
+
+    def _estimate(self, index: int) -> str:
+        """Sentence on the predicted quality of an instance; empty without a quality head."""
+        if self._given.quality is None:
+            return ""
+        outline = self._given.quality[index, :, 1].tolist()
+        return (
+            f" At {MASK_SIZES[0]} this keeps an estimated {outline[0]:.0%} of its outline, at {MASK_SIZES[-1]} "
+            f"{outline[-1]:.0%}; at the chosen size {outline[self._choice[index]]:.0%} (predicted boundary IoU)."
         )
 
 
