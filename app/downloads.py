@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from app.images import png_bytes
-from app.session import Session
+from app.session import Session, SessionInstances
 from dynamask.data.pictures import read_picture
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES
@@ -82,7 +82,10 @@ def instance_map(session: Session, picks: Picks) -> bytes:
 
 
 def coco_results(session: Session, picks: Picks) -> bytes:
-    """JSON list of COCO results (RLE) with `macs` and `mask_size`, or `level` (from 1) and `cell`; image_id 1."""
+    """JSON list of COCO results (RLE) with `macs` and `mask_size`, or `level` (from 1) and `cell`; image_id 1.
+
+    With a quality head `quality` is [mask IoU, boundary IoU] predicted for the mask.
+    """
     results = []
     for row, k in picks:
         x0, y0, x1, y1 = session.instances.boxes[row].tolist()
@@ -96,6 +99,8 @@ def coco_results(session: Session, picks: Picks) -> bytes:
         }
         if session.levels is None:
             result["mask_size"] = MASK_SIZES[k]
+            if session.instances.quality is not None:
+                result["quality"] = [round(value, 4) for value in session.instances.quality[row, k].tolist()]
         else:
             level, *cell = session.cell_of(row)
             result |= {"level": level + 1, "cell": cell}
@@ -104,12 +109,12 @@ def coco_results(session: Session, picks: Picks) -> bytes:
 
 
 def instance_table(session: Session, picks: Picks) -> bytes:
-    """CSV with one row for each shown instance; empty where no ground truth is known."""
+    """CSV with one row for each shown instance; empty where no ground truth is known and no quality is predicted."""
     metrics, sizes = ("mask_iou", "boundary_iou"), MASK_SIZES
     columns = ["instance", "class", "score", "x0", "y0", "x1", "y1"]
     if session.levels is None:
         columns += ["mask_size", "macs", *(f"switch_{size}" for size in sizes)]
-        columns += [f"{metric}_{size}" for metric in metrics for size in sizes]
+        columns += [f"{kind}{metric}_{size}" for kind in ("", "predicted_") for metric in metrics for size in sizes]
     else:
         columns += ["level", "stride", "cell_row", "cell_column", "macs", *metrics]
     buffer = io.StringIO()
@@ -129,8 +134,17 @@ def instance_table(session: Session, picks: Picks) -> bytes:
             level, down, across = session.cell_of(row)
             cells += [level + 1, session.levels["strides"][level], down, across, session.macs[k]]
         quality = [*found.mask_iou[row], *found.boundary_iou[row]]
+        if session.levels is None:
+            quality += _predicted(found, row)
         writer.writerow([*cells, *("" if math.isnan(value) else f"{value:.4f}" for value in quality)])
     return buffer.getvalue().encode()
+
+
+def _predicted(found: SessionInstances, row: int) -> list[float]:
+    """Predicted mask IoU of every size, then boundary IoU; NaN without a quality head."""
+    if found.quality is None:
+        return [math.nan] * (2 * len(MASK_SIZES))
+    return found.quality[row].T.ravel().tolist()
 
 
 FILES: dict[str, tuple[str, str]] = {

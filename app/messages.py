@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -80,7 +81,8 @@ def view_message(session: Session, image: UInt8Array) -> str:
     }
     if session.levels is None:
         styles = {"styles": size_styles(), "paper_styles": size_styles(PAPER_COLOURS)}
-        return as_json({**view, **styles, "switch_macs": session.switch_macs, "cells": list(session.cells)})
+        own = {"switch_macs": session.switch_macs, "cells": list(session.cells)}
+        return as_json({**view, **styles, **own, "predicts_quality": session.instances.quality is not None})
     own = {"family": "one-stage", "styles": level_styles(), "levels": session.levels}
     return as_json({**view, **own})
 
@@ -93,6 +95,9 @@ def more_message(session: Session, added: SessionInstances) -> str:
 def _instances(session: Session, found: SessionInstances) -> dict[str, Any]:
     """`instances`, a list of objects, and `masks`, all their masks as base64 of deflated bytes."""
     rows = [_instance(session, found, i) for i in range(len(found))]
+    if session.levels is None:
+        for row, choice in zip(rows, _choices(found)):
+            row.update(choice)
     if found.rles is None:
         masks = [grid for grids in found.grids for grid in grids]
     else:
@@ -101,6 +106,20 @@ def _instances(session: Session, found: SessionInstances) -> dict[str, Any]:
             row["shape"] = list(mask.shape)
     packed = zlib.compress(b"".join(mask.tobytes() for mask in masks), 6)
     return {"instances": rows, "masks": base64.b64encode(packed).decode("ascii")}
+
+
+def _choices(found: SessionInstances) -> Iterator[dict[str, Any]]:
+    """For each instance `probs` of the switch; `values`, which a budget maximises; `chosen`, the index of its size by
+    policy; and with a quality head `quality`, predicted mask IoU and boundary IoU of each size.
+    """
+    values, chosen = found.preferences(), found.choices()
+    for i in range(len(found)):
+        row = {
+            "probs": found.switch_probs[i].tolist(),
+            "values": values[i].tolist(),
+            "chosen": {policy: int(choice[i]) for policy, choice in chosen.items()},
+        }
+        yield row if found.quality is None else {**row, "quality": found.quality[i].tolist()}
 
 
 def _cropped_masks(found: SessionInstances, image_size: tuple[int, int]) -> list[UInt8Array]:
@@ -121,8 +140,7 @@ def _instance(session: Session, found: SessionInstances, i: int) -> dict[str, An
     """Class, score and origin of an instance, its box and what its mask covers (`mask_box`), both xyxy in pixels of the
     picture, and its quality where it is known.
 
-    With a switch: `probs`, its probabilities. For one-stage weights: `level`, `cell` (row, column) and `spot`, the
-    cell's centre (x, y) in pixels of the picture.
+    For one-stage weights: `level`, `cell` (row, column) and `spot`, the cell's centre (x, y) in pixels of the picture.
     """
     row: dict[str, Any] = {
         "label": found.names[i],
@@ -131,9 +149,7 @@ def _instance(session: Session, found: SessionInstances, i: int) -> dict[str, An
         "mask_box": found.mask_boxes[i].tolist(),
         "drawn": bool(found.drawn[i]),
     }
-    if session.levels is None:
-        row["probs"] = found.switch_probs[i].tolist()
-    else:
+    if session.levels is not None:
         level, down, across = session.cell_of(i)
         (height, width), grid = session.levels["frame"], session.levels["grids"][level]
         spot = [(across + 0.5) * width / grid, (down + 0.5) * height / grid]

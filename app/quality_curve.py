@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 POINTS = 41
 """Budgets of the sweep, evenly spaced from the cheapest size to the full branch."""
 
-LEAST_PROBABILITY = 1e-12
-"""Lower bound of the probabilities, so that their logarithm is finite."""
-
 MEASURES = {
     "boundary_iou": ("boundary IoU", "mean boundary IoU with ground truth"),
     "mask_iou": ("mask IoU", "mean mask IoU with ground truth"),
+    "predicted_quality": ("predicted quality", "mean predicted quality: the mean of mask IoU and boundary IoU"),
     "probability": ("switch probability", "mean switch probability of the chosen sizes"),
 }
 """Short name and title of the axis of each measure."""
+
+TRUE_MEASURES = ("boundary_iou", "mask_iou")
+"""The measures that need ground truth."""
 
 
 def budget_curve(session: Session, shown: Sequence[int] | None = None, points: int = POINTS) -> dict[str, Any]:
@@ -39,20 +40,23 @@ def budget_curve(session: Session, shown: Sequence[int] | None = None, points: i
 
     Returns:
         `title`, `sizes`, `colours`, `macs`, `instances` (how many are counted), `truth` (whether ground truth is
-        known) and `measures`, those with ground truth first; see `measure_curve`. Without an instance `measures` is
-        empty.
+        known), `follows` (what the sweep maximises, "predicted quality" or "switch") and `measures`, those with ground
+        truth first, then the predicted quality; see `measure_curve`. Without an instance `measures` is empty.
 
     Raises:
         DynaMaskError: an index that no instance has.
     """
     found = session.instances
     rows = checked_rows(shown, len(found))
-    probs = found.switch_probs[rows]
-    tables = {"probability": probs}
+    values, predicted = found.preferences(), found.quality is not None
+    tables = {"predicted_quality": values[rows]} if predicted else {}
+    tables["probability"] = found.switch_probs[rows]
     if session.picture.truth is not None:
         tables = {"boundary_iou": found.boundary_iou[rows], "mask_iou": found.mask_iou[rows], **tables}
-    log_probs = np.log(np.maximum(probs, LEAST_PROBABILITY))
-    measures = [measure_curve(key, table, log_probs, rows, session.macs, points) for key, table in tables.items()]
+    chosen = {policy: choice[rows] for policy, choice in found.choices().items()}
+    measures = [
+        measure_curve(key, table, values[rows], chosen, rows, session.macs, points) for key, table in tables.items()
+    ]
     return {
         "title": session.picture.title,
         "sizes": list(MASK_SIZES),
@@ -60,6 +64,7 @@ def budget_curve(session: Session, shown: Sequence[int] | None = None, points: i
         "macs": list(session.macs),
         "instances": len(rows),
         "truth": session.picture.truth is not None,
+        "follows": "predicted quality" if predicted else "switch",
         "measures": [measure for measure in measures if measure is not None],
     }
 
@@ -74,14 +79,21 @@ def checked_rows(shown: Any, count: int) -> np.ndarray:
 
 
 def measure_curve(
-    key: str, table: np.ndarray, log_probs: np.ndarray, rows: np.ndarray, macs: Sequence[int], points: int
+    key: str,
+    table: np.ndarray,
+    preferences: np.ndarray,
+    chosen: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    macs: Sequence[int],
+    points: int,
 ) -> dict[str, Any] | None:
     """The curve of one measure over the instances for which it is known; None if there are none.
 
     Args:
         key: of `MEASURES`.
         table: (R, 4) the measure at every size, NaN where unknown.
-        log_probs: (R, 4) of the switch.
+        preferences: (R, 4), the sum of which each budget maximises.
+        chosen: (R,) indices into ``MASK_SIZES`` under policies without a budget.
         rows: (R,) indices of the instances.
         macs: (4,) MACs of an instance at each size.
         points: budgets of the sweep.
@@ -89,15 +101,15 @@ def measure_curve(
     Returns:
         `key`, `name`, `axis`, `known`; `values` {instance index: [4 values]}; `curve`, the sweep, a list of points with
         `budget` and `macs` (mean MACs per instance), `value` and `shares`; `fixed`, a point with its `size` for each
-        size; `learned`, the learned policy; and with ground truth `random` (the curve's sizes assigned at random, in
-        expectation) and `oracle` (the best choice by ground truth).
+        size; a point for each policy of `chosen`; and with ground truth `random` (the curve's sizes assigned at
+        random, in expectation) and `oracle` (the best choice by ground truth).
     """
     known = ~np.isnan(table).any(axis=1)
     if not known.any():
         return None
-    table, log_probs, cost = table[known], log_probs[known], np.array(macs, dtype=np.float64)
+    table, preferences, cost = table[known], preferences[known], np.array(macs, dtype=np.float64)
     budgets = np.linspace(cost[0], cost[-1], points)
-    steps = _sweep(log_probs, macs, budgets)
+    steps = _sweep(preferences, macs, budgets)
     curve = [_point(table, choice, cost, budget) for budget, choice in steps]
     short, axis = MEASURES[key]
     result = {
@@ -111,9 +123,9 @@ def measure_curve(
             {"size": size, "budget": float(cost[k]), "macs": float(cost[k]), "value": float(table[:, k].mean())}
             for k, size in enumerate(MASK_SIZES)
         ],
-        "learned": _point(table, log_probs.argmax(axis=1), cost),
+        **{policy: _point(table, choice[known], cost) for policy, choice in chosen.items()},
     }
-    if key != "probability":
+    if key in TRUE_MEASURES:
         result["random"] = [
             {"macs": point["macs"], "value": float(permuted(table, choice).mean())}
             for point, (_, choice) in zip(curve, steps)

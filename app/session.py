@@ -15,6 +15,7 @@ from app.source_pictures import SourcePicture
 from dynamask.config import STRIDES
 from dynamask.evaluation.mask_quality import quality_by_size
 from dynamask.evaluation.matching import match_greedily
+from dynamask.models.masks.policies import combined_quality, default_policy, learned, logits_of, nearly_best
 from dynamask.ops.masks import paste_mask
 from dynamask.ops.rle import decode_masks, decode_rle, encode_rle
 from dynamask.predict import Prediction, Predictor
@@ -41,6 +42,7 @@ class SessionInstances:
         boundary_iou: (R, S) likewise.
         grids: R lists of S (size, size) uint8 arrays, probability × 255, rounded; None for one-stage weights.
         switch_probs: (R, S), coarse to fine; None for one-stage weights.
+        quality: (R, S, 2) predicted mask IoU and boundary IoU, coarse to fine; None without a quality head.
         rles: R masks in COCO's RLE; None for two-stage weights.
         level: (R,) 0 (fine) to 4 (coarse); None for two-stage weights.
         cell: (R,) row · G + column on the level's grid; None for two-stage weights.
@@ -56,6 +58,7 @@ class SessionInstances:
     boundary_iou: FloatArray
     grids: list[list[npt.NDArray[np.uint8]]] | None = None
     switch_probs: FloatArray | None = None
+    quality: FloatArray | None = None
     rles: list[dict[str, Any]] | None = None
     level: npt.NDArray[np.int64] | None = None
     cell: npt.NDArray[np.int64] | None = None
@@ -83,7 +86,21 @@ class SessionInstances:
         grids = [
             [(prediction.mask_probs_at(i, size) * 255).round().byte().numpy() for size in sizes] for i in range(count)
         ]
-        return cls(**common, grids=grids, switch_probs=prediction.switch_probs.double().numpy())
+        quality = None if prediction.quality is None else prediction.quality.double().numpy()
+        return cls(**common, grids=grids, switch_probs=prediction.switch_probs.double().numpy(), quality=quality)
+
+    def preferences(self) -> FloatArray:
+        """(R, 4), the sum of which a budget maximises: the predicted quality, or without it log p of the switch."""
+        quality = None if self.quality is None else torch.from_numpy(self.quality)
+        policy = default_policy(with_budget=True, with_quality=quality is not None)
+        return policy.preferences(logits_of(self.switch_probs), quality).numpy()
+
+    def choices(self) -> dict[str, npt.NDArray[np.int64]]:
+        """(R,) indices into ``MASK_SIZES`` under the policies that need the model, without a budget, by name."""
+        chosen = {"learned": learned(logits_of(self.switch_probs)).numpy()}
+        if self.quality is not None:
+            chosen["quality"] = nearly_best(combined_quality(torch.from_numpy(self.quality))).numpy()
+        return chosen
 
     def joined(self, others: SessionInstances) -> SessionInstances:
         """These instances, then others of the same weights."""

@@ -218,7 +218,7 @@ def test_the_endpoints_serve_levels_and_cells(predictor, prediction):
 
 def test_weights_are_switched_there_and_back(page):
     page.fill(".dm-score", "0.6")
-    page.fill(".dm-budget", "60")
+    page.press(".dm-budget", "Home")
     page.click(".dm-compare")
     before = page.evaluate(f"[{STATE}.picks, {STATE}.leftPicks]")
     use(page, "solo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 
@@ -17,8 +18,12 @@ pytest.importorskip("gradio", reason="the browser test needs gradio")
 
 
 def budget_at(step: int) -> float:
-    """Mean MACs per instance at a step of the slider."""
+    """Mean MACs per instance at `step` of 200 between the cheapest and the finest size."""
     return MACS[0] + (MACS[3] - MACS[0]) * step / 200
+
+
+def set_budget(page, step: int) -> None:
+    page.evaluate(f"window.dynamask.setBudget({budget_at(step) / 1e9})")
 
 
 def choose(page, policy: str) -> None:
@@ -74,7 +79,7 @@ def test_the_budget_is_answered_in_the_browser(page):
     page.requests.clear()
     means = []
     for step in (0, 60, 120, 200):
-        page.fill(".dm-budget", str(step))
+        set_budget(page, step)
         chosen = picks(page)
         means.append(sum(MACS[k] for k in chosen) / len(chosen))
         assert means[-1] <= budget_at(step) and page.evaluate(f"{STATE}.answerMs") > 0
@@ -91,9 +96,59 @@ def test_the_budget_is_answered_in_the_browser(page):
     assert page.requests == []
 
 
+def test_every_step_of_the_slider_changes_sizes_from_all_14_to_all_112(page):
+    use(page, "rated")
+    steps = page.evaluate(
+        """() => {
+        const slider = document.querySelector(".dm-budget"), state = STATE, steps = [];
+        for (let step = 0; step <= Number(slider.max); step++) {
+            slider.value = step;
+            slider.dispatchEvent(new Event("input"));
+            const sum = (value) => state.shown.reduce((total, one, i) => total + value(one, state.picks[i]), 0);
+            const [cost, quality] = [sum((one, k) => state.view.macs[k]), sum((one, k) => one.values[k])];
+            steps.push({ picks: [...state.picks], cost, quality });
+        }
+        return steps;
+    }""".replace("STATE", STATE)
+    )
+    assert len(steps) > 10 and set(steps[0]["picks"]) == {0} and set(steps[-1]["picks"]) == {3}
+    for before, after in itertools.pairwise(steps):
+        assert after["picks"] != before["picks"] and after["cost"] > before["cost"]
+        assert after["quality"] >= before["quality"]
+    assert page.input_value(".dm-budget") == page.get_attribute(".dm-budget", "max")
+    assert "100 %" in page.inner_text(".dm-budget-value")
+    assert page.locator(".dm-ticks span").all_inner_texts() == ["14", "28", "56", "112"]
+
+
+def test_the_predicted_quality_is_shown_and_chosen_by(page):
+    use(page, "rated")
+    quality = page.evaluate(f"{STATE}.shown[0].quality")
+    choose(page, "quality")
+    assert picks(page) == page.evaluate(f"{STATE}.shown.map((one) => one.chosen.quality)")
+    assert "predicted quality" in page.inner_text(".dm-policy-note")
+    assert "predicted quality, mean" in page.inner_text(".dm-figures")
+    page.click(".dm-pick >> nth=0")
+    page.wait_for_selector(".dm-estimate")
+    low, high = (f"{quality[k][1] * 100:.0f} %" for k in (0, 3))
+    assert page.inner_text(".dm-estimate").startswith(
+        f"At 14 this keeps an estimated {low} of its outline, at 112 {high}"
+    )
+    rows = page.locator(".dm-quality tbody tr").all_inner_texts()
+    assert [row.split() for row in rows] == [
+        [str(size), *(f"{value:.3f}" for value in values)] for size, values in zip((14, 28, 56, 112), quality)
+    ]
+    go(page, "Budget curve")
+    page.wait_for_function("document.querySelector('.dt-measures').innerText.includes('predicted quality')")
+    assert "not measured" in page.inner_text(".dt-note")
+    go(page, "Explore")
+    use(page, "things")  # which predict none
+    assert page.evaluate(f"{STATE}.policy") == "learned" and page.locator(".dm-estimate").count() == 0
+
+
 def test_policies_score_classes_and_numbers(page):
     assert page.locator("[name=dm-policy][value=oracle]").is_disabled()  # a photograph has no ground truth
-    assert "(not in use)" in page.inner_text(".dm-gauge-text")
+    assert page.locator("[name=dm-policy][value=quality]").is_disabled()  # these weights predict none
+    assert "No budget" in page.inner_text(".dm-gauge-text")
     for position, name in enumerate(("learned", "budget", "size", "fixed:14", "fixed:28", "fixed:56", "fixed:112")):
         choose(page, name)
         chosen = picks(page)
@@ -133,7 +188,7 @@ def test_an_instance_shows_its_details_to_keyboard_and_pointer(page):
 
 
 def test_a_size_set_by_hand_moves_outline_and_budget(page):
-    page.fill(".dm-budget", "60")
+    set_budget(page, 60)
     before = picks(page)
     page.click(".dm-pick >> nth=0")
     page.wait_for_selector(".dm-override")
@@ -206,7 +261,7 @@ def test_scenes_have_ground_truth_and_an_oracle(page):
     page.click(".dm-example[aria-label^='Scene'] >> nth=0")
     caption(page, "Shapes scene 18 of seed 7")
     assert page.input_value(".dm-weights") == "shapes" and page.inner_text(".dm-class") == "<b>gear"
-    page.fill(".dm-budget", "90")
+    set_budget(page, 90)
     by_switch = picks(page)
     choose(page, "oracle")
     oracle = picks(page)
@@ -226,7 +281,7 @@ def test_scenes_have_ground_truth_and_an_oracle(page):
 
 def test_a_link_restores_what_it_names(app_context, app_address, page):
     use(page, "mine")
-    page.fill(".dm-budget", "70")
+    set_budget(page, 70)
     page.fill(".dm-score", "0.25")
     page.check(".dm-boxes")
     page.click(".dm-pick >> nth=1")
@@ -249,7 +304,7 @@ def test_a_link_restores_what_it_names(app_context, app_address, page):
 
 def test_measuring_exporting_and_what_other_tabs_learn(page, tmp_path):
     page.evaluate("document.addEventListener('dynamask-changed', (event) => (window.setting = event.detail))")
-    page.fill(".dm-budget", "50")
+    set_budget(page, 50)
     page.wait_for_function("window.setting?.policy === 'budget'")
     setting = page.evaluate("window.setting")
     assert len(setting["picks"]) == len(picks(page)) and setting["weights"] == "things"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.app_fakes import MACS, blob
+from helpers.app_fakes import MACS, blob, rising_quality
 
 from dynamask.models.masks import policies
 from dynamask.ops.masks import mask_edges, paste_mask
@@ -88,7 +88,8 @@ def test_the_browsers_budget_is_the_exact_optimum(library):
     for count in (1, 2, 5):
         probs = torch.softmax(3 * torch.randn((count, 4), generator=generator), dim=1).double().tolist()
         for budget in (macs[0], 500e6, 700.5e6, 1000e6, 2000e6):
-            chosen = library.evaluate(ASSIGN, [[{"probs": row} for row in probs], "budget", macs, budget])
+            instances = [{"values": np.log(row).tolist()} for row in probs]
+            chosen = library.evaluate(ASSIGN, [instances, "budget", macs, budget])
 
             def value(assignment, probs=probs):
                 return sum(math.log(row[k]) for row, k in zip(probs, assignment))
@@ -106,21 +107,36 @@ def test_the_browser_and_the_predictor_choose_alike(library):
     boxes[:, 2:] += boxes[:, :2]
     sides = torch.tensor([0, 1, 68, 70, 137, 140, 276, 279, 480]).float()  # around the limits of Eq. 8
     boxes[:9] = torch.stack([sides * 0, sides * 0, sides, sides], dim=1)
-    instances = [{"probs": p, "box": b} for p, b in zip(logits.softmax(dim=1).tolist(), boxes.tolist())]
+    quality = rising_quality(12)
     expected = {
         "learned": policies.learned(logits),
+        "quality": policies.nearly_best(policies.combined_quality(quality)),
         "size": policies.size_based(boxes, (480, 640)),
         "fixed:56": policies.fixed(12, 56),
     }
+    columns = {"box": boxes.tolist(), "values": policies.LEARNED.preferences(logits, None).tolist()}
+    instances = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    for i, one in enumerate(instances):
+        one["chosen"] = {policy: int(expected[policy][i]) for policy in ("learned", "quality")}
     for policy, indices in expected.items():
         assert library.evaluate(ASSIGN, [instances, policy, MACS, 0]) == indices.tolist()
     for gmacs in (0.010, 0.0137, 0.02, 0.031):
         indices = policies.exact_budget(logits, MACS, policies.budget_in_macs(gmacs, MACS))
         assert library.evaluate(ASSIGN, [instances, "budget", MACS, gmacs * 1e9]) == indices.tolist()
+    values = policies.combined_quality(quality)
+    instances = [{"quality": q, "values": v} for q, v in zip(quality.tolist(), values.tolist())]
+    for gmacs in (0.010, 0.0137, 0.02, 0.031):
+        indices = policies.exact_budget(values, MACS, policies.budget_in_macs(gmacs, MACS))
+        assert library.evaluate(ASSIGN, [instances, "budget", MACS, gmacs * 1e9]) == indices.tolist()
+
+
+def test_equal_quality_leaves_no_budget_unspent(library):
+    instances = [{"quality": True, "values": [0.9, 1.0, 1.0, 1.0]}] * 2
+    assert library.evaluate(ASSIGN, [instances, "budget", [10, 17, 25, 32], 32]) == [3, 3]
 
 
 def test_sizes_set_by_hand_are_paid_first(library):
-    instances = [{"probs": [0.1, 0.1, 0.1, 0.7]}] * 3
+    instances = [{"values": np.log([0.1, 0.1, 0.1, 0.7]).tolist()}] * 3
 
     def chosen(budget, overrides):
         return library.evaluate(ASSIGN, [instances, "budget", [10, 17, 25, 32], budget, overrides])
@@ -140,7 +156,8 @@ def test_a_hundred_instances_are_solved_at_once(library):
     probs = torch.softmax(2 * torch.randn((100, 4), generator=torch.Generator().manual_seed(2)), dim=1).tolist()
     macs = [10_071_040, 17_297_792, 24_743_712, 32_189_633]
     timed = f"(given) => {{ const start = performance.now(); ({ASSIGN})(given); return performance.now() - start; }}"
-    assert library.evaluate(timed, [[{"probs": row} for row in probs], "budget", macs, macs[1]]) < 2000
+    instances = [{"values": np.log(row).tolist()} for row in probs]
+    assert library.evaluate(timed, [instances, "budget", macs, macs[1]]) < 2000
 
 
 def test_modules_import_what_others_export_and_without_cycles():

@@ -29,6 +29,7 @@ from app.session import LOWEST_SCORE
 from app.source_pictures import EXAMPLES_DIR, SCENES, SourcePicture, find_examples, scene_picture
 from dynamask.data.shapes import make_scene
 from dynamask.evaluation.mask_quality import boundary_iou, mask_iou
+from dynamask.models.masks import policies
 from dynamask.predict import predictor_of
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.style import SIZE_COLOURS
@@ -68,6 +69,27 @@ def test_a_view_holds_every_size_of_every_instance(picture):
             offset += size * size
             assert np.abs(grid - prediction.mask_probs_at(i, size).numpy()).max() <= 0.5 / 255 + 1e-6
     assert offset == len(data) and len(view["instances"]) == 3
+
+
+def test_a_view_holds_the_predicted_quality_and_what_follows_from_it(picture):
+    predictor = FakePredictor(count=4, has_quality=True)
+    prediction = predictor(np.zeros((120, 200, 3), np.uint8))
+    combined = policies.combined_quality(prediction.quality)
+    logits, quality = prediction.switch_logits, prediction.quality
+    by_policy = {
+        "learned": policies.LEARNED.choose(prediction.boxes, (120, 200), logits),
+        "quality": policies.QUALITY.choose(prediction.boxes, (120, 200), logits, quality=quality),
+    }
+    view, session = open_upload(fake_handlers(things=predictor), picture)
+    for i, one in enumerate(view["instances"]):
+        assert one["quality"] == prediction.quality[i].double().tolist() and one["values"] == combined[i].tolist()
+        assert one["chosen"] == {name: int(choice[i]) for name, choice in by_policy.items()}
+    more, grown = ask(fake_handlers(things=predictor), session, ask="draw", boxes=[[10, 20, 90, 100]])
+    assert len(more["instances"][0]["quality"]) == 4 and grown.instances.quality.shape == (5, 4, 2)
+    view, _ = open_upload(fake_handlers(things=FakePredictor(count=4)), picture)
+    for one in view["instances"]:
+        assert "quality" not in one and set(one["chosen"]) == {"learned"}
+        assert one["values"] == pytest.approx(np.log(one["probs"]).tolist())
 
 
 def test_scores_start_at_those_of_the_weights(picture):
@@ -253,6 +275,7 @@ def test_exports_hold_what_is_shown(picture):
     table = exported(handlers, session, "csv", picks)[1].decode()
     rows = [(row["instance"], row["mask_size"], row["mask_iou_14"]) for row in csv.DictReader(io.StringIO(table))]
     assert rows == [("1", "112", ""), ("3", "14", "")] and "\n1,'=cmd" in table  # not a formula
+    assert "quality" not in results[0] and next(csv.DictReader(io.StringIO(table)))["predicted_mask_iou_14"] == ""
     overlay = Image.open(io.BytesIO(exported(handlers, session, "overlay", picks, opacity=0.4, boxes=True)[1]))
     assert overlay.size == (200, 120) and overlay.mode == "RGB"
     for what, more, words in (("../../x", {}, "cannot be exported"), ("overlay", {"opacity": math.nan}, "opacity")):
@@ -261,6 +284,18 @@ def test_exports_hold_what_is_shown(picture):
     for wrong in (None, "x", [[0]], [[9, 0]], [[0, 4]], [[0.5, 0]], [[-1, 0]], [[0, 0]] * 7, [None]):
         with pytest.raises(DynaMaskError):
             exported(handlers, session, "csv", wrong)
+
+
+def test_exports_hold_the_predicted_quality(picture):
+    handlers = fake_handlers(things=FakePredictor(has_quality=True))
+    view, session = open_upload(handlers, picture)
+    quality = view["instances"][2]["quality"]
+    (result,) = json.loads(exported(handlers, session, "coco", [[2, 1]])[1])
+    assert result["quality"] == pytest.approx(quality[1], abs=1e-4)
+    (row,) = csv.DictReader(io.StringIO(exported(handlers, session, "csv", [[2, 1]])[1].decode()))
+    for k, size in enumerate(MASK_SIZES):
+        assert float(row[f"predicted_mask_iou_{size}"]) == pytest.approx(quality[k][0], abs=1e-4)
+        assert float(row[f"predicted_boundary_iou_{size}"]) == pytest.approx(quality[k][1], abs=1e-4)
 
 
 @pytest.mark.parametrize("title", ["../../etc/passwd", "con\0\n.png", "", "…", "<img src=x>.jpg", "x" * 400])

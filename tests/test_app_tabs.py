@@ -29,8 +29,10 @@ from dynamask.predict import Predictor, predictor_of
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 
-def session_of(probs: np.ndarray, quality: np.ndarray | None = None) -> Session:
-    """A session of instances with given probabilities (R, 4) and, as with ground truth, qualities (R, 4)."""
+def session_of(probs: np.ndarray, quality: np.ndarray | None = None, predicted: np.ndarray | None = None) -> Session:
+    """A session of instances with given probabilities (R, 4), as with ground truth qualities (R, 4), and predicted
+    qualities (R, 4, 2).
+    """
     count = len(probs)
     table = np.full((count, 4), math.nan) if quality is None else quality
     instances = SessionInstances(
@@ -44,6 +46,7 @@ def session_of(probs: np.ndarray, quality: np.ndarray | None = None) -> Session:
         boundary_iou=table**2,
         grids=[],
         switch_probs=probs,
+        quality=predicted,
     )
     picture = SourcePicture("scene", "", "<i>x", "", b"", None if quality is None else np.zeros((1, 8, 8), bool))
     return Session("1", "things", picture, (8, 8), (1,), MACS, 0, 0, 0.5, 0.05, {}, instances)
@@ -84,6 +87,24 @@ def test_without_ground_truth_the_measure_is_a_probability():
     assert measure["fixed"][1]["value"] == pytest.approx(probs[:, 1].mean())
     certain = np.eye(4)[[0, 3]]  # probabilities of zero have a logarithm, too
     assert budget_curve(session_of(certain))["measures"][0]["learned"]["value"] == 1.0
+
+
+def test_the_curve_follows_the_predicted_quality_where_it_is_known():
+    probs, quality = some(5)
+    predicted = np.sort(np.random.default_rng(4).random((5, 4, 2)), axis=1)
+    data = json.loads(json.dumps(budget_curve(session_of(probs, quality, predicted)), allow_nan=False))
+    keys = [measure["key"] for measure in data["measures"]]
+    assert keys == ["boundary_iou", "mask_iou", "predicted_quality", "probability"]
+    measure = data["measures"][2]
+    values, costs = ([point[key] for point in measure["curve"]] for key in ("value", "macs"))
+    assert values == sorted(values) and costs == sorted(costs) and (costs[0], costs[-1]) == (MACS[0], MACS[3])
+    assert values[-1] == pytest.approx(predicted[:, 3].mean()) and data["follows"] == "predicted quality"
+    assert "predicted" in measure["axis"] and "oracle" not in measure and "random" not in measure
+    assert measure["quality"]["value"] == pytest.approx(predicted[:, 3].mean(), abs=0.01)
+    assert "oracle" in data["measures"][0] and "quality" in data["measures"][0]
+    keys = [measure["key"] for measure in budget_curve(session_of(probs, None, predicted))["measures"]]
+    assert keys == ["predicted_quality", "probability"]
+    assert budget_curve(session_of(probs))["follows"] == "switch"
 
 
 def test_the_curve_counts_shown_instances_with_ground_truth():

@@ -2,7 +2,7 @@
 
 import { setDrawing } from "./boxes.js";
 import { draw, drawAhead } from "./canvas.js";
-import { allowed, choose, forgetSolutions, summaryOf } from "./choices.js";
+import { allowed, choose, forgetSolutions } from "./choices.js";
 import { saveFile } from "./dom.js";
 import { plural } from "./format.js";
 import { rememberSoon } from "./link.js";
@@ -13,7 +13,7 @@ import { showClasses, showLegend, showPicture } from "./picture_panels.js";
 import { refresh, showAllPanels } from "./refresh.js";
 import { busy, endExplanation, endRefused } from "./server.js";
 import { announce, PICTURE } from "./setting.js";
-import { nearestStep, oneStage, state } from "./state.js";
+import { oneStage, state } from "./state.js";
 import { keepTiming } from "./timing.js";
 
 const RECEIVERS = {
@@ -56,7 +56,6 @@ async function receiveView(view, more = null) {
   replacePicture(view, picture);
   setDrawing(false);
   showPicture(refresh);
-  if (state.policy === "learned" && !oneStage()) state.step = nearestStep(summaryOf(state.picks).mean || view.macs[view.macs.length - 1]);
   draw();
   showAllPanels();
   busy(false);
@@ -124,8 +123,7 @@ async function receiveMore(answer) {
   showClasses(refresh);
   busy(false);
   refresh();
-  const best = one.probs.indexOf(Math.max(...one.probs));
-  say(`Instance ${one.index + 1}, ${one.label}: the most probable size is ${view.styles[best].size}.`);
+  say(`Instance ${one.index + 1}, ${one.label}: the most probable size is ${view.styles[one.chosen.learned].size}.`);
   drawAhead(view);
 }
 

@@ -24,7 +24,7 @@ export function start(newHost) {
   running?.abort();
   running = new AbortController();
   host = newHost;
-  state = { data: null, measure: null, points: [], dots: [], current: -1, setting: {}, asked: "", outdated: true };
+  state = { data: null, measure: null, wanted: null, points: [], dots: [], current: -1, setting: {}, asked: "", outdated: true };
   host.element.dynamaskCurve = state; // for tests and the console
   connectPlot();
   draw();
@@ -75,7 +75,7 @@ function receive(text) {
   state.data = JSON.parse(text);
   state.setting = now();
   $(".dt-read").textContent = state.data.sentence || "";
-  chooseMeasure(state.measure?.key);
+  chooseMeasure(state.wanted);
   showMeasures();
 }
 
@@ -88,7 +88,10 @@ function chooseMeasure(key) {
 function showMeasures() {
   const labels = (state.data.measures || []).map((measure) => {
     const radio = make("input", { type: "radio", name: "dt-measure", value: measure.key, checked: measure === state.measure });
-    radio.addEventListener("change", () => chooseMeasure(measure.key));
+    radio.addEventListener("change", () => {
+      state.wanted = measure.key;
+      chooseMeasure(measure.key);
+    });
     return make("label", {}, radio, make("span", {}, measure.name));
   });
   $(".dt-measures").replaceChildren($(".dt-measures legend"), ...labels);
@@ -129,7 +132,7 @@ function fitPlot(plot) {
 
 // The ranges of both axes, and the functions from values to coordinates of the plot.
 function scales(measure) {
-  const points = [measure.curve, measure.fixed, measure.random || [], measure.oracle || [], [measure.learned]].flat();
+  const points = [measure.curve, measure.fixed, measure.random || [], measure.oracle || [], [measure.learned], measure.quality || []].flat();
   const values = points.map((point) => point.value);
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const margin = Math.max(most - least, 0.02) * 0.12;
@@ -183,11 +186,12 @@ function drawDots(plot, scale, measure) {
     ...measure.curve.map((point) => ({ ...point, kind: "budget" })),
     ...measure.fixed.map((point) => ({ ...point, kind: "fixed" })),
     { ...measure.learned, kind: "learned" },
+    ...(measure.quality ? [{ ...measure.quality, kind: "quality" }] : []),
   ].sort((a, b) => a.macs - b.macs || a.value - b.value);
   const dots = points.map((point) => dotOf(point, scale));
   const current = Math.min(Math.max(state.current, 0), dots.length - 1);
   dots[current].setAttribute("tabindex", "0");
-  for (const kind of ["budget", "fixed", "learned"]) plot.append(...dots.filter((_, i) => points[i].kind === kind));
+  for (const kind of ["budget", "fixed", "quality", "learned"]) plot.append(...dots.filter((_, i) => points[i].kind === kind));
   Object.assign(state, { points, dots, current });
 }
 
@@ -199,6 +203,8 @@ function dotOf(point, scale) {
     group.append(svg("circle", { cx: x, cy: y, r: 9, fill: colour, stroke: "currentColor", "stroke-width": 1.5 }), sizeLabel(point, x, y));
   } else if (point.kind === "learned") {
     group.append(svg("path", { d: starPath(x, y), fill: "var(--card)", stroke: "currentColor", "stroke-width": 2 }));
+  } else if (point.kind === "quality") {
+    group.append(svg("path", { d: `M${x} ${y - 10}l9 10l-9 10l-9 -10z`, fill: "var(--card)", stroke: "currentColor", "stroke-width": 2 }));
   } else {
     group.append(svg("circle", { cx: x, cy: y, r: 4, fill: "var(--accent)" }));
   }
@@ -248,9 +254,10 @@ function showKeys(measure) {
     sample.append(svg("line", { x1: 0, x2: 30, y1: 7, y2: 7, ...LINES[name] }));
     return make("li", {}, sample, text);
   };
+  const byQuality = state.data.follows !== "switch";
   const keys = [
-    key("curve", "Switch within the budget"), key("random", "Same sizes, assigned at random"), key("oracle", "Oracle (uses ground truth)"),
-    make("li", {}, "☆ learned policy   ◯ present setting of Explore"),
+    key("curve", byQuality ? "Highest predicted quality within the budget" : "Switch within the budget"), key("random", "Same sizes, assigned at random"), key("oracle", "Oracle (uses ground truth)"),
+    make("li", {}, `☆ learned policy${measure.quality ? "   ◇ quality policy" : ""}   ◯ present setting of Explore`),
   ];
   $(".dt-keys").replaceChildren(...keys.filter(Boolean));
   $(".dt-note").textContent = noteText(measure);
@@ -258,7 +265,8 @@ function showKeys(measure) {
 
 function noteText(measure) {
   const { instances, truth } = state.data;
-  if (measure.key !== "probability") return `Over the ${measure.known} of ${plural(instances, "shown instance")} that match a ground-truth object.`;
+  if (measure.random) return `Over the ${measure.known} of ${plural(instances, "shown instance")} that match a ground-truth object.`;
+  if (measure.key === "predicted_quality") return `Over ${plural(instances, "instance")}. The quality is predicted by the model, not measured.`;
   const reason = truth ? "" : "This picture has no ground-truth masks: ";
   return `Over ${plural(instances, "instance")}. ${reason}the probability shows what the switch prefers, not how good the masks are.`;
 }
@@ -269,7 +277,8 @@ function describe(point) {
   const where = `${formatMacs(point.macs)} per instance, ${state.measure.name} ${point.value.toFixed(3)}`;
   if (point.kind === "fixed") return `All at ${point.size}: ${where}.`;
   const sizes = point.shares.map((share, k) => (share > 0 ? `${percent(share)} at ${state.data.sizes[k]}` : "")).filter(Boolean);
-  return `${point.kind === "learned" ? "Learned policy: " : ""}${where}: ${sizes.join(", ")}.`;
+  const name = { learned: "Learned policy: ", quality: "Quality policy: " }[point.kind] || "";
+  return `${name}${where}: ${sizes.join(", ")}.`;
 }
 
 // Describes a point and moves the slider on Explore to it.

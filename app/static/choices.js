@@ -1,7 +1,7 @@
 // Which instances are shown, which size each of them gets, and what that costs.
 
-import { assign } from "./policies.js";
-import { budgetMacs, oneStage, state, styles } from "./state.js";
+import { assign, budgetStops, usesBudget } from "./policies.js";
+import { allowMacs, budgetMacs, oneStage, state, styles } from "./state.js";
 
 const fronts = new Map(); // solved knapsacks of the present picture
 
@@ -10,25 +10,38 @@ export function forgetSolutions() {
   fronts.clear();
 }
 
-// Whether the present picture allows a policy: the oracle needs ground truth.
+// Whether the present picture allows a policy: the oracle needs ground truth, "quality" weights that predict it.
 export function allowed(policy) {
+  if (policy === "quality") return Boolean(state.view?.predicts_quality);
   return policy !== "oracle" || Boolean(state.view?.instances.some((one) => one.iou));
 }
 
-export function picksOf(policy) {
+// What the functions of policies.js need to know.
+function setting() {
   const { view } = state;
-  if (oneStage()) return state.shown.map((one) => one.level);
-  return assign(state.shown, allowed(policy) ? policy : "learned", {
-    sizes: view.styles.map((style) => style.size), macs: view.macs, budget: budgetMacs(), size: view.size,
-    overrides: state.overrides, fronts });
+  return { sizes: view.styles.map((style) => style.size), macs: view.macs, budget: budgetMacs(), size: view.size,
+    overrides: state.overrides, fronts };
 }
 
-// Sets `shown`, `picks` and `leftPicks` of the state.
+export function picksOf(policy) {
+  if (oneStage()) return state.shown.map((one) => one.level);
+  return assign(state.shown, allowed(policy) ? policy : "learned", setting());
+}
+
+// Sets `shown`, `picks` and `leftPicks` of the state. While no budget is in use, it is what the present sizes cost.
 export function choose() {
   state.shown = state.view.instances.filter((one) => one.score >= state.score && !state.hidden.has(one.label))
     .sort((a, b) => b.score - a.score);
   state.picks = picksOf(state.policy);
   state.leftPicks = state.compare && !oneStage() ? picksOf(state.compare) : null;
+  if (oneStage()) return;
+  const idle = !usesBudget(state.policy) && !usesBudget(state.compare);
+  if (idle && state.shown.length) allowMacs(summaryOf(state.picks).mean);
+}
+
+// Sets `stops` of the state: the steps of the budget slider.
+export function findStops() {
+  state.stops = budgetStops(state.shown, state.policy === "oracle" && allowed("oracle") ? "oracle" : "budget", setting());
 }
 
 // Row of an instance among the shown ones, -1 where it is not shown.
@@ -54,6 +67,16 @@ export function summaryOf(picks) {
 
 // Mean true boundary IoU of the shown instances that have ground truth; null where none has.
 export function meanTruth(picks) {
-  const known = state.shown.map((one, i) => one.boundary?.[oneStage() ? 0 : picks[i]]).filter((value) => value !== undefined);
+  return meanOf((one, k) => one.boundary?.[oneStage() ? 0 : k], picks);
+}
+
+// Mean predicted quality of the shown instances; null where none is predicted.
+export function meanPredicted(picks) {
+  return meanOf((one, k) => (one.quality ? one.values[k] : undefined), picks);
+}
+
+// Mean of value(instance, pick) over the shown instances where it is known; null where it is for none.
+function meanOf(value, picks) {
+  const known = state.shown.map((one, i) => value(one, picks[i])).filter((each) => each !== undefined);
   return known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
 }

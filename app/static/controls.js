@@ -11,7 +11,7 @@ import { showLegend } from "./picture_panels.js";
 import { POLICIES } from "./policies.js";
 import { refresh } from "./refresh.js";
 import { ask, open } from "./server.js";
-import { nearestStep, oneStage, state } from "./state.js";
+import { allowMacs, oneStage, state } from "./state.js";
 import { measure } from "./timing.js";
 
 export function connectControls() {
@@ -25,21 +25,22 @@ export function connectControls() {
 // Moves the budget slider to a mean of `gmacs` per instance and uses the budget.
 export function setBudget(gmacs) {
   if (!state.view || oneStage() || !Number.isFinite(gmacs)) return;
-  state.step = nearestStep(gmacs * 1e9);
+  allowMacs(gmacs * 1e9);
   state.policy = "budget";
   choose();
   refresh();
 }
 
 function connectPolicies() {
-  $(".dm-policy-list").append(...POLICIES.map(([value, text, note]) => {
+  for (const [value, text, note] of POLICIES) {
     const radio = make("input", { type: "radio", name: "dm-policy", value });
     radio.addEventListener("change", () => {
       state.policy = value;
       refresh();
     });
-    return make("label", { className: "dm-policy", title: note }, radio, make("span", {}, text));
-  }));
+    const list = $(value.startsWith("fixed:") ? ".dm-fixed-list" : ".dm-policy-list");
+    list.append(make("label", { className: "dm-policy", title: note }, radio, make("span", {}, text)));
+  }
 }
 
 // Two policies side by side: `compare` left of the divider, `policy` right of it.
@@ -65,7 +66,8 @@ function connectSettings() {
     refresh();
   });
   live(".dm-budget", "input", (slider) => {
-    state.step = Number(slider.value);
+    if (!state.stops.length) return;
+    allowMacs(state.stops[Number(slider.value)]);
     if (state.policy !== "oracle") state.policy = "budget";
   });
   live(".dm-score", "input", (slider) => (state.score = Number(slider.value)));

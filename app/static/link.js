@@ -15,7 +15,7 @@ export function linkText() {
   if (view.kind === "scene") words.set("s", view.key);
   if (!oneStage()) {
     words.set("p", state.policy);
-    words.set("b", (budgetMacs() / 1e9).toPrecision(4));
+    words.set("b", (budgetMacs() / 1e9).toPrecision(6));
   }
   words.set("t", state.score.toFixed(2));
   words.set("o", state.opacity.toFixed(2));

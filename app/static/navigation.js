@@ -5,7 +5,7 @@ import { notify } from "./page.js";
 import { showClasses, showLegend } from "./picture_panels.js";
 import { refresh } from "./refresh.js";
 import { ask } from "./server.js";
-import { nearestStep, oneStage, state } from "./state.js";
+import { allowMacs, oneStage, state } from "./state.js";
 
 let pending = null; // the link whose picture is under way
 
@@ -59,7 +59,7 @@ function applySettings(link) {
     overrides: new Map(link.sizes.filter(([number, size]) => number <= view.instances.length && sizes.includes(size))
       .map(([number, size]) => [number - 1, sizes.indexOf(size)])),
   });
-  if (link.budget !== null && !oneStage()) state.step = nearestStep(link.budget * 1e9 * 0.9999);
+  if (link.budget !== null && !oneStage()) allowMacs(link.budget * 1e9 * 1.000005); // the address holds six digits
   showLegend();
   showClasses(refresh);
   refresh();

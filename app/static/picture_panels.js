@@ -16,7 +16,6 @@ export function showPicture(refresh) {
   root.dataset.title = view.title;
   $(".dm-score").min = view.lowest_score;
   $(".dm-weights").value = view.weights;
-  if (!oneStage()) showTicks();
   showLegend();
   showClasses(refresh);
   showCaption();
@@ -31,16 +30,6 @@ export function showPicture(refresh) {
 export function showLegend() {
   if (oneStage()) return;
   $(".dm-legend").replaceChildren(...styles().map((style, k) => legendItem(style, style.name, formatMacs(state.view.macs[k]))));
-}
-
-// Where "every instance at this size" lies on the budget slider, whose thumb is 16 px wide.
-function showTicks() {
-  const { macs } = state.view;
-  const [low, high] = [macs[0], macs[macs.length - 1]];
-  $(".dm-ticks").replaceChildren(...styles().map((style, k) => {
-    const share = (macs[k] - low) / Math.max(high - low, 1);
-    return make("span", { style: `left:calc(8px + ${share.toFixed(4)} * (100% - 16px))` }, String(style.size));
-  }));
 }
 
 // A check box for each class; instances of a class that is off are left out of the picture and of all numbers.

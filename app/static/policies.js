@@ -3,11 +3,20 @@
 // Name, label and explanation of every policy.
 export const POLICIES = [
   ["learned", "Learned", "Each instance gets its most probable size, whatever the size costs."],
-  ["budget", "Budget", "The most probable sizes whose mean cost stays within the budget: the exact optimum."],
+  ["quality", "Quality", "Each instance gets the coarsest size whose predicted quality is within 0.01 of its best, whatever the size costs."],
+  ["budget", "Budget", "The sizes with the highest predicted quality whose mean cost stays within the budget: the exact optimum."],
   ["size", "Box size", "Large boxes get fine masks, small boxes coarse ones (Eq. 8 of the paper); the switch is not used."],
   ["oracle", "Oracle", "The sizes with the highest true mask IoU within the budget. It uses ground truth and bounds every policy."],
   ...[14, 28, 56, 112].map((size) => [`fixed:${size}`, `All ${size}`, `Every instance gets a mask of ${size} × ${size}.`]),
 ];
+
+// What a policy does, for weights that predict quality or that do not.
+export function policyNote(policy, predictsQuality) {
+  if (policy === "budget" && !predictsQuality) {
+    return "The most probable sizes whose mean cost stays within the budget: the exact optimum. These weights predict no quality.";
+  }
+  return POLICIES.find(([name]) => name === policy)[2];
+}
 
 export function policyName(policy) {
   return POLICIES.find(([name]) => name === policy)[1];
@@ -25,9 +34,14 @@ export function sizeByBox(box, width, height, sizeCount) {
   return Math.min(sizeCount, Math.max(1, level)) - 1;
 }
 
-// Log-probabilities of the switch: gains that can be added up.
-function logGains(probabilities) {
-  return probabilities.map((p) => p.map((value) => Math.log(Math.max(value, 1e-30))));
+// Steps of the budget slider, at most one more.
+const BUDGET_STEPS = 200;
+
+// What a budget maximises: true mask IoU under "oracle", else the server's `values` (predicted quality, or without it
+// log-probabilities). Equal predicted qualities count as rising, so that the whole budget can be spent.
+function gainsOf(one, policy) {
+  if (policy === "oracle") return one.iou;
+  return one.quality ? one.values.map((value, k) => value + k * 1e-9) : one.values;
 }
 
 // The Pareto front of assignments: those that no other beats in both total MACs and total gain, by rising cost. It solves
@@ -85,7 +99,43 @@ function pickWithin(front, budget) {
 function chooseSizes(instances, policy, { sizes, size }) {
   if (policy === "size") return instances.map((one) => sizeByBox(one.box, size[0], size[1], sizes.length));
   if (policy.startsWith("fixed:")) return instances.map(() => sizes.indexOf(Number(policy.slice(6))));
-  return instances.map((one) => one.probs.indexOf(Math.max(...one.probs)));
+  return instances.map((one) => one.chosen[policy]);
+}
+
+// How a budget is shared: `free`, the instances whose sizes it decides; `given`, a Map from the index of the others to
+// their size: by hand, or without ground truth under "oracle"; `spent`, the MACs of those; and the solved knapsack.
+function shareOut(shown, policy, { sizes, macs, size, overrides, fronts }) {
+  const given = new Map(overrides);
+  let free = shown.filter((one) => !overrides.has(one.index));
+  if (policy === "oracle") {
+    const unknown = free.filter((one) => !one.iou);
+    chooseSizes(unknown, "learned", { sizes, size }).forEach((k, i) => given.set(unknown[i].index, k));
+    free = free.filter((one) => one.iou);
+  }
+  const solvable = new Set(free.map((one) => one.index));
+  const spent = shown.reduce((sum, one) => sum + (solvable.has(one.index) ? 0 : macs[given.get(one.index)]), 0);
+  const key = `${policy} ${[...solvable].join(" ")}`;
+  if (!fronts.has(key)) {
+    if (fronts.size > 8) fronts.clear();
+    fronts.set(key, bestFront(free.map((one) => gainsOf(one, policy)), macs));
+  }
+  return { free, given, spent, front: fronts.get(key) };
+}
+
+// Mean costs of the shown instances at the steps of the budget slider, rising; each gives another assignment than the one
+// before. The first is the cheapest assignment, the last the best one without a limit. The arguments are those of `assign`.
+export function budgetStops(shown, policy, setting) {
+  if (!shown.length) return [];
+  const { spent, front } = shareOut(shown, policy, setting);
+  const costs = front.length ? front[front.length - 1].costs : [0];
+  const last = costs.length - 1;
+  const chosen = new Set([0, last]);
+  for (let step = 1, entry = 0; step < BUDGET_STEPS; step++) {
+    const limit = costs[0] + ((costs[last] - costs[0]) * step) / BUDGET_STEPS;
+    while (entry < last && costs[entry + 1] <= limit) entry++;
+    chosen.add(entry);
+  }
+  return [...chosen].sort((a, b) => a - b).map((entry) => (costs[entry] + spent) / shown.length);
 }
 
 // Index of the size of each shown instance under a policy, with sizes set by hand.
@@ -94,26 +144,14 @@ function chooseSizes(instances, policy, { sizes, size }) {
 // first, the other instances share the rest. "oracle" takes the sizes with the highest true IoU; instances without
 // ground truth keep their most probable size. `macs` and `sizes` by size; `overrides` maps an instance's index to a size
 // index; `fronts` is a Map in which solved knapsacks are kept.
-export function assign(shown, policy, { sizes, macs, budget, size, overrides, fronts }) {
-  const chosen = new Map(overrides);
-  let free = shown.filter((one) => !overrides.has(one.index));
-  const take = (ones, picks) => ones.forEach((one, i) => chosen.set(one.index, picks[i]));
-  if (policy === "oracle") {
-    const unknown = free.filter((one) => !one.iou);
-    take(unknown, chooseSizes(unknown, "learned", { sizes, size }));
-    free = free.filter((one) => one.iou);
-  }
+export function assign(shown, policy, setting) {
+  const { overrides, budget } = setting;
   if (!usesBudget(policy)) {
-    take(free, chooseSizes(free, policy, { sizes, size }));
-  } else if (free.length) {
-    const solvable = new Set(free.map((one) => one.index));
-    const spent = shown.reduce((sum, one) => sum + (solvable.has(one.index) ? 0 : macs[chosen.get(one.index)]), 0);
-    const key = `${policy} ${[...solvable].join(" ")}`;
-    if (!fronts.has(key)) {
-      if (fronts.size > 8) fronts.clear();
-      fronts.set(key, bestFront(policy === "oracle" ? free.map((one) => one.iou) : logGains(free.map((one) => one.probs)), macs));
-    }
-    take(free, pickWithin(fronts.get(key), (budget * shown.length - spent) / free.length));
+    const picks = chooseSizes(shown, policy, setting);
+    return shown.map((one, i) => overrides.get(one.index) ?? picks[i]);
   }
-  return shown.map((one) => chosen.get(one.index));
+  const { free, given, spent, front } = shareOut(shown, policy, setting);
+  const picks = pickWithin(front, (budget * shown.length - spent) / free.length);
+  free.forEach((one, i) => given.set(one.index, picks[i]));
+  return shown.map((one) => given.get(one.index));
 }

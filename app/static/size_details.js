@@ -9,6 +9,8 @@ import { policyName } from "./policies.js";
 import { state, styles } from "./state.js";
 import { barRow } from "./widgets.js";
 
+const LITTLE = 0.03; // difference of boundary IoU below which a finer mask is said to add little
+
 // The panel's contents. `choose(k)` sets the size by hand (null: back to the policy), `close()` ends the selection.
 export function sizeDetails(one, { choose, close }) {
   const pick = state.picks[rowOf(one.index)];
@@ -21,11 +23,13 @@ export function sizeDetails(one, { choose, close }) {
       formatMacs(state.view.macs[pick])),
     ...refinedFacts(pick),
     sizeChooser(byHand ? state.overrides.get(one.index) : null, choose),
+    ...estimate(one),
     make("h3", {}, "Switch probabilities"),
     make("div", { className: "dm-bars dm-probabilities", role: "list" }, ...styles().map((style, k) => probabilityRow(one, style, k, pick))),
     make("h3", {}, "Masks and edges at each size"),
     make("div", { className: "dm-tiles" }, ...tiles(one, pick)),
   ];
+  parts.splice(-2, 0, ...qualityTable(one, pick));
   const truth = truthText(one, pick);
   if (truth) parts.push(make("p", { className: "dm-facts dm-truth" }, truth));
   return parts;
@@ -38,6 +42,28 @@ function refinedFacts(pick) {
   if (cells === size ** 2) return [];
   return [make("p", { className: "dm-facts" }, `At ${size} the model computes ${cells} of ${size ** 2} cells (${percent(cells / size ** 2)}), ` +
     "those nearest to the outline at the size before; the others keep the coarser mask.")];
+}
+
+// What a finer mask is worth, in one sentence; none where no quality is predicted.
+function estimate(one) {
+  if (!one.quality) return [];
+  const [coarse, fine] = [one.quality[0][1], one.quality[one.quality.length - 1][1]];
+  const [first, last] = [state.view.styles[0].size, state.view.styles[one.quality.length - 1].size];
+  const end = fine - coarse < LITTLE ? ": a finer mask adds little" : "";
+  return [make("p", { className: "dm-estimate", title: "Predicted boundary IoU" },
+    `At ${first} this keeps an estimated ${percent(coarse)} of its outline, at ${last} ${percent(fine)}${end}.`)];
+}
+
+// Predicted and, where it is known, true quality of each size.
+function qualityTable(one, pick) {
+  if (!one.quality) return [];
+  const columns = [["mask IoU, predicted", (k) => one.quality[k][0]], ["boundary IoU, predicted", (k) => one.quality[k][1]]];
+  if (one.iou) columns.push(["mask IoU, true", (k) => one.iou[k]], ["boundary IoU, true", (k) => one.boundary[k]]);
+  const head = make("tr", {}, ...["Size", ...columns.map(([name]) => name)].map((name) => make("th", { scope: "col" }, name)));
+  const rows = styles().map((style, k) => make("tr", { className: k === pick ? "dm-chosen" : "" },
+    make("th", { scope: "row" }, sizeBadge(style)), ...columns.map(([, value]) => make("td", {}, value(k).toFixed(3)))));
+  return [make("h3", {}, "Quality of each size"),
+    make("table", { className: "dm-quality" }, make("thead", {}, head), make("tbody", {}, ...rows))];
 }
 
 export function detailsHead(title, close) {

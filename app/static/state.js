@@ -1,11 +1,9 @@
 // The state of the Explore page. Controls change it and call `refresh`; answers of the server replace the picture.
 
-export const BUDGET_STEPS = 200;
-
 export const state = {
   // What the visitor has set.
   policy: "learned", // a name of POLICIES
-  step: BUDGET_STEPS, // budget slider: 0 is the cheapest size for all, BUDGET_STEPS the finest
+  budget: 1, // mean cost of an instance, as a share of the finest size's
   score: 0.5,
   opacity: 0.45,
   boxes: false,
@@ -27,6 +25,7 @@ export const state = {
   shown: [],
   picks: [],
   leftPicks: null,
+  stops: [], // mean MACs per instance at each step of the budget slider, rising
 
   // Requests.
   busy: false,
@@ -40,17 +39,21 @@ export function oneStage() {
   return state.view?.family === "one-stage";
 }
 
-// Mean MACs per instance that the slider allows.
+// Mean MACs per instance that the budget allows.
 export function budgetMacs() {
   const { macs } = state.view;
-  return macs[0] + ((macs[macs.length - 1] - macs[0]) * state.step) / BUDGET_STEPS;
+  const finest = macs[macs.length - 1];
+  return Math.min(finest, Math.max(macs[0], state.budget * finest));
 }
 
-// The first step of the slider that allows a mean of `macs`.
-export function nearestStep(macs) {
-  const { macs: costs } = state.view;
-  const span = Math.max(costs[costs.length - 1] - costs[0], 1);
-  return Math.min(BUDGET_STEPS, Math.max(0, Math.ceil(((macs - costs[0]) / span) * BUDGET_STEPS - 1e-9)));
+// Allows a mean of `macs` per instance.
+export function allowMacs(macs) {
+  state.budget = macs / state.view.macs[state.view.macs.length - 1];
+}
+
+// The last step of the slider that costs at most a mean of `macs` per instance; half a MAC for rounding.
+export function stepOf(macs) {
+  return Math.max(0, state.stops.findLastIndex((stop) => stop <= macs + 0.5));
 }
 
 // Colours and outlines of the sizes (or levels), coarse to fine.

@@ -32,6 +32,12 @@ def blob(size: int, petals: int, phase: float) -> torch.Tensor:
     return torch.sigmoid((radius - torch.hypot(xs, ys)) * 14)
 
 
+def rising_quality(count: int) -> torch.Tensor:
+    """(count, 4, 2) predicted mask IoU and boundary IoU that rise with the size, by less and less."""
+    steps = torch.rand((count, 4, 2), generator=torch.Generator().manual_seed(11))
+    return (0.5 + 0.1 * (steps * torch.tensor([1.0, 1.0, 0.5, 0.2])[:, None]).cumsum(1)).float()
+
+
 class FakeRegions:
     """The masks of `count` flowers, as a prediction reads them."""
 
@@ -52,9 +58,13 @@ class FakePredictor:
     model = SimpleNamespace(config=SimpleNamespace(detector="faster_rcnn"))
 
     def __init__(
-        self, count: int = 6, class_names: tuple[str, ...] = ("__background__", "person"), given: list | None = None
+        self,
+        count: int = 6,
+        class_names: tuple[str, ...] = ("__background__", "person"),
+        given: list | None = None,
+        has_quality: bool = False,
     ) -> None:
-        self.count, self.given, self.class_names = count, given, class_names
+        self.count, self.given, self.class_names, self.has_quality = count, given, class_names, has_quality
         self.calls: list[dict] = []
 
     def check_switch(self, feature: str) -> None:
@@ -91,6 +101,7 @@ class FakePredictor:
             category_ids=tuple(range(1, len(self.class_names))),
             mask_size=torch.full((count,), MASK_SIZES[0]),
             switch_logits=2 * torch.randn((count, 4), generator=generator),
+            quality=rising_quality(count) if self.has_quality else None,
             regions=FakeRegions(count),
         )
 

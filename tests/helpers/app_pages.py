@@ -26,8 +26,9 @@ SLOW = 60_000
 def served(folder: Path, patch: Any) -> Iterator[str]:
     """Serve the page; gives its address.
 
-    The weights are things, shapes and mine (invented), tiny (a small DynaMask, which the Train tab uses), and solo,
-    plain and coarse (small one-stage models). The examples are first.jpg (a photograph) and second.jpg (90 × 60).
+    The weights are things, shapes, mine and rated (invented; rated predicts quality, the others do not), tiny (a small
+    DynaMask, which the Train tab uses), and solo, plain and coarse (small one-stage models). The examples are
+    first.jpg (a photograph) and second.jpg (90 × 60).
     """
     from app import ui
     from app.class_table import make_table
@@ -40,6 +41,7 @@ def served(folder: Path, patch: Any) -> Iterator[str]:
     predictors = {
         "shapes": FakePredictor(given=make_scene(7, 18).boxes.tolist(), class_names=("__background__", "<b>gear")),
         "tiny": predictor_of(tiny_model(class_names=ShapesDataset(1).class_names)),
+        "rated": FakePredictor(has_quality=True),
         "solo": predictor_of(finding_solo(AggregationConfig(deformable=True))),
         "plain": predictor_of(finding_solo()),
         "coarse": predictor_of(finding_solo(AggregationConfig(neighbours="corners"), mask_grids=(4, 3, 2, 2, 1))),
@@ -81,7 +83,7 @@ def reset(page: Any) -> None:
         page.click(".dm-draw")
     page.evaluate("location.hash = `w=things&e=first.jpg&p=learned&t=0.5&o=0.45&time=${performance.now()}`")
     page.wait_for_function(f"{STATE}.view.weights === 'things' && {STATE}.view.key === 'first.jpg'", timeout=20_000)
-    page.fill(".dm-budget", "200")
+    page.press(".dm-budget", "End")
     drawn(page)  # the policy "budget" is checked now
     page.check("[name=dm-policy][value=learned]", force=True)
     idle(page)
