@@ -201,8 +201,8 @@ class Row:
         values: provenance, costs and other columns.
         figures: intervals by measure.
         ranges: least and largest value over seeds by measure; empty where seeds do not matter.
-        over_seeds: mean over seeds with its interval over trainings, by measure; empty where seeds do not matter.
         details: values for the JSON alone.
+        over_seeds: mean over seeds with its interval over trainings, by measure; empty where seeds do not matter.
     """
 
     label: str
@@ -210,8 +210,8 @@ class Row:
     values: dict[str, Any]
     figures: dict[str, Interval]
     ranges: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    over_seeds: dict[str, Interval] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    over_seeds: dict[str, Interval] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
         """The row of the CSV; a measure has columns for its mean (under its name), its bounds, its range over seeds and
@@ -258,4 +258,4 @@ def measure_row(
     against = item.second.label if isinstance(item, Contrast) else ""
     if not ranges:
         spread, trainings = {}, {}
-    return Row(item.label, against, values, figures, spread, trainings, details or {})
+    return Row(item.label, against, values, figures, spread, details or {}, trainings)
