@@ -141,7 +141,7 @@ def test_a_size_that_was_not_computed_is_computed_when_it_is_asked_for(predictor
 def test_a_budget_is_met_by_the_best_choice(predictor, explored, share):
     macs = predictor.costs.macs_per_instance
     budget = (macs[0] + share * (macs[3] - macs[0])) / 1e9
-    q = predictor.select(explored, budget=budget)
+    q = predictor.select(explored, "learned", budget)
     assert float(q.macs.double().mean()) <= budget * 1e9 + 1e-3
     log_probs = explored.switch_logits.double().log_softmax(1).tolist()
     best = max(
@@ -208,7 +208,16 @@ def test_coco_results(predictor, explored):
     results = json.loads(json.dumps(explored.to_coco(42)))
     assert len(results) == FOUND
     for i, result in enumerate(results):
-        assert set(result) == {"image_id", "category_id", "score", "bbox", "segmentation", "mask_size", "macs"}
+        assert set(result) == {
+            "image_id",
+            "category_id",
+            "score",
+            "bbox",
+            "segmentation",
+            "mask_size",
+            "quality",
+            "macs",
+        }
         x0, y0, x1, y1 = explored.boxes[i].tolist()
         assert result["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
         assert result["image_id"] == 42 and result["category_id"] == (3, 7, 20)[int(explored.labels[i]) - 1]
@@ -222,7 +231,7 @@ def test_coco_results(predictor, explored):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"policy": "best"}, "policy 'best' is unknown; choose one of learned, size, fixed:14"),
+        ({"policy": "best"}, "policy 'best' is unknown; choose one of learned, quality, size, fixed:14"),
         ({"policy": "fixed:20"}, "policy 'fixed:20' is unknown"),
         ({"policy": "fixed:"}, "is unknown"),
         ({"budget": math.nan}, "not a finite number"),

@@ -185,6 +185,7 @@ def test_coco_results_are_read_back(name, tmp_path):
     results = p.to_coco(7)
     keys = {"image_id", "category_id", "score", "bbox", "segmentation", "macs"}
     keys |= {"mask_size"} if p.mask_size is not None else set()
+    keys |= {"quality"} if p.quality is not None else set()
     assert all(set(result) == keys for result in results)
     (tmp_path / "results.json").write_text(json.dumps(results))
     categories = [{"id": i, "name": n} for i, n in zip(p.category_ids, p.class_names[1:])]
