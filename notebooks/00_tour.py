@@ -29,10 +29,10 @@ widget
 # %% [markdown]
 # What you can do with it:
 #
-# - **slider**: the highest mean cost of the masks. The sizes on the picture are the best within it by the switch's
-#   probabilities; nothing is trained again.
-# - **policy**: how the sizes are chosen: by the switch without or within a budget, one size for all, or by box area
-#   (Eq. 8).
+# - **slider**: the highest mean cost of the masks. The sizes on the picture are the best within it by their predicted
+#   quality (or by the switch's probabilities, for weights that predict no quality); nothing is trained again.
+# - **policy**: how the sizes are chosen: by the switch or the predicted quality, within a budget, one size for all, or
+#   by box area (Eq. 8).
 # - **select an instance**: click it, choose it in the list, or step through all with the arrow keys. You see the
 #   switch's probabilities, the cost of each size, the four masks, and what the policy changed.
 #
@@ -86,8 +86,9 @@ print(f"mean {spent / 1e9:.4f} GMACs per instance instead of {fine / 1e9:.4f}: {
 # %% [markdown]
 # ## The budget
 #
-# A budget is a mean over the instances of a picture, in GMACs. Within it, the sizes with the highest total
-# log-probability win: a knapsack, solved exactly. `select` does not run the backbone again.
+# A budget is a mean over the instances of a picture, in GMACs. Within it, the sizes with the highest total of predicted
+# quality win: a knapsack, solved exactly. `select` does not run the backbone again. With the policy `"learned"` the
+# log-probability of the switch takes the place of the quality.
 
 # %%
 cheaper = predictor.select(prediction, budget=0.04)
@@ -96,12 +97,18 @@ print("within 0.04     ", cheaper.mask_size.tolist(), f"mean {cheaper.macs.doubl
 assert cheaper.macs.double().mean() <= 0.04e9
 
 # %% [markdown]
-# That is the slider, once. Here it is at every place. A rich budget does not take everybody to 112: nobody is given
-# more than the switch believes in, so the bands end in the switch's own choice.
+# That is the slider, once. Here it is at every place, by the predicted quality.
 
 # %%
 gmacs = tour.budgets(predictor)
-sizes = tour.sweep(predictor, prediction, gmacs)
+tour.sweep_figure(gmacs, tour.sweep(predictor, prediction, gmacs))
+
+# %% [markdown]
+# The switch's log-probability is largest at its own choice, so under the policy `"learned"` a larger budget changes
+# nothing more: the bands end in the sizes that the switch chose.
+
+# %%
+sizes = tour.sweep(predictor, prediction, gmacs, "learned")
 tour.sweep_figure(gmacs, sizes)
 
 # %% [markdown]
@@ -115,8 +122,8 @@ print(f"a whole prediction {whole:.0f} ms, another budget {again:.1f} ms on this
 # %% [markdown]
 # ## Why this size?
 #
-# The switch gives every instance four probabilities. By itself it takes the largest. Under a budget, probability is
-# given up where a MAC saved costs the least of it. Being undecided is one reason to give way, being costly another.
+# The switch gives every instance four probabilities. By itself it takes the largest. Under a budget, predicted quality
+# is given up where a MAC saved costs the least of it.
 
 # %%
 sure = prediction.switch_probs.max(dim=1).values
@@ -179,15 +186,15 @@ print(
 assert macs[0] <= mean <= macs[3]
 
 # %% [markdown]
-# **2.** What is the smallest budget under which *every* instance keeps the size that the switch chose? Find it first
-# with `select`, then say why you could have known it without trying.
+# **2.** What is the smallest budget under which *every* instance keeps the size that the switch chose, if the budget
+# follows the switch (`"learned"`)? Find it first with `select`, then say why you could have known it without trying.
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 enough = next(g for g, row in zip(gmacs, sizes) if (row == prediction.mask_size.numpy()).all())
 known = float(prediction.macs.double().mean()) / 1e9
 print(f"first budget of the sweep: {enough:.4f}; mean cost of the switch's own choice: {known:.4f}")
 assert gmacs[gmacs >= known - 1e-12][0] == enough
-assert (predictor.select(prediction, budget=known).mask_size == prediction.mask_size).all()
+assert (predictor.select(prediction, "learned", known).mask_size == prediction.mask_size).all()
 
 # %% [markdown]
 # **3.** For which instance is the fine mask the greatest waste? Rank the instances by the IoU of their 14×14 and
@@ -206,6 +213,6 @@ assert kept.min() >= 0 and kept.max() <= 1
 # - Every instance has its own mask size out of 14, 28, 56 and 112; stages beyond it do not run, so it costs less.
 # - `predictor(image)` finds and decides, `predictor.select(prediction, budget=…)` decides again in milliseconds.
 # - `explore(prediction)` shows it all, with the reason for every instance. Use it in notebooks of your own.
-# - A budget is spent on what the switch *believes*. Whether it believes the right things is judged in 06.
+# - A budget is spent on *predicted* quality, or on what the switch prefers. Notebook 06 judges the switch's choices.
 #
 # Next: [01](01_why_28_hurts.ipynb) shows what a grid of cells can hold of an outline at all.

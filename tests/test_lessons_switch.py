@@ -126,8 +126,8 @@ def test_tour_tables_and_sweeps(predictor, prediction):
     assert len(table.rows) == 2 and table.rows[0][3] == f"{int(prediction.mask_size[0])}×{int(prediction.mask_size[0])}"
     gmacs = tour.budgets(predictor, 9)
     sizes = tour.sweep(predictor, prediction, gmacs)
-    assert sizes.shape == (9, 2) and (sizes[0] == 14).all()
-    assert (sizes[-1] == prediction.mask_size.numpy()).all()
+    assert sizes.shape == (9, 2) and (sizes[0] == 14).all() and (sizes[-1] == 112).all()
+    assert (tour.sweep(predictor, prediction, gmacs, "learned")[-1] == prediction.mask_size.numpy()).all()
     drawn = tour.sweep_figure(gmacs, sizes)
     assert np.sum([trace.y for trace in drawn.data], axis=0) == pytest.approx(np.ones(9))
     assert [bar.y[0] * 1e9 for bar in tour.costs(predictor).data[:4]] == pytest.approx(

@@ -58,9 +58,11 @@ def budgets(predictor: Predictor, count: int = 60) -> np.ndarray:
     return np.linspace(macs[0], macs[-1], count) / 1e9
 
 
-def sweep(predictor: Predictor, prediction: Prediction, gmacs: Sequence[float]) -> np.ndarray:
-    """Return the mask sizes (B, R) of every instance under every budget."""
-    return np.stack([predictor.select(prediction, budget=float(g)).mask_size.numpy() for g in gmacs])
+def sweep(
+    predictor: Predictor, prediction: Prediction, gmacs: Sequence[float], policy: str | None = None
+) -> np.ndarray:
+    """Return the mask sizes (B, R) of every instance under every budget, which follows ``policy``."""
+    return np.stack([predictor.select(prediction, policy, float(g)).mask_size.numpy() for g in gmacs])
 
 
 def sweep_figure(gmacs: Sequence[float], sizes: np.ndarray) -> go.Figure:
