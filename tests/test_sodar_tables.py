@@ -316,7 +316,6 @@ def test_seeds_are_grouped_and_lengths_of_training_are_not(run, weights, tmp_pat
     ("words", "message"),
     [
         (["sodar-table2", "--weights", "{sodar}"], "none were given"),
-        (["sodar-table2", "--weights", "{plain}", "--voting-iou", "1.5"], "voting overlaps 1.5 are out of range"),
         (["sodar-table3", "--weights", "shapes"], "shapes is a two-stage model"),
         (["sodar-table3", "--weights", "{plain}", "{plain}"], "are the same weights; give them once"),
         (["sodar-table3", "--weights", "{mask}"], "neither plain weights nor SODAR as it is"),
@@ -330,6 +329,14 @@ def test_a_mistake_is_one_line_and_nothing_is_written(weights, pictures, capsys,
     words = [word.format(**weights) for word in words]
     code, printed = run_report(capsys, *words, "--data", pictures, "--out", tmp_path / "o")
     assert code == 2 and message in printed.err and printed.err.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def test_a_voting_overlap_out_of_range_is_refused(capsys, tmp_path):
+    words = ["sodar-table2", "--weights", "x", "--data", "shapes:1:2", "--out", tmp_path / "o", "--voting-iou", "1.5"]
+    with pytest.raises(SystemExit) as stop:
+        run_report(capsys, *words)
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2 and "'1.5' is no number from 0 to 1" in printed and printed.count("\n") == 1
 
 
 def test_without_weights_the_bundled_ones_are_compared(pictures, capsys, tmp_path, monkeypatch):
