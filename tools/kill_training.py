@@ -197,14 +197,19 @@ def attempt(act: Callable[[Path], int], out: Path, straight: Path, seconds: floa
         shutil.rmtree(out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program."""
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="number of kills (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     parser.add_argument("--whole", action="store_true", help="run `dynamask train` on a small DynaMask")
     add_json(parser)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program."""
+    arguments = build_parser().parse_args(argv)
     return run_command("kill_training.py", lambda: _run(arguments), arguments.json)
 
 
