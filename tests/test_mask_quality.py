@@ -2,12 +2,14 @@
 
 import itertools
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from dynamask.engine.evaluate import Instances, oracle_choice
 from dynamask.evaluation.mask_quality import border_share, boundary_iou, boundary_width, mask_iou, quality_by_size
+from dynamask.ops import knapsack
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.structures import DynaMaskError
 
@@ -153,6 +155,48 @@ def test_oracle_of_thousands_is_fast(kind):
     assert time.process_time() - start < 30
     assert macs[sizes].mean() <= 35e6
     assert macs[sizes].mean() > 35e6 - 1e5
+
+
+def hard_problem(n, seed=0):
+    """Qualities (N, 4) that are nearly proportional to MACs without a common step: no choice is clearly worse."""
+    macs = np.array([10_071_040, 17_297_792, 24_743_712, 32_189_633])
+    return macs / macs[-1] + np.random.default_rng(seed).normal(0, 1e-4, (n, 4)), macs
+
+
+def test_oracle_of_a_thousand_hard_instances_needs_little_memory():
+    quality, macs = hard_problem(1000)
+    tracemalloc.start()
+    sizes = best_under_budget(quality, macs, 20_000_100.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # exact states alone would take gigabytes
+    assert 20_000_100 - 1000 < macs[sizes].mean() <= 20_000_100
+
+
+@pytest.mark.parametrize("limit", [0, 20_000])
+@pytest.mark.parametrize("seed", range(8))
+def test_oracle_above_its_limit_of_states_is_as_near_as_it_says(seed, limit, monkeypatch):
+    """At most the largest difference between two qualities of one instance below the optimum, and within the budget."""
+    quality, macs = hard_problem(60, seed)
+    if seed % 2:
+        quality = quality.round(2)  # ties
+    for budget in (10_071_041.0, 15e6, 20_000_100.0, 31e6):
+        exact = best_under_budget(quality, macs, budget)
+        with monkeypatch.context() as patch:
+            patch.setattr(knapsack, "MAX_STATES", limit)
+            patch.setattr(knapsack, "FEWEST_STATES", 16)
+            sizes = best_under_budget(quality, macs, budget)
+        rows = np.arange(60)
+        lost = quality[rows, exact].sum() - quality[rows, sizes].sum()
+        assert macs[sizes].mean() <= budget and -1e-9 <= lost <= np.ptp(quality, axis=1).max()
+
+
+def test_oracle_stays_exact_where_costs_have_a_common_step(monkeypatch):
+    """Sums of costs on a grid are few, so that their number alone keeps the states below the limit."""
+    quality, macs = hard_problem(200)[0], np.array([3, 8, 13, 18])
+    monkeypatch.setattr(knapsack, "MAX_STATES", 15 * 200**2)  # four passes over at most 200 instances
+    sizes = best_under_budget(quality, macs * 1_000_003, 9.7 * 1_000_003)
+    assert quality[np.arange(200), sizes].sum() == pytest.approx(table_solution(quality, macs, 1940), abs=1e-9)
 
 
 def test_oracle_limits():
