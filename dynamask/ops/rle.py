@@ -26,6 +26,19 @@ def encode_rle(mask: Tensor | np.ndarray) -> Rle:
     return _with_text(coco_mask.encode(np.asfortranarray(values, dtype=np.uint8)))
 
 
+def encode_columns(columns: Tensor | np.ndarray, left: int, width: int) -> Rle:
+    """Run lengths of an (H, width) mask that is 0 but for the columns (H, w) from ``left`` on, bool or 0/1."""
+    height, count = columns.shape
+    runs = [0] if 0 in columns.shape else run_lengths(encode_rle(columns)["counts"]).tolist()
+    runs[0] += left * height
+    rest = (width - left - count) * height
+    if len(runs) % 2:  # the last run is of 0
+        runs[-1] += rest
+    elif rest:
+        runs.append(rest)
+    return compress(runs, (height, width))
+
+
 def decode_rle(rle: Rle) -> np.ndarray:
     """The (H, W) bool mask of compressed run lengths; ``counts`` may be bytes."""
     return decode_masks([rle], rle["size"])[0].view(bool)
