@@ -54,6 +54,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def warn_if_open(options: argparse.Namespace) -> None:
+    """Print a warning if anybody on the network can use the page without a login."""
+    own = options.host in ("localhost", "::1", "[::1]") or options.host.startswith("127.")
+    if options.auth is None and (options.share or not own):
+        flag = "--share" if options.share else f"--host {options.host}"
+        print(
+            f"dynamask: warning: with {flag}, everybody who can reach this address can use the app; "
+            "add --auth USER:PASSWORD to require a login",
+            file=sys.stderr,
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Load the weights, analyse the first picture and serve the page until interrupted."""
     options = parse_arguments(arguments)
@@ -64,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     from dynamask.structures import DynaMaskError
 
     try:
+        warn_if_open(options)
         from app.catalog import open_catalog
         from app.handlers import ExploreHandlers
         from app.source_pictures import find_examples
