@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 from gradio.utils import get_upload_folder
 
-from app.arguments import number, whole_number
+from app.arguments import is_number, number, shortened, whole_number
 from app.errors import notifying
-from app.images import png_url
+from app.images import decoded, png_url, stored_size
+from app.limits import LIMITS
+from app.mask_encoding import box_pixels, check_mask_pixels, encode_pasted, mask_work
 from app.source_pictures import read_upload
+from app.work import PICTURES, check_request
 from dynamask.config import STRIDES
-from dynamask.data.pictures import read_picture
 from dynamask.data.shapes.outlines import CLASSES
 from dynamask.data.shapes.scene import make_scene
 from dynamask.models.masks.policies import QUALITY, Policy, budget_in_macs, default_policy, logits_of
@@ -29,15 +32,14 @@ from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES, DynaMaskError
 
 if TYPE_CHECKING:
+    from app.catalog import SharedPredictor
     from app.context import PageContext
     from dynamask.predict import Prediction, Predictor
 
-MAX_BOXES = 300
-"""Boxes of one call."""
-MAX_TEXT = 140_000_000
-"""Characters of a picture sent as base64 text: 100 MB."""
 MAX_INSTANCES = 2000
 """Instances of an answer that /select takes."""
+FEW_INSTANCES = 128
+"""Sizes of more instances are chosen for one call at a time."""
 MAX_SEED = 2**31 - 1
 
 
@@ -57,8 +59,10 @@ def build(context: PageContext) -> None:
         """Find the objects of a picture, or take given boxes, and make a mask of the chosen size for each."""
         predictor = context.predictor(weights)
         options = checked_options(predictor, policy, budget, score, boxes, all_sizes)
-        picture = opened_picture(image, Path(get_upload_folder()))
-        return answer_of(predictor(picture, **options), predictor, weights, options["all_sizes"])
+        data = picture_bytes(image, Path(get_upload_folder()))
+        check_size(predictor, data, options)
+        prediction = predictor(decoded(data), **options)
+        return answer_of(prediction, predictor, weights, options["all_sizes"])
 
     @notifying
     def select(prediction: dict, policy: str | None = None, budget: float | None = None) -> dict:
@@ -70,10 +74,9 @@ def build(context: PageContext) -> None:
         """Make a scene of the shapes data set: its picture and the truth about its objects."""
         return scene_of(seed, index, difficulty)
 
-    queue = {key: value for key, value in context.model_queue.items() if key != "trigger_mode"}
-    gr.api(predict, api_name="predict", **queue)
-    gr.api(select, api_name="select", concurrency_limit=2)
-    gr.api(scene, api_name="scene", concurrency_limit=2)
+    gr.api(predict, api_name="predict", concurrency_limit=None)
+    gr.api(select, api_name="select", concurrency_limit=None)
+    gr.api(scene, api_name="scene", concurrency_limit=None)
 
 
 # ---- /predict ----
@@ -89,8 +92,12 @@ def checked_options(
     """
     _check_choice_types(policy, budget)
     predictor.check_choice(policy, budget)
-    if boxes is not None and (not isinstance(boxes, list) or len(boxes) > MAX_BOXES):
-        raise DynaMaskError(f"boxes are not a list of at most {MAX_BOXES}; give [[x0, y0, x1, y1], …]")
+    if boxes is not None and (not isinstance(boxes, list) or len(boxes) > LIMITS.boxes):
+        raise DynaMaskError(f"boxes are not a list of at most {LIMITS.boxes}; give [[x0, y0, x1, y1], …]")
+    if boxes is not None and not all(
+        isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) for box in boxes
+    ):
+        raise DynaMaskError("boxes are not a list of [x0, y0, x1, y1]; give four numbers for each")
     score = None if score is None else number(score, "score", 0, 1)
     return {"policy": policy, "budget": budget, "score": score, "boxes": boxes, "all_sizes": bool(all_sizes)}
 
@@ -98,12 +105,27 @@ def checked_options(
 def _check_choice_types(policy: Any, budget: Any) -> None:
     if policy is not None and not isinstance(policy, str):
         raise DynaMaskError("policy is not a text; choose learned, quality, size or fixed:S")
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float))):
-        raise DynaMaskError(f"budget {str(budget)[:40]!r} is not a number; give mean GMACs per instance")
+    if budget is not None and not is_number(budget):
+        raise DynaMaskError(f"budget {shortened(budget)} is not a number; give mean GMACs per instance")
 
 
-def opened_picture(image: Any, folder: Path) -> np.ndarray:
-    """The picture of a call as (H, W, 3) uint8 RGB.
+def check_size(predictor: SharedPredictor, data: bytes, options: dict[str, Any]) -> None:
+    """Raise :class:`DynaMaskError` for a picture and boxes above the limits, before anything is decoded.
+
+    Args:
+        predictor: that the call chooses.
+        data: the picture's file.
+        options: from :func:`checked_options`.
+    """
+    size = stored_size(data)
+    predictor.check_size(*size)
+    sizes = 1 + len(predictor.mask_sizes) * options["all_sizes"]
+    turned = [box_pixels(options["boxes"] or [], each) for each in (size, size[::-1])]  # EXIF may turn the picture
+    check_mask_pixels(min(turned) * sizes)
+
+
+def picture_bytes(image: Any, folder: Path) -> bytes:
+    """The picture file of a call.
 
     Args:
         image: a file as `gradio_client.handle_file` sends it (a dict with its path on the server), or base64 text,
@@ -111,14 +133,14 @@ def opened_picture(image: Any, folder: Path) -> np.ndarray:
         folder: where uploads are stored; a path outside it is refused.
 
     Raises:
-        DynaMaskError: neither of the two, or a picture that cannot be used.
+        DynaMaskError: neither of the two.
     """
     if isinstance(image, dict) and isinstance(image.get("path"), str):
-        return read_picture(read_upload(image["path"], folder))
-    if isinstance(image, str) and len(image) <= MAX_TEXT:
+        return read_upload(image["path"], folder)
+    if isinstance(image, str):
         text = image.partition(",")[2] if image.startswith("data:") else image
         try:
-            return read_picture(base64.b64decode(text, validate=True))
+            return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise DynaMaskError("the picture's text is not base64; send base64 of a picture file") from None
     raise DynaMaskError("image is not a picture; send a file with gradio_client.handle_file or base64 text")
@@ -130,8 +152,13 @@ def answer_of(prediction: Prediction, predictor: Predictor, weights: str, all_si
     Two-stage instances have a `mask_size`, their `switch_probs`, with a quality head `quality` (predicted mask IoU and
     boundary IoU of each size) and, with all sizes, `masks` by size; one-stage instances have the `level` (from 1),
     `stride` and `cell` (row, column) that they come from.
+
+    Raises:
+        DynaMaskError: masks above the limit, or the current request has ended.
     """
-    instances = [_instance(prediction, i, coco, all_sizes) for i, coco in enumerate(prediction.to_coco(0))]
+    sizes = 1 + len(prediction.mask_sizes) * all_sizes
+    with mask_work(box_pixels(prediction.mask_boxes.tolist(), prediction.image_size) * sizes):
+        instances = [_instance(prediction, i, all_sizes) for i in range(len(prediction))]
     if prediction.cells is None:
         macs = [int(value) for value in predictor.costs.macs_per_instance]
         own = {"mask_sizes": list(MASK_SIZES), "macs_per_instance": macs}
@@ -147,27 +174,34 @@ def answer_of(prediction: Prediction, predictor: Predictor, weights: str, all_si
     }
 
 
-def _instance(prediction: Prediction, i: int, coco: dict[str, Any], all_sizes: bool) -> dict[str, Any]:
-    """An instance of an answer, from its COCO result."""
+def _instance(prediction: Prediction, i: int, all_sizes: bool) -> dict[str, Any]:
+    """An instance of an answer."""
+    check_request()
+    label, cells = int(prediction.labels[i]), prediction.cells
+    size = None if cells is not None else int(prediction.mask_size[i])
     instance = {
-        "label": prediction.class_names[int(prediction.labels[i])],
-        "category_id": coco["category_id"],
-        "score": coco["score"],
+        "label": prediction.class_names[label],
+        "category_id": prediction.category_ids[label - 1],
+        "score": float(prediction.scores[i]),
         "box": prediction.boxes[i].tolist(),
-        "macs": coco["macs"],
-        "segmentation": coco["segmentation"],
+        "macs": int(prediction.macs[i]),
+        "segmentation": encode_rle(prediction.mask(i)) if size is None else _encoded(prediction, i, size),
     }
-    cells = prediction.cells
     if cells is not None:
         level = int(cells.level[i])
         cell = divmod(int(cells.cell[i]), cells.model.config.grids[level])
         return {**instance, "level": level + 1, "stride": STRIDES[level], "cell": list(cell)}
-    instance |= {"mask_size": coco["mask_size"], "switch_probs": prediction.switch_probs[i].double().tolist()}
+    instance |= {"mask_size": size, "switch_probs": prediction.switch_probs[i].double().tolist()}
     if prediction.quality is not None:
         instance["quality"] = prediction.quality[i].double().tolist()
     if all_sizes:
-        instance["masks"] = {str(size): encode_rle(prediction.mask_at(i, size)) for size in prediction.mask_sizes}
+        instance["masks"] = {str(each): _encoded(prediction, i, each) for each in prediction.mask_sizes}
     return instance
+
+
+def _encoded(prediction: Prediction, i: int, size: int) -> dict[str, Any]:
+    """Run lengths of the mask of an instance at a size."""
+    return encode_pasted(prediction.mask_probs_at(i, size), prediction.mask_boxes[i].tolist(), prediction.image_size)
 
 
 def mean_macs(instances: list[dict[str, Any]]) -> float | None:
@@ -201,7 +235,8 @@ def reselected(prediction: Any, policy: Any, budget: Any) -> dict[str, Any]:
     if chosen == QUALITY and quality is None:
         raise DynaMaskError("the policy 'quality' needs predicted quality, and this answer has none; use 'learned'")
     limit = None if budget is None else budget_in_macs(budget, macs)
-    choice = chosen.choose(torch.from_numpy(boxes), size, logits_of(probs), macs, limit, quality)
+    with PICTURES() if len(boxes) > FEW_INSTANCES else nullcontext():
+        choice = chosen.choose(torch.from_numpy(boxes), size, logits_of(probs), macs, limit, quality)
     instances = []
     for old, k in zip(prediction["instances"], choice.tolist()):
         masks = old["masks"] if isinstance(old.get("masks"), dict) else {}
@@ -230,9 +265,9 @@ def _parts(
         fits = len(probs) == len(boxes) == len(instances) and np.isfinite(probs).all() and np.isfinite(boxes).all()
         if not fits or (probs < 0).any() or len(macs) != count or list(macs) != sorted(set(macs)) or macs[0] < 1:
             raise ValueError
-        if min(height, width) < 1:
+        if not 1 <= min(height, width) <= max(height, width) <= MAX_SEED or macs[-1] > 2**53:
             raise ValueError
-    except (TypeError, ValueError, KeyError, OverflowError):
+    except (TypeError, ValueError, KeyError, OverflowError, AttributeError):
         raise DynaMaskError("prediction is not an answer of /predict; give the object that it returned") from None
     return probs, quality, boxes, (height, width), macs
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from app.limits import LIMITS
+from app.work import MODEL
 from dynamask.models.weights import list_bundled
 from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
-    from dynamask.predict import Predictor
+    from dynamask.predict import Prediction, Predictor
 
 ABOUT = {
     "things": "photographs, 80 classes",
@@ -21,8 +23,43 @@ ABOUT = {
     "shapes-sodar-mask": "one-stage, coarser mask grid",
 }
 """A few words on each set of bundled weights."""
+ONE_STAGE_MASKS = 100
+"""Largest number of objects that one-stage weights find in a picture."""
 TRAINED_FOR = {"scene": "shapes", "photo": "things"}
 """The weights for each kind of picture."""
+
+
+class SharedPredictor:
+    """A predictor that computes for one request at a time; everything else is that of the predictor itself.
+
+    Args:
+        predictor: of any family.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._predictor, name)
+
+    def __call__(self, image: Any, **options: Any) -> Prediction:
+        """Predict on one image, see :class:`dynamask.predict.Predictor`.
+
+        Raises:
+            DynaMaskError: as the predictor does, or the current request ended while it waited.
+        """
+        with MODEL():
+            return self._predictor(image, **options)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise :class:`DynaMaskError` for a picture that is too large for one-stage weights, whose masks are kept as
+        whole pictures."""
+        most = LIMITS.mask_megapixels * 1_000_000 // ONE_STAGE_MASKS
+        if not self._predictor.mask_sizes and height * width > most:
+            raise DynaMaskError(
+                f"one-stage weights take pictures of at most {most / 1e6:.1f} million pixels here, and this one has "
+                f"{height * width / 1e6:.1f}; make it smaller, or choose two-stage weights"
+            )
 
 
 class WeightsCatalog:
@@ -44,19 +81,19 @@ class WeightsCatalog:
         self.names = [self.first, *(name for name in bundled if name != self.first)]
         self._sources = {**{name: name for name in self.names}, self.first: first}
         self._load, self._lock = load, threading.Lock()
-        self._loaded: dict[str, Predictor] = {}
+        self._loaded: dict[str, SharedPredictor] = {}
 
-    def get(self, name: str) -> Predictor:
+    def get(self, name: str) -> SharedPredictor:
         """The predictor of weights by their name.
 
         Raises:
             DynaMaskError: no weights have this name, or they cannot be loaded.
         """
-        if name not in self._sources:
+        if not isinstance(name, str) or name not in self._sources:
             raise DynaMaskError(f"there are no weights {str(name)[:40]!r} here; choose one of {', '.join(self.names)}")
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = self._load(self._sources[name])
+                self._loaded[name] = SharedPredictor(self._load(self._sources[name]))
             return self._loaded[name]
 
     def suitable(self, kind: str, present: str) -> str:

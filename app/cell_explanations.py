@@ -28,7 +28,7 @@ class RecentPredictions:
 
     def put(self, token: str, prediction: Prediction) -> None:
         """Keep a prediction without its masks, which are large, and drop the one that was used longest ago."""
-        small = dataclasses.replace(prediction.cells, masks=prediction.masks[:0])
+        small = dataclasses.replace(prediction.cells, masks=prediction.masks[:0].clone())
         self._kept[token] = dataclasses.replace(prediction, cells=small)
         self._kept.move_to_end(token)
         while len(self._kept) > KEPT_PREDICTIONS:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.images import png_bytes
+from app.images import decoded, png_bytes
+from app.mask_encoding import mask_work
 from app.session import Session, SessionInstances
-from dynamask.data.pictures import read_picture
+from app.work import check_request
 from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES
 from dynamask.viz.overlay import draw_instances, draw_overlay
@@ -46,7 +47,7 @@ def overlay(session: Session, picks: Picks, opacity: float, boxes: bool) -> byte
         opacity: of the fills, 0–1.
         boxes: draw boxes.
     """
-    image, found, rows = read_picture(session.picture.source), session.instances, [row for row, _ in picks]
+    image, found, rows = decoded(session.picture.source), session.instances, [row for row, _ in picks]
     masks = _masks(session, picks)
     if session.levels is None:
         sizes = [MASK_SIZES[k] for _, k in picks]
@@ -69,15 +70,19 @@ def overlay(session: Session, picks: Picks, opacity: float, boxes: bool) -> byte
 
 def _masks(session: Session, picks: Picks) -> np.ndarray:
     """(P, H, W) bool masks of the picks."""
-    masks = [session.instances.pasted(row, k, session.image_size) for row, k in picks]
-    return np.array(masks, dtype=bool).reshape(len(picks), *session.image_size)
+    masks = np.zeros((len(picks), *session.image_size), dtype=bool)
+    for i, (row, k) in enumerate(picks):
+        check_request()
+        masks[i] = session.instances.pasted(row, k, session.image_size)
+    return masks
 
 
 def instance_map(session: Session, picks: Picks) -> bytes:
     """PNG (16-bit grey): 0 for the background, else the number of the instance on the page, the best score on top."""
     ids = np.zeros(session.image_size, dtype=np.uint16)
-    for (row, _), mask in zip(reversed(picks), reversed(_masks(session, picks)), strict=True):
-        ids[mask] = row + 1
+    for row, k in reversed(picks):
+        check_request()
+        ids[session.instances.pasted(row, k, session.image_size)] = row + 1
     return png_bytes(ids)
 
 
@@ -88,6 +93,7 @@ def coco_results(session: Session, picks: Picks) -> bytes:
     """
     results = []
     for row, k in picks:
+        check_request()
         x0, y0, x1, y1 = session.instances.boxes[row].tolist()
         result = {
             "image_id": 1,
@@ -157,11 +163,16 @@ FILES: dict[str, tuple[str, str]] = {
 
 
 def download(session: Session, what: str, picks: Picks, opacity: float, boxes: bool) -> dict[str, str]:
-    """A file of `FILES` as `name`, `media` type and base64 `data`; see :func:`overlay` for the other arguments."""
-    if what == "overlay":
-        data = overlay(session, picks, opacity, boxes)
-    else:
-        data = {"ids": instance_map, "coco": coco_results, "csv": instance_table}[what](session, picks)
+    """A file of `FILES` as `name`, `media` type and base64 `data`; see :func:`overlay` for the other arguments.
+
+    Raises:
+        DynaMaskError: masks above the limit of a request, or the current request has ended.
+    """
+    with mask_work(0 if what == "csv" else len(picks) * math.prod(session.image_size)):
+        if what == "overlay":
+            data = overlay(session, picks, opacity, boxes)
+        else:
+            data = {"ids": instance_map, "coco": coco_results, "csv": instance_table}[what](session, picks)
     name, media = FILES[what]
     text = base64.b64encode(data).decode("ascii")
     return {"type": "file", "name": file_name(session.picture.title, name), "media": media, "data": text}

@@ -16,11 +16,12 @@ from app.arguments import number, whole_number
 from app.catalog import WeightsCatalog
 from app.cell_explanations import RecentPredictions, explanation, matching_row
 from app.downloads import FILES, Picks, download
-from app.images import jpeg_url, shrunk
+from app.images import decoded, jpeg_url, shrunk, stored_size
+from app.limits import LIMITS
 from app.messages import as_json, more_message, view_message
 from app.session import Session, SessionInstances, lowest_score
 from app.source_pictures import SCENES, SourcePicture, read_upload, scene_picture
-from dynamask.data.pictures import read_picture
+from app.work import MODEL, check_request
 from dynamask.predict import CachedRegions
 from dynamask.structures import MASK_SIZES, DynaMaskError
 from dynamask.viz.overlay import encode_jpeg
@@ -145,11 +146,14 @@ class ExploreHandlers:
             self._kept.move_to_end(key)
             return self._kept[key]
         predictor = self.catalog.get(weights)
-        image = read_picture(picture.source)
+        predictor.check_size(*stored_size(picture.source))
+        image = decoded(picture.source)
         prediction = predictor(image, score=lowest_score(predictor), all_sizes=bool(predictor.mask_sizes))
+        check_request()
         if isinstance(picture.source, bytes) and len(picture.source) > LARGEST_KEPT:
             picture = dataclasses.replace(picture, source=encode_jpeg(image, 95))
         session = Session.of(str(next(self._tokens)), weights, picture, predictor, prediction)
+        check_bytes(session)
         if prediction.cells is not None:
             self._recent.put(session.token, prediction)
         answer = view_message(session, image), session
@@ -168,12 +172,14 @@ class ExploreHandlers:
         _refuse_one_stage(session, "a mask for a drawn box")
         if int(session.instances.drawn.sum()) + len(boxes) > MAX_DRAWN:
             raise DynaMaskError(f"a picture takes at most {MAX_DRAWN} drawn boxes; open it again to start anew")
-        image = read_picture(session.picture.source)
+        image = decoded(session.picture.source)
         prediction = self.catalog.get(session.weights)(image, boxes=boxes, all_sizes=True)
         added = SessionInstances.of(prediction, drawn=True)
         if session.picture.truth is not None:
             added = added.compared(session.picture.truth)
-        return added, dataclasses.replace(session, instances=session.instances.joined(added))
+        grown = dataclasses.replace(session, instances=session.instances.joined(added))
+        check_bytes(grown)
+        return added, grown
 
     def explain(self, request: Mapping[str, Any], session: Session) -> str:
         """The cell, the neighbours and the representations behind one instance of one-stage weights."""
@@ -182,7 +188,7 @@ class ExploreHandlers:
         row = whole_number(request.get("row"), "instance", 0, max(0, len(session.instances) - 1))
         prediction = self._recent.get(session.token)
         if prediction is None:
-            image = read_picture(session.picture.source)
+            image = decoded(session.picture.source)
             prediction = self.catalog.get(session.weights)(image, score=session.lowest_score)
             self._recent.put(session.token, prediction)
         match = matching_row(prediction, session.instances, row)
@@ -197,13 +203,14 @@ class ExploreHandlers:
         if picks:
             rows, sizes = map(list, zip(*picks))
             boxes, labels = session.instances.boxes[rows], session.instances.labels[rows].tolist()
-            image = read_picture(session.picture.source)
+            image = decoded(session.picture.source)
             predictor = self.catalog.get(session.weights)
             prediction = predictor(image, boxes=boxes, labels=labels, policy=f"fixed:{MASK_SIZES[0]}")
             fresh = CachedRegions(prediction.regions.branch, prediction.regions.state)  # the same without masks
-            start = time.perf_counter()
-            fresh.ensure(torch.tensor(sizes))
-            milliseconds = prediction.timings["regions"] + (time.perf_counter() - start) * 1e3
+            with MODEL():
+                start = time.perf_counter()
+                fresh.ensure(torch.tensor(sizes))
+                milliseconds = prediction.timings["regions"] + (time.perf_counter() - start) * 1e3
         mean = sum(session.macs[k] for _, k in picks) / max(1, len(picks))
         return as_json({"type": "time", "milliseconds": round(milliseconds, 3), "count": len(picks), "mean": mean})
 
@@ -231,10 +238,19 @@ class ExploreHandlers:
         return as_json(entries)
 
 
+def check_bytes(session: Session) -> None:
+    """Raise :class:`DynaMaskError` for a session that takes more memory than a visitor may use."""
+    if session.nbytes > LIMITS.session_megabytes * 2**20:
+        raise DynaMaskError(
+            f"this picture and its objects take {session.nbytes // 2**20} MB on the server, and at most "
+            f"{LIMITS.session_megabytes} MB are kept; make the picture smaller"
+        )
+
+
 def _thumbnail(picture: SourcePicture) -> dict[str, Any]:
     """A picture as an entry of the page's choice."""
     shown = {name: getattr(picture, name) for name in ("kind", "key", "title", "credit")}
-    return {**shown, "picture": jpeg_url(shrunk(read_picture(picture.source), THUMBNAIL_SIDE), quality=80)}
+    return {**shown, "picture": jpeg_url(shrunk(decoded(picture.source), THUMBNAIL_SIDE), quality=80)}
 
 
 def _refuse_one_stage(session: Session, feature: str) -> None:

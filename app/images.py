@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from app.work import LARGE_PIXELS, PICTURES, check_request
+from dynamask.data.pictures import FORMATS, PictureSource, read_picture
 from dynamask.viz.overlay import encode_jpeg
 
 UInt8Array = npt.NDArray[np.uint8]
+
+
+def stored_size(source: PictureSource) -> tuple[int, int]:
+    """(height, width) that the header of a picture file states, before it is turned upright; (0, 0) if unknown."""
+    if isinstance(source, np.ndarray):
+        return source.shape[:2]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, which are refused when they are decoded
+            stream = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(stream, formats=FORMATS) as picture:
+                return picture.size[::-1]
+    except Exception:  # decoders raise many kinds on foreign bytes; decoding tells what is wrong
+        return 0, 0
+
+
+def decoded(source: PictureSource) -> UInt8Array:
+    """The picture as (H, W, 3) uint8 RGB; large ones are decoded for one request at a time.
+
+    Raises:
+        DynaMaskError: no picture that can be used, or the current request has ended.
+    """
+    check_request()
+    height, width = stored_size(source)
+    if height * width <= LARGE_PIXELS:
+        return read_picture(source)
+    with PICTURES():
+        return read_picture(source)
 
 
 def png_bytes(array: npt.NDArray[np.generic]) -> bytes:

@@ -217,6 +217,15 @@ class Session:
             () if costs is None else costs.cells,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the picture and the masks of its instances, in bytes."""
+        found, source = self.instances, self.picture.source
+        size = len(source) if isinstance(source, bytes) else getattr(source, "nbytes", 0)
+        size += 0 if self.picture.truth is None else self.picture.truth.nbytes
+        size += sum(grid.nbytes for grids in found.grids or () for grid in grids)
+        return size + sum(len(rle["counts"]) for rle in found.rles or ())
+
     def cell_of(self, row: int) -> tuple[int, int, int]:
         """Level from 0, row and column of the cell of an instance of one-stage weights."""
         level = int(self.instances.level[row])

@@ -10,11 +10,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from app import api
 from app.context import PageContext
 from app.errors import notifying
+from app.guard import Guard
 from app.handlers import ExploreHandlers
+from app.housekeeping import Housekeeping
+from app.limits import LIMITS
 from app.messages import as_json
 from app.session import Session
 from app.tabs import budget_tab, classes_tab, train_tab
@@ -23,11 +27,9 @@ from app.templates import module_loader, static_route, template
 STYLES = ("explore.css", "details.css", "one_stage.css")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-MAX_UPLOAD = "100mb"
 OTHER_TABS = {"Budget curve": budget_tab, "Classes": classes_tab, "Train": train_tab}
-KEPT_SESSIONS = 60
-"""Visitors whose pictures are kept at a time; the oldest is dropped first."""
-SESSION_SECONDS = 3600
+SPARE_THREADS = 24
+"""Threads beside those of the requests in work: for refusals, training runs and files."""
 
 # Gradio's own margins, which leave a phone too little width.
 PAGE_HEAD = """<style>
@@ -72,7 +74,7 @@ def explore(context: PageContext) -> None:
 def build(explorer: ExploreHandlers) -> gr.Blocks:
     """The page around an explorer, its first picture analysed."""
     with gr.Blocks(title="DynaMask", fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        context = PageContext(explorer, gr.State(None, time_to_live=SESSION_SECONDS))
+        context = PageContext(explorer, gr.State(None, time_to_live=LIMITS.session_seconds))
         with gr.Tabs(elem_id="dynamask-tabs"):
             with gr.Tab("Explore", id="explore"):
                 explore(context)
@@ -84,15 +86,23 @@ def build(explorer: ExploreHandlers) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
-    """Serve the page; `options` go to `gr.Blocks.launch`."""
+    """Serve the page within the limits; `options` go to `gr.Blocks.launch`."""
+    block = not options.pop("prevent_thread_lock", False)
+    page.queue(max_size=2 * LIMITS.queue)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO)
-    return page.launch(
+    launched = page.launch(
         theme=theme,
         head=PAGE_HEAD,
-        max_file_size=MAX_UPLOAD,
+        max_file_size=f"{LIMITS.upload_megabytes}mb",
         run_history=False,
         footer_links=[],
-        state_session_capacity=KEPT_SESSIONS,
-        app_kwargs={"routes": [static_route()]},
+        state_session_capacity=LIMITS.sessions,
+        max_threads=LIMITS.queue + SPARE_THREADS,
+        app_kwargs={"routes": [static_route()], "middleware": [Middleware(Guard)]},
+        prevent_thread_lock=True,
         **options,
     )
+    Housekeeping(page.server, Path(get_upload_folder())).start()
+    if block:
+        page.block_thread()
+    return launched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -13,9 +14,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from app.arguments import shortened
 from app.class_table import ideal, make_table, rows_in_true_boxes, rows_of_detections
+from app.limits import LIMITS
 from dynamask.data.coco_format import load_coco, read_coco, read_listing, restricted
 from dynamask.data.findings import raise_fatal
+from dynamask.data.pictures import MAX_PIXELS
 from dynamask.data.sources import open_data
 from dynamask.predict import Predictor
 from dynamask.structures import DynaMaskError
@@ -74,11 +78,14 @@ def _store(files: Sequence[str | Path], folder: Path) -> None:
             target = _target(name, folder)
             if target is None:
                 continue
+            text, most = target.suffix.lower() == ".json", LIMITS.annotation_megabytes * 2**20
             with open_file() as source, target.open("wb") as out:
                 while chunk := source.read(2**20):  # the size in the header of a zip may be wrong
                     used += len(chunk)
                     if used > MAX_BYTES:
                         raise DynaMaskError(f"the files hold more than {MAX_BYTES // 2**20} MB; upload fewer of them")
+                    if text and out.tell() + len(chunk) > most:
+                        raise DynaMaskError(f"a JSON file has more than {most // 2**20} MB; send fewer annotations")
                     out.write(chunk)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
         raise DynaMaskError("a file cannot be read; if it is a zip, pack it again without a password") from error
@@ -116,6 +123,7 @@ def _read(folder: Path) -> UploadedData:
     if not found:
         return UploadedData(folder, pictures[:MAX_PICTURES], None, max(0, len(pictures) - MAX_PICTURES))
     coco, left_out = load_coco(found[0]), 0
+    _check_declared_sizes(coco)
     names = {path.name: path for path in pictures}
     if pictures:
         coco, left_out = _with_pictures(coco, set(names))
@@ -123,6 +131,20 @@ def _read(folder: Path) -> UploadedData:
     if len(coco["annotations"]) > MAX_INSTANCES:
         raise DynaMaskError(f"the annotations hold more than {MAX_INSTANCES} instances; send fewer pictures")
     return UploadedData(folder, pictures, read_coco(coco).coco, left_out)
+
+
+def _check_declared_sizes(coco: dict[str, Any]) -> None:
+    """Raise :class:`DynaMaskError` if a picture or a mask is declared larger than pictures may be."""
+    masks = (each.get("segmentation") for each in coco["annotations"] if isinstance(each, dict))
+    sizes = [mask.get("size") for mask in masks if isinstance(mask, dict)]
+    sizes += [[each.get("height"), each.get("width")] for each in coco["images"] if isinstance(each, dict)]
+    for size in sizes:
+        whole = isinstance(size, list) and all(isinstance(side, (int, float)) for side in size)
+        if whole and math.prod(size) > MAX_PIXELS:
+            raise DynaMaskError(
+                f"the annotations declare a picture of {' x '.join(map(shortened, size[::-1]))} pixels; "
+                f"at most {MAX_PIXELS // 1_000_000} million are accepted"
+            )
 
 
 def _with_pictures(coco: dict[str, Any], names: set[str]) -> tuple[dict[str, Any], int]:

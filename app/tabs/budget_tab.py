@@ -50,8 +50,7 @@ def build(context: PageContext) -> None:
         context.session,
         curve,
         show_progress="hidden",
-        concurrency_id="curve",
-        concurrency_limit=2,
+        concurrency_limit=None,
         trigger_mode="always_last",
         api_visibility="private",
     )

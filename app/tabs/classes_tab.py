@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from app.class_table import bundled_tables, csv_text
-from app.errors import refuse
+from app.errors import refusal_of, refuse
+from app.limits import LIMITS
 from app.messages import as_json, size_styles
 from app.templates import module_loader, template
 from app.uploads import MAX_BYTES, MAX_INSTANCES, MAX_PICTURES, analyse, unpacked
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
 
 OWN = "Your data"
 FILE_TYPES = ["image", ".json", ".zip", ".tif", ".tiff", ".bmp", ".webp"]
-LIMITS = (
-    f"Pictures, a COCO JSON, or a zip of both: at most {MAX_PICTURES} pictures, {MAX_INSTANCES} instances and "
-    f"{MAX_BYTES // 2**20} MB. From a JSON alone, the table shows the sizes that each class needs; from pictures "
-    "alone, the sizes of the detected objects. Uploaded files are deleted after the analysis."
+NOTE = (
+    f"Pictures, a COCO JSON, or a zip of both: at most {MAX_PICTURES} pictures, {MAX_INSTANCES} instances, "
+    f"{LIMITS.annotation_megabytes} MB of JSON and {MAX_BYTES // 2**20} MB in all. From a JSON alone, the table shows "
+    "the sizes that each class needs; from pictures alone, the sizes of the detected objects. Uploaded files are "
+    "deleted after the analysis."
 )
 
 
@@ -41,13 +44,19 @@ class OwnAnalysis:
     table: dict[str, Any] | None = None
 
     def steps(self, analysis: Iterable[tuple[str, dict[str, Any] | None]]) -> Iterator[tuple[str, bool]]:
-        """Run an analysis until it is cancelled; yields a progress text and whether the table is complete."""
+        """Run an analysis until it is cancelled; yields a progress text and whether the table is complete.
+
+        Raises:
+            DynaMaskError: it takes longer than its limit.
+        """
         self.turn += 1
-        turn = self.turn
+        turn, end = self.turn, time.monotonic() + LIMITS.analysis_seconds
         for text, table in analysis:
             if self.turn != turn:
                 yield "Cancelled.", False
                 return
+            if table is None and time.monotonic() > end:
+                raise DynaMaskError(f"the analysis took longer than {LIMITS.analysis_seconds} s; send fewer pictures")
             self.table = table or self.table
             yield text, table is not None
 
@@ -77,7 +86,7 @@ def build(context: PageContext) -> None:
         elem_id="dynamask-classes",
     )
     with gr.Accordion("Your own pictures or annotations", open=not tables, elem_id="dynamask-classes-own"):
-        gr.Markdown(LIMITS)
+        gr.Markdown(NOTE)
         files = gr.File(
             label="Pictures, COCO JSON or zip",
             file_count="multiple",
@@ -101,9 +110,9 @@ def build(context: PageContext) -> None:
             with unpacked(sent or []) as data, closing(analyse(data, context.predictor(name), name)) as steps:
                 for text, complete in analysis.steps(steps):
                     yield (analysis, OWN, table_text(analysis.table), text) if complete else (*unchanged, text)
-        except DynaMaskError as error:
+        except Exception as error:
             yield *unchanged, ""
-            refuse(error)
+            refuse(refusal_of(error))
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     source.input(show, [source, analysis], table, queue=False, **private)

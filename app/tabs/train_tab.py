@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app.errors import refuse
+from app.errors import refusal_of, refuse
 from app.lesson_scenes import LessonScenes
 from app.live_training import BUDGET_RANGE, MAX_RUNS, WEIGHT_RANGE, LiveTraining
 from app.templates import template
 from app.train_view import introduction, run_view
-from dynamask.structures import DynaMaskError
 
 if TYPE_CHECKING:
     from app.context import PageContext
@@ -146,12 +145,12 @@ class TrainHandlers:
             yield visit, visit.view(), *buttons(visit)
             for html in train_loop(visit):
                 yield visit, html, *buttons(visit)
-        except DynaMaskError as error:
+        except Exception as error:
             if visit.training is None or not visit.training.history:
                 visit.leave()
             visit.pause()
             yield visit, visit.view(), *buttons(visit)
-            refuse(error)
+            refuse(refusal_of(error))
 
     @staticmethod
     def adjust(visit: VisitorRun, target: float, weight: float) -> None:
@@ -159,8 +158,8 @@ class TrainHandlers:
         try:
             if visit.training is not None:
                 visit.training.set(target, weight)
-        except DynaMaskError as error:
-            refuse(error)
+        except Exception as error:
+            refuse(refusal_of(error))
 
     @staticmethod
     def stop(visit: VisitorRun) -> tuple[Any, ...]:
