@@ -7,6 +7,8 @@ import io
 import json
 import math
 import re
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,12 @@ gradio_client = pytest.importorskip("gradio_client", reason="the endpoints are c
 
 import gradio as gr  # noqa: E402
 
-from app import api  # noqa: E402
-from app.catalog import WeightsCatalog  # noqa: E402
+from app import api, ui  # noqa: E402
+from app.catalog import SharedPredictor, WeightsCatalog  # noqa: E402
 from app.context import PageContext  # noqa: E402
+from app.errors import notifying  # noqa: E402
 from app.handlers import ExploreHandlers  # noqa: E402
+from app.images import decoded  # noqa: E402
 from dynamask.data.shapes.scene import make_scene  # noqa: E402
 from dynamask.predict import Predictor, predictor_of  # noqa: E402
 from dynamask.structures import MASK_SIZES, DynaMaskError  # noqa: E402
@@ -42,7 +46,7 @@ def address(predictor: Predictor):
     explorer = ExploreHandlers(WeightsCatalog(lambda name: predictor, "things", ["things", "shapes"]), [])
     with gr.Blocks(analytics_enabled=False) as page:
         api.build(PageContext(explorer, gr.State(None)))
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    _, url, _ = ui.launch(page, prevent_thread_lock=True, quiet=True)
     yield url
     page.close(verbose=False)
 
@@ -150,13 +154,13 @@ def test_select_refuses_what_is_no_answer(predictor, picture):
 def test_pictures_come_as_files_or_text_and_from_nowhere_else(picture, tmp_path):
     expected = np.asarray(Image.open(picture))
     for image in ({"path": str(picture)}, text_of(picture), "data:image/png;base64," + text_of(picture)):
-        assert (api.opened_picture(image, picture.parent) == expected).all()
+        assert (decoded(api.picture_bytes(image, picture.parent)) == expected).all()
     outside = tmp_path / "secret.png"
     outside.write_bytes(picture.read_bytes())
     paths = [{"path": str(outside)}, {"path": str(picture.parent / ".." / tmp_path.name / "secret.png")}, {"path": 3}]
     for image in [*paths, {"url": "http://127.0.0.1/x.png"}, None, 5, "%%%", "", "aGVsbG8=", [1]]:
         with pytest.raises(DynaMaskError) as refused:
-            api.opened_picture(image, picture.parent)
+            decoded(api.picture_bytes(image, picture.parent))
         assert str(tmp_path) not in str(refused.value)
 
 
@@ -207,6 +211,11 @@ def test_predict_select_and_scene_through_the_client(client, picture, predictor)
         ("/predict", {"boxes": [[9, 9, 3, 3]]}, "no area"),
         ("/predict", {"boxes": [[1, 2]]}, "boxes"),
         ("/predict", {"image": "no picture"}, "base64"),
+        ("/predict", {"weights": ["things"]}, "there are no weights"),
+        ("/predict", {"boxes": [[0, 0, 9, 10**400]]}, "boxes"),
+        ("/predict", {"boxes": [[0, 0, 9, 9]] * 301}, "at most 300"),
+        ("/predict", {"budget": 10**400}, "not a number"),
+        ("/scene", {"seed": 10**400}, "seed 'a number of many digits' is not usable"),
         ("/select", {"prediction": {"instances": 3}}, "not an answer of /predict"),
         ("/scene", {"seed": 1.5}, "whole number"),
         ("/scene", {"seed": -1}, "seed"),
@@ -218,6 +227,49 @@ def test_mistakes_are_one_sentence_for_the_client(client, picture, name, argumen
         client.predict(api_name=name, **arguments)
     message = str(refused.value)
     assert words in message.lower() and "Traceback" not in message and "\n" not in message.strip()
+
+
+def test_large_boxes_on_a_large_picture_are_refused_before_they_are_decoded(predictor, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("L", (5000, 4000)).save(buffer, "PNG")
+    options = {"boxes": [[0, 0, 5000, 4000]] * 5, "all_sizes": True}
+    shared = SharedPredictor(predictor)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("the picture was decoded"))
+    api.check_size(shared, buffer.getvalue(), {**options, "all_sizes": False})
+    with pytest.raises(DynaMaskError, match="million pixels, and at most 500 million"):
+        api.check_size(shared, buffer.getvalue(), {**options, "boxes": options["boxes"] * 2})
+
+
+def test_what_is_not_foreseen_is_a_sentence_too(caplog):
+    @notifying
+    def broken() -> None:
+        raise ZeroDivisionError("inside")
+
+    with pytest.raises(gr.Error) as refused:
+        broken()
+    assert "could not process" in refused.value.message and "inside" not in refused.value.message
+    assert "ZeroDivisionError" in caplog.text  # for the operator
+
+
+def test_a_model_computes_for_one_request_at_a_time():
+    running, most = [], []
+
+    class Slow:
+        mask_sizes = (14,)
+
+        def __call__(self, image: object) -> None:
+            running.append(image)
+            most.append(len(running))
+            time.sleep(0.02)
+            running.pop()
+
+    shared = SharedPredictor(Slow())
+    threads = [threading.Thread(target=shared, args=(i,)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5 and shared.mask_sizes == (14,)
 
 
 def test_a_budget_that_is_not_a_number_is_refused(client, picture):

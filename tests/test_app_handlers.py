@@ -20,11 +20,12 @@ from helpers.app_fakes import CELLS, MACS, FakePredictor, ask, exported, fake_ca
 from helpers.small_models import tiny_model
 from PIL import Image
 
-from app.__main__ import main
+from app.__main__ import main, parse_arguments, warn_if_open
 from app.arguments import number
-from app.catalog import WeightsCatalog
+from app.catalog import SharedPredictor, WeightsCatalog
 from app.downloads import file_name
 from app.images import shrunk
+from app.limits import Limits
 from app.session import LOWEST_SCORE
 from app.source_pictures import EXAMPLES_DIR, SCENES, SourcePicture, find_examples, scene_picture
 from dynamask.data.shapes import make_scene
@@ -336,6 +337,52 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, capsys):
     assert stop.value.code == 2 and captured.out == ""
     assert captured.err.startswith("dynamask: error: ") and captured.err.count("\n") == 1
     assert arguments[0] in captured.err or arguments[1] in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0"),
+        (["--share"], "--share"),
+        (["--host", "192.168.1.5"], "--host 192.168.1.5"),
+        (["--host", "0.0.0.0", "--auth", "a:b"], ""),
+        (["--host", "127.0.0.1"], ""),
+        ([], ""),
+    ],
+)
+def test_an_open_address_without_a_login_is_warned_of(arguments, warned, capsys):
+    warn_if_open(parse_arguments(arguments))
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == bool(warned) and warned in printed
+    assert not warned or (printed.startswith("dynamask: warning: ") and "--auth USER:PASSWORD" in printed)
+
+
+def test_a_session_that_takes_too_much_memory_is_refused(picture, monkeypatch):
+    handlers = fake_handlers()
+    _, session = open_upload(handlers, picture)
+    masks = sum(size * size for size in MASK_SIZES) * len(session.instances)
+    assert session.nbytes == masks + len(session.picture.source)
+    monkeypatch.setattr("app.handlers.LIMITS", Limits(session_megabytes=0))
+    with pytest.raises(DynaMaskError, match="at most 0 MB are kept"):
+        open_upload(handlers, picture)
+
+
+def test_one_stage_masks_of_large_pictures_are_refused():
+    shared = SharedPredictor(SimpleNamespace(mask_sizes=()))
+    shared.check_size(2000, 2500)
+    with pytest.raises(DynaMaskError, match="at most 5.0 million pixels here, and this one has 12.0"):
+        shared.check_size(3000, 4000)
+    SharedPredictor(FakePredictor()).check_size(3000, 4000)
+
+
+def test_exports_above_the_limit_are_refused(picture, monkeypatch):
+    handlers = fake_handlers()
+    _, session = open_upload(handlers, picture)
+    monkeypatch.setattr("app.mask_encoding.LIMITS", Limits(mask_megapixels=0))
+    for what in ("overlay", "ids", "coco"):
+        with pytest.raises(DynaMaskError, match="million are computed"):
+            exported(handlers, session, what, [[0, 0]])
+    assert exported(handlers, session, "csv", [[0, 0]])
 
 
 def test_help_does_not_wait_for_the_libraries():

@@ -19,6 +19,7 @@ from helpers.small_models import tiny_model
 
 from app import class_table, uploads
 from app.class_table import bundled_tables, csv_text, ideal, make_table, rows_in_true_boxes
+from app.limits import Limits
 from app.quality_curve import budget_curve
 from app.session import Session, SessionInstances
 from app.source_pictures import SourcePicture
@@ -233,6 +234,34 @@ def test_files_that_cannot_be_used_are_refused(exported, predictor, tmp_path, mo
             work(files, predictor)
 
 
+def declared(width, height, **changes) -> dict:
+    """Annotations of one rectangle in a picture of a declared size; `changes` go to the annotation."""
+    rectangle = [[0, 0, width, 0, width, height, 0, height]]
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, width, height], "segmentation": rectangle}
+    image = {"id": 1, "file_name": "a.png", "width": width, "height": height}
+    return {"images": [image], "annotations": [annotation | changes], "categories": [{"id": 1, "name": "cat"}]}
+
+
+@pytest.mark.parametrize("side", [30_000, 2**40, 10**400])
+def test_declared_sizes_above_those_of_pictures_are_refused(side, predictor, tmp_path):
+    path = tmp_path / "a.json"
+    for coco in (declared(side, side), declared(8, 8, segmentation={"size": [side, side], "counts": [side * side]})):
+        path.write_text(json.dumps(coco))
+        with pytest.raises(DynaMaskError) as refused:
+            work([path], predictor)
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_json_is_limited_unpacked(predictor, tmp_path, monkeypatch):
+    text = json.dumps(declared(8, 8)) + " " * 3_000_000
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", text)
+    assert (tmp_path / "a.zip").stat().st_size < 10_000 and work([tmp_path / "a.zip"], predictor)
+    monkeypatch.setattr(uploads, "LIMITS", Limits(annotation_megabytes=2))
+    with pytest.raises(DynaMaskError, match="a JSON file has more than 2 MB"):
+        work([tmp_path / "a.zip"], predictor)
+
+
 def test_nothing_leaves_the_folder_and_too_many_pictures_are_left_out(tmp_path, monkeypatch):
     names = ["../../evil.png", "/abs.png", "..\\..\\win.png", ".hid.png", "__MACOSX/._a.png", "run.sh", "b.png"]
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
@@ -389,6 +418,49 @@ def test_a_closed_tab_trains_no_longer(app_context, app_address):
             break
     assert dict(RUNS.beats) == beats
     other.close()
+
+
+def test_a_run_that_fails_is_cleaned_up_and_refused_in_a_sentence(monkeypatch):
+    gr = pytest.importorskip("gradio")
+    from app.live_training import Registry
+    from app.tabs import train_tab
+
+    registry, visit, errors = Registry(), train_tab.VisitorRun(), []
+
+    class Failing:
+        active, finished, history = False, False, []
+
+        def set(self, target, weight) -> None:
+            """Nothing is out of range."""
+
+        def work(self, steps) -> None:
+            registry.enter(id(self))
+            raise errors[0]
+
+        def stop(self) -> None:
+            registry.leave(id(self))
+
+    handlers = train_tab.TrainHandlers(None)
+    monkeypatch.setattr(train_tab.TrainHandlers, "scenes", None)
+    monkeypatch.setattr(train_tab, "LiveTraining", lambda *_: Failing())
+    monkeypatch.setattr(train_tab.VisitorRun, "view", lambda visit: "")
+    for error, words in ((DynaMaskError("full"), "Full"), (ZeroDivisionError(), "could not process")):
+        errors[:] = [error]
+        steps = handlers.start(visit, 0.5, 0.4)
+        with pytest.raises(gr.Error) as refused:
+            list(steps)
+        assert words in refused.value.message and visit.training is None and registry.beats == {}
+
+
+def test_an_analysis_has_a_limited_time(monkeypatch):
+    pytest.importorskip("gradio")
+    from app.tabs import classes_tab
+
+    monkeypatch.setattr(classes_tab, "LIMITS", Limits(analysis_seconds=-1))
+    own = classes_tab.OwnAnalysis()
+    with pytest.raises(DynaMaskError, match="send fewer pictures"):
+        list(own.steps(iter([("picture 1", None), ("Done", {})])))
+    assert list(own.steps(iter([("Done", {"rows": []})])))[-1] == ("Done", True)
 
 
 def test_every_tab_fits_a_phone(page):
