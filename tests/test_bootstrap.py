@@ -389,7 +389,8 @@ def test_predictions_come_back_from_the_cache(tmp_path):
     count = len(results)
     quality = [{} if i % 3 else dict(enumerate([0.1, 0.2, 0.3, i / count])) for i in range(count)]
     truth, choice = [None if i % 3 else i for i in range(count)], [i % 4 for i in range(count)]
-    found = Instances(results, rles, list(torch.randn(count, 4)), quality, quality, choice, truth)
+    columns = {"mask_iou": quality, "boundary_iou": quality, "choice": choice, "truth": truth}
+    found = Instances(results, rles, list(torch.randn(count, 4)), **columns)
     given = instances(np.eye(4), np.random.default_rng(0).random((4, 4)), [1, 1, 2, 3])
     views = {m: np.random.default_rng(1).random((2, 4, 4)) for m in ("mask_iou", "boundary_iou")}
     collected = Collected(given, found, views, {"edge_loss": np.ones((4, 4))}, [{"backbone": 7}])
