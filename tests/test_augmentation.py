@@ -13,6 +13,7 @@ from dynamask.data.batch_augmentation import partners
 from dynamask.data.copy_paste import CopyPaste, paste
 from dynamask.data.loaders import TrainingLoader
 from dynamask.data.transforms import GREY, TrainingTransforms
+from dynamask.ops.mask_windows import MaskWindows
 from dynamask.structures import DynaMaskError
 from dynamask.training_config import TrainConfig
 
@@ -33,6 +34,21 @@ def test_flip_moves_picture_boxes_and_masks_together():
     assert torch.equal(flipped, image.flip(2)) and torch.equal(moved["masks"], target["masks"].flip(2))
     check_consistent(flipped, moved)
     assert type(flipped) is Tensor and type(moved["boxes"]) is Tensor and type(moved["masks"]) is Tensor
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_masks_may_be_windows(seed):
+    image, target = scene(seed, 4)
+    source, objects = scene(seed + 50, 3, first=100)
+    found = []
+    for form in (lambda masks: masks, MaskWindows.of):
+        torch.manual_seed(seed)
+        transforms = TrainingTransforms(crop=0.5, zoom_out=0.5, scale_jitter=(0.4, 2.0))
+        moved = transforms(image, {**target, "masks": form(target["masks"])})
+        found.append(paste(*moved, source, {**objects, "masks": form(objects["masks"])}, (0.3, 0.7)))
+    (tensor, plain), (same_tensor, windows) = found
+    assert type(plain["masks"]) is Tensor and type(windows["masks"]) is MaskWindows
+    assert same((tensor, plain), (same_tensor, {**windows, "masks": windows["masks"].dense()}))
 
 
 def test_jitter_changes_colours_alone():

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dynamask.evaluation.mask_quality import boundary_iou, boundary_width
+from dynamask.ops.mask_windows import MaskWindows
 from dynamask.ops.masks import (
     crop_mask_pyramid,
     crop_masks,
@@ -16,6 +17,7 @@ from dynamask.ops.masks import (
     paste_masks,
     paste_window,
 )
+from dynamask.ops.rle import encode_rle
 from dynamask.structures import MASK_SIZES
 
 torch.set_num_threads(1)
@@ -197,3 +199,60 @@ def test_boundary_iou_on_the_grid_equals_that_of_the_picture_where_the_grids_agr
     for i, row in enumerate(candidates.numpy().astype(bool)):
         expected = [boundary_iou(candidate, masks[i].numpy()) for candidate in row]
         assert found[i].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def windows_and_masks() -> tuple[MaskWindows, torch.Tensor]:
+    """Masks of 90 x 110 pixels as windows and as a tensor: blobs at all borders, a large one and an empty one."""
+    rng = np.random.default_rng(3)
+    masks = torch.zeros(6, 90, 110, dtype=torch.uint8)
+    for mask, (top, bottom, left, right) in zip(
+        masks, [(0, 9, 0, 7), (80, 90, 95, 110), (20, 33, 40, 90), (5, 88, 3, 108)]
+    ):
+        mask[top:bottom, left:right] = torch.from_numpy(
+            rng.integers(0, 2, (bottom - top, right - left), dtype=np.uint8)
+        )
+    masks[5] = 1
+    return MaskWindows.of(masks), masks
+
+
+def test_windows_hold_the_masks_that_they_were_made_of():
+    windows, masks = windows_and_masks()
+    assert windows.shape == masks.shape and torch.equal(windows.dense(), masks)
+    assert torch.equal(MaskWindows.from_rles([encode_rle(mask) for mask in masks], (90, 110)).dense(), masks)
+    assert windows.counts().tolist() == masks.sum((1, 2)).tolist()
+    assert torch.equal(windows[3], masks[3]) and torch.equal(windows[[2, 0]].dense(), masks[[2, 0]])
+    keep = torch.tensor([True, False, False, True, True, False])
+    assert torch.equal(windows[keep].dense(), masks[keep])
+    assert np.array_equal(windows[keep].union(), masks[keep].amax(0).numpy())
+    assert windows.tight_boxes()[5].tolist() == [0, 0, 110, 90] and windows.tight_boxes()[4].tolist() == [0] * 4
+    assert sum(len(part) for part in windows.batches()) == 6
+    assert windows.like(masks).equal(masks) and windows.like(windows) is windows
+    assert MaskWindows.of(masks[:0]).dense().shape == (0, 90, 110)
+
+
+def test_windows_move_as_the_masks_do():
+    windows, masks = windows_and_masks()
+    rows, columns = slice(4, 85), slice(50, 100)
+    assert torch.equal(windows.cropped(rows, columns).dense(), masks[:, rows, columns])
+    assert torch.equal(windows.flipped().dense(), masks.flip(2))
+    assert torch.equal(windows.placed(3, 5, (100, 130)).dense(), F.pad(masks, (5, 15, 3, 7)))
+    for size in ((45, 55), (200, 131), (90, 110), (1, 1)):
+        expected = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0].byte()
+        assert torch.equal(windows.resized(size).dense(), expected)
+    cover = torch.randint(0, 2, (81, 50), dtype=torch.uint8)
+    left = masks.clone()
+    left[:, rows, columns] &= 1 - cover
+    assert torch.equal(windows.without(cover.numpy(), rows, columns).dense(), left)
+    assert torch.equal(windows.joined(windows.flipped()).dense(), torch.cat([masks, masks.flip(2)]))
+
+
+def test_crops_of_windows_are_those_of_the_masks():
+    windows, masks = windows_and_masks()
+    boxes = torch.tensor(
+        [[0, 0, 7, 9], [94.3, 79, 111, 90], [38, 15, 95, 40.5], [2, 2, 109, 89], [1, 1, 9, 9], [-9, -9, 120, 99]]
+    )
+    index = torch.tensor([0, 1, 2, 3, 4, 5, 3])
+    boxes = torch.tensor([*boxes, boxes[0]])
+    for ours, whole in zip(*(crop_mask_pyramid(m, boxes, MASK_SIZES, index) for m in (windows, masks))):
+        assert torch.allclose(ours, whole, atol=1e-4)
+    assert crop_mask_pyramid(windows, boxes[:0], MASK_SIZES, index[:0])[0].shape == (0, 14, 14)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamask.cli.common import held_out, print_summary, write_json
-from dynamask.data.sources import Data, open_data, open_together
+from dynamask.data.sources import Data, open_data, open_together, with_mask_windows
 from dynamask.engine.evaluate import EvaluationOptions, category_map, run_evaluation
 from dynamask.engine.log import RunLog
 from dynamask.engine.run import Run
@@ -84,11 +84,11 @@ def open_validation(arguments: argparse.Namespace, training: Data, overlays: boo
     if any(given):
         dataset = open_data(*given, training.class_names, split=arguments.val_split, default_split="val")
         category_map(training, dataset)
-        return Validation(dataset, range(len(dataset)), True)
+        return Validation(with_mask_windows(dataset), range(len(dataset)), True)
     sources = (arguments.data, arguments.images, arguments.annotations)
     dataset = open_together(*sources, training.class_names, split=arguments.split)
     indices = held_out(dataset, arguments.holdout, True) if held else range(len(dataset))
-    return Validation(dataset, indices, held)
+    return Validation(with_mask_windows(dataset), indices, held)
 
 
 def periodic(run: Run, validation: Validation | None) -> list[Periodic]:

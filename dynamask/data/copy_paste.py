@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dynamask.data.batch_augmentation import BatchAugmentation, Sample
-from dynamask.data.transforms import is_visible, keep_visible, kept_objects, mask_only, pixels_of, shrink_to_masks
+from dynamask.data.transforms import is_visible, keep_visible, kept_objects, mask_only, shrink_to_masks
+from dynamask.ops.mask_windows import MaskWindows
 
 MIN_VISIBLE = 0.1
 """Objects are dropped if a smaller fraction than this remains visible."""
@@ -64,14 +65,14 @@ def paste(
     across, at, there_x = _along(width, source.shape[-1], place[1])
     window = (slice(there_y, there_y + down), slice(there_x, there_x + across))
     boxes = objects["boxes"] - torch.tensor([there_x, there_y] * 2)
-    moved = {**objects, "boxes": boxes, "masks": objects["masks"][:, *window]}
-    moved = keep_visible(moved, pixels_of(objects["masks"]), 0.0)
+    masks = MaskWindows.of(objects["masks"])
+    moved = keep_visible({**objects, "boxes": boxes, "masks": masks.cropped(*window)}, masks.counts(), 0.0)
     if not len(moved["masks"]):
         return image, target
     moved["boxes"] = moved["boxes"] + torch.tensor([at, here] * 2)
-    cover = np.bitwise_or.reduce(moved["masks"].numpy(), axis=0)  # (down, across)
+    cover = moved["masks"].union()  # (down, across)
     (top, bottom), (left, right) = (_span(cover.any(axis=axis)) for axis in (1, 0))
-    moved["masks"] = moved["masks"][:, top:bottom, left:right]  # the rest of the image is not touched
+    moved["masks"] = moved["masks"].cropped(slice(top, bottom), slice(left, right))  # the rest is not touched
     covered = torch.from_numpy(cover[top:bottom, left:right]).bool()
     inside = (slice(here + top, here + bottom), slice(at + left, at + right))
     seen = image.clone()
@@ -86,17 +87,18 @@ def put_over(
 
     Args:
         target: of the picture, as for :func:`paste`.
-        objects: their targets, boxes in the picture's pixels and masks (M, h, w) in the window's; M at least 1.
+        objects: their targets, boxes in the picture's pixels and masks (M, h, w) in the window's, a tensor or windows.
         window: rows and columns of the picture that the objects lie in, as slices with a start and a stop.
         min_visible: as for :func:`paste`.
 
     Returns:
         The remaining objects of the picture, then the given ones. It has ``mask_only`` if one of the targets has it.
     """
-    masks = objects["masks"]
-    cover = torch.from_numpy(np.bitwise_or.reduce(masks.numpy(), axis=0))
-    own = _uncovered(target, cover, window, min_visible, room=len(masks))
-    own["masks"][-len(masks) :, *window] = masks
+    rows, columns = window
+    masks = MaskWindows.of(objects["masks"])
+    own = _uncovered({**target, "masks": MaskWindows.of(target["masks"])}, masks.union(), window, min_visible)
+    placed = masks.placed(rows.start, columns.start, own["masks"].frame)
+    own["masks"] = own["masks"].joined(placed).like(target["masks"])
     both = {key: torch.cat([own[key], objects[key]]) for key in ("boxes", "labels", "area", "iscrowd")}
     if "mask_only" in own or "mask_only" in objects:
         both["mask_only"] = torch.cat([mask_only(own), mask_only(objects)])
@@ -104,24 +106,16 @@ def put_over(
 
 
 def _uncovered(
-    target: dict[str, Any], cover: Tensor, inside: tuple[slice, slice], min_visible: float, room: int
+    target: dict[str, Any], cover: np.ndarray, inside: tuple[slice, slice], min_visible: float
 ) -> dict[str, Any]:
-    """The visible rest of a picture's own objects below a cover (h, w) at the window ``inside``.
-
-    The masks are copies, followed by ``room`` empty masks.
-    """
-    masks = target["masks"]
-    before = pixels_of(masks)
-    after = before - pixels_of(masks[:, *inside] & cover)
+    """The visible rest of a picture's own objects below a cover (h, w) at the window ``inside``."""
+    left = target["masks"].without(cover, *inside)
+    before, after = target["masks"].counts(), left.counts()
     keep = is_visible(before, after, min_visible)
-    left, count = kept_objects({key: target[key] for key in target if key != "masks"}, keep), int(keep.sum())
-    bigger = masks.new_zeros((count + room, *masks.shape[1:]))
-    for new, index in enumerate(torch.nonzero(keep).flatten().tolist()):
-        bigger[new] = masks[index]
-    bigger[:count, *inside] &= 1 - cover
+    kept = kept_objects({**target, "masks": left}, keep)
     before, after = before[keep], after[keep]
-    boxes = shrink_to_masks(left["boxes"], bigger[:count], whole=after == before)
-    return {**left, "boxes": boxes, "masks": bigger, "area": left["area"] * (after / before)}
+    boxes = shrink_to_masks(kept["boxes"], kept["masks"], whole=after == before)
+    return {**kept, "boxes": boxes, "area": kept["area"] * (after / before)}
 
 
 def _span(there: np.ndarray) -> tuple[int, int]:

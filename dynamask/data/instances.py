@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynamask.data.coco_checks import clipped_box
 from dynamask.data.pictures import read_picture
+from dynamask.ops.mask_windows import MaskWindows
 from dynamask.ops.rle import Rle, decode_masks
 from dynamask.structures import DynaMaskError
 
@@ -37,12 +38,15 @@ class InstanceDataset(torch.utils.data.Dataset):
         files: path of the picture by dataset index.
         coco: the COCO dict of all pictures, including crowds.
         skipped: number of annotations without area, which are left out.
+        mask_windows: whether the masks of items are :class:`dynamask.ops.mask_windows.MaskWindows` instead of a tensor,
+            which takes far less memory if there are many objects in a large picture.
     """
 
     files: list[Path]
     image_ids: list[int]
     coco: dict[str, Any]
     skipped: int = 0
+    mask_windows: bool = False
 
     def __init__(self, categories: Sequence[dict[str, Any]], transforms: Transforms | None) -> None:
         """Number the categories (each with ``id`` and ``name``) by ascending id, from label 1."""
@@ -84,10 +88,13 @@ class InstanceDataset(torch.utils.data.Dataset):
         """Target at ``index`` before any transform, without reading the picture."""
         size, objects = self.size(index), self.instances(index)
         boxes = [clipped_box(annotation["bbox"], size) for annotation, _ in objects]
+        rles = [rle for _, rle in objects]
         return {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor([self._labels[a["category_id"]] for a, _ in objects], dtype=torch.int64),
-            "masks": torch.from_numpy(decode_masks([rle for _, rle in objects], size)),
+            "masks": MaskWindows.from_rles(rles, size)
+            if self.mask_windows
+            else torch.from_numpy(decode_masks(rles, size)),
             "image_id": self.image_ids[index],
             "area": torch.tensor([a["area"] for a, _ in objects], dtype=torch.float32),
             "iscrowd": torch.tensor([a["iscrowd"] for a, _ in objects], dtype=torch.int64),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from dynamask.ops.masks import resize_masks
+from dynamask.ops.mask_windows import MaskWindows
 
 GREY = 114
 """Fill value of added borders, 8-bit grey."""
@@ -53,24 +52,43 @@ class TrainingTransforms:
             hue: with `photometric`, the largest shift of the hue, as a share of the colour circle, 0-0.5.
         """
         self.jitter = v2.ColorJitter(0.25, 0.25, 0.25, hue) if photometric else None
-        fill = {tv_tensors.Image: GREY, tv_tensors.Mask: 0}
-        steps = [v2.RandomZoomOut(fill=fill, side_range=(1.0, 2.0), p=zoom_out)] if zoom_out > 0 else []
+        steps = [v2.RandomZoomOut(fill=GREY, side_range=(1.0, 2.0), p=zoom_out)] if zoom_out > 0 else []
         self.geometry = v2.Compose([*steps, v2.RandomHorizontalFlip(p=flip)])
         self.crop, self.crop_side, self.min_visible = crop, crop_side, min_visible
         self.scale_jitter, self.jitter_size = tuple(scale_jitter), jitter_size
 
     def __call__(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Transform a (3, H, W) uint8 picture and its target (see `InstanceDataset`); the arguments are not changed."""
+        """Transform a (3, H, W) uint8 picture and its target (see `InstanceDataset`); the arguments are not changed.
+
+        Masks come back in the form in which they are given, a tensor or windows.
+        """
+        given = target["masks"]
+        target = {**target, "masks": MaskWindows.of(given)}
         if self.jitter is not None:
             image = self.jitter(image)
         if self.crop > 0 and torch.rand(()) < self.crop:
             image, target = self._cut_window(image, target)
         if self.scale_jitter != (1.0, 1.0) or self.jitter_size:
             image, target = self._jitter_scale(image, target)
-        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
-        image, boxes, masks = self.geometry(tv_tensors.Image(image), boxes, tv_tensors.Mask(target["masks"]))
-        moved = {"boxes": boxes.as_subclass(Tensor), "masks": masks.as_subclass(Tensor).contiguous()}
-        return image.as_subclass(Tensor).contiguous(), {**target, **moved}
+        image, target = self._move(image, target)
+        return image, {**target, "masks": target["masks"].like(given)}
+
+    def _move(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Zoom out and flip; the masks are moved as two boxes are, the first pixel and the whole frame."""
+        height, width = image.shape[-2:]
+        probes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, width, height]])
+        boxes = torch.cat([target["boxes"], probes])
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        image, boxes = self.geometry(tv_tensors.Image(image), boxes)
+        *_, first, frame = boxes.as_subclass(Tensor).round().to(torch.int64)
+        left, top = frame[:2].tolist()
+        masks = target["masks"].flipped() if first[0] != left else target["masks"]
+        masks = masks.placed(top, left, image.shape[-2:])
+        return image.as_subclass(Tensor).contiguous(), {
+            **target,
+            "boxes": boxes.as_subclass(Tensor)[:-2],
+            "masks": masks,
+        }
 
     def _jitter_scale(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Scale the picture, then crop or pad it to the frame.
@@ -88,7 +106,7 @@ class TrainingTransforms:
         size = [max(1, min(f, round(side * scale))) for side, f in zip((rows, columns), frame)]
         image, target = _resized(image, target, size)
         right, below = frame[1] - size[1], frame[0] - size[0]
-        masks = nn.functional.pad(target["masks"], (0, right, 0, below))
+        masks = target["masks"].placed(0, 0, frame)
         return nn.functional.pad(image, (0, right, 0, below), value=GREY), {**target, "masks": masks}
 
     def _cut_window(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -107,19 +125,19 @@ def _window(
     """Crop a window; masks shrink to the visible part, and objects with too small a visible fraction are dropped."""
     window = (slice(top, top + rows), slice(left, left + columns))
     boxes = target["boxes"] - torch.tensor([left, top, left, top])
-    cut = {**target, "masks": target["masks"][:, *window], "boxes": boxes}
-    return image[:, *window], keep_visible(cut, pixels_of(target["masks"]), min_visible)
+    cut = {**target, "masks": target["masks"].cropped(*window), "boxes": boxes}
+    return image[:, *window], keep_visible(cut, target["masks"].counts(), min_visible)
 
 
 def keep_visible(target: dict[str, Any], before: Tensor, min_visible: float) -> dict[str, Any]:
     """Drop objects with too small a visible fraction; the boxes of other cut objects become tight.
 
     Args:
-        target: with cut masks, and boxes that are not cut yet.
+        target: with cut masks as windows, and boxes that are not cut yet.
         before: (N,) pixels of the masks before they were cut.
         min_visible: fraction of the pixels that must remain, 0–1; at least one pixel always must.
     """
-    after = pixels_of(target["masks"])
+    after = target["masks"].counts()
     keep = is_visible(before, after, min_visible)
     kept, before, after = kept_objects(target, keep), before[keep], after[keep]
     boxes = shrink_to_masks(kept["boxes"], kept["masks"], whole=after == before)
@@ -144,34 +162,25 @@ def mask_only(target: dict[str, Any]) -> Tensor:
     return target.get("mask_only", torch.zeros(len(target["labels"]), dtype=torch.bool))
 
 
-def pixels_of(masks: Tensor) -> Tensor:
-    """(N,) int64 pixel counts of (N, H, W) uint8 masks."""
-    counts = [np.count_nonzero(mask.view(bool)) for mask in masks.numpy()]
-    return torch.tensor(counts, dtype=torch.int64)
-
-
 def _resized(image: Tensor, target: dict[str, Any], size: list[int]) -> tuple[Tensor, dict[str, Any]]:
-    """Resize picture (bilinear, antialiased), masks (nearest) and boxes to [height, width]."""
+    """Resize picture (bilinear, antialiased), masks (nearest pixel centre) and boxes to [height, width]."""
     old = image.shape[-2:]
     if list(old) == size:
         return image, target
     factors = torch.tensor([size[1] / old[1], size[0] / old[0]])
-    masks = resize_masks(target["masks"], size)
+    masks = target["masks"].resized(size)
     moved = {**target, "masks": masks, "boxes": target["boxes"] * factors.repeat(2)}
     moved["area"] = target["area"] * factors.prod()
-    vanished = pixels_of(masks) == 0
+    vanished = masks.counts() == 0
     image = functional.resize(image, size, antialias=True)
     return image, kept_objects(moved, ~vanished)
 
 
-def shrink_to_masks(boxes: Tensor, masks: Tensor, whole: Tensor) -> Tensor:
-    """Boxes (N, 4) clipped to the frame of the (N, H, W) masks; those of cut objects become tight."""
-    height, width = masks.shape[-2:]
+def shrink_to_masks(boxes: Tensor, masks: MaskWindows, whole: Tensor) -> Tensor:
+    """Boxes (N, 4) clipped to the frame of the N masks; those of cut objects become tight."""
+    height, width = masks.frame
     boxes = boxes.clone()
     boxes[:, 0::2].clamp_(0, width)
     boxes[:, 1::2].clamp_(0, height)
-    for index in torch.nonzero(~whole).flatten().tolist():
-        rows = torch.nonzero(masks[index].any(1)).flatten()
-        columns = torch.nonzero(masks[index].any(0)).flatten()
-        boxes[index] = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).to(boxes)
+    boxes[~whole] = masks[~whole].tight_boxes().to(boxes)
     return boxes

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from dynamask.ops.mask_windows import MaskWindows
+
 BOUNDARY_WIDTH_RATIO = 0.02
 """Width of the boundary region of the boundary IoU, as a fraction of the image diagonal."""
 
@@ -51,12 +53,13 @@ def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def crop_mask_pyramid(
-    masks: Tensor, boxes: Tensor, sizes: Sequence[int], mask_index: Tensor | None = None
+    masks: Tensor | MaskWindows, boxes: Tensor, sizes: Sequence[int], mask_index: Tensor | None = None
 ) -> list[Tensor]:
     """Area-sample masks at several sizes, see :func:`crop_masks`.
 
     Args:
-        masks: (G, H, W) full-image masks, values 0 or 1.
+        masks: (G, H, W) full-image masks, values 0 or 1, or windows of them, of which only those that are cropped are
+            moved to the device of the boxes.
         boxes: (N, 4) xyxy in image pixels.
         sizes: sides; the largest must be a multiple of each.
         mask_index: (N,) int64, the mask of each box; by default mask i for box i.
@@ -69,9 +72,30 @@ def crop_mask_pyramid(
         mask_index = torch.arange(len(boxes), device=boxes.device)
     if len(boxes) == 0:
         return [boxes.new_zeros((0, size, size)) for size in sizes]
-    rois = torch.cat([mask_index[:, None].to(boxes.dtype), boxes], dim=1)  # (N, 5)
-    fine = roi_align(masks[:, None].to(boxes.dtype), rois, finest, 1.0, sampling_ratio=0, aligned=True)  # (N, 1, S, S)
+    if isinstance(masks, MaskWindows):
+        fine = _crop_windows(masks, boxes, finest, mask_index.tolist())
+    else:
+        rois = torch.cat([mask_index[:, None].to(boxes.dtype), boxes], dim=1)  # (N, 5)
+        fine = _area_samples(masks[:, None].to(boxes.dtype), rois, finest)
     return [(fine if size == finest else F.avg_pool2d(fine, finest // size))[:, 0] for size in sizes]
+
+
+def _area_samples(masks: Tensor, rois: Tensor | list[Tensor], size: int) -> Tensor:
+    """(N, 1, S, S) of masks (G, 1, H, W) in RoIs (N, 5), or in a list of G times (…, 4)."""
+    return roi_align(masks, rois, size, 1.0, sampling_ratio=0, aligned=True)
+
+
+def _crop_windows(masks: MaskWindows, boxes: Tensor, size: int, index: list[int]) -> Tensor:
+    """(N, 1, S, S) of boxes (N, 4), box i in mask index[i]."""
+    rows: dict[int, list[int]] = {}
+    for row, mask in enumerate(index):
+        rows.setdefault(mask, []).append(row)
+    fine = boxes.new_zeros((len(boxes), 1, size, size))
+    for (pixels, top, left), own in zip(masks.sources(list(rows), boxes.device), rows.values()):
+        if pixels.numel():
+            places = boxes[own] - boxes.new_tensor([left, top, left, top])
+            fine[own] = _area_samples(pixels[None, None].to(boxes.dtype), [places], size)
+    return fine
 
 
 def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:

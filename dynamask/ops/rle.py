@@ -52,17 +52,32 @@ def decode_masks(rles: Sequence[Rle], size: Sequence[int]) -> np.ndarray:
     height, width = size
     masks = np.zeros((len(rles), height, width), dtype=np.uint8)
     for mask, rle in zip(masks, rles, strict=True):
-        ends = np.cumsum(run_lengths(rle["counts"]))
-        if len(ends) < 2:
-            continue
-        left = int(ends[0]) // height
-        last = int(ends[-1 if len(ends) % 2 == 0 else -2])  # one past the last 1
-        right = (last + height - 1) // height
-        inside = np.clip(ends, left * height, right * height)
-        runs = np.diff(inside, prepend=left * height)
-        values = np.arange(len(runs), dtype=np.uint8) & 1
-        mask[:, left:right] = np.repeat(values, runs).reshape(-1, height).T  # (columns, H) → (H, columns)
+        left, columns = _columns(rle, height)
+        mask[:, left : left + len(columns)] = columns.T
     return masks
+
+
+def decode_window(rle: Rle) -> tuple[int, int, np.ndarray]:
+    """Top, left and the (h, w) uint8 pixels of the box around a compressed run-length mask, (0, 0) for an empty one."""
+    left, columns = _columns(rle, rle["size"][0])
+    down = np.flatnonzero(columns.any(axis=0))
+    if not len(down):
+        return 0, 0, np.zeros((0, 0), dtype=np.uint8)
+    return int(down[0]), left, columns[:, down[0] : down[-1] + 1].T
+
+
+def _columns(rle: Rle, height: int) -> tuple[int, np.ndarray]:
+    """The columns (K, H) uint8 of a mask from its first to its last pixel, and the number of the first of them."""
+    ends = np.cumsum(run_lengths(rle["counts"]))
+    if len(ends) < 2:
+        return 0, np.zeros((0, height), dtype=np.uint8)
+    left = int(ends[0]) // height
+    last = int(ends[-1 if len(ends) % 2 == 0 else -2])  # one past the last 1
+    right = (last + height - 1) // height
+    inside = np.clip(ends, left * height, right * height)
+    runs = np.diff(inside, prepend=left * height)
+    values = np.arange(len(runs), dtype=np.uint8) & 1
+    return left, np.repeat(values, runs).reshape(-1, height)
 
 
 def run_lengths(counts: str | bytes) -> np.ndarray:

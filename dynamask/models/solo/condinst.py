@@ -208,7 +208,7 @@ class CondInst(nn.Module):
             if len(positive) == 0:
                 continue
             size = tuple(found.feature.shape[-2:])
-            truth = shrunk_masks(target["masks"], network_sizes[image], found.frame, size)
+            truth = shrunk_masks(target["masks"], network_sizes[image], found.frame, size, match.device)
             first = 0
             for level, size in enumerate(counts):
                 own = positive[(positive >= first) & (positive < first + size)]

@@ -103,7 +103,8 @@ class SoloNet(PretrainedModel):
         batch, resized = self.transform(images, plain)
         for given, placed, image, network in zip(targets or [], resized or [], images, batch.image_sizes):
             ratio = torch.tensor([network[1] / image.shape[-1], network[0] / image.shape[-2]], dtype=torch.float64)
-            placed["centres"] = centres_of_mass(given["masks"]) * ratio.to(given["masks"].device)
+            centres = centres_of_mass(given["masks"])
+            placed["centres"] = (centres * ratio.to(centres.device)).to(image.device)
         return batch, resized or []
 
     def _encode(self, batch: ImageList, images: list[Tensor]) -> EncodedGrids:

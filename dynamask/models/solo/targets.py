@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamask.ops.mask_windows import MaskWindows
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -39,8 +41,11 @@ def joined(levels: Sequence[Assignment]) -> tuple[Assignment, Tensor]:
     return Assignment(*(field[order] for field in fields)), level[order]
 
 
-def centres_of_mass(masks: Tensor) -> Tensor:
+def centres_of_mass(masks: Tensor | MaskWindows) -> Tensor:
     """(N, 2) float64 (x, y) in continuous mask pixels of (N, H, W) masks of 0 and 1; NaN for an empty mask."""
+    if isinstance(masks, MaskWindows):
+        centres = [centres_of_mass(part.dense()) for part in masks.batches()]
+        return torch.cat([torch.zeros(0, 2, dtype=torch.float64), *centres])
     weights = masks.to(torch.float64)
     total = weights.sum((1, 2))
     rows = torch.arange(masks.shape[1], device=masks.device, dtype=torch.float64) + 0.5
@@ -104,18 +109,28 @@ def assign(
     return levels
 
 
-def shrunk_masks(masks: Tensor, network_size: tuple[int, int], frame: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def shrunk_masks(
+    masks: Tensor | MaskWindows,
+    network_size: tuple[int, int],
+    frame: tuple[int, int],
+    size: tuple[int, int],
+    device: torch.device | None = None,
+) -> Tensor:
     """Masks of one picture at the mask stride, at the top left of the padded frame.
 
     Args:
-        masks: (N, H, W) of 0 and 1 in the pixels of the picture.
+        masks: (N, H, W) of 0 and 1 in the pixels of the picture, a tensor or windows.
         network_size: (H, W) of the picture inside the padded batch.
         frame: (H, W) of the padded batch.
         size: (h, w) of the frame at the mask stride.
+        device: of the result, for masks that are windows.
 
     Returns:
         (N, h, w) float of 0 and 1.
     """
+    if isinstance(masks, MaskWindows):
+        parts = [shrunk_masks(part.dense().to(device), network_size, frame, size) for part in masks.batches()]
+        return torch.cat([torch.zeros(0, *size, device=device), *parts])
     inner = [max(1, round(n * s / f)) for n, s, f in zip(network_size, size, frame)]
     shrunk = F.interpolate(masks[:, None].float(), size=inner, mode="bilinear", align_corners=False, antialias=True)
     return (F.pad(shrunk, (0, size[1] - inner[1], 0, size[0] - inner[0]))[:, 0] >= 0.5).float()
@@ -131,8 +146,9 @@ def level_masks(
     """Target masks (P, h, w) of the cells of a level, see :func:`shrunk_masks`."""
     out = []
     for image, target in enumerate(targets):
-        rows = assigned.instance[assigned.image == image].to(target["masks"].device)
+        device = target["boxes"].device
+        rows = assigned.instance[assigned.image == image].to(device)
         if len(rows):
             used, inverse = rows.unique(return_inverse=True)
-            out.append(shrunk_masks(target["masks"][used], network_sizes[image], frame, size)[inverse])
+            out.append(shrunk_masks(target["masks"][used], network_sizes[image], frame, size, device)[inverse])
     return torch.cat(out)
