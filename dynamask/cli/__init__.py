@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code, 0, 2, or 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 for findings of ``data check``, 2 for an error, 130 after Ctrl-C."""
     replace_unencodable()
     arguments = build_parser().parse_args(argv)
     return run_command("dynamask", lambda: arguments.run(arguments), vars(arguments).get("json"))

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import DATA_HELP, MOST, add_json, input_file, number_in, print_line, write_json
+from dynamask.cli.common import (
+    DATA_HELP,
+    MOST,
+    add_json,
+    check_folder,
+    input_file,
+    number_in,
+    print_line,
+    write_json,
+)
 from dynamask.structures import DynaMaskError
 
 SHOWN = 20
@@ -23,15 +32,16 @@ def add(commands: Any) -> None:
         help="count what a data set holds and find everything that is wrong with it",
         description="Count what a data set (COCO, LVIS or Cityscapes) holds and list everything that is wrong with it; "
         "the other commands stop at the first error. They refuse data with errors and accept warnings. The exit code "
-        "is 0 as long as anything in the data set can be used.",
+        "is 0 if nothing was found, 1 if something was found, and 2 if nothing in the data set can be used.",
     )
     source = check.add_mutually_exclusive_group(required=True)
-    source.add_argument("--annotations", type=input_file, metavar="JSON", help="COCO annotations")
+    source.add_argument("--annotations", type=input_file, metavar="JSON", help="COCO annotations, or their folder")
     source.add_argument("--data", metavar="DATA", help=DATA_HELP)
     check.add_argument("--split", metavar="NAME", help="split of --data, where it has several (default: train)")
     check.add_argument("--images", type=Path, metavar="DIR", help="picture folder, to decode every picture as well")
     shown = f"print at most N findings of a kind (default: {SHOWN}); --json holds them all"
     check.add_argument("--most", type=number_in(0, MOST), default=SHOWN, metavar="N", help=shown)
+    check.add_argument("--out", type=Path, metavar="DIR", help="write a page with pictures of the findings here")
     add_json(check)
     check.set_defaults(run=_check)
     subset = parts.add_parser(
@@ -50,11 +60,13 @@ def add(commands: Any) -> None:
     subset.set_defaults(run=_subset)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from dynamask.data.check import check_data
+def _check(arguments: argparse.Namespace) -> int:
+    from dynamask.data.check import examine
     from dynamask.data.cityscapes import check_labels
-    from dynamask.data.sources import find_source, is_shapes, open_data
+    from dynamask.data.sources import find_annotations, find_source, is_shapes, open_data
 
+    if arguments.out is not None:
+        check_folder(arguments.out)
     annotations, images, findings = arguments.annotations, arguments.images, []
     if arguments.data is not None:
         if images is not None:
@@ -70,17 +82,26 @@ def _check(arguments: argparse.Namespace) -> None:
                 annotations, findings = check_labels(found.annotations, str(found.split), sys.stderr.isatty())
     elif arguments.split is not None:
         raise DynaMaskError(f"--split {arguments.split} chooses a split of --data; leave it out with --annotations")
-    report = check_data(annotations, images, sys.stderr.isatty(), findings)
+    elif annotations.is_dir():
+        annotations = find_annotations(annotations)
+    report, coco, files = examine(annotations, images, sys.stderr.isatty(), findings)
     _print_holdings(report, arguments.json)
     _print_findings(report, arguments.most, arguments.json)
+    if arguments.out is not None:
+        from dynamask.viz.data_page import write_page
+
+        page = write_page(arguments.out, report, coco, files, str(arguments.data or arguments.annotations))
+        print_line(f"page: {page}", arguments.json)
     write_json(report, arguments.json)
     if not report["usable"]:
         source, count = arguments.data or arguments.annotations, len(report["findings"])
         raise DynaMaskError(f"nothing in {source} can be used ({count} findings); correct what is listed")
+    return 1 if report["findings"] else 0
 
 
 def _subset(arguments: argparse.Namespace) -> None:
     from dynamask.data.coco_format import load_coco, read_coco
+    from dynamask.data.coco_repair import repaired
     from dynamask.data.instances import is_held_out
 
     field, equals, text = (arguments.where or "").partition("=")
@@ -89,7 +110,7 @@ def _subset(arguments: argparse.Namespace) -> None:
     if arguments.holdout is not None and arguments.holdout < 2:
         raise DynaMaskError(f"--holdout is {arguments.holdout}; give a whole number of at least 2")
     read_coco(arguments.annotations, need_files=False)  # refuses what the other commands refuse
-    coco = load_coco(arguments.annotations)
+    coco, _ = repaired(load_coco(arguments.annotations), lambda finding: None)  # read_coco has warned
     images = [
         image
         for image in coco["images"]
@@ -138,6 +159,8 @@ def _print_findings(report: dict[str, Any], most: int, target: str | None) -> No
     for severity, kind in kinds:
         found = [finding for finding in report["findings"] if finding["kind"] == kind]
         print_line(f"{severity}: {kind} ({len(found)}): {found[0]['cure']}", target)
+        if found[0]["assumed"]:
+            print_line(f"  assumed: {found[0]['assumed']}", target)
         for finding in found[: max(most, 0)]:
             print_line(f"  {finding['where']} {finding['problem']}", target)
         if len(found) > max(most, 0):
