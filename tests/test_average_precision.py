@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dynamask.data.coco_format import read_coco, read_results
 from dynamask.data.segmentation import segmentation_to_rle
+from dynamask.engine.evaluate import class_differences
 from dynamask.evaluation.coco_ap import AP_KEYS, evaluate_coco
 from dynamask.ops.rle import decode_rle
 from dynamask.structures import DynaMaskError
@@ -266,3 +268,28 @@ def test_unknown_iou_type_and_foreign_annotations_are_refused():
     assert evaluate_coco(annotations, boxes_only, ("bbox",))["bbox"]["AP"] == pytest.approx(1)
     with pytest.raises(DynaMaskError, match="segmentation"):
         evaluate_coco(annotations, boxes_only, ("bbox", "segm"))
+
+
+def test_images_with_more_objects_than_are_counted_are_named():
+    square = {"image_id": 1, "category_id": 1}
+    truths = [{**square, "segmentation": [[4 * i, 0, 4 * i + 3, 0, 4 * i + 3, 9, 4 * i, 9]]} for i in range(101)]
+    coco = {
+        "images": [{"id": 1, "width": 420, "height": 10}],
+        "annotations": truths,
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    with pytest.warns(UserWarning, match=r"at most 100 detections .* \(image 1 has 101\)"):
+        evaluate_coco(coco, [], ["segm"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate_coco({**coco, "annotations": truths[:100]}, [], ["segm"])
+
+
+def test_differences_between_the_classes_of_weights_and_data_are_said():
+    def sides(ours, theirs):
+        return SimpleNamespace(class_names=("bg", *ours)), SimpleNamespace(class_names=("bg", *theirs))
+
+    assert class_differences(*sides("ab", "ba")) is None
+    said = class_differences(*sides(["box", "Disc"], ["box", "disc", "star"]))
+    assert "the weights lack disc, star" in said and "lack Disc of the weights" in said and "'Disc' and 'disc'" in said
+    assert "lack b, c, d, e, f and 2 more classes" in class_differences(*sides("abcdefgh", "a"))

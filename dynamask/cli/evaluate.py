@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from dynamask.cli.common import (
@@ -76,11 +77,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _evaluate_results(arguments: argparse.Namespace) -> dict[str, Any]:
     """AP of a results file."""
     from dynamask.data.coco_format import read_coco, read_results
+    from dynamask.data.sources import find_annotations
     from dynamask.engine.scoring import average_precision
 
     if arguments.annotations is None:
         raise DynaMaskError("a results file is evaluated on its annotations; give them with --annotations")
-    content = read_coco(arguments.annotations)
+    file = arguments.annotations
+    content = read_coco(find_annotations(file) if file.is_dir() else file)
     annotations = content.coco
     results = read_results(arguments.predictions, content.listing)
     ids = [image["id"] for image in annotations["images"]]
@@ -93,7 +96,8 @@ def _evaluate_results(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """The figures of weights; processes started by torchrun share the images."""
-    from dynamask.engine.evaluate import EvaluationOptions, run_evaluation
+    from dynamask.data.sources import with_mask_windows
+    from dynamask.engine.evaluate import EvaluationOptions, class_differences, run_evaluation
     from dynamask.predict import load
 
     def opened() -> tuple[Predictor, EvaluationOptions, Data, list[int]]:
@@ -110,7 +114,10 @@ def _evaluate_weights(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, 
             mask_nms=arguments.mask_nms,
             rescore=arguments.rescore,
         )
-        return predictor, options, *open_selected_data(arguments, predictor.class_names)
+        dataset, indices = open_selected_data(arguments, predictor.class_names)
+        if (differences := class_differences(predictor, dataset)) is not None and ranks.first:
+            warnings.warn(differences, stacklevel=2)
+        return predictor, options, with_mask_windows(dataset), indices
 
     progress = sys.stderr.isatty() and ranks.first
     predictor, options, dataset, indices = ranks.together(opened)

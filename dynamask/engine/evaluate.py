@@ -156,6 +156,29 @@ def category_map(predictor: Predictor, dataset: Data) -> dict[int, int]:
     return shared
 
 
+def class_differences(predictor: Predictor, dataset: Data) -> str | None:
+    """A sentence about the classes that only the weights or only the annotations have; None without a difference."""
+    ours, theirs = (list(dict.fromkeys(names[1:])) for names in (predictor.class_names, dataset.class_names))
+    lacking = [name for name in theirs if name not in ours]
+    unused = [name for name in ours if name not in theirs]
+    parts = []
+    if lacking:
+        parts.append(f"the weights lack {_some(lacking)} of the annotations, which count as not found")
+    if unused:
+        parts.append(f"the annotations lack {_some(unused)} of the weights, whose detections are left out")
+    folded = {name.casefold(): name for name in unused}
+    pairs = [f"{folded[name.casefold()]!r} and {name!r}" for name in lacking if name.casefold() in folded]
+    if pairs:
+        parts.append(f"{', '.join(pairs)} differ in case only: write them in one way if they mean the same class")
+    return "; ".join(parts) or None
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many others there are."""
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5} more classes" if len(names) > 5 else shown
+
+
 def known_instances(
     target: dict[str, Any], categories: dict[int, int], category_ids: Sequence[int]
 ) -> tuple[list[int], list[int]]:

@@ -8,6 +8,8 @@ pycocotools. True instances are sorted by their ``area`` field.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from dynamask.data.coco_checks import MOST_DETECTIONS
 from dynamask.data.coco_format import CocoAnnotations, checked_result, load_coco, read_coco, restricted
 from dynamask.ops.masks import BOUNDARY_WIDTH_RATIO
 from dynamask.ops.rle import rle_area, rle_box
@@ -34,6 +37,7 @@ def evaluate_coco(
     """Average precision of COCO results, at most 100 detections per image and class.
 
     The inputs are not changed. True instances whose box or mask has no area are left out and counted in one warning.
+    Another warning says if images have more objects of a class than are counted.
     The boundary IoU is that of Cheng et al. with a width of 0.02 of the image diagonal (rounded, at least one pixel).
 
     Args:
@@ -54,6 +58,7 @@ def evaluate_coco(
     """
     rows = threshold_rows(at_ious)
     given = comparable(annotations, results, iou_types, image_ids)
+    _warn_of_limit(given.truths)
     figures = {}
     for iou_type in iou_types:
         images = [{key: image[key] for key in ("id", "height", "width")} for image in given.images]
@@ -62,6 +67,21 @@ def evaluate_coco(
         parts = slices(precision) | {key: precision[row, :, :, 0] for key, row in rows.items()}
         figures[iou_type] = {key: mean_of_defined(values) for key, values in parts.items()}
     return figures
+
+
+def _warn_of_limit(truths: Sequence[dict[str, Any]]) -> None:
+    """Warn of images with more objects of a class than detections are counted."""
+    counts = Counter((truth["image_id"], truth["category_id"]) for truth in truths if not truth["iscrowd"])
+    many = {key: number for key, number in counts.items() if number > MOST_DETECTIONS}
+    if many:
+        (image_id, _), most = max(many.items(), key=lambda item: item[1])
+        images = len({image for image, _ in many})
+        warnings.warn(
+            f"AP counts at most {MOST_DETECTIONS} detections per image and class, and {images} "
+            f"image{'s have' if images > 1 else ' has'} more objects of a class (image {image_id} has {most}), so its "
+            "largest possible value is below 1; cut such pictures into tiles",
+            stacklevel=3,
+        )
 
 
 def threshold_rows(at_ious: Sequence[float]) -> dict[str, int]:
