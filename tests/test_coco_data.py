@@ -89,10 +89,11 @@ def test_boxes_are_clipped_to_the_picture(coco, write):
 
 def test_picture_of_another_size_is_refused_and_exif_is_followed(coco, write):
     folder, path = write(coco)
-    Image.new("RGB", (11, 8)).save(folder / "a.png")
     dataset = CocoDataset(folder, path)
-    with pytest.raises(DynaMaskError, match="11 x 8 pixels and not 10 x 8"):
-        dataset[0]
+    Image.new("RGB", (11, 8)).save(folder / "a.png")
+    for read in (lambda: dataset[0], lambda: CocoDataset(folder, path)):
+        with pytest.raises(DynaMaskError, match="11 x 8 pixels and not 10 x 8"):
+            read()
     exif = Image.Exif()
     exif[0x0112] = 6
     for stored in ((10, 8), (8, 10)):  # annotated as stored, annotated upright

@@ -13,8 +13,10 @@ from dynamask import cli
 from dynamask.data import CocoDataset, read_coco
 from dynamask.data.check import check_data
 from dynamask.data.coco_format import read_results
-from dynamask.data.findings import ERRORS, WARNINGS
+from dynamask.data.findings import ASSUMPTIONS, ERRORS, WARNINGS
 from dynamask.data.segmentation import segmentation_to_rle
+from dynamask.data.sources import require_objects
+from dynamask.evaluation.coco_ap import evaluate_coco
 from dynamask.ops.rle import decode_masks, decode_rle, encode_rle, rle_area, rle_box
 from dynamask.structures import DynaMaskError
 
@@ -159,6 +161,48 @@ def rewrite(name, change_bytes):
     return lambda coco, folder: (folder / name).write_bytes(change_bytes((folder / name).read_bytes()))
 
 
+def normalise(coco, folder):
+    for annotation in coco["annotations"][:2]:
+        annotation["segmentation"] = [[v / (64, 48)[i % 2] for i, v in enumerate(annotation["segmentation"][0])]]
+        annotation["bbox"] = [0.1, 0.1, 0.2, 0.2]
+    del coco["annotations"][2]
+
+
+def placeholder(coco, folder):
+    coco["categories"] = [{"id": 0, "name": "set", "supercategory": "none"}] + [
+        {**category, "supercategory": "set"} for category in coco["categories"]
+    ]
+
+
+def exchange_sizes(coco, folder):
+    for image in coco["images"]:
+        image["width"], image["height"] = image["height"], image["width"]
+    coco["annotations"] = [{"image_id": 1, "category_id": 5, "segmentation": [[40, 9, 63, 9, 63, 40]]}]
+
+
+def turn(name):
+    def apply(coco, folder):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(folder / name).save(folder / name, exif=exif)
+
+    return apply
+
+
+def many(coco, folder):
+    square = [[0, 0, 4, 0, 4, 4, 0, 4]]
+    coco["annotations"] += [
+        {"image_id": 3, "category_id": 5, "segmentation": [[v + i // 2 if k % 2 else v + i for k, v in enumerate(s)]]}
+        for i in range(51)
+        for s in (square[0], [v + 5 for v in square[0]])
+    ]
+
+
+def crowds_only(coco, folder):
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = 1
+
+
 NOTES, IMAGES, CLASSES = "annotations", "images", "categories"
 TWIN = {"id": 1, "file_name": "3.png", "height": 48, "width": 64}
 FAULTS = [
@@ -172,8 +216,43 @@ FAULTS = [
     (change(CLASSES, 2, name=None), "category_entry", "category 11 has no name"),
     (add(CLASSES, {"id": 5, "name": "again"}), "duplicate_id", "which another category has"),
     (change(CLASSES, 2, name="plate"), "duplicate_class_name", None),
-    (change(NOTES, 1, id=1), "duplicate_id", "which another annotation has"),
-    (change(NOTES, 1, id="2"), "annotation_entry", "has the id '2', which is no integer"),
+    (change(NOTES, 1, id=1), "annotation_id", None),
+    (change(NOTES, 1, id="first"), "annotation_id", None),
+    (change(NOTES, 1, id="2"), "number_format", None),
+    (change(IMAGES, 2, width="64"), "number_format", None),
+    (change(IMAGES, 2, id=3.0), "number_format", None),
+    (change(NOTES, 0, area="400"), "number_format", None),
+    (change(NOTES, 0, bbox=["10", "10", 20, 20]), "number_format", None),
+    (change(NOTES, 0, bbox=None, area=None, iscrowd=None), "null_field", None),
+    (segmentation(SQUARE[0]), "polygon_format", None),
+    (segmentation([[10, 10], [30, 10], [30, 30], [10, 30]]), "polygon_format", None),
+    (segmentation([[[10, 10], [30, 10], [30, 30], [10, 30]]]), "polygon_format", None),
+    (segmentation([{"x": 10, "y": 10}, {"x": 30, "y": 10}, {"x": 30, "y": 30}]), "polygon_format", None),
+    (normalise, "normalised_coordinates", None),
+    (change(CLASSES, 2, name="never "), "class_name_spaces", None),
+    (change(CLASSES, 2, name="Plate"), "similar_class_name", None),
+    (placeholder, "placeholder_class", None),
+    (change(NOTES, 0, bbox=[0, 0, 0, 0]), "box_from_mask", None),
+    (change(NOTES, 0, bbox=[10, 10, 30, 30]), "corner_box", None),
+    (change(NOTES, 0, bbox=[0, 0, 64, 48]), "box_far_larger", None),
+    (change(NOTES, 0, area=-400), "area_from_mask", None),
+    (change(IMAGES, 2, file_name="images\\3.png"), "adapted_file_name", None),
+    (change(IMAGES, 2, file_name="C:\\pictures\\3.png"), "adapted_file_name", None),
+    (change(IMAGES, 2, file_name="/data/upload/3.PNG"), "adapted_file_name", None),
+    (change(IMAGES, 2, file_name="%33.png"), "adapted_file_name", None),
+    (exchange_sizes, "size_exchanged", None),
+    (turn("2.png"), "exif_ignored", None),
+    (add(NOTES, {"id": 4, "image_id": 1, "category_id": 5, "segmentation": SQUARE}), "identical_annotations", None),
+    (many, "many_objects", None),
+    (crowds_only, "no_objects", "3 are crowd regions"),
+    (segmentation([]), "no_segmentation", None),
+    (change(IMAGES, 2, width=2**20, height=2**20), "image_entry", "1048576 x 1048576 pixels, more than the 25 million"),
+    (change(IMAGES, 2, file_name="3\0.png"), "image_entry", "image 3 has no file_name"),
+    (
+        segmentation([[i // 2 % 2 * 60 for i in range(200_000)]]),
+        "bad_segmentation",
+        "100000 points whose outline",
+    ),
     (change(NOTES, 0, image_id=77), "unknown_image", "image 77, which the file does not list"),
     (change(NOTES, 0, image_id=[1]), "unknown_image", r"image \[1\], which the file does not list"),
     (change(NOTES, 0, image_id=...), "unknown_image", "annotation 1 has no image_id"),
@@ -183,7 +262,7 @@ FAULTS = [
     (change(NOTES, 0, bbox=[0, 0, float("nan"), 1]), "annotation_entry", "four finite numbers"),
     (change(NOTES, 0, bbox=[0, 0, 10**400, 1]), "annotation_entry", "four finite numbers"),
     (change(NOTES, 0, area=float("nan")), "annotation_entry", "has the area nan, which is no finite number"),
-    (change(NOTES, 0, area="16"), "annotation_entry", "has the area '16'"),
+    (change(NOTES, 0, area="large"), "annotation_entry", "has the area 'large'"),
     (segmentation(...), "bad_segmentation", "has no segmentation; give polygons"),
     (segmentation("square"), "bad_segmentation", "neither polygons nor run lengths"),
     (segmentation([SQUARE[0][:7]]), "bad_segmentation", "flat list of finite x, y pairs"),
@@ -212,7 +291,7 @@ FAULTS = [
 """Each with the kind of the finding, and the sentence of the error where data with this fault are refused."""
 
 
-@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("fault", "kind", "sentence"), FAULTS)
 def test_the_check_finds_each_fault_and_reading_refuses_the_errors(world, fault, kind, sentence):
     folder, write = world
@@ -221,12 +300,14 @@ def test_the_check_finds_each_fault_and_reading_refuses_the_errors(world, fault,
     path = write(coco)
     report = check_data(path, folder)
     found = [finding["kind"] for finding in report["findings"]]
-    assert kind in found and set(report["finding_counts"]) == set(found) and report["usable"]
+    assert kind in found and set(report["finding_counts"]) == set(found)
+    assert report["usable"] == (kind != "no_objects")
     assert all(finding["where"] and finding["problem"] and finding["cure"] for finding in report["findings"])
     assert (sentence is None) == (report["errors"] == 0) == (kind in WARNINGS)
 
     def load() -> None:
         dataset = CocoDataset(folder, path)
+        require_objects(dataset)
         for index in range(len(dataset)):
             dataset[index]
 
@@ -247,6 +328,7 @@ def test_every_kind_of_finding_is_tested():
     ("content", "sentence"),
     [
         ("", "not valid JSON"),
+        ('{"images": [\n{"id": 1}, ', "ends in the middle at line 2, column"),
         ("{", "not valid JSON"),
         ("[" * 100_000, "cannot be read"),
         ("[]", "must be an object"),
@@ -291,7 +373,7 @@ def test_the_command_lists_all_findings_and_counts_what_is_left(world, capsys):
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:100])
     (folder / "3.png").unlink()
     words = ["data", "check", "--annotations", str(write(coco)), "--images", str(folder), "--json", "-"]
-    assert cli.main(words) == 0
+    assert cli.main(words) == 1
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert report["finding_counts"] == {
@@ -315,6 +397,87 @@ def test_nothing_usable_is_an_error_after_the_list(world, capsys):
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1 and "nothing in" in printed.err
     assert "unknown_category (3)" in printed.out
+
+
+def test_the_page_shows_each_kind_with_its_cure_and_thumbnails(world, tmp_path, capsys):
+    folder, write = world
+    command = ["data", "check", "--images", str(folder), "--out", str(tmp_path / "page"), "--annotations"]
+    assert cli.main([*command, str(write(sound()))]) == 0
+    page = tmp_path / "page" / "data-check.html"
+    assert "Nothing was found" in page.read_text(encoding="utf-8")
+    coco = sound()
+    coco["categories"][0]["name"] = "<b>&"
+    coco["annotations"][0]["bbox"] = [0, 0, 0, 0]
+    coco["annotations"].append({**coco["annotations"][1], "id": 8, "image_id": 77})
+    assert cli.main([*command, str(write(coco))]) == 1
+    text = page.read_text(encoding="utf-8")
+    assert "box from mask (1)" in text and ASSUMPTIONS["box_from_mask"] in text and WARNINGS["box_from_mask"] in text
+    assert text.count("data:image/jpeg;base64,") == 1 and "annotation 8 belongs to image 77" in text
+    assert "<b>" not in text and f"page: {page}" in capsys.readouterr().out
+    page.unlink()
+    page.parent.rmdir()
+    page.parent.write_text("a file")
+    assert cli.main([*command, str(write(coco))]) == 2 and "is a file" in capsys.readouterr().err
+
+
+def test_what_was_assumed_is_said_in_one_warning(world):
+    folder, write = world
+    coco = sound()
+    coco["categories"].append({"id": 12, "name": "square "})
+    coco["annotations"][0] |= {"category_id": "12", "bbox": None, "image_id": 1.0}
+    coco["annotations"].append({"image_id": 3, "category_id": 5, "segmentation": []})
+    with pytest.warns(UserWarning) as caught:
+        dataset = CocoDataset(folder, write(coco))
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    for words in ("skipped 1 annotation", "joined to one class", "null", "integers", "1 have no segmentation"):
+        assert words in str(caught[0].message)
+    assert dataset.class_names == ("__background__", "square", "plate", "never")
+    assert dataset[0][1]["labels"].tolist() == [1] and dataset[0][1]["boxes"].tolist() == [[10, 10, 30, 30]]
+    again = read_coco(dataset.coco)
+    assert [a["category_id"] for a in again.coco["annotations"]] == [5, 9, 5]
+
+
+def test_results_with_a_joined_category_count_for_it(world):
+    folder, write = world
+    coco = {**sound(), "categories": [*sound()["categories"], {"id": 12, "name": "square"}]}
+    result = {"image_id": 1, "category_id": 12, "score": 1.0, "segmentation": SQUARE}
+    with pytest.warns(UserWarning, match="joined"):
+        figures = evaluate_coco(coco, [result], ["segm"])
+    assert figures["segm"]["AP50"] == pytest.approx(0.5), "the square is found, the plate is not"
+
+
+def test_exchanged_sizes_are_refused_where_the_objects_do_not_tell(world):
+    folder, write = world
+    coco = sound()
+    coco["images"][0] |= {"width": 48, "height": 64}
+    with pytest.raises(DynaMaskError, match="width and height are exchanged"):
+        CocoDataset(folder, write(coco))
+
+
+def test_objects_of_turned_pictures_decide_between_the_sizes(world):
+    folder, write = world
+    coco = sound()
+    turn("1.png")(coco, folder)  # stored 64 x 48, upright 48 x 64
+    coco["annotations"][0]["segmentation"] = [[10, 10, 30, 10, 30, 60, 10, 60]]
+    del coco["annotations"][0]["bbox"], coco["annotations"][0]["area"]
+    with pytest.warns(UserWarning, match="exchanged"):
+        image, target = CocoDataset(folder, write(coco))[0]
+    assert image.shape == (3, 64, 48) and target["masks"].sum() == 1000
+
+
+@pytest.mark.parametrize("change_entry", [{"segmentation": []}, {"iscrowd": 1}, None])
+def test_training_and_analysis_refuse_data_without_an_object(world, tmp_path, capsys, change_entry):
+    folder, write = world
+    coco = sound()
+    coco["annotations"] = [{**entry, **change_entry} for entry in coco["annotations"][:2]] if change_entry else []
+    path = str(write(coco))
+    training = ["train", "--images", str(folder), "--annotations", path, "--model", "dynamask_mobilenetv2_fpn_small"]
+    for command in ([*training, "--out", str(tmp_path / "run")], ["analyze", "--annotations", path]):
+        assert cli.main(command) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "no object that can be used" in error and ("2 " in error or change_entry is None)
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["data", "check", "--annotations", path]) == 2 and "no_objects (1)" in capsys.readouterr().out
 
 
 RESULT = {"image_id": 1, "category_id": 5, "score": 0.5, "segmentation": {"size": [48, 64], "counts": COUNTS}}

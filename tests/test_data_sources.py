@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.cityscapes_world import add_picture, labels, make_cityscapes
 from helpers.coco_files import coco_file
+from helpers.exports import EXPORTS, fiftyone
 from helpers.runs import flags
 from helpers.small_models import TINY, tiny_model
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from dynamask.cli import build_parser, main
 from dynamask.data.cityscapes import CityscapesDataset
 from dynamask.data.coco import CocoDataset
+from dynamask.data.coco_format import read_coco
 from dynamask.data.instances import is_held_out
 from dynamask.data.sources import find_source, open_data
 from dynamask.models.weights import save_model
@@ -27,12 +29,12 @@ AP_KEYS = {"AP", "AP50", "AP75", "APS", "APM", "APL"}
 
 @pytest.fixture
 def run(capsys):
-    """Run a command that must succeed with --json -; returns the JSON and stderr."""
+    """Run a command that must end with a code, 0 by default, with --json -; returns the JSON and stderr."""
 
-    def call(command: str, *words) -> tuple[dict, str]:
+    def call(command: str, *words, ends_with: int = 0) -> tuple[dict, str]:
         code = main([*command.split(), *map(str, words), "--json", "-"])
         out, err = capsys.readouterr()
-        assert code == 0, err
+        assert code == ends_with, err
         return json.loads(out), err
 
     return call
@@ -239,3 +241,54 @@ def test_a_subset_holds_the_chosen_pictures_and_their_annotations(tmp_path, caps
     for wrong in (["--where", "val2017"], ["--holdout", "1"], ["--where", "coco_url=test2017"]):
         assert main([*words, *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("export", EXPORTS)
+def test_exports_of_annotation_tools_work_by_folder(tmp_path, export, capsys):
+    export(tmp_path)
+    dataset = open_data(str(tmp_path))
+    assert dataset.class_names == ("__background__", "crate") and len(dataset) == 2
+    for index in range(2):
+        image, target = dataset[index]
+        assert image.shape == (3, 30, 40) and int(target["masks"].sum()) == 192
+        assert target["boxes"].tolist() == [[4, 5, 20, 17]]
+        assert (image[0][target["masks"][0].bool()] == 200).all(), "the mask is on its object"
+    assert main(["data", "check", "--data", str(tmp_path)]) in (0, 1)
+    assert "2 instances" in capsys.readouterr().out
+    location = find_source(tmp_path)
+    by_folder = open_data(images=location.images, annotations=location.annotations.parent)
+    assert by_folder.files == dataset.files
+    if export.__name__ == "roboflow":
+        assert open_data(str(tmp_path), default_split="val").files[0].parent.name == "valid"
+
+
+def test_folders_with_several_or_no_annotation_files_are_refused(tmp_path):
+    fiftyone(tmp_path)
+    shutil.copy(tmp_path / "labels.json", tmp_path / "more.json")
+    for refused in (
+        lambda: open_data(str(tmp_path)),
+        lambda: open_data(images=tmp_path / "data", annotations=tmp_path),
+        lambda: open_data(images=tmp_path / "data", annotations=tmp_path / "data"),
+    ):
+        with pytest.raises(DynaMaskError, match=r"labels\.json, more\.json|holds none"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"shapes": [], "imagePath": "a.png"}, "labelme"),
+        ({"_via_img_metadata": {}}, "VIA"),
+        ({"a.png123": {"regions": []}}, "VIA"),
+        ({"samples": []}, "FiftyOne"),
+        ([{"data": {}, "annotations": []}], "Label Studio"),
+        ([{"image": "a.png", "annotations": []}], "CreateML"),
+        ([{"image_id": 1, "score": 0.5}], "predictions"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, content, name):
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DynaMaskError, match=name):
+        read_coco(path)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dynamask.data.pictures import MAX_PIXELS, read_picture
+from dynamask.data.pictures import MAX_PIXELS, PictureSizes, read_picture, read_sizes
 from dynamask.structures import DynaMaskError
 
 RGB = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
@@ -165,3 +165,42 @@ def test_arrays_that_are_no_pictures_are_refused():
         read_picture(3)
     with pytest.raises(DynaMaskError, match="does not exist|cannot be opened"):
         read_picture(Path("a\0b"))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 2048, 4095]], dtype=np.uint16), [0, 128, 255]),
+        (np.array([[0, 512, 1023]], dtype=np.uint16), [0, 128, 255]),
+        (np.array([[0, 32768, 65535]], dtype=np.uint16), [0, 128, 255]),
+        (np.array([[0, 0.5, 1.02]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, 100, 255]], dtype=np.float32), [0, 100, 255]),
+        (np.array([[0, 2048, 4095]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[-500, 0, 500]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, 5e6, 1e7]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, np.nan, 1]], dtype=np.float32), [0, 0, 255]),
+    ],
+)
+def test_deep_tiff_files_are_scaled_by_the_range_of_their_values(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    assert read_picture(tmp_path / "deep.tif")[0, :, 0].tolist() == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
+def test_sizes_come_from_the_header_and_cut_files_are_noticed(tmp_path, suffix):
+    path = tmp_path / f"picture.{suffix}"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+    assert read_sizes(path) == PictureSizes((40, 60), (40, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if suffix in ("jpg", "png"):
+        Image.open(path).save(path, exif=exif)
+        assert read_sizes(path) == PictureSizes((60, 40), (40, 60))
+    if suffix != "tif":
+        path.write_bytes(path.read_bytes()[:-300])
+        with pytest.raises(DynaMaskError, match="truncated or damaged|cannot be read"):
+            read_sizes(path)
+    path.write_bytes(b"no picture")
+    with pytest.raises(DynaMaskError, match="cannot be read as a picture"):
+        read_sizes(path)

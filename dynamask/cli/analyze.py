@@ -47,6 +47,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_folder(arguments.out)
     content = read_coco(_annotations(arguments))
+    content.require_objects(arguments.data or arguments.annotations)
     summary = summarise(ideal_quality(content.coco, content.rles, arguments.min_area, progress=sys.stderr.isatty()))
     _print_table(summary, arguments.json)
     if arguments.out is not None:
@@ -65,10 +66,10 @@ def _analyze(arguments: argparse.Namespace) -> None:
 def _annotations(arguments: argparse.Namespace) -> Path | dict[str, Any]:
     """The annotation file, or the COCO dict of scenes or of Cityscapes; no picture is read."""
     from dynamask.data.cityscapes import CityscapesDataset
-    from dynamask.data.sources import find_source, is_shapes, open_data
+    from dynamask.data.sources import find_annotations, find_source, is_shapes, open_data
 
     if arguments.data is None:
-        return arguments.annotations
+        return find_annotations(arguments.annotations) if arguments.annotations.is_dir() else arguments.annotations
     if is_shapes(arguments.data):
         return open_data(arguments.data).coco
     source = find_source(arguments.data, arguments.split)

@@ -27,7 +27,10 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 MOST = 10**9
 """Upper limit of flags that are counts."""
-DATA_HELP = "shapes:SEED:COUNT, a folder with images/ and annotations.json, or the root of COCO, LVIS or Cityscapes"
+DATA_HELP = (
+    "shapes:SEED:COUNT, a folder with images/ and annotations.json, the root of COCO, LVIS or Cityscapes, or a COCO "
+    "export of CVAT, Label Studio, Roboflow, FiftyOne, labelme, COCO Annotator or VIA"
+)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -134,10 +137,11 @@ def replace_unencodable() -> None:
             stream.reconfigure(errors="replace")
 
 
-def run_command(name: str, command: Callable[[], None], json_target: str | None = None) -> int:
+def run_command(name: str, command: Callable[[], int | None], json_target: str | None = None) -> int:
     """Run a command and return its exit code.
 
-    It is 0, or 2 after one line on stderr that says what is wrong, or 130 after one that says that Ctrl-C ended it.
+    It is its own or 0, or 2 after one line on stderr that says what is wrong, or 130 after one that says that Ctrl-C
+    ended it.
 
     Args:
         name: name of the program, at the start of the line.
@@ -149,7 +153,7 @@ def run_command(name: str, command: Callable[[], None], json_target: str | None 
     warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
     try:
         check_json(json_target)
-        command()
+        code = command()
         sys.stdout.flush()
     except ReportedElsewhereError:
         return 2
@@ -163,7 +167,7 @@ def run_command(name: str, command: Callable[[], None], json_target: str | None 
         text = explain(error) if isinstance(error, OSError) else str(error)
         print(f"{name}: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def print_line(text: str, target: str | None = None) -> None:
@@ -187,7 +191,8 @@ def add_data(
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help=f"folder of pictures, with --annotations{again}", **more
     )
-    parser.add_argument("--annotations", type=input_file, metavar="JSON", help=f"COCO annotations{again}", **more)
+    annotations = f"COCO annotations, or their folder{again}"
+    parser.add_argument("--annotations", type=input_file, metavar="JSON", help=annotations, **more)
     parser.add_argument("--holdout", type=number_in(2, MOST), metavar="M", help=holdout)
 
 

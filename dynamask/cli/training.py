@@ -24,7 +24,14 @@ from dynamask.config import AggregationConfig, BaseModelConfig, ModelConfig, Sol
 from dynamask.data.copy_paste import CopyPaste
 from dynamask.data.cut_outs import CutOuts
 from dynamask.data.loaders import TrainingLoader
-from dynamask.data.sources import find_source, is_shapes, open_together
+from dynamask.data.sources import (
+    find_annotations,
+    find_source,
+    is_shapes,
+    open_together,
+    require_objects,
+    with_mask_windows,
+)
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
 from dynamask.engine.distributed import Ranks, check_device, joined
@@ -154,7 +161,8 @@ def data_record(arguments: argparse.Namespace) -> dict[str, Any]:
 def _annotation_digests(arguments: argparse.Namespace) -> list[str]:
     """SHA-256 of every annotation file; none for scenes and for data sets whose labels are pictures."""
     folders = [find_source(data, arguments.split) for data in arguments.data if not is_shapes(data)]
-    files = [*(folder.annotations for folder in folders), *arguments.annotations]
+    given = [find_annotations(path) if path.is_dir() else path for path in arguments.annotations]
+    files = [*(folder.annotations for folder in folders), *given]
     return [file_digest(path) for path in files if path.is_file()]
 
 
@@ -263,6 +271,7 @@ def _training_data(arguments: argparse.Namespace, config: TrainConfig) -> tuple[
         merge_classes=arguments.merge_classes,
         split=arguments.split,
     )
+    require_objects(with_mask_windows(dataset))
     indices = held_out(dataset, arguments.holdout, False) if arguments.holdout else None
     if config.copy_paste:
         dataset = CopyPaste(dataset, config.copy_paste, indices)

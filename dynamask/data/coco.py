@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from dynamask.structures import DynaMaskError
 class CocoDataset(InstanceDataset):
     """Pictures and instance masks of a COCO or LVIS annotation file, in the order of its ``images``.
 
-    For items and attributes see :class:`InstanceDataset`.
+    For items and attributes see :class:`InstanceDataset`. In addition, ``content`` is what was read of the file.
     """
 
     def __init__(
@@ -26,7 +25,7 @@ class CocoDataset(InstanceDataset):
         include_crowd: bool = False,
         merge_classes: bool | Literal["missing"] = False,
     ) -> None:
-        """Read and check the annotations, and check that every picture is there.
+        """Read and check the annotations and the headers of all pictures.
 
         Args:
             images: folder that the file names are relative to.
@@ -37,13 +36,14 @@ class CocoDataset(InstanceDataset):
                 so only where the file has no class of that name.
 
         Raises:
-            DynaMaskError: no such folder, not COCO JSON, or pictures that are missing or outside the folder.
+            DynaMaskError: no such folder, not COCO JSON, or pictures that are missing, outside the folder, unreadable
+                or of another size, as far as their headers tell.
         """
-        self.folder = Path(images)
+        self.folder, self.annotations = Path(images), annotations
         if not self.folder.is_dir():
             raise DynaMaskError(f"picture folder {images} does not exist or is not a folder: check the path")
-        content = read_coco(annotations)
-        self.coco, self.skipped = content.coco, content.skipped
+        self.content = read_coco(annotations, images=self.folder)
+        self.coco, self.skipped = self.content.coco, self.content.skipped
         if merge_classes == "missing":
             merge_classes = all(category["name"] != OBJECT for category in self.coco["categories"])
         if merge_classes:
@@ -51,30 +51,11 @@ class CocoDataset(InstanceDataset):
         super().__init__(self.coco["categories"], transforms)
         self._images = self.coco["images"]
         self.image_ids: list[int] = [image["id"] for image in self._images]
-        self.files = self._find_files(annotations)
+        self.files = [self.content.files[image_id] for image_id in self.image_ids]
         self._objects: dict[int, list[tuple[dict[str, Any], Rle]]] = {image_id: [] for image_id in self.image_ids}
-        for annotation, rle in zip(self.coco["annotations"], content.rles, strict=True):
+        for annotation, rle in zip(self.coco["annotations"], self.content.rles, strict=True):
             if include_crowd or not annotation["iscrowd"]:
                 self._objects[annotation["image_id"]].append((annotation, rle))
-
-    def _find_files(self, annotations: str | Path) -> list[Path]:
-        """Path of every picture, checked to lie inside the folder and to exist."""
-        files = []
-        for image in self._images:
-            path = picture_path(self.folder, image["file_name"])
-            if path is None:
-                raise DynaMaskError(
-                    f"annotation file {annotations} names the picture {image['file_name']!r}, which lies outside the "
-                    f"folder {self.folder}: use file names relative to it"
-                )
-            files.append(path)
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise DynaMaskError(
-                f"picture {missing[0]} of annotation file {annotations} does not exist "
-                f"({len(missing)} of {len(files)} are missing): check the picture folder"
-            )
-        return files
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels of the picture at ``index``, as the file says."""
@@ -83,12 +64,6 @@ class CocoDataset(InstanceDataset):
     def instances(self, index: int) -> list[tuple[dict[str, Any], Rle]]:
         """The annotations of the targets at ``index``, each with its compressed run-length mask."""
         return self._objects[self.image_ids[index]]
-
-
-def picture_path(folder: Path, file_name: str) -> Path | None:
-    """Path of a picture that annotations name, None if it would lie outside the folder."""
-    name = os.path.normpath(file_name)
-    return None if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir else folder / name
 
 
 def merge_categories(coco: dict[str, Any]) -> dict[str, Any]:

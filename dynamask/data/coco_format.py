@@ -13,15 +13,29 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Container, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dynamask.data.coco_checks import ANNOTATION_CHECKS, RESULT_CHECKS, Entry, Listing, image_size, passes, short
-from dynamask.data.findings import Finding, raise_fatal
+from dynamask.data.coco_checks import (
+    ANNOTATION_CHECKS,
+    ASSUMPTION_CHECKS,
+    RESULT_CHECKS,
+    Annotation,
+    Entry,
+    Listing,
+    passes,
+    short,
+    size_problem,
+)
+from dynamask.data.coco_repair import repaired
+from dynamask.data.findings import ASSUMPTIONS, ERRORS, Finding, raise_fatal
+from dynamask.data.picture_files import match_pictures
 from dynamask.data.segmentation import is_int
 from dynamask.ops.rle import Rle
 from dynamask.structures import DynaMaskError
@@ -45,45 +59,105 @@ class CocoAnnotations:
             pixels, ``area`` in pixels², ``segmentation``); other fields are kept.
         rles: the compressed run-length mask of each annotation.
         listing: images and categories by id.
-        skipped: number of annotations left out because their box or mask has no area in the picture.
+        left_out: number of annotations left out because their box or mask has no area in the picture, by reason.
+        files: path of the picture by image id, if a picture folder was given.
     """
 
     coco: dict[str, Any]
     rles: list[Rle]
     listing: Listing
-    skipped: int
+    left_out: Counter[str]
+    files: dict[int, Path]
+
+    @property
+    def skipped(self) -> int:
+        """Number of annotations left out because their box or mask has no area in the picture."""
+        return sum(self.left_out.values())
+
+    def require_objects(self, name: object) -> None:
+        """Raise :class:`DynaMaskError` if no object that is not a crowd is left; ``name`` is that of the file."""
+        crowds = sum(bool(annotation["iscrowd"]) for annotation in self.coco["annotations"])
+        if crowds == len(self.coco["annotations"]):
+            raise DynaMaskError(f"annotation file {name} has no object that can be used: {no_objects(self, crowds)}")
 
 
-def read_coco(source: CocoSource, need_files: bool = True) -> CocoAnnotations:
+def no_objects(content: CocoAnnotations, crowds: int) -> str:
+    """Why annotations of which so many are crowd regions hold no usable object, with counts by reason and the cure."""
+    reasons = [f"{number} {reason}" for reason, number in content.left_out.items()]
+    if crowds:
+        reasons.append(f"{crowds} are crowd regions (iscrowd 1), which are not trained")
+    counts = f"of its annotations {', '.join(reasons)}" if reasons else "it lists no annotation"
+    return f"{counts}; {ERRORS['no_objects']}"
+
+
+def read_coco(source: CocoSource, need_files: bool = True, images: str | Path | None = None) -> CocoAnnotations:
     """Read instance annotations and check everything that the rest of the library relies on.
 
     Missing ``id``, ``iscrowd``, ``bbox`` and ``area`` of annotations are filled in, and missing file names are taken
-    from LVIS' ``coco_url``. Annotations without area are left out and counted in one warning.
+    from LVIS' ``coco_url``. Deviations from the format that have one sensible meaning are read as that, see
+    :data:`dynamask.data.findings.ASSUMPTIONS`. One warning says what was assumed and how many annotations without area
+    were left out.
 
     Args:
         source: path of a JSON file, or the content of one, which is not changed.
         need_files: refuse images without a ``file_name``.
+        images: folder of the pictures, to find each of them and to compare its header with its entry.
 
     Raises:
         DynaMaskError: the file cannot be read, or the first error in it.
     """
     coco = load_coco(source)
-    annotations, rles = [], []
+    annotations, rles, left_out = [], [], Counter[str]()
+    assumed: list[Finding] = []
+
+    def report(finding: Finding) -> None:
+        raise_fatal(finding)
+        if finding.assumed:
+            assumed.append(finding)
+
     with _naming(source):
         for key in ("images", "categories"):
             if not coco[key]:
                 raise DynaMaskError(f"it lists no {key}")
-        listing = read_listing(coco, raise_fatal, need_files)
-        for entry in annotation_entries(coco, listing, raise_fatal):
-            if passes(entry, ANNOTATION_CHECKS, raise_fatal) and entry.has_area:
+        coco, joined = repaired(coco, report)
+        listing = read_listing(coco, report, need_files, joined)
+    files: dict[int, Path] = {}
+    if images is not None:
+        matched = match_pictures(coco["annotations"], listing, Path(images))
+        matched.refuse(source)
+        listing, files = matched.listing, matched.files
+        assumed += matched.findings
+    with _naming(source):
+        for entry in annotation_entries(coco, listing, report):
+            if passes(entry, ANNOTATION_CHECKS, report) and entry.has_area:
+                passes(entry, ASSUMPTION_CHECKS, report)
                 annotations.append(entry.completed())
                 rles.append(entry.rle)
-    skipped = len(coco["annotations"]) - len(annotations)
-    if skipped:
-        plural = "s" if skipped > 1 else ""
-        warnings.warn(f"skipped {skipped} annotation{plural} whose box or mask has no area", stacklevel=2)
-    content = {**coco, "images": list(listing.images.values()), "annotations": _with_ids(annotations)}
-    return CocoAnnotations(content, rles, listing, skipped)
+            else:
+                left_out[entry.unusable_because] += 1
+    _warn(source, left_out, assumed)
+    lists = {"images": list(listing.images.values()), "categories": list(listing.categories.values())}
+    content = {**coco, **lists, "annotations": _with_ids(annotations)}
+    return CocoAnnotations(content, rles, listing, left_out, files)
+
+
+def _warn(source: CocoSource, left_out: Counter[str], assumed: Sequence[Finding]) -> None:
+    """One warning about annotations that are left out and what was assumed."""
+    parts = []
+    if left_out:
+        total = sum(left_out.values())
+        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+        plural = "s" if total > 1 else ""
+        parts.append(f"skipped {total} annotation{plural} whose box or mask has no area ({reasons})")
+    for kind, number in Counter(finding.kind for finding in assumed).items():
+        first = next(finding for finding in assumed if finding.kind == kind)
+        others = f" and {number - 1} more" if number > 1 else ""
+        parts.append(f"{ASSUMPTIONS[kind]} ({first.where} {first.problem}{others})")
+    if parts:
+        name = f" of annotation file {source}" if isinstance(source, str | Path) else ""
+        advice = "; `dynamask data check` lists what was assumed" if assumed else ""
+        first, *others = parts
+        warnings.warn("; ".join([f"{first}{name}", *others]) + advice, stacklevel=3)
 
 
 def read_results(path: str | Path, listing: Listing) -> list[dict[str, Any]]:
@@ -127,6 +201,8 @@ def checked_result(fields: Any, index: int, listing: Listing) -> dict[str, Any]:
         raise_fatal(Finding("bad_result", where, "is no JSON object"))
     if isinstance(fields.get("bbox"), list) and not fields["bbox"]:  # some writers put an empty list for no box
         fields = {key: value for key, value in fields.items() if key != "bbox"}
+    if is_int(fields.get("category_id")) and fields["category_id"] in listing.joined:
+        fields = {**fields, "category_id": listing.joined[fields["category_id"]]}
     entry = Entry(fields, where, listing)
     passes(entry, RESULT_CHECKS, raise_fatal)
     result = {**fields, "score": float(fields["score"])}
@@ -143,6 +219,8 @@ def load_coco(source: CocoSource) -> dict[str, Any]:
     is_file = isinstance(source, str | Path)
     coco = _load_json(source, "annotation file", "a COCO JSON file") if is_file else source
     with _naming(source):
+        if (format_name := foreign_format(coco)) is not None:
+            raise DynaMaskError(f"it is {format_name}; export the annotations as COCO")
         if not isinstance(coco, dict):
             raise DynaMaskError(f"it must be an object with the lists {', '.join(LISTS)}")
         for key in LISTS:
@@ -154,7 +232,21 @@ def load_coco(source: CocoSource) -> dict[str, Any]:
 def _load_json(path: str | Path, what: str, wanted: str) -> Any:
     """Parse a JSON file; the messages call it ``what`` and ask for ``wanted``."""
     try:
+        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+            raise DynaMaskError(f"{what} {path} is not a regular file: give {wanted}")
         return json.loads(Path(path).read_bytes())
+    except json.JSONDecodeError as error:
+        cut = not error.doc[error.pos :].strip() and bool(error.doc.strip())
+        problem = "it is not valid JSON: " + ("it ends in the middle" if cut else error.msg)
+        advice = "copy or export it again" if cut else f"give {wanted}"
+        raise DynaMaskError(
+            f"{what} {path} cannot be read ({problem} at line {error.lineno}, column {error.colno}): {advice}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DynaMaskError(
+            f"{what} {path} cannot be read (it is not valid JSON: byte {error.start} is not {error.encoding}): save it "
+            "as UTF-8"
+        ) from None
     except FileNotFoundError:
         raise DynaMaskError(f"{what} {path} does not exist: check the path") from None
     except IsADirectoryError:
@@ -174,9 +266,30 @@ def _naming(source: CocoSource) -> Iterator[None]:
         raise DynaMaskError(f"{name} not usable COCO JSON: {error}") from None
 
 
+def foreign_format(content: Any) -> str | None:
+    """The name of the format that JSON content of an annotation tool has, None for COCO and unknown content."""
+    if isinstance(content, dict):
+        if isinstance(content.get("shapes"), list) and "imagePath" in content:
+            return "the labelme file of one picture"
+        if "_via_img_metadata" in content or "_via_settings" in content:
+            return "a project of VIA"
+        if content and all(isinstance(value, dict) and "regions" in value for value in content.values()):
+            return "an export of VIA in its own format"
+        if isinstance(content.get("samples"), list) and "images" not in content:
+            return "a data set of FiftyOne in its own format"
+    elif isinstance(content, list) and content and isinstance(content[0], dict):
+        if "data" in content[0] and ("annotations" in content[0] or "completions" in content[0]):
+            return "an export of Label Studio in its own format"
+        if "image" in content[0] and "annotations" in content[0]:
+            return "an export in the format CreateML"
+        if "score" in content[0] and "image_id" in content[0]:
+            return "a file of COCO results, which are predictions"
+    return None
+
+
 def _with_ids(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The annotations, those without an id numbered after the largest that is given."""
-    free = iter(range(max((a["id"] for a in annotations if "id" in a), default=0) + 1, 2**53))
+    free = count(max((a["id"] for a in annotations if "id" in a), default=0) + 1)
     return [a if "id" in a else {**a, "id": next(free)} for a in annotations]
 
 
@@ -189,44 +302,54 @@ def restricted(coco: dict[str, Any], image_ids: Collection[int]) -> dict[str, An
     return {**coco, "annotations": annotations}
 
 
-def read_listing(coco: dict[str, Any], report: Report, need_files: bool = True) -> Listing:
-    """The usable images and categories in the order of the file; what is wrong with the others is reported."""
+def read_listing(
+    coco: dict[str, Any], report: Report, need_files: bool = True, joined: dict[int, int] | None = None
+) -> Listing:
+    """The usable images and categories in the order of the file; what is wrong with the others is reported.
+
+    ``joined`` and the content are those of :func:`dynamask.data.coco_repair.repaired`.
+    """
     images: dict[int, dict[str, Any]] = {}
     owners: dict[str, str] = {}
     for image, where in _identified(coco["images"], "image", report):
         if "file_name" not in image and (name := _file_name_of(image)) is not None:
             image = {**image, "file_name": name}
         file_name = image.get("file_name")
-        if need_files and (not isinstance(file_name, str) or not file_name):
+        if need_files and not _is_text(file_name):
             report(Finding("image_entry", where, "has no file_name"))
-        elif image_size(image) is None:
-            report(Finding("image_entry", where, "needs a positive integer width and height"))
+        elif (problem := size_problem(image)) is not None:
+            report(Finding("image_entry", where, problem))
         else:
             images[image["id"]] = image
             owner = owners.setdefault(os.path.normpath(file_name), where) if need_files else where
             if owner != where:
                 report(Finding("duplicate_file_name", where, f"has the file {file_name!r} of {owner}"))
     categories: dict[int, dict[str, Any]] = {}
-    names: set[str] = set()
     for category, where in _identified(coco["categories"], "category", report):
-        name = category.get("name")
-        if not isinstance(name, str):
+        if _is_text(category.get("name")):
+            categories[category["id"]] = category
+        else:
             report(Finding("category_entry", where, "has no name"))
-            continue
-        if name in names:
-            report(Finding("duplicate_class_name", where, f"has the name {name!r} of another category"))
-        names.add(name)
-        categories[category["id"]] = category
     if _is_lvis(coco):
         for finding in _lvis_findings(coco, categories):
             report(finding)
-    return Listing(images, categories)
+    return Listing(images, categories, joined or {})
 
 
-def annotation_entries(coco: dict[str, Any], listing: Listing, report: Report) -> Iterator[Entry]:
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can name a file or a class: not empty, without NUL and half characters."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def annotation_entries(coco: dict[str, Any], listing: Listing, report: Report) -> Iterator[Annotation]:
     """The annotations of a file that are objects with an id of their own, or without one."""
     for fields, where in _identified(coco["annotations"], "annotation", report, need_id=False):
-        yield Entry(fields, where, listing)
+        yield Annotation(fields, where, listing)
 
 
 def _identified(

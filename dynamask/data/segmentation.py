@@ -10,6 +10,11 @@ import numpy as np
 from dynamask.ops.rle import Rle, compress, is_compressed, polygons_to_rle, run_lengths
 from dynamask.structures import DynaMaskError
 
+LONGEST_OUTLINE = 4_000_000
+"""Longest outline of a polygon in pixels: drawing needs about 100 bytes for each."""
+MANY_NUMBERS = 200
+"""Polygons of at most so many numbers are drawn without measuring their outline: the pictures are limited in size."""
+
 
 def segmentation_to_rle(segmentation: Any, size: tuple[int, int]) -> Rle | None:
     """Turn a COCO segmentation into one compressed run-length mask.
@@ -39,6 +44,8 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int]) -> Rle | None:
             raise DynaMaskError("has a polygon that is not a flat list of finite x, y pairs")
         if polygon and (max(polygon) > reach or min(polygon) < -reach):
             raise DynaMaskError(f"has a polygon far outside its picture of {width} x {height} pixels")
+        if len(polygon) > MANY_NUMBERS and _length(polygon) > LONGEST_OUTLINE:
+            raise DynaMaskError(f"has a polygon of {len(polygon) // 2} points whose outline is too long to be drawn")
         if len(polygon) >= 6:
             polygons.append(polygon)
     return polygons_to_rle(polygons, size) if polygons else None
@@ -64,11 +71,17 @@ def _checked_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) ->
     return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
+def _length(polygon: list[float]) -> float:
+    """Length of a closed outline in pixels, by the longer of the two sides of each step."""
+    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
 def is_int(value: Any) -> bool:
-    """Whether a value is an integer of at most 53 bits (exact in every JSON reader) and no boolean."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(value) <= 2**53
+    """Whether a value is an integer of at most 63 bits and no boolean."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number and no boolean; integers have at most 53 bits."""
+    """Whether a value is a finite number and no boolean; integers have at most 63 bits."""
     return is_int(value) or (isinstance(value, float | np.floating) and math.isfinite(value))
