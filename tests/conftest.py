@@ -15,6 +15,14 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 CAMERA = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long runs, which are asked for with ``-m fuzz``."""
+    if "fuzz" not in config.getoption("-m"):
+        left_out = [item for item in items if item.get_closest_marker("fuzz")]
+        config.hook.pytest_deselected(left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium with a fake camera; without Chromium the tests are skipped."""
