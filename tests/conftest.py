@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out the long runs, which are asked for with ``-m fuzz``."""
     if "fuzz" not in config.getoption("-m"):
         left_out = [item for item in items if item.get_closest_marker("fuzz")]
-        config.hook.pytest_deselected(left_out)
+        config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
 

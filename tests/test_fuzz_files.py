@@ -195,7 +195,7 @@ def weights_files(draw: st.DrawFn) -> bytes:
     elif what == "texts":
         header["__metadata__"] = draw(mutated([stored]))
     elif what == "tensors":
-        header = {**header, **draw(mutated([dict(list(header.items())[1:6])]))}
+        header |= draw(mutated([dict(list(header.items())[1:6])]).filter(lambda table: isinstance(table, dict)))
     data = _with_header(header, one_stage)
     return draw(damaged(st.just(data), header=600)) if what == "bytes" else data
 
