@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
+import orjson
 import torch
 from gradio.utils import get_upload_folder
 
@@ -253,6 +254,7 @@ def _parts(
     if isinstance(prediction, dict) and prediction.get("family") == "one-stage":
         raise DynaMaskError("one-stage weights have one mask size; there is nothing to choose anew")
     try:
+        orjson.dumps(prediction)  # parts of it are sent back: no deep nesting, huge integers or lone surrogates
         instances = prediction["instances"]
         if len(instances) > MAX_INSTANCES or not all(isinstance(one, dict) for one in instances):
             raise ValueError

@@ -21,6 +21,7 @@ from dynamask.data.coco_format import load_coco, read_coco, read_listing, restri
 from dynamask.data.findings import raise_fatal
 from dynamask.data.pictures import MAX_PIXELS
 from dynamask.data.sources import open_data
+from dynamask.files import DAMAGED_ZIP
 from dynamask.predict import Predictor
 from dynamask.structures import DynaMaskError
 
@@ -87,7 +88,9 @@ def _store(files: Sequence[str | Path], folder: Path) -> None:
                     if text and out.tell() + len(chunk) > most:
                         raise DynaMaskError(f"a JSON file has more than {most // 2**20} MB; send fewer annotations")
                     out.write(chunk)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+    except DynaMaskError:
+        raise
+    except DAMAGED_ZIP as error:
         raise DynaMaskError("a file cannot be read; if it is a zip, pack it again without a password") from error
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import secrets
 import stat
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +34,11 @@ _REASONS = {
     errno.EMFILE: "too many files are open",
     errno.EPIPE: "the program that reads it has ended",
 }
+DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, KeyError, ValueError, OverflowError, NotImplementedError, RuntimeError, OSError),
+)
+"""Errors of :mod:`zipfile` in opening and reading archives that are damaged, encrypted or of an unknown kind."""
 _LONGEST_STEM = 40
 """Characters of a file's name that the name of its partial file keeps; names are limited to 255 bytes."""
 

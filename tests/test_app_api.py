@@ -132,6 +132,11 @@ def test_select_refuses_what_is_no_answer(predictor, picture):
     first = answer(predictor, picture)
     bad = [None, [], "text", {}, {"instances": []}]
     fields = [{"macs_per_instance": [1, 2]}, {"macs_per_instance": [4, 3, 2, 1]}, {"image_size": [0, 5]}]
+    fields += [
+        {"family": "\ud800"},
+        {"weights": 10**30},
+        {"weights": json.loads("[" * 300 + "]" * 300)},
+    ]  # cannot be sent back
     fields += [{"image_size": "ab"}, {"instances": [1, 2]}, {"instances": first["instances"] * 1000}]
     bad += [{**first, **change} for change in fields]
     values = [{"switch_probs": value} for value in ([0.5, 0.5], [math.nan] * 4, [-1, 1, 1, 0])]

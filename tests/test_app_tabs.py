@@ -209,6 +209,11 @@ def test_pictures_and_annotations_may_come_together_or_alone(exported, predictor
 
 def test_files_that_cannot_be_used_are_refused(exported, predictor, tmp_path, monkeypatch):
     (tmp_path / "bad.zip").write_bytes(b"PK no zip")
+    with zipfile.ZipFile(tmp_path / "damaged.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", "{}" * 500)
+    damaged = bytearray((tmp_path / "damaged.zip").read_bytes())
+    damaged[36:44] = b"\xff" * 8  # the first bytes of the compressed text
+    (tmp_path / "damaged.zip").write_bytes(damaged)
     (tmp_path / "note.txt").write_text("hello")
     (tmp_path / "no.json").write_text('{"images": []}')
     (tmp_path / "photo.png").write_text("no picture")
@@ -218,6 +223,7 @@ def test_files_that_cannot_be_used_are_refused(exported, predictor, tmp_path, mo
     cases = [
         ([], "no file was uploaded"),
         ([tmp_path / "bad.zip"], "pack it again"),
+        ([tmp_path / "damaged.zip"], "pack it again"),
         ([tmp_path / "note.txt"], "no picture and no COCO JSON"),
         ([tmp_path / "no.json"], "not usable COCO JSON"),
         ([tmp_path / "photo.png"], "cannot be read as a picture"),

@@ -294,6 +294,11 @@ def imported(code, cwd):
     return set(done.stdout.splitlines()[-1].split())
 
 
+def test_errors_in_the_arguments_are_one_line(capsys):
+    for argument in ("two\nlines", "\r", "\u2028x"):
+        assert refusal(capsys, "weights", "list", argument).endswith("; see dynamask -h")
+
+
 def test_help_and_argument_errors_import_no_torch(tmp_path):
     parts = ("table1", "budget-curve", "all", "sodar-all")
     commands = ["", *(module.__name__.rpartition(".")[2] for module in cli.COMMANDS), "data check", "weights export"]

@@ -191,6 +191,45 @@ def test_a_damaged_state_is_one_sentence(tmp_path, key, value):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + 2 * len(str(path))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("damage", [{}, {"exp_avg": 1.0}, {"momentum_buffer": "x"}, {"step": torch.zeros(3)}])
+def test_a_damaged_state_of_the_optimizer_is_refused(tmp_path, optimizer, damage):
+    run = toy_run(tmp_path, optimizer=optimizer)
+    train(run, progress=False)
+    path = run_file(tmp_path, run.step)
+    state = load_run(path)
+    whole = state["optimizer"]["state"][0]
+    state["optimizer"]["state"][0] = {**whole, **damage} if damage else {"unknown": whole.popitem()[1]}
+    torch.save(state, path)
+    with pytest.raises(DynaMaskError, match="its state is damaged"):
+        toy_run(tmp_path, optimizer=optimizer).resume()
+
+
+def test_the_options_of_the_optimizer_come_from_the_settings(tmp_path):
+    run = toy_run(tmp_path)
+    train(run, progress=False)
+    path = run_file(tmp_path, run.step)
+    state = load_run(path)
+    state["optimizer"]["param_groups"][0] |= {"betas": 0.5, "lr": "x", "initial_lr": None}
+    torch.save(state, path)
+    resumed = toy_run(tmp_path)
+    resumed.resume()
+    own, theirs = resumed.optimizer.param_groups[0], run.optimizer.param_groups[0]
+    assert own["betas"] == theirs["betas"] and own["lr"] == theirs["initial_lr"]
+
+
+def test_a_state_in_a_damaged_zip_is_one_sentence(tmp_path):
+    run = toy_run(tmp_path)
+    run.save()
+    path = run_file(tmp_path, 0)
+    content = bytearray(path.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):  # method 0, stored, becomes 8, deflated
+        content[content.index(signature) + place] = 8
+    path.write_bytes(content)
+    with pytest.raises(DynaMaskError, match="cannot be read"):
+        load_run(path)
+
+
 def test_a_state_beyond_the_end_of_the_run_is_refused(tmp_path):
     run = toy_run(tmp_path)
     run.save()

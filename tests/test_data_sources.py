@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.cityscapes_world import add_picture, labels, make_cityscapes
 from helpers.coco_files import coco_file
+from helpers.command_line import refusal
 from helpers.exports import EXPORTS, fiftyone
 from helpers.runs import flags
 from helpers.small_models import TINY, tiny_model
@@ -238,6 +239,10 @@ def test_a_subset_holds_the_chosen_pictures_and_their_annotations(tmp_path, caps
     assert subset["categories"] == coco["categories"]
     out.unlink()
     capsys.readouterr()
+    source.write_text(json.dumps({**coco, "info": float("nan")}))
+    assert main([*words, "--holdout", "4"]) == 2
+    assert "NaN or Infinity" in capsys.readouterr().err and not out.exists()
+    source.write_text(json.dumps(coco))
     for wrong in (["--where", "val2017"], ["--holdout", "1"], ["--where", "coco_url=test2017"]):
         assert main([*words, *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1 and not out.exists()
@@ -292,3 +297,4 @@ def test_other_formats_are_named(tmp_path, content, name):
     path.write_text(json.dumps(content))
     with pytest.raises(DynaMaskError, match=name):
         read_coco(path)
+        assert refusal(capsys, *words, *wrong) and not out.exists()

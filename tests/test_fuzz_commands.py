@@ -177,7 +177,7 @@ TRAININGS = st.deferred(lambda: command_lines(("train",)))
 OTHERS = st.deferred(
     lambda: st.sampled_from([words for words in commands() if words != ("train",)]).flatmap(command_lines)
 )
-TARGETS = {"commands": Target(OTHERS, check_command, 60), "train": Target(TRAININGS, check_command, 20)}
+TARGETS = {"commands": Target(OTHERS, check_command, 60), "train": Target(TRAININGS, check_command, 15)}
 
 
 @pytest.mark.parametrize("name", TARGETS)

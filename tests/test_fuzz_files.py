@@ -259,11 +259,11 @@ STATES = st.one_of(
 )
 
 TARGETS = {
-    "coco": Target(COCO_FILES, check_coco, 100),
-    "results": Target(json_files((RESULTS,)), check_results, 60),
-    "masks": Target(SEGMENTATIONS, check_mask, 200),
-    "weights": Target(WEIGHTS_FILES, check_weights, 40),
-    "states": Target(STATES, check_state, 60),
+    "coco": Target(COCO_FILES, check_coco, 50),
+    "results": Target(json_files((RESULTS,)), check_results, 40),
+    "masks": Target(SEGMENTATIONS, check_mask, 150),
+    "weights": Target(WEIGHTS_FILES, check_weights, 30),
+    "states": Target(STATES, check_state, 50),
 }
 
 

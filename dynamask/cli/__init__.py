@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Exit with code 2 and one line, which only the first of several distributed processes prints."""
-        line = f"dynamask: error: {message}; see {self.prog} -h\n"
+        line = f"dynamask: error: {' '.join(message.split())}; see {self.prog} -h\n"
         self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)
 
 

@@ -121,7 +121,13 @@ def _subset(arguments: argparse.Namespace) -> None:
         raise DynaMaskError(f"no picture of {arguments.annotations} meets the conditions; change --holdout or --where")
     chosen = {image["id"] for image in images}
     annotations = [each for each in coco["annotations"] if each.get("image_id") in chosen]
-    write_json({**coco, "images": images, "annotations": annotations}, str(arguments.out))
+    try:
+        write_json({**coco, "images": images, "annotations": annotations}, str(arguments.out))
+    except DynaMaskError:
+        raise
+    except (ValueError, RecursionError):  # in fields that are copied without being read
+        problem = "holds NaN or Infinity, which JSON does not have, or very deeply nested lists"
+        raise DynaMaskError(f"{arguments.annotations} {problem}; remove these fields") from None
     print(f"{arguments.out}: {len(images)} of {len(coco['images'])} pictures, {len(annotations)} annotations")
 
 

@@ -15,23 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamask.files import replacing
+from dynamask.files import DAMAGED_ZIP, replacing
 from dynamask.structures import DynaMaskError
 
 _RUN_NAME = re.compile(r"run-(\d+)\.pt")
-_UNREADABLE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,  # of zip files
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+_UNREADABLE = (*DAMAGED_ZIP, AttributeError, LookupError, MemoryError, TypeError, pickle.UnpicklingError)
 _RUN_KEYS = {"step", "settings", "model", "average", "optimizer", "loader", "random"}
 
 

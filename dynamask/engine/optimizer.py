@@ -43,6 +43,26 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, fused=True)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of every parameter. The options of the groups stay: they follow from the settings of the run.
+
+    Raises:
+        ValueError: the state does not fit the parameters; torch raises further errors, also KeyError and TypeError.
+    """
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = [{**theirs, **ours} for theirs, ours in zip(state["param_groups"], options, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    wanted = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    for parameter, values in optimizer.state.items():
+        given = {key: value for key, value in values.items() if value is not None}  # SGD without momentum has None
+        if given.keys() != wanted and not (given.keys() < wanted and wanted == {"momentum_buffer"}):
+            raise ValueError("the optimizer's state is incomplete")
+        for key, value in given.items():
+            shape = torch.Size() if key == "step" else parameter.shape
+            if not torch.is_tensor(value) or value.shape != shape or not value.is_floating_point():
+                raise ValueError("the optimizer's tensors have other shapes or types")
+
+
 def lr_factor(step: int, config: TrainConfig) -> float:
     """Factor of the learning rate at a step: linear warm-up, then the step or cosine schedule over all iterations."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0

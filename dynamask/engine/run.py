@@ -25,7 +25,7 @@ from dynamask.engine.checkpoint import (
 )
 from dynamask.engine.compiling import compile_body
 from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
-from dynamask.engine.optimizer import WeightAverage, build_optimizer
+from dynamask.engine.optimizer import WeightAverage, build_optimizer, load_optimizer
 from dynamask.files import remove_partial_files
 from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.structures import DynaMaskError, first_sentence
@@ -262,10 +262,7 @@ class Run:
     def _load(self, state: dict[str, Any]) -> None:
         """Load weights, optimizer, average and random state; raise various errors if they do not fit the model."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, values in self.optimizer.state.items():
-            if any(isinstance(v, Tensor) and v.dim() and v.shape != parameter.shape for v in values.values()):
-                raise ValueError("the optimizer's tensors have other shapes")
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.average:
             stored, own = state["average"]["state"], self.average.state
             if {name: value.shape for name, value in stored.items()} != {name: v.shape for name, v in own.items()}:

@@ -7,6 +7,7 @@ than :data:`SECONDS` of processor time and more than :data:`MEMORY` of additiona
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 from hypothesis import HealthCheck, given, settings
@@ -152,7 +154,7 @@ def result_or_sentence(function: Callable[..., Any], *arguments: Any, **options:
         try:
             return function(*arguments, **options)
         except DynaMaskError as error:
-            check_sentence(str(error))
+            check_sentence(str(error).encode("utf-8", errors="replace").decode())
             return None
 
 
@@ -163,13 +165,17 @@ def check_sentence(text: str) -> None:
     assert "Traceback" not in text
 
 
+_parser = functools.cache(cli.build_parser)  # most of the time of a small command
+
+
 def run_command(*words: str, codes: tuple[int, ...] = (0, 2)) -> int:
     """The exit code of ``dynamask`` with these words, after checking what it printed."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     before = sys.stdout, sys.stderr, warnings.showwarning
     sys.stdout, sys.stderr = out, err
     try:
-        code = cli.main(list(words))
+        with mock.patch.object(cli, "build_parser", _parser):
+            code = cli.main(list(words))
     except SystemExit as end:
         code = end.code
     finally:

@@ -130,8 +130,8 @@ def _change(draw: st.DrawFn, container: Any, key: Any) -> None:
 
 def _disturbed(value: Any) -> st.SearchStrategy:
     """Values near to one: other numbers and types for numbers, damaged text for text, other lengths for lists."""
-    if isinstance(value, bool) or value is None or isinstance(value, dict):
-        return st.sampled_from((not value, str(value), [value]))
+    if isinstance(value, bool) or not isinstance(value, int | float | str | list | tuple):
+        return st.sampled_from((None, True, str(value), [value], {"a": value}))
     if isinstance(value, int | float) and not abs(value) < 2**60:
         return st.sampled_from((-value, [value]))
     if isinstance(value, int | float):
