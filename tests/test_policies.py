@@ -48,6 +48,9 @@ def test_policies_are_named_by_text():
     for unknown in ("best", "oracle", "fixed:", "fixed:20", "fixed", "", None, 28):
         with pytest.raises(DynaMaskError, match="is unknown; choose one of learned, quality, size, fixed:14, "):
             policies.Policy.parse(unknown)
+    with pytest.raises(DynaMaskError) as caught:
+        policies.Policy.parse("x" * 1000)
+    assert len(str(caught.value)) < 200
     with pytest.raises(DynaMaskError, match="a budget cannot be combined with the policy 'fixed:28'"):
         fixed.check_budget(0.1)
 

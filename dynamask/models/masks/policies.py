@@ -42,7 +42,7 @@ class Policy:
         """
         known = [*map(str, POLICIES), *others]
         if str(text) not in known:
-            raise DynaMaskError(f"policy {str(text)!r} is unknown; choose one of {', '.join(known)}")
+            raise DynaMaskError(f"policy {str(text)[:40]!r} is unknown; choose one of {', '.join(known)}")
         name, _, size = str(text).partition(":")
         return cls(name, int(size) if size else None)
 
