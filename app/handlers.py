@@ -90,7 +90,7 @@ class ExploreHandlers:
         picks = checked_picks(request.get("picks"), session)
         if request["ask"] == "measure":
             return self.measure(session, picks), session
-        if request.get("what") not in FILES:
+        if request.get("what") not in tuple(FILES):  # lists have no hash
             raise DynaMaskError(f"this cannot be exported; choose one of {', '.join(FILES)}")
         opacity = number(request.get("opacity", 0.5), "opacity", 0, 1)
         return as_json(download(session, request["what"], picks, opacity, request.get("boxes") is True)), session

@@ -279,7 +279,11 @@ def test_exports_hold_what_is_shown(picture):
     assert "quality" not in results[0] and next(csv.DictReader(io.StringIO(table)))["predicted_mask_iou_14"] == ""
     overlay = Image.open(io.BytesIO(exported(handlers, session, "overlay", picks, opacity=0.4, boxes=True)[1]))
     assert overlay.size == (200, 120) and overlay.mode == "RGB"
-    for what, more, words in (("../../x", {}, "cannot be exported"), ("overlay", {"opacity": math.nan}, "opacity")):
+    for what, more, words in (
+        (["coco"], {}, "cannot be exported"),
+        ("../../x", {}, "cannot be exported"),
+        ("overlay", {"opacity": math.nan}, "opacity"),
+    ):
         with pytest.raises(DynaMaskError, match=words):
             exported(handlers, session, what, [], **more)
     for wrong in (None, "x", [[0]], [[9, 0]], [[0, 4]], [[0.5, 0]], [[-1, 0]], [[0, 0]] * 7, [None]):
