@@ -133,10 +133,20 @@ class Instances:
         """(N, 4) switch logits."""
         return torch.stack(self.switch_logits) if self.switch_logits else torch.zeros(0, len(MASK_SIZES))
 
-    def preferences(self) -> Tensor:
-        """(N, 4) whose sum a budget maximises by default: predicted quality, or log p of the switch without it."""
-        policy = QUALITY if self.predicted else LEARNED
-        return policy.preferences(self.logits(), self.predicted_quality())
+    def preferences(self, policy: Policy | None = None) -> Tensor:
+        """(N, 4) float64, the sum of which a budget over the data set maximises.
+
+        Predicted quality is weighted by the score of the detection: most detections with a low score are wrong, and a
+        fine mask on them is wasted. Scores in true boxes are 1.
+
+        Args:
+            policy: "quality" or "learned"; by default "quality" where a quality head has predicted it.
+        """
+        policy = policy or (QUALITY if self.predicted else LEARNED)
+        values = policy.preferences(self.logits(), self.predicted_quality())
+        if policy != QUALITY:
+            return values
+        return values * torch.tensor([result["score"] for result in self.results], dtype=torch.float64)[:, None]
 
     def predicted_quality(self) -> Tensor:
         """(N, 4, 2) predicted mask IoU and boundary IoU; (0, 4, 2) without a quality head."""
@@ -304,7 +314,7 @@ def choose(found: Instances, macs: tuple[int, ...], options: EvaluationOptions) 
         return policies.random_permutation(torch.from_numpy(predicted), generator).numpy()
     if options.policy == "oracle":
         return oracle_choice(found, predicted, macs, limit)
-    values = Policy.parse(options.policy or LEARNED).preferences(found.logits(), found.predicted_quality())
+    values = found.preferences(Policy.parse(options.policy or LEARNED))
     return policies.at_price(values, macs, policies.price_for_budget(values, macs, limit)).numpy()
 
 
