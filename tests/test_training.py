@@ -164,7 +164,7 @@ def test_a_few_steps_reduce_the_loss_and_leave_a_log(tmp_path):
     first, last = (sum(row[name] for row in part for name in detector) for part in (rows[:3], rows[-3:]))
     assert last < 0.9 * first
     assert all(row["loss_budget"] == row["loss_entropy"] == 0 for row in rows[:4]), "phase one has no switch"
-    assert all(row["loss_budget"] > 0 and row["loss_entropy"] < 0 for row in rows[4:])
+    assert all(row["loss_entropy"] < 0 for row in rows[4:]) and any(row["loss_budget"] > 0 for row in rows[4:])
     assert list((tmp_path / "tensorboard").iterdir())
 
 

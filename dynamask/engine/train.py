@@ -185,7 +185,8 @@ def _saved_on_error(run: Run) -> Iterator[None]:
     """Save the state before an error in a step, or in what follows it, ends the run.
 
     An error within a step leaves the state before that step. With several processes it is raised at once, since the
-    others wait for this one; values that are not finite are as well, since the step would fail again.
+    others wait for this one; values that are not finite are as well, since the step would fail again. After a file could
+    not be written the earlier state stays, whose log is complete.
     """
     step, random = run.step, random_state()
     try:
@@ -197,7 +198,8 @@ def _saved_on_error(run: Run) -> Iterator[None]:
         if within:
             run.loader.give_back()
             restore_random_state(random)
-        if run.step and run.saved_step != run.step:
+        unwritten = isinstance(error, OSError) and not within
+        if run.step and run.saved_step != run.step and not unwritten:
             with contextlib.suppress(DynaMaskError):  # the first error is the one to report
                 run.save()
         raise _explained(run, error) from error
