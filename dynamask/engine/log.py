@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+class LogError(DynaMaskError):
+    """The log of a run cannot be written."""
+
+
 class ScalarTable:
     """A CSV file whose first column is the step; new columns may be added at any row.
 
@@ -140,8 +144,8 @@ class RunLog:
         except OSError as error:
             warnings.warn(f"the TensorBoard log could not be completed ({system_reason(error)})", stacklevel=2)
 
-    def _error(self, error: OSError) -> DynaMaskError:
-        return DynaMaskError(
+    def _error(self, error: OSError) -> LogError:
+        return LogError(
             f"the log in {self.out} cannot be written ({system_reason(error)}), and the saved states are "
             "intact; free some space, then --resume continues from the last one"
         )

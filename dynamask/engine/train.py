@@ -17,7 +17,7 @@ from dynamask.data.loaders import Batch
 from dynamask.engine.checkpoint import random_state, restore_random_state
 from dynamask.engine.distributed import CONTINUE, FAIL, STOP
 from dynamask.engine.folder_lock import locked
-from dynamask.engine.log import RunLog
+from dynamask.engine.log import LogError, RunLog
 from dynamask.engine.run import Run
 from dynamask.engine.step import train_step
 from dynamask.structures import DynaMaskError, first_sentence
@@ -185,8 +185,8 @@ def _saved_on_error(run: Run) -> Iterator[None]:
     """Save the state before an error in a step, or in what follows it, ends the run.
 
     An error within a step leaves the state before that step. With several processes it is raised at once, since the
-    others wait for this one; values that are not finite are as well, since the step would fail again. After a file could
-    not be written the earlier state stays, whose log is complete.
+    others wait for this one; values that are not finite are as well, since the step would fail again. If the
+    log cannot be written, the earlier state stays, whose log is complete.
     """
     step, random = run.step, random_state()
     try:
@@ -198,8 +198,7 @@ def _saved_on_error(run: Run) -> Iterator[None]:
         if within:
             run.loader.give_back()
             restore_random_state(random)
-        unwritten = isinstance(error, OSError) and not within
-        if run.step and run.saved_step != run.step and not unwritten:
+        if run.step and run.saved_step != run.step and not isinstance(error, LogError):
             with contextlib.suppress(DynaMaskError):  # the first error is the one to report
                 run.save()
         raise _explained(run, error) from error
