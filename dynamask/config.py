@@ -34,6 +34,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDES = (8, 8, 16, 32, 32)
 """Strides of the five levels of a one-stage head: P2 halved, P3, P4, P5, and P6 brought to the size of P5."""
+MASK_NETWORK_WIDTHS = (10, 8, 8, 1)
+"""Channels of CondInst's mask network: eight of a feature and two coordinates, then 8, 8 and 1."""
 NEIGHBOURS: dict[str, tuple[tuple[int, int], ...]] = {
     "none": ((0, 0),),
     "column": ((-1, 0), (0, 0), (1, 0)),
@@ -401,18 +403,19 @@ class AggregationConfig:
 
 @dataclass(frozen=True)
 class SoloConfig(BaseModelConfig):
-    """Settings of the one-stage family: SOLO and SOLOv2, with or without SODAR's aggregation."""
+    """Settings of the one-stage family: SOLO, SOLOv2 and CondInst, with or without SODAR's aggregation."""
 
     FAMILY: ClassVar[str] = "one-stage"
 
     name: str = "solo_resnet50_fpn"
     kind: str = "solo"
-    """"solo": one 1×1 convolution per level; "solov2": a kernel predicted for every cell (dynamic convolution)."""
+    """"solo": one 1×1 convolution per level; "solov2": a kernel predicted for every cell (dynamic convolution);
+    "condinst": a small mask network predicted for every location of FCOS, which has no grids."""
     tower_channels: int = 256
     """Width of the category and mask (or kernel) towers."""
     tower_depth: int = 7
     mask_feature_channels: int = 128
-    """SOLOv2: width of the branches that compute the mask feature."""
+    """SOLOv2 and CondInst: width of the branches that compute the mask feature."""
     kernel_channels: int = 256
     """SOLOv2: channels of the mask feature and of a cell's kernel."""
     groups: int = 32
@@ -432,7 +435,7 @@ class SoloConfig(BaseModelConfig):
     update_threshold: float = 0.05
     """Detections with a score below it after matrix NMS are dropped, 0–1."""
     candidates: int = 500
-    """Masks that go into matrix NMS, at most."""
+    """Masks that go into matrix NMS, or boxes that go into CondInst's box NMS, at most."""
     nms_kernel: str = "gaussian"
     nms_sigma: float = 2.0
     voting: str = "none"
@@ -442,7 +445,7 @@ class SoloConfig(BaseModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, kind=("solo", "solov2"), voting=("none", "average", "score", "iou"))
+        check_choices(self, kind=("solo", "solov2", "condinst"), voting=("none", "average", "score", "iou"))
         check_ranges(self, 1, MOST_CHANNELS, "tower_channels", "mask_feature_channels", "kernel_channels", "groups")
         check_ranges(self, 1, 32, "tower_depth")
         check_ranges(self, 1, 200, "grids", "mask_grids")
@@ -459,6 +462,8 @@ class SoloConfig(BaseModelConfig):
     def _check_groups(self) -> None:
         """Refuse widths that a GroupNorm cannot divide."""
         widths = {"tower_channels": self.tower_channels}
+        if self.kind == "condinst":
+            widths |= {"mask_feature_channels": self.mask_feature_channels, "fpn_channels": self.fpn_channels}
         if self.kind == "solov2":
             widths |= {"mask_feature_channels": self.mask_feature_channels, "kernel_channels": self.kernel_channels}
         if self.aggregation is not None:

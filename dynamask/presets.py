@@ -112,6 +112,21 @@ _SOLOV2_SMALL = SoloConfig(
     test_min_size=320,
     max_size=640,
 )
+_CONDINST = SoloConfig(kind="condinst", tower_depth=4, score_threshold=0.2, candidates=1000)
+_CONDINST_SMALL = dataclasses.replace(
+    _CONDINST,
+    backbone="mobilenetv2_100",
+    fpn_channels=64,
+    tower_channels=64,
+    tower_depth=2,
+    mask_feature_channels=32,
+    groups=8,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+    min_sizes=(256, 288, 320, 352),
+    test_min_size=320,
+    max_size=640,
+)
 _PAPER_GRIDS = {"finer": (50, 40, 24, 16, 12), "coarser": (20, 18, 12, 8, 6), "neighbours": "corners"}
 """SODAR's grids: the finer classification grid, the coarser mask grid, and the neighbours on the latter."""
 _SMALL_GRIDS = {"finer": (25, 20, 12, 8, 6), "coarser": (15, 14, 9, 6, 5), "neighbours": "4"}
@@ -153,6 +168,15 @@ def _solo_and_sodar(
     ]
 
 
+def _condinst_and_sodar(plain: SoloConfig, suffix: str) -> list[SoloConfig]:
+    """CondInst, and SODAR's aggregation on it; it has no grids, so there are no further variants."""
+    names = f"condinst_{suffix}", f"sodar_condinst_{suffix}"
+    return [
+        dataclasses.replace(plain, name=names[0]),
+        dataclasses.replace(plain, name=names[1], aggregation=AggregationConfig()),
+    ]
+
+
 _FULL: list[ModelConfig | SoloConfig] = [
     _DYNAMASK,
     dataclasses.replace(_DYNAMASK, name="dynamask_resnet101_fpn", backbone="resnet101"),
@@ -162,6 +186,8 @@ for _backbone in ("resnet50", "resnet101"):
     for _plain, _sodar in ((_SOLO, "sodar"), (_SOLOV2, "sodar_v2")):
         _on_backbone = dataclasses.replace(_plain, backbone=_backbone)
         _FULL += _solo_and_sodar(_on_backbone, _sodar, f"{_backbone}_fpn", **_PAPER_GRIDS)
+for _backbone in ("resnet50", "resnet101"):
+    _FULL += _condinst_and_sodar(dataclasses.replace(_CONDINST, backbone=_backbone), f"{_backbone}_fpn")
 _SMALL: list[ModelConfig | SoloConfig] = [
     dataclasses.replace(
         _DYNAMASK_SMALL,
@@ -174,6 +200,7 @@ _SMALL: list[ModelConfig | SoloConfig] = [
     dataclasses.replace(_DYNAMASK_NANODET, name="dynamask_nanodet_plus_m", backbone="shufflenet_v2_x1_0"),
     dataclasses.replace(_DYNAMASK_NANODET, name="dynamask_nanodet_plus_m_1.5x", backbone="shufflenet_v2_x1_5"),
     *_solo_and_sodar(_SOLOV2_SMALL, "sodar_v2", "mobilenetv2_fpn_small", **_SMALL_GRIDS),
+    *_condinst_and_sodar(_CONDINST_SMALL, "mobilenetv2_fpn_small"),
 ]
 PRESETS: dict[str, Preset] = {
     **{config.name: Preset(config) for config in _FULL},
@@ -186,8 +213,8 @@ def list_models(family: str | None = None) -> list[str]:
     """Names of the presets.
 
     Args:
-        family: "two-stage" (DynaMask), "one-stage" (SOLO, SOLOv2, SODAR), or None for both in this order; another
-            raises :class:`DynaMaskError`.
+        family: "two-stage" (DynaMask), "one-stage" (SOLO, SOLOv2, CondInst, SODAR), or None for both in this order;
+            another raises :class:`DynaMaskError`.
     """
     families = {ModelConfig.FAMILY: [], SoloConfig.FAMILY: []}
     for name, found in PRESETS.items():

@@ -73,13 +73,20 @@ def _costs(arguments: argparse.Namespace) -> None:
 def _one_stage_costs(arguments: argparse.Namespace) -> None:
     """Parameters and MACs of a one-stage model on a picture of 1280×800 pixels, by both rules of counting."""
     from dynamask.models.build import create_model
-    from dynamask.models.solo.costs import decoding_macs, network_macs, trainable_parameters
+    from dynamask.models.solo.costs import (
+        decoding_macs,
+        mask_strides,
+        network_macs,
+        representation_macs,
+        trainable_parameters,
+    )
 
     model = create_model(arguments.model)
     parts = network_macs(model)
     total = sum(network_macs(model, rule="table7").values())
-    channels = model.config.tower_channels if model.config.kind == "solo" else model.config.kernel_channels
-    decoding = decoding_macs(200, 320, channels, model.config.aggregation)
+    config = model.config
+    stride = mask_strides(config)[0]
+    decoding = decoding_macs(800 // stride, 1280 // stride, representation_macs(config), config.aggregation)
     parameters = trainable_parameters(model)
     print_line(f"{arguments.model}: 1280 x 800 pixels, {len(model.config.class_names) - 1} classes", arguments.json)
     print_line(f"  {parameters / 1e6:.3f} M trainable parameters", arguments.json)
@@ -87,6 +94,6 @@ def _one_stage_costs(arguments: argparse.Namespace) -> None:
         print_line(f"  {part:<12} {macs / 1e9:9.3f} GMACs", arguments.json)
     print_line(f"  {'total':<12} {sum(parts.values()) / 1e9:9.3f} GMACs", arguments.json)
     print_line(f"  {'table VII':<12} {total / 1e9:9.3f} G by the rule of SODAR's Table VII", arguments.json)
-    print_line(f"  one mask     {decoding / 1e9:9.4f} GMACs at a quarter of the picture's sides", arguments.json)
+    print_line(f"  one mask     {decoding / 1e9:9.4f} GMACs at stride {stride}", arguments.json)
     values = {"parameters": parameters, "image_macs": parts, "table7": total, "macs_per_instance": decoding}
     write_json({"model": arguments.model, **values}, arguments.json)

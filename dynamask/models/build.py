@@ -29,6 +29,7 @@ from dynamask.models.masks.quality_head import QualityHead
 from dynamask.models.masks.region_fpn import RegionFPN
 from dynamask.models.masks.switch import MaskSwitchModule
 from dynamask.models.solo.aggregation import NeighbourAggregation
+from dynamask.models.solo.condinst import CondInst
 from dynamask.models.solo.heads import SoloHead, SoloV2Head
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.transform import TwoSizeTransform
@@ -190,6 +191,8 @@ _MASK_HEADS: dict[str, Callable[[ModelConfig], MaskHead]] = {
 def build_solo(config: SoloConfig, backbone_weights: str | Path | None = None) -> SoloNet:
     """Assemble a one-stage model from its configuration."""
     backbone = build_backbone(config, backbone_weights)
+    if config.kind == "condinst":
+        return CondInst(build_transform(config), backbone, config)
     arguments = {
         "in_channels": config.fpn_channels,
         "channels": config.tower_channels,

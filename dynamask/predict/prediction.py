@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynamask.models.masks.branch import MaskBranch
 from dynamask.models.masks.heads.base import RegionState
-from dynamask.models.solo.costs import decoding_macs
+from dynamask.models.solo.costs import decoding_macs, representation_macs
 from dynamask.models.solo.explain import CellView, explain
 from dynamask.models.solo.inference import EncodedGrids
 from dynamask.models.solo.model import SoloNet
@@ -104,9 +104,9 @@ class Cells:
     @property
     def level_macs(self) -> tuple[int, ...]:
         """MACs that decode one mask of each level."""
-        aggregation = self.model.config.aggregation
-        shapes = [grid.features.shape for grid in self.encoded.grids]
-        return tuple(decoding_macs(*shape[-2:], shape[1], aggregation) for shape in shapes)
+        config = self.model.config
+        shapes = [grid.features.shape[-2:] for grid in self.encoded.grids]
+        return tuple(decoding_macs(*shape, representation_macs(config), config.aggregation) for shape in shapes)
 
     def explain(self, index: int) -> CellView:
         """The cell, its neighbours, their representations and the resulting mask of one instance."""

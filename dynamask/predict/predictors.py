@@ -20,7 +20,6 @@ from dynamask.models.masks.costs import MaskBranchCosts
 from dynamask.models.masks.heads.base import RegionState
 from dynamask.models.masks.policies import LEARNED, QUALITY, Policy, budget_in_macs, default_policy
 from dynamask.models.solo.costs import network_macs
-from dynamask.models.solo.inference import detect
 from dynamask.models.solo.model import SoloNet
 from dynamask.ops.mask_nms import distinct_masks
 from dynamask.predict.given import Boxes, Detections, GivenDetections, check_boxes, read_detections, whole_numbers
@@ -407,9 +406,10 @@ class TwoStagePredictor(_ModelPredictor):
 
 
 class OneStagePredictor(_ModelPredictor):
-    """Predicts with SOLO, SOLOv2 or SODAR, see :class:`Predictor`.
+    """Predicts with SOLO, SOLOv2, SODAR or CondInst, see :class:`Predictor`.
 
-    Instances come from grid cells, and their boxes lie around their masks. ``timings`` of its predictions are "encode"
+    Instances come from grid cells, and their boxes lie around their masks (CondInst's come from locations of FCOS, with
+    their boxes). ``timings`` of its predictions are "encode"
     and "masks"; ``image_macs`` are those of the backbone's body, the FPN and the head.
 
     Args:
@@ -455,7 +455,7 @@ class OneStagePredictor(_ModelPredictor):
         encoded, _ = self.model.encode(self._to_input(pixels))
         encode_time = _milliseconds(start)
         start = time.perf_counter()
-        found = detect(self.model, encoded, 0)
+        found = self.model.detect(encoded, 0)
         found = {key: value[found["scores"] >= score].cpu() for key, value in found.items()}
         cells = Cells(found["level"], found["cell"], found["masks"], encoded, self.model)
         return Prediction(

@@ -60,8 +60,10 @@ def picture_macs(prediction: Prediction, detector: dict[str, int]) -> dict[str, 
         shared = {"backbone": detector["backbone"], "head": detector["detector"]}
         return {**shared, "projections": projections, "switch": prediction.image_macs["switch"]}
     parts, cells = prediction.image_macs, prediction.cells
-    encoded = cells.encoded
-    config = cells.model.config
+    encoded, config = cells.encoded, cells.model.config
+    shared = {"backbone": parts["body"] + parts["fpn"], "head": parts["head"]}
+    if config.kind == "condinst":  # box NMS comes before decoding
+        return {**shared, "decode": int(prediction.macs.sum()), "suppress": 0}
     candidates = find_candidates(encoded, 0, config.score_threshold)
     # Every candidate is decoded once for suppression. With voting all are decoded again; without it, if their masks
     # are too many to hold, those that are kept.
@@ -72,8 +74,7 @@ def picture_macs(prediction: Prediction, detector: dict[str, int]) -> dict[str, 
         decoded += _cells_by_level(cells.level, cells.cell)
     kept = min(len(candidates), config.candidates)
     return {
-        "backbone": parts["body"] + parts["fpn"],
-        "head": parts["head"],
+        **shared,
         "decode": sum(cells.level_macs[level] * count for level, count in decoded.items()),
         "suppress": kept * kept * (encoded.frame[0] // 4) * (encoded.frame[1] // 4),
     }

@@ -9,7 +9,7 @@ import torch
 
 from dynamask.config import SoloConfig
 from dynamask.models.build import build_solo
-from dynamask.models.solo.costs import decoding_macs, trainable_parameters
+from dynamask.models.solo.costs import decoding_macs, representation_macs, trainable_parameters
 from dynamask.presets import model_config
 from dynamask.reports.comparison import Comparison
 from dynamask.reports.render import Paragraph, Table
@@ -105,10 +105,9 @@ def _counts(config: SoloConfig) -> dict[str, int]:
     """Length of θ, MACs that decode a pixel of a mask, and trainable parameters, counted from a built model."""
     with torch.device("meta"):
         model = build_solo(config)
-    channels = config.tower_channels if config.kind == "solo" else config.kernel_channels
     return {
         "theta": 0 if config.aggregation is None else config.aggregation.parameters,
-        "macs_per_pixel": decoding_macs(1, 1, channels, config.aggregation),
+        "macs_per_pixel": decoding_macs(1, 1, representation_macs(config), config.aggregation),
         "counted_parameters": trainable_parameters(model),
     }
 

@@ -13,17 +13,12 @@ from dynamask.reports.comparison import Comparison, Evidence
 from dynamask.reports.render import Paragraph, Table, scaled, significance, with_interval
 from dynamask.reports.rows import Contrast, Member, Row, RowPlan, TablePlan, row_plan
 from dynamask.reports.size_choices import mean_macs
-from dynamask.reports.sodar_models import groups_of, name_of
+from dynamask.reports.sodar_models import PLAIN, groups_of, name_of
 from dynamask.structures import DynaMaskError
 from dynamask.viz.charts import ap_against_macs
 
 NOT_BUILT = (
     ("TensorMask, TensorMask+agg", "not implemented"),
-    (
-        "CondInst, CondInst+agg",
-        "implemented as `dynamask.models.solo.condinst.CondInst`, but without a preset and weights files, so none can "
-        "be given",
-    ),
     (
         "MR-CNN, MaskLab+, YOLACT, PolarMask, MEInst, BlendMask, CenterMask",
         "not implemented (Mask R-CNN's FCN head is one of the baselines of `dynamask report table2`)",
@@ -50,7 +45,7 @@ def plan_all_models(comparison: Comparison) -> TablePlan:
         raise DynaMaskError("no weights were given; give one-stage weights, and DynaMask's to compare them with")
     paper_rows = {"SODAR, +cls, deformable": "SODAR", "SODAR*, +cls, deformable": "SODAR*"}
     one_stage = []
-    for group in groups_of(comparison):
+    for group in groups_of(comparison, tuple(PLAIN)):
         name = name_of(group.config)
         one_stage.append(_with_costs(RowPlan(group.label, group.members, paper_rows.get(name, name))))
     rows = [*one_stage, *(_with_costs(row) for e in comparison.two_stage for row in _two_stage_rows(e))]

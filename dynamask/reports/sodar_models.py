@@ -15,8 +15,8 @@ from dynamask.reports.comparison import Comparison, Evidence
 from dynamask.reports.rows import Member
 from dynamask.structures import DynaMaskError
 
-PLAIN = {"solo": "SOLO", "solov2": "SOLOv2"}
-AGGREGATED = {"solo": "SODAR", "solov2": "SODAR*"}
+PLAIN = {"solo": "SOLO", "solov2": "SOLOv2", "condinst": "CondInst"}
+AGGREGATED = {"solo": "SODAR", "solov2": "SODAR*", "condinst": "CondInst+agg"}
 """SODAR* is the paper's name for SODAR on SOLOv2."""
 _WORDS = {
     "weights": "{} θ",
@@ -61,11 +61,15 @@ class Group:
         return self.evidences[0].checkpoint.training
 
 
-def groups_of(comparison: Comparison) -> list[Group]:
-    """The one-stage models of a comparison in the order of their first weights."""
+def groups_of(comparison: Comparison, kinds: Sequence[str] = ("solo", "solov2")) -> list[Group]:
+    """The one-stage models of a comparison in the order of their first weights.
+
+    Args:
+        kinds: of the models; by default those with grids, which most tables of the paper are about.
+    """
     by_model: dict[str, list[Evidence]] = {}
     for evidence in comparison.evidences:
-        if evidence.one_stage:
+        if evidence.one_stage and config_of(evidence).kind in kinds:
             key = repr((trained_config(config_of(evidence)), evidence.checkpoint.images_seen))
             by_model.setdefault(key, []).append(evidence)
     models = [

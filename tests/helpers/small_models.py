@@ -11,6 +11,7 @@ from dynamask.config import AggregationConfig, ModelConfig
 from dynamask.models.build import build_mask_branch, build_solo, create_model
 from dynamask.models.dynamask import DynaMask
 from dynamask.models.masks.branch import MaskBranch
+from dynamask.models.solo.condinst import CondInst
 from dynamask.models.solo.model import SoloNet
 from dynamask.presets import model_config
 from dynamask.training_config import LossConfig
@@ -101,6 +102,25 @@ def finding_solo(aggregation: AggregationConfig | None = None, seed: int = 0, **
                 parameter.uniform_(-1.5, 1.5)
             elif name.startswith("head.masks"):
                 parameter.normal_()
+    return model
+
+
+def tiny_condinst(aggregation: AggregationConfig | None = None, seed: int = 0, **overrides) -> CondInst:
+    """CondInst with random weights, on 64-px pictures."""
+    torch.manual_seed(seed)
+    same = ("fpn_channels", "tower_channels", "tower_depth", "mask_feature_channels", "groups", "class_names")
+    tiny = {name: getattr(TINY_SOLO, name) for name in (*same, "min_sizes", "test_min_size", "max_size")}
+    return build_solo(
+        model_config("condinst_mobilenetv2_fpn_small", **{**tiny, "aggregation": aggregation, **overrides})
+    )
+
+
+def finding_condinst(aggregation: AggregationConfig | None = None, seed: int = 0, **overrides) -> CondInst:
+    """A :func:`tiny_condinst`, in evaluation mode, that finds up to eight objects in anything."""
+    some = {"score_threshold": 0.0, "update_threshold": 0.0, "detections_per_img": 8}
+    model = tiny_condinst(aggregation, seed, **{**some, **overrides}).eval()
+    torch.nn.init.zeros_(model.head.fcos.classification_head.cls_logits.bias)
+    torch.nn.init.normal_(model.head.controller.weight, std=0.5)
     return model
 
 

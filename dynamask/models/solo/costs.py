@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from dynamask.config import STRIDES, AggregationConfig, SoloConfig
+from dynamask.config import MASK_NETWORK_WIDTHS, STRIDES, AggregationConfig, SoloConfig
 from dynamask.models.solo.aggregation import instances_at_once
 from dynamask.models.solo.inference import CHUNK
 from dynamask.models.solo.model import SoloNet
@@ -84,8 +84,18 @@ def _counter(counts: Counter, part: str, rule: str) -> Callable:
     return hook
 
 
+def representation_macs(config: SoloConfig) -> int:
+    """MACs of a pixel of one mask representation: the channels of a 1×1 convolution, or CondInst's mask network."""
+    if config.kind == "condinst":
+        return sum(a * b for a, b in zip(MASK_NETWORK_WIDTHS, MASK_NETWORK_WIDTHS[1:]))
+    return config.tower_channels if config.kind == "solo" else config.kernel_channels
+
+
 def decoding_macs(height: int, width: int, kernel_channels: int, config: AggregationConfig | None) -> int:
-    """MACs of the mask of one instance on a (height, width) feature: its representations and their aggregation."""
+    """MACs of the mask of one instance on a (height, width) feature: its representations and their aggregation.
+
+    ``kernel_channels`` are the MACs of a pixel of one representation, see :func:`representation_macs`.
+    """
     per_pixel = kernel_channels * (1 if config is None else config.samples)
     if config is not None:
         per_pixel += sum(a * b for a, b in zip(config.widths, config.widths[1:])) * config.kernel**2
@@ -93,7 +103,9 @@ def decoding_macs(height: int, width: int, kernel_channels: int, config: Aggrega
 
 
 def mask_strides(config: SoloConfig) -> tuple[int, ...]:
-    """Strides of the masks of the five levels: half of the head's in SOLO, a quarter of the picture in SOLOv2."""
+    """Strides of the masks of the levels: half of the head's in SOLO, 4 in SOLOv2, 8 on CondInst's four levels."""
+    if config.kind == "condinst":
+        return (8,) * 4
     return (4,) * len(STRIDES) if config.kind == "solov2" else tuple(stride // 2 for stride in STRIDES)
 
 

@@ -11,6 +11,7 @@ from dynamask.config import STRIDES
 from dynamask.models.solo.aggregation import decode, sample_vectors
 from dynamask.models.solo.inference import EncodedGrids
 from dynamask.models.solo.model import SoloNet
+from dynamask.structures import DynaMaskError
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,12 @@ def explain(model: SoloNet, encoded: EncodedGrids, level: int, index: int) -> Ce
         encoded: of one image.
         level: of the cell.
         index: row · G + column of the cell.
+
+    Raises:
+        DynaMaskError: the model is CondInst, which has locations and no cells of a grid.
     """
+    if model.config.kind == "condinst":
+        raise DynaMaskError("CondInst has no grid cells to explain; use weights of SOLO, SOLOv2 or SODAR")
     config, grid = model.config, encoded.grids[level]
     side, mask_grid = config.grids[level], config.representation_grids[level]
     cell = torch.tensor([index], device=grid.category.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from dynamask.ops.means import LOCAL_MEANS, Means, connected_zero
 
 
 class SoloNet(PretrainedModel):
-    """SOLO or SOLOv2, with or without SODAR's aggregation.
+    """SOLO or SOLOv2, with or without SODAR's aggregation, and base class of CondInst.
 
     Args:
         transform: resizes, normalises and pads a list of pictures.
@@ -70,13 +71,25 @@ class SoloNet(PretrainedModel):
         if targets is None:
             raise ValueError("training needs targets")
         batch, placed = self._place(images, targets)
-        config = self.config
-        cells = assign(placed, _frame(batch), config.grids, config.scale_ranges, config.centre_share)
+        assigned = self._assign(batch, placed)
         if self.means.counting:
-            self.means.add(sum(len(own) for own in cells))
+            self._count(assigned)
             return {}
-        encoded = self._encode(batch, images)
-        return {"loss_category": self._category_loss(encoded, cells), **self._mask_losses(encoded, cells, targets)}
+        return self._losses(self._encode(batch, images), assigned, targets)
+
+    def _assign(self, batch: ImageList, placed: list[dict[str, Tensor]]) -> Any:
+        """What every cell learns: here the cells of each level that learn an object."""
+        config = self.config
+        return assign(placed, _frame(batch), config.grids, config.scale_ranges, config.centre_share)
+
+    def _count(self, assigned: Any) -> None:
+        """Record the number of positive cells."""
+        self.means.add(sum(len(own) for own in assigned))
+
+    def _losses(self, encoded: EncodedGrids, assigned: Any, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Losses of what :meth:`_assign` returned."""
+        category = self._category_loss(encoded, assigned)
+        return {"loss_category": category, **self._mask_losses(encoded, assigned, targets)}
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -126,8 +139,9 @@ class SoloNet(PretrainedModel):
         encoded, _ = self.encode([image])
         names = ("category", "vectors", "features")
         outputs = {name: torch.cat([getattr(grid, name).flatten() for grid in encoded.grids]) for name in names}
-        side = self.config.grids[2]
-        cells = torch.tensor([side * (side // 3) + side // 2, side * (side // 2) + side // 3], device=image.device)
+        rows, columns = encoded.grids[2].category.shape[-2:]
+        cells = [columns * (rows // 3) + columns // 2, columns * (rows // 2) + columns // 3]
+        cells = torch.tensor(cells, device=image.device)
         outputs["masks"] = self.mask_logits(encoded, 2, torch.zeros_like(cells), cells)
         return outputs
 
@@ -238,7 +252,11 @@ class SoloNet(PretrainedModel):
             picture's pixels, and ``level`` and ``cell`` (R,) that each instance comes from.
         """
         encoded, _ = self.encode(images)
-        return [detect(self, encoded, index) for index in range(len(images))]
+        return [self.detect(encoded, index) for index in range(len(images))]
+
+    def detect(self, encoded: EncodedGrids, index: int) -> dict[str, Tensor]:
+        """Detections of one picture of a batch, see :meth:`predict`."""
+        return detect(self, encoded, index)
 
 
 def _theta_of(grid: CellGrid, level: int, image: Tensor, cell: Tensor) -> Tensor:
