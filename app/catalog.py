@@ -121,7 +121,7 @@ def open_catalog(first: str, device: str, backend: str | None = None) -> Weights
 
     Raises:
         DynaMaskError: the first weights, the device or the back end cannot be used, or the weights are two-stage and
-            have no switch.
+            have no switch, or are those of CondInst.
     """
     from dynamask.models.openvino import is_installed
     from dynamask.predict import load
@@ -131,4 +131,6 @@ def open_catalog(first: str, device: str, backend: str | None = None) -> Weights
     opening = catalog.get(catalog.first)
     if opening.mask_sizes:
         opening.check_switch("the page")
+    elif opening.model.config.detector_kind == "condinst":
+        raise DynaMaskError("the app shows grid cells, and CondInst has none; use `dynamask predict` for its weights")
     return catalog

@@ -15,7 +15,7 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from helpers.app_fakes import ask, exported, fake_catalog, open_upload
 from helpers.app_pages import STATE, fits, go, open_page, picks, use
-from helpers.small_models import finding_solo
+from helpers.small_models import finding_solo, tiny_condinst
 from PIL import Image
 
 from app import catalog
@@ -195,6 +195,9 @@ def test_the_page_opens_with_one_stage_weights_and_not_without_a_switch(predicto
 
     monkeypatch.setattr(dynamask.predict, "load", lambda source, device, backend: Baseline())
     with pytest.raises(DynaMaskError, match="the page needs a switch"):
+        catalog.open_catalog("any.safetensors", "cpu")
+    monkeypatch.setattr(dynamask.predict, "load", lambda source, device, backend: predictor_of(tiny_condinst()))
+    with pytest.raises(DynaMaskError, match="CondInst has none"):
         catalog.open_catalog("any.safetensors", "cpu")
 
 
