@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "switch chooses for each object.",
     )
     parser.add_argument("--weights", default="things", metavar="W", help="bundled name or .safetensors file (things)")
-    parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, … (cpu)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, … (auto)")
     parser.add_argument("--backend", help="torch or openvino (openvino on the CPU if it is installed)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
     parser.add_argument("--port", type=port_number, help="port to listen on (the first free one from 7860)")

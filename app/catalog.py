@@ -116,7 +116,7 @@ def open_catalog(first: str, device: str, backend: str | None = None) -> Weights
 
     Args:
         first: bundled name or the path of a .safetensors file.
-        device: a device of torch.
+        device: a device of torch, or "auto".
         backend: of inference, see :func:`dynamask.predict.load`; by default openvino on the CPU if it is installed.
 
     Raises:
@@ -124,9 +124,11 @@ def open_catalog(first: str, device: str, backend: str | None = None) -> Weights
             have no switch, or are those of CondInst.
     """
     from dynamask.models.openvino import is_installed
+    from dynamask.ops.devices import AUTO, best_device
     from dynamask.predict import load
 
-    backend = backend or ("openvino" if device == "cpu" and is_installed() else "torch")
+    on_cpu = device == "cpu" or (device == AUTO and best_device() == "cpu")
+    backend = backend or ("openvino" if on_cpu and is_installed() else "torch")
     catalog = WeightsCatalog(lambda source: load(source, device, backend=backend), first, list(list_bundled()))
     opening = catalog.get(catalog.first)
     if opening.mask_sizes:

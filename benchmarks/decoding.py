@@ -130,7 +130,7 @@ def picture_case(model: SoloNet, pictures: Sequence[np.ndarray], count: int | No
 
 def measure_time(arguments: argparse.Namespace) -> Result:
     """Time per picture of weights on a data set, or of presets with random weights on noise."""
-    models = {name: load(name).model for name in arguments.weights}
+    models = {name: load(name, device="cpu").model for name in arguments.weights}
     models |= {name: create_model(name).eval() for name in arguments.models}
     if not models:
         raise DynaMaskError("there is nothing to time; give --weights or --models")

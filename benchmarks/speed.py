@@ -113,7 +113,7 @@ def load_ours(weights: str, refine: Refine, backend: str = "torch") -> Predictor
     """
     given = {} if refine is None else {"refine": refine}
     if weights != "random":
-        predictor = load(weights, **given, backend=backend)
+        predictor = load(weights, device="cpu", **given, backend=backend)
         predictor.check_switch("the benchmark of speed")
         if predictor.model.config.detector != "faster_rcnn":
             raise DynaMaskError("the benchmark of speed needs Mask R-CNN's detector; give other weights, e.g. shapes")

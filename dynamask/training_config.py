@@ -138,8 +138,9 @@ class TrainConfig:
     """Number of the latest checkpoints that are kept."""
     log_every: int = 20
     """Steps between log lines."""
-    device: str = "cpu"
-    """"cpu" or "cuda"; each of several processes uses the GPU of its local rank."""
+    device: str = "auto"
+    """A device of torch, or "auto" for the best one of the machine; each of several processes uses the GPU of its local
+    rank."""
     precision: str = "fp32"
     """Precision of convolutions and matrix products: "fp32", or "bf16" or "fp16" under autocast; weights, losses, boxes
     and sampling positions stay float32. "fp16" scales the loss."""

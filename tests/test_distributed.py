@@ -142,6 +142,7 @@ def test_without_torchrun_a_process_is_alone():
     ("device", "changed", "message"),
     [
         ("cpu", {"MASTER_ADDR": None, "LOCAL_RANK": None}, "LOCAL_RANK, MASTER_ADDR is not set; start several"),
+        ("mps", {}, "--device mps is for one process"),
         ("cuda:1", {}, "is one GPU for 2 processes; give --device cuda"),
         ("cuda", {"LOCAL_RANK": "99"}, "has no GPU"),
     ],

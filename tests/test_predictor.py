@@ -276,7 +276,7 @@ def test_pictures_weights_and_devices_that_do_not_exist_are_refused(predictor, w
         dynamask.load("nobody")
     with pytest.raises(DynaMaskError, match="do not exist"):
         dynamask.load(tmp_path / "none.safetensors")
-    with pytest.raises(DynaMaskError, match="device 'toaster' is not available"):
+    with pytest.raises(DynaMaskError, match="device 'toaster' is not available here; use auto, which is "):
         dynamask.load(weights, device="toaster")
 
 

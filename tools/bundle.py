@@ -63,7 +63,7 @@ def measure(weights: Path, dataset: Data, indices: list[int]) -> dict[str, dict[
 
     One-stage models have no policies and take no boxes; their one row has AP only.
     """
-    predictor = load(weights)
+    predictor = load(weights, device="cpu")
     if not predictor.mask_sizes:
         return {"one size": run_evaluation(predictor, dataset, indices, progress=True)}
     macs = tuple(predictor.costs.macs_per_instance)
@@ -126,7 +126,7 @@ def scores_table(scores: dict[str, Any]) -> list[str]:
 
 def costs(weights: Path) -> dict[str, Any]:
     """Family and MACs for the manifest: those of an instance at every size, or of a one-stage network."""
-    predictor = load(weights)
+    predictor = load(weights, device="cpu")
     model = predictor.model
     if predictor.costs is not None:
         return {"macs_per_instance": list(predictor.costs.macs_per_instance)}

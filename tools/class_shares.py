@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--boxes", default="gt", choices=("gt", "detected"), help=text)
     parser.add_argument("--name", help="name of the weights in the table (default: that of the file)")
     parser.add_argument("--words", help="description of the data in the table (default: the flags)")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON")
     add_data(parser)
     return parser

@@ -45,7 +45,7 @@ def tile(predictor: Predictor, path: Path, policy: str, budget: float | None, sc
 def draw(arguments: argparse.Namespace) -> None:
     """Predict on all photographs and write the sheet."""
     keep_freed_memory()
-    predictor = load(arguments.weights)
+    predictor = load(arguments.weights, device="cpu")
     choice = arguments.policy, arguments.budget, arguments.score
     tiles = [tile(predictor, path, *choice) for path in tqdm(arguments.photographs, unit="photograph")]
     rows = -(-len(tiles) // arguments.columns)

@@ -136,7 +136,7 @@ def describe_cache(path: Path, cache: FeatureCache) -> dict[str, Any]:
 def make_cache(arguments: argparse.Namespace) -> None:
     """``cache``."""
     keep_freed_memory()
-    predictor = load(arguments.weights)
+    predictor = load(arguments.weights, device="cpu")
     predictor.check_switch("judging a switch")
     dataset, indices = open_selected_data(arguments, predictor.class_names, training=arguments.training)
     about = {"weights": Path(arguments.weights).name, "data": arguments.data or str(arguments.annotations.name)}
@@ -179,7 +179,7 @@ def compare_rivals(arguments: argparse.Namespace) -> None:
     judged = validation.true_boxes()
     predicted = {"switch": torch.log_softmax(judged.switch_logits.double(), dim=1)}
     if arguments.weights is not None:
-        predictor = load(arguments.weights)
+        predictor = load(arguments.weights, device="cpu")
         predictor.check_choice("quality")
         quality = predict_quality(predictor.model.mask_branch.quality, judged)
         predicted = {"quality head": combined_quality(quality)} | predicted

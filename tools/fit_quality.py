@@ -29,7 +29,7 @@ def fit(arguments: argparse.Namespace) -> None:
     """Train the head and write the weights."""
     if arguments.out.suffix != ".safetensors" or not arguments.out.absolute().parent.is_dir():
         raise DynaMaskError(f"--out {arguments.out} cannot be written; give a .safetensors file in a known folder")
-    predictor = load(arguments.weights)
+    predictor = load(arguments.weights, device="cpu")
     predictor.check_switch("a quality head")
     parts = [load_cache(path) for path in arguments.caches]
     cache = FeatureCache.joined(parts, parts[0].about)

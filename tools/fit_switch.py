@@ -53,7 +53,7 @@ def fit(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != ".safetensors" or not arguments.out.absolute().parent.is_dir():
         raise DynaMaskError(f"--out {arguments.out} cannot be written; give a .safetensors file in a known folder")
     keep_freed_memory()
-    predictor = load(arguments.weights)
+    predictor = load(arguments.weights, device="cpu")
     predictor.check_switch("fitting a switch")
     cache = features(arguments, predictor)
     config = dataclasses.replace(LossConfig(), **{k: v[0] for k, v in map(parse_values, arguments.set)})

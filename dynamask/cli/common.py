@@ -27,6 +27,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 MOST = 10**9
 """Upper limit of flags that are counts."""
+DEVICE_HELP = "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps (default: auto)"
 DATA_HELP = (
     "shapes:SEED:COUNT, a folder with images/ and annotations.json, the root of COCO, LVIS or Cityscapes, or a COCO "
     "export of CVAT, Label Studio, Roboflow, FiftyOne, labelme, COCO Annotator or VIA"
@@ -94,6 +95,11 @@ def input_file(text: str) -> Path:
     if os.path.exists(text) and not os.path.isfile(text) and not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text} is a pipe or a device; save its content to a file first")
     return Path(text)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from dynamask.cli.common import (
     add_backend,
     add_choice,
     add_data,
+    add_device,
     add_json,
     add_mask_nms,
     add_refine,
@@ -52,7 +53,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--rescore", action="store_true", help="multiply scores by the predicted mask IoU")
     add_refine(parser)
     parser.add_argument("--seed", type=number_in(0, 2**32 - 1), default=0, help="seed of the random policy")
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     add_backend(parser)
     add_json(parser)
     parser.set_defaults(run=_evaluate)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dynamask.cli.common import (
     add_backend,
     add_choice,
+    add_device,
     add_mask_nms,
     add_refine,
     add_score,
@@ -69,7 +70,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for NAME.png and NAME.json")
     parser.add_argument("--skip-existing", action="store_true", help="leave out pictures whose results exist")
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     add_backend(parser)
     parser.set_defaults(run=_predict)
 

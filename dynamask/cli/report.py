@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import MOST, add_data, add_json, number_in
+from dynamask.cli.common import MOST, add_data, add_device, add_json, number_in
 from dynamask.reports.catalogue import REPORTS
 from dynamask.reports.options import (
     DEFAULT_ONE_STAGE_WEIGHTS,
@@ -78,7 +78,7 @@ def _add_common_flags(parser: argparse.ArgumentParser, one_stage: bool) -> None:
         )
     parser.add_argument("--weights", required=not one_stage, nargs="+", metavar="W", help=text)
     add_data(parser)
-    parser.add_argument("--device", default="cpu", help="device of torch (default: cpu)")
+    add_device(parser)
     _add_numbers(parser, *(() if one_stage else ("samples",)), "ap_samples", "seed")
     text = "folder to store predictions in, and to read them from where weights, data and settings are the same"
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import add_data, add_refine, input_file
+from dynamask.cli.common import DEVICE_HELP, add_data, add_refine, input_file
 from dynamask.config import AggregationConfig, ModelConfig, SoloConfig
 from dynamask.presets import list_models
 from dynamask.training_config import LossConfig, TrainConfig
 
 INIT_PARTS = ("all", "detector", "backbone")
 HELP = {
+    "device": DEVICE_HELP,
     "loss_reduction": "mean or sum of the mask and edge losses over the positive regions of a batch. The paper "
-    "writes a sum, which makes these losses stronger than the budget and entropy terms (default: mean)"
+    "writes a sum, which makes these losses stronger than the budget and entropy terms (default: mean)",
 }
 """Help of flags that are made from the fields of a configuration, by the name of the field."""
 

@@ -34,7 +34,7 @@ from dynamask.data.sources import (
 )
 from dynamask.data.transforms import TrainingTransforms
 from dynamask.engine.checkpoint import checkpoints
-from dynamask.engine.distributed import Ranks, check_device, joined
+from dynamask.engine.distributed import Ranks, joined
 from dynamask.engine.folder_lock import locked
 from dynamask.engine.memory import keep_freed_memory
 from dynamask.engine.run import CONTENTS, Run
@@ -44,7 +44,8 @@ from dynamask.models.detectors.nanodet_weights import add_teacher, is_nanodet_so
 from dynamask.models.detectors.torchvision_weights import is_torchvision_source, load_torchvision_detector
 from dynamask.models.hub import find_weights
 from dynamask.models.weights import file_digest, initialise, save_model
-from dynamask.presets import default_training, model_config
+from dynamask.ops.devices import resolve_device
+from dynamask.presets import default_training, list_models, model_config
 from dynamask.structures import DynaMaskError
 from dynamask.training_config import LossConfig, TrainConfig
 
@@ -99,7 +100,8 @@ def _prepare_run(
     config, loss_config = default_training(arguments.model)
     config = _scale_lr(dataclasses.replace(config, **given_fields(arguments, TrainConfig)), arguments, config)
     loss_config = dataclasses.replace(loss_config, **given_fields(arguments, LossConfig))
-    check_device(ranks.device(config.device))
+    device = resolve_device(ranks.device(config.device), mps=arguments.model in list_models(ModelConfig.FAMILY))
+    config = dataclasses.replace(config, device=str(device) if ranks.size == 1 else device.type)
     dataset, indices = _training_data(arguments, config)
     validation = open_validation(arguments, dataset, bool(config.overlay_every))
     torch.manual_seed(config.seed)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dynamask.ops.devices import AUTO, best_device
 from dynamask.structures import DynaMaskError, ReportedElsewhereError
 
 Value = TypeVar("Value")
@@ -46,8 +47,11 @@ class Ranks:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The device of this process: "cuda" becomes its own GPU if there are several processes."""
-        return f"cuda:{self.local_rank}" if name == "cuda" and self.size > 1 else name
+        """The device of this process: if there are several, "cuda" becomes its own GPU, and "auto" is not MPS."""
+        if self.size == 1:
+            return name
+        name = best_device(mps=False) if name == AUTO else name
+        return f"cuda:{self.local_rank}" if name == "cuda" else name
 
     def share(self, values: list[Any]) -> list[Any]:
         """The consecutive part of a list that is this process's share."""
@@ -123,20 +127,12 @@ class Ranks:
 SINGLE_PROCESS = Ranks()
 
 
-def check_device(name: str) -> None:
-    """Raise :class:`DynaMaskError` if a device does not exist or is not available."""
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DynaMaskError(f"device {name!r} is not available here; use cpu") from error
-
-
 @contextlib.contextmanager
 def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """Join the processes started by torchrun, with gloo on the CPU and NCCL on CUDA; without torchrun, one process.
 
     Args:
-        device: of the run, "cpu" or "cuda".
+        device: of the run, "cpu", "cuda" or "auto".
         environment: environment variables.
 
     Raises:
@@ -184,6 +180,9 @@ def _read(device: str, environment: Mapping[str, str]) -> Ranks:
             "with torchrun --nproc-per-node N -m dynamask train …, and one without WORLD_SIZE"
         )
     ranks = Ranks(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    device = best_device(mps=False) if device == AUTO else device
+    if device.startswith("mps"):
+        raise DynaMaskError("--device mps is for one process; start without torchrun, or give --device cpu")
     if torch.device(device).type == "cuda":
         if ":" in device:
             raise DynaMaskError(f"--device {device} is one GPU for {ranks.size} processes; give --device cuda")

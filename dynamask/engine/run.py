@@ -28,6 +28,7 @@ from dynamask.engine.distributed import SINGLE_PROCESS, Ranks
 from dynamask.engine.optimizer import WeightAverage, build_optimizer, load_optimizer
 from dynamask.files import remove_partial_files
 from dynamask.models.masks.region_fpn import RegionFPN
+from dynamask.ops.devices import resolve_device
 from dynamask.structures import DynaMaskError, first_sentence
 from dynamask.training_config import TrainConfig
 
@@ -120,7 +121,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Device of this process."""
-        return torch.device(self.ranks.device(self.config.device))
+        return resolve_device(self.ranks.device(self.config.device))
 
     @property
     def branch(self) -> Any:

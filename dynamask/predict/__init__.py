@@ -13,6 +13,7 @@ from dynamask.models.hub import find_weights
 from dynamask.models.openvino import accelerate
 from dynamask.models.solo.model import SoloNet
 from dynamask.models.weights import load_model, read_header
+from dynamask.ops.devices import AUTO, resolve_device
 from dynamask.predict.given import check_boxes
 from dynamask.predict.prediction import CachedRegions, Cells, Prediction
 from dynamask.predict.predictors import OneStagePredictor, Predictor, TwoStagePredictor
@@ -39,7 +40,7 @@ BACKENDS = ("torch", "openvino")
 
 def load(
     name_or_path: str | Path = "things",
-    device: str | torch.device = "cpu",
+    device: str | torch.device = AUTO,
     refine: str | tuple[float, float, float] | None = None,
     backend: str = "torch",
 ) -> Predictor:
@@ -48,7 +49,8 @@ def load(
     Args:
         name_or_path: a bundled name, a .safetensors file, a saved folder, or hf://owner/name[@revision]. Only the last
             is downloaded.
-        device: a device of torch.
+        device: a device of torch, or "auto": CUDA, then MPS, then the CPU. MPS has no float64, which one-stage models
+            use, and OpenVINO computes on the CPU, so "auto" leaves these out where they do not fit.
         refine: boundary refinement other than the weights', "dense", "A,B,C" or three shares; see
             :class:`dynamask.config.ModelConfig`.
         backend: one of ``BACKENDS``. "openvino" computes on the CPU and needs the extra ``openvino``. When weights are
@@ -60,16 +62,13 @@ def load(
             refine.
     """
     path = find_weights(name_or_path)
-    try:
-        target = torch.device(device)
-        torch.zeros(1, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise DynaMaskError(f"device {device!r} is not available here; use cpu") from error
     if backend not in BACKENDS:
         raise DynaMaskError(f"back end {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    one_stage = read_header(path)["config"].get("family") == OneStagePredictor.family
+    target = resolve_device("cpu" if backend == "openvino" and device == AUTO else device, mps=not one_stage)
     if isinstance(refine, str):
         refine = parse_refine(refine)
-    if refine is not None and read_header(path)["config"].get("family") == OneStagePredictor.family:
+    if refine is not None and one_stage:
         raise DynaMaskError("a one-stage model has no stages to refine; omit refine")
     model = load_model(path, target, **({} if refine is None else {"refine": tuple(refine)}))
     if backend == "openvino":
