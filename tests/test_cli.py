@@ -239,6 +239,8 @@ GOOD = "--annotations WORLD/annotations.json "
         "evaluate --weights WEIGHTS " + GOOD,
         TRAIN.replace(MODEL, "x"),
         TRAIN + " --optimizer lion",
+        TRAIN + " --epochs 2",
+        TRAIN.replace("--iterations 3", "--epochs 0"),
         TRAIN + " --batch-size 2147483648",
         TRAIN + " --workers 1" + "0" * 400,
         TRAIN + " --lr nan",

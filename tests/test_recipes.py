@@ -16,8 +16,9 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from dynamask import cli
 from dynamask.cli.recipes import apply_recipe
-from dynamask.cli.training import given_fields
+from dynamask.cli.training import given_fields, with_epochs
 from dynamask.config import ModelConfig
+from dynamask.engine.distributed import Ranks
 from dynamask.models.weights import list_bundled
 from dynamask.presets import default_training, model_config
 from dynamask.recipes import RECIPES, recipe_named
@@ -118,6 +119,18 @@ def test_flags_that_are_given_win_whatever_their_value():
     assert parsed("dynamask train --recipe shapes-1 --data shapes:7:50 --out x").jitter is False
     initialised = parsed("dynamask train --recipe coco-r50-1x --init a.pth --out x")
     assert initialised.backbone_weights is None, "the initial weights include the backbone"
+
+
+def test_epochs_replace_the_steps_of_a_recipe():
+    given = parsed("dynamask train --recipe shapes-1 --data shapes:7:50 --out x --epochs 3")
+    assert (given.epochs, given.iterations, given.stop_at) == (3, None, None)
+
+
+@pytest.mark.parametrize(("epochs", "pictures", "steps"), [(3, 50, 38), (1, 4, 1), (2, 3, 2), (None, 50, 3000)])
+def test_epochs_become_steps_rounded_up(epochs, pictures, steps, capsys):
+    config = with_epochs(TrainConfig(batch_size=4, iterations=3000), epochs, pictures, Ranks())
+    assert (config.iterations, config.batch_size) == (steps, 4)
+    assert (f"--epochs {epochs} with {pictures} " in capsys.readouterr().err) == (epochs is not None)
 
 
 def test_a_recipe_or_a_model_is_needed():

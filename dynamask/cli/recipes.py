@@ -37,6 +37,9 @@ def apply_recipe(arguments: argparse.Namespace) -> None:
         values = recipe_named(arguments.recipe).values()
         if arguments.init is not None:
             values.pop("backbone_weights", None)  # the initial weights include the backbone
+        if arguments.epochs is not None:
+            values.pop("iterations", None)
+            values.pop("stop_at", None)  # a step of the recipe's own schedule
         for name, value in values.items():
             given = getattr(arguments, name)
             if given is None or (name in _SWITCHES and given is False):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamask.cli.common import DEVICE_HELP, add_data, add_refine, input_file
+from dynamask.cli.common import DEVICE_HELP, MOST, add_data, add_refine, input_file, number_in
 from dynamask.config import AggregationConfig, ModelConfig, SoloConfig
 from dynamask.presets import list_models
 from dynamask.training_config import LossConfig, TrainConfig
@@ -59,7 +59,14 @@ def add(commands: Any) -> None:
         action="store_true",
         help="multiply the learning rate by --batch-size over the recipe's batch size",
     )
-    _add_fields(parser.add_argument_group("schedule"), TrainConfig)
+    schedule = parser.add_argument_group("schedule")
+    schedule.add_argument(
+        "--epochs",
+        type=number_in(1, MOST),
+        metavar="N",
+        help="passes over the training pictures, instead of --iterations: N x pictures / --batch-size steps",
+    )
+    _add_fields(schedule, TrainConfig)
     _add_fields(parser.add_argument_group("losses"), LossConfig)
     skip, model = ("name", "class_names", "category_ids"), parser.add_argument_group("model")
     _add_fields(model, ModelConfig, (*skip, "refine"))

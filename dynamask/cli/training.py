@@ -103,6 +103,7 @@ def _prepare_run(
     device = resolve_device(ranks.device(config.device), mps=arguments.model in list_models(ModelConfig.FAMILY))
     config = dataclasses.replace(config, device=str(device) if ranks.size == 1 else device.type)
     dataset, indices = _training_data(arguments, config)
+    config = with_epochs(config, arguments.epochs, len(dataset if indices is None else indices), ranks)
     validation = open_validation(arguments, dataset, bool(config.overlay_every))
     torch.manual_seed(config.seed)
     preset = model_config(arguments.model)
@@ -168,10 +169,23 @@ def _annotation_digests(arguments: argparse.Namespace) -> list[str]:
     return [file_digest(path) for path in files if path.is_file()]
 
 
+def with_epochs(config: TrainConfig, epochs: int | None, pictures: int, ranks: Ranks) -> TrainConfig:
+    """With ``--epochs``, the schedule with the steps of as many passes over the training pictures, rounded up."""
+    if epochs is None:
+        return config
+    iterations = -(-epochs * pictures // config.batch_size)
+    if ranks.first:
+        steps = f"{pictures} training pictures, {config.batch_size} per step: {iterations} steps"
+        print(f"dynamask: --epochs {epochs} with {steps}", file=sys.stderr)
+    return dataclasses.replace(config, iterations=iterations)
+
+
 def _check_arguments(arguments: argparse.Namespace) -> None:
     """Refuse combinations of arguments, and a folder that cannot be used."""
     if (arguments.val_images is None) != (arguments.val_annotations is None):
         raise DynaMaskError("--val-images and --val-annotations belong together; give both or neither")
+    if arguments.epochs is not None and arguments.iterations is not None:
+        raise DynaMaskError("--epochs and --iterations both set the length of the training; leave out one")
     check_folder(arguments.out)
     if arguments.init_part is not None and arguments.init is None:
         raise DynaMaskError("--init-part needs --init; give both")
