@@ -80,7 +80,8 @@ def read_upload(path: Any, folder: Path) -> bytes:
     Raises:
         DynaMaskError: the path is not in the folder, or not a file.
     """
-    file = Path(str(path).replace("\0", "")).resolve()
+    text = str(path).replace("\0", "").encode("utf-8", errors="replace").decode()  # a name may hold lone surrogates
+    file = Path(text).resolve()
     if not file.is_relative_to(folder.resolve()) or not file.is_file():
         raise DynaMaskError("this file was not uploaded here; upload the picture again")
     return file.read_bytes()

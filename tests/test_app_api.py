@@ -162,7 +162,12 @@ def test_pictures_come_as_files_or_text_and_from_nowhere_else(picture, tmp_path)
         assert (decoded(api.picture_bytes(image, picture.parent)) == expected).all()
     outside = tmp_path / "secret.png"
     outside.write_bytes(picture.read_bytes())
-    paths = [{"path": str(outside)}, {"path": str(picture.parent / ".." / tmp_path.name / "secret.png")}, {"path": 3}]
+    paths = [
+        {"path": str(outside)},
+        {"path": str(picture.parent / ".." / tmp_path.name / "secret.png")},
+        {"path": 3},
+        {"path": "\ud800"},
+    ]
     for image in [*paths, {"url": "http://127.0.0.1/x.png"}, None, 5, "%%%", "", "aGVsbG8=", [1]]:
         with pytest.raises(DynaMaskError) as refused:
             decoded(api.picture_bytes(image, picture.parent))
