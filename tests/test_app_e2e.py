@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+from pathlib import Path
 
 import pytest
 from helpers.app_fakes import MACS, fake_catalog
@@ -15,6 +16,8 @@ from app.source_pictures import find_examples
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
 pytest.importorskip("gradio", reason="the browser test needs gradio")
+
+from gradio.utils import get_upload_folder  # noqa: E402
 
 
 def budget_at(step: int) -> float:
@@ -379,6 +382,24 @@ def test_refusals_are_sentences_and_lose_nothing(page, tmp_path):
     assert "300 MB" in page.inner_text(".dm-alert")
     assert picks(page) == before and page.inner_text(".dm-caption") == words
     page.problems[:] = [text for text in page.problems if "status of" not in text]
+
+
+def test_visitors_do_not_reach_each_others_pictures(app_context, app_address, page, tmp_path):
+    Image.new("RGB", (310, 100)).save(tmp_path / "secret.png")
+    page.set_input_files(".dm-file", tmp_path / "secret.png")
+    caption(page, "310 × 100 px")
+    token = page.evaluate(f"{STATE}.view.token")
+    other = open_page(app_context, app_address)
+    assert "secret" not in other.content()
+    other.evaluate(f"{STATE}.view.token = '{token}'")
+    other.click(".dm-menu summary")
+    other.click("[data-export=coco]")
+    toast = other.locator("[data-testid=toast-body]").last
+    playwright_api.expect(toast).to_contain_text("no longer kept", timeout=SLOW)
+    folder = Path(get_upload_folder())
+    for path in (folder, folder / "secret.png", folder / ".." / ".." / "etc" / "passwd", Path("/etc/passwd")):
+        assert other.request.get(f"{app_address}gradio_api/file={path}").status in (403, 404)
+    other.close()
 
 
 def test_one_request_at_a_time_and_a_closed_page_disturbs_nobody(app_context, app_address, page):
