@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_iou
 
 from dynamask.evaluation.mask_quality import boundary_iou, boundary_width
+from dynamask.ops.boxes import chunked_box_iou
 from dynamask.ops.mask_windows import MaskWindows
 from dynamask.ops.masks import (
     crop_mask_pyramid,
@@ -256,3 +258,11 @@ def test_crops_of_windows_are_those_of_the_masks():
     for ours, whole in zip(*(crop_mask_pyramid(m, boxes, MASK_SIZES, index) for m in (windows, masks))):
         assert torch.allclose(ours, whole, atol=1e-4)
     assert crop_mask_pyramid(windows, boxes[:0], MASK_SIZES, index[:0])[0].shape == (0, 14, 14)
+
+
+def test_overlaps_of_many_boxes_equal_those_of_torchvision():
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(150, 2, generator=generator) * 80
+    boxes = torch.cat([low, low + torch.rand(150, 2, generator=generator) * 40], dim=1)
+    for count in (0, 1, 64, 65, 150):
+        assert torch.equal(chunked_box_iou(boxes[:count], boxes[:40]), box_iou(boxes[:count], boxes[:40]))

@@ -45,7 +45,7 @@ def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 
 def as_float(image: Tensor) -> Tensor:
     """(3, H, W) float32 in [0, 1] from an image in uint8 (0–255) or floating point ([0, 1])."""
-    return image.float() if image.is_floating_point() else image.float() / 255.0
+    return image.float() if image.is_floating_point() else image.float().div_(255.0)
 
 
 def train_step(run: Run, images: list[Tensor], targets: list[Target]) -> dict[str, float]:

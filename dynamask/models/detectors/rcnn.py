@@ -16,6 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from dynamask.models.backbone import BackboneWithFPN
 from dynamask.models.detectors.base import Detector, EncodedImages, PositiveRegions, Target
 from dynamask.models.tensor_functions import MAP_SIDES, TensorFunction, region_function
+from dynamask.ops.boxes import chunked_box_iou
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 
@@ -112,7 +113,7 @@ def region_proposal_network(
         post_nms: proposals kept per picture after NMS, for "training" and "testing".
     """
     anchors = anchor_generator(anchor_sizes)
-    return RegionProposalNetwork(
+    network = RegionProposalNetwork(
         anchors,
         Float32RPNHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
@@ -123,6 +124,8 @@ def region_proposal_network(
         post_nms_top_n=post_nms,
         nms_thresh=0.7,
     )
+    network.box_similarity = chunked_box_iou
+    return network
 
 
 def box_heads(
