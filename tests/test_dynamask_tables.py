@@ -399,7 +399,7 @@ def test_all_writes_every_report_and_a_summary(tiny, capsys, tmp_path):
     assert code == 0, printed.err
     made = json.loads(printed.out)
     missing = set(made.pop("not_made"))
-    assert set(made) | missing == {*TABLES, "table6", "figure5", "figure7", "figure8", "budget-curve"}
+    assert set(made) | missing == {*TABLES, "table6", "figure5", "figure7", "figure8", "budget-curve", "quality"}
     assert missing <= {"figure8"}
     for name in made:
         assert {p.suffix for p in (tmp_path / "o").glob(f"{name}.*")} == {".md", ".csv", ".html", ".json"}

@@ -229,7 +229,7 @@ class MovedTruth:
 
 
 class MovedMasks:
-    mask_size = switch_logits = None
+    mask_size = switch_logits = quality = None
 
     def __init__(self, target, move):
         self.boxes = self.mask_boxes = target["boxes"]

@@ -126,13 +126,12 @@ class Evidence:
 
         Args:
             policy: chooses from each picture alone.
-            limit: mean MACs over the data set within which sizes are chosen, instead of a policy: by predicted quality
-                where it is known, else by the switch.
-            reward: without predicted quality, reward MACs where the switch by itself spends less than the limit.
+            limit: mean MACs over the data set that the switch is held to, instead of a policy.
+            reward: reward MACs where the switch by itself spends less than the limit.
         """
         instances = self.collected.true_boxes if true_boxes else self.detections
         if limit is not None:
-            return (at_cost if reward else at_budget)(instances.preferences(), self.macs, limit)
+            return (at_cost if reward else at_budget)(instances.preferences(LEARNED), self.macs, limit)
         return choice_of(policy, instances, self.comparison.dataset)
 
     def ap(self, choice: np.ndarray) -> dict[str, float | None]:
@@ -176,7 +175,7 @@ class Evidence:
         if measure not in self._curves:
             true_boxes = measure in IOU_MEASURES
             instances = self.collected.true_boxes if true_boxes else self.detections
-            limits = budget_limits(instances.preferences(), self.macs, points)
+            limits = budget_limits(instances.preferences(LEARNED), self.macs, points)
             choices = [self.choice(limit=limit, true_boxes=true_boxes) for limit in limits]
             self._curves[measure] = [Draws(self.draws(measure, c), self.macs_draws(measure, c)) for c in choices]
         return self._curves[measure]

@@ -397,7 +397,7 @@ def picture_parts(
         everyone = torch.full((count,), len(MASK_SIZES) - 1)
         for name, choice in (("mixed", mixed_choice(count)), ("all at 112", everyone)):
             masks = sum(costs.macs_per_instance[k] for k in choice.tolist())
-            parts = {"masks": masks, "switch": rows["switch"], "projections": projections}
+            parts = {"masks": masks, "switch": rows["switch"] + rows.get("quality_head", 0), "projections": projections}
             cases[f"{count} instances, {name}"] = {part: macs / count / 1e9 for part, macs in parts.items()}
     return cases
 
