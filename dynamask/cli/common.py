@@ -11,7 +11,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,18 +238,17 @@ def check_folder(out: Path) -> None:
     """Raise :class:`DynaMaskError` if files cannot be written to the folder ``--out``; a missing one stays missing."""
     if out.exists() and not out.is_dir():
         raise DynaMaskError(f"--out {out} is a file; give a folder")
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        known = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+        # Processes of one training may try at the same time, so what is missing is created elsewhere.
+        with tempfile.TemporaryDirectory(dir=known) as trial:
+            folder = Path(trial) if known == out else Path(trial) / out.absolute().relative_to(known)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except (OSError, ValueError) as error:  # ValueError: a null character
         reason = system_reason(error) or str(error)
         raise DynaMaskError(f"--out {out} cannot be written to ({reason}); choose another folder") from error
-    finally:
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def held_out(dataset: HasImageIds, modulus: int, validation: bool) -> list[int]:
