@@ -9,7 +9,7 @@ from dynamask.structures import DynaMaskError
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that a float can hold; bool is none."""
+    """Whether a value is a number that a float can hold; a bool is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:

@@ -36,7 +36,7 @@ class Housekeeping:
         threading.Thread(target=loop, daemon=True, name="housekeeping").start()
 
     def close_idle(self, now: float) -> None:
-        """Close connections without a request for `idle_seconds`; a request whose header is incomplete is none."""
+        """Close connections without a complete request header for `idle_seconds`."""
         for connection in list(self.server.server_state.connections):
             cycle, transport = getattr(connection, "cycle", None), getattr(connection, "transport", None)
             if transport is None or (cycle is not None and not cycle.response_complete):

@@ -20,7 +20,7 @@ from dynamask.evaluation.choices import spearman, within_spearman
 from dynamask.evaluation.mask_quality import border_share, boundary_iou, mask_iou
 from dynamask.evaluation.matching import match_detections
 from dynamask.models.masks import policies
-from dynamask.models.masks.policies import LEARNED, QUALITY, Policy
+from dynamask.models.masks.policies import LEARNED, QUALITY, Policy, default_policy
 from dynamask.ops.knapsack import best_under_budget
 from dynamask.ops.rle import encode_rle
 from dynamask.predict import Prediction, Predictor
@@ -142,7 +142,7 @@ class Instances:
         Args:
             policy: "quality" or "learned"; by default "quality" where a quality head has predicted it.
         """
-        policy = policy or (QUALITY if self.predicted else LEARNED)
+        policy = policy or default_policy(with_budget=True, with_quality=bool(self.predicted))
         values = policy.preferences(self.logits(), self.predicted_quality())
         if policy != QUALITY:
             return values

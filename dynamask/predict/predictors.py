@@ -409,8 +409,8 @@ class OneStagePredictor(_ModelPredictor):
     """Predicts with SOLO, SOLOv2, SODAR or CondInst, see :class:`Predictor`.
 
     Instances come from grid cells, and their boxes lie around their masks (CondInst's come from locations of FCOS, with
-    their boxes). ``timings`` of its predictions are "encode"
-    and "masks"; ``image_macs`` are those of the backbone's body, the FPN and the head.
+    their boxes). ``timings`` of its predictions are "encode" and "masks"; ``image_macs`` are those of the backbone's
+    body, the FPN and the head.
 
     Args:
         model: on the device to use; it is put into evaluation mode.
