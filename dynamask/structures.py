@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 MASK_SIZES: tuple[int, ...] = (14, 28, 56, 112)
 """Candidate mask sides in mask pixels, coarse to fine (tiny, small, medium, large in the paper)."""
+IOU_MEASURES = ("mask_iou", "boundary_iou")
+"""The measures of mask quality, in the order of the last axis of arrays of quality."""
 
 
 class DynaMaskError(ValueError):

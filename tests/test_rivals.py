@@ -7,7 +7,6 @@ from dynamask.evaluation.bootstrap import paired_bootstrap
 from dynamask.evaluation.choices import best_mix_quality, within_spearman
 from dynamask.evaluation.rivals import (
     FRACTIONS,
-    MEASURES,
     PRIOR,
     SIZE_BINS,
     BudgetComparison,
@@ -16,6 +15,7 @@ from dynamask.evaluation.rivals import (
     correlations,
     cross_fitted,
 )
+from dynamask.structures import IOU_MEASURES
 
 MACS = np.array([10.0, 40.0, 70.0, 100.0])
 
@@ -155,4 +155,4 @@ def test_correlation_within_classes_is_not_that_between_them():
     mixed = np.concatenate([np.arange(60.0), -np.arange(30.0)])
     assert within_spearman(mixed, np.arange(90.0), np.repeat([0, 1], [60, 30])) == pytest.approx(1 / 3)
     assert within_spearman(np.arange(4.0), np.arange(4.0), np.zeros(4)) is None
-    assert set(MEASURES) == {"mask_iou", "boundary_iou"}
+    assert set(IOU_MEASURES) == {"mask_iou", "boundary_iou"}

@@ -5,7 +5,7 @@ box, or of both. Each such table is fitted on measured instances and predicts th
 solver serves tables, switches and oracles alike. A comparison assigns sizes to all instances of a data set under a mean
 budget, exactly, and its intervals resample pictures.
 
-Quality is an array (R, 4, 2): each instance at each size of ``MASK_SIZES``, as in :data:`MEASURES`.
+Quality is an array (R, 4, 2): each instance at each size of ``MASK_SIZES``, as in :data:`IOU_MEASURES`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ import numpy as np
 from dynamask.evaluation.bootstrap import PictureBootstrap, interval_of, share_of_gain
 from dynamask.evaluation.choices import Draws, at, at_equal_cost, best_mix_quality, shares, within_spearman
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.structures import Interval
+from dynamask.structures import IOU_MEASURES, Interval
 
-MEASURES = ("mask_iou", "boundary_iou")
-"""The last axis of quality."""
 FRACTIONS = (0.2, 0.35, 0.5, 0.75)
 """Budgets at which predictors are compared, as shares of the MACs of the finest size."""
 SIZE_BINS = 8
@@ -190,7 +188,7 @@ class BudgetComparison:
         In resampled sets the two differ in cost; what that is worth along the fixed sizes is taken out.
         """
         one, two = (self._both(self.choices[name][fraction], measure) for name in (first, second))
-        means = self._means[MEASURES.index(measure)]
+        means = self._means[IOU_MEASURES.index(measure)]
         fixed = [Draws(mean, np.full_like(mean, cost)) for mean, cost in zip(means, self.macs)]
         return interval_of(at_equal_cost(one, two, fixed))
 
@@ -203,12 +201,12 @@ class BudgetComparison:
         if self.aware is None:
             return Interval()
         own = self.choices[name][fraction]
-        known = self.aware[:, :, MEASURES.index(measure)]
+        known = self.aware[:, :, IOU_MEASURES.index(measure)]
         oracle = best_under_budget(known, self.macs, self.macs[own].mean())
         return share_of_gain(self._over_mixture(own, measure), self._over_mixture(oracle, measure))
 
     def _at(self, choice: np.ndarray, measure: str) -> np.ndarray:
-        return at(self.test.quality[:, :, MEASURES.index(measure)], choice)
+        return at(self.test.quality[:, :, IOU_MEASURES.index(measure)], choice)
 
     def _both(self, choice: np.ndarray, measure: str) -> Draws:
         """Mean quality and mean MACs under a choice (R,)."""
@@ -217,7 +215,7 @@ class BudgetComparison:
     def _over_mixture(self, choice: np.ndarray, measure: str) -> np.ndarray:
         """Draws (1 + B,) of the gain over the mixture, both at the mean MACs of each resampled set."""
         own = self._both(choice, measure)
-        return own.quality - best_mix_quality(self._means[MEASURES.index(measure)], self.macs, own.macs)
+        return own.quality - best_mix_quality(self._means[IOU_MEASURES.index(measure)], self.macs, own.macs)
 
     def to_dict(self, reference: str) -> dict[str, Any]:
         """All figures as JSON values, by fraction of the full MACs and predictor.
@@ -242,7 +240,7 @@ class BudgetComparison:
 
     @staticmethod
     def _each(compute: Callable[[str], Interval], suffix: str) -> dict[str, Any]:
-        return {measure + suffix: compute(measure).to_dict() for measure in MEASURES}
+        return {measure + suffix: compute(measure).to_dict() for measure in IOU_MEASURES}
 
 
 def correlations(

@@ -18,9 +18,7 @@ from dynamask.predict import Predictor
 from dynamask.reports.options import CollectOptions
 from dynamask.reports.picture_macs import count_detector_macs, picture_macs
 from dynamask.reports.size_losses import SIZE_LOSSES, size_losses
-from dynamask.structures import MASK_SIZES
-
-IOU_MEASURES = ("mask_iou", "boundary_iou")
+from dynamask.structures import IOU_MEASURES, MASK_SIZES
 
 
 @dataclass

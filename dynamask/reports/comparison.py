@@ -22,11 +22,11 @@ from dynamask.models.build import build_model
 from dynamask.models.masks.policies import LEARNED, Policy
 from dynamask.predict import Predictor, predictor_of
 from dynamask.reports.cache import collected_once, data_digest
-from dynamask.reports.collect import IOU_MEASURES, Collected, collect
+from dynamask.reports.collect import Collected, collect
 from dynamask.reports.options import CollectOptions, ReportOptions
 from dynamask.reports.provenance import Checkpoint, Provenance
 from dynamask.reports.size_choices import at_budget, at_cost, budget_limits, choice_of
-from dynamask.structures import DynaMaskError
+from dynamask.structures import IOU_MEASURES, DynaMaskError
 
 REGION_FPN = "region_fpn"
 AP_AT_IOU = {f"segm_{name.lower()}": row for name, row in threshold_rows((0.5, 0.6, 0.7, 0.75, 0.8, 0.9)).items()}

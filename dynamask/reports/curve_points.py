@@ -13,11 +13,10 @@ from dynamask.engine.evaluate import Instances
 from dynamask.evaluation.bootstrap import PictureBootstrap, PrecisionBootstrap, interval_of, share_of_gain
 from dynamask.evaluation.choices import Draws, at, at_equal_cost, best_mix_quality, blind_mix, shares, within_spearman
 from dynamask.evaluation.resampled_ap import MASK_TYPES
-from dynamask.evaluation.rivals import MEASURES, TABLES, Measured, cross_fitted
+from dynamask.evaluation.rivals import TABLES, Measured, cross_fitted
 from dynamask.ops.knapsack import best_under_budget
-from dynamask.reports.collect import IOU_MEASURES
 from dynamask.reports.size_choices import at_budget, budget_limits, choice_of, mean_macs
-from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
+from dynamask.structures import IOU_MEASURES, MASK_SIZES, DynaMaskError, Interval
 
 FIXED = tuple(f"fixed:{size}" for size in MASK_SIZES)
 
@@ -174,7 +173,7 @@ class TrueBoxCurve(BudgetCurve):
         self.quality = {measure: instances.quality(measure) for measure in IOU_MEASURES}
         self.expected = {measure: quality.mean(axis=0) for measure, quality in views.items() if len(quality)}
         self.size_means = {m: np.stack([self._mean(column) for column in q.T]) for m, q in self.quality.items()}
-        measured = Measured(np.stack([self.quality[m] for m in MEASURES], axis=2), *_keys(instances), image_ids)
+        measured = Measured(np.stack([self.quality[m] for m in IOU_MEASURES], axis=2), *_keys(instances), image_ids)
         self.labels, self.sides = measured.label, measured.side
         self.tables = cross_fitted(measured)
 
@@ -226,7 +225,7 @@ class TrueBoxCurve(BudgetCurve):
 
     def _known(self, measure: str) -> dict[str, np.ndarray]:
         """Quality (N, 4) by which the rivals with a budget choose, by name."""
-        tables = {name: values[:, :, MEASURES.index(measure)] for name, values in self.tables.items()}
+        tables = {name: values[:, :, IOU_MEASURES.index(measure)] for name, values in self.tables.items()}
         oracles = {"oracle": self.quality[measure], "noise-aware oracle": self.expected.get(measure)}
         return tables | {name: known for name, known in oracles.items() if known is not None}
 

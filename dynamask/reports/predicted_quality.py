@@ -14,12 +14,11 @@ from dynamask.evaluation.choices import spearman, within_spearman
 from dynamask.evaluation.resampled_ap import ResampledAP
 from dynamask.reports.comparison import Comparison, Evidence
 from dynamask.reports.render import Block, Figure, Heading, Paragraph, Report, Table, number, with_interval
-from dynamask.structures import MASK_SIZES, DynaMaskError, Interval
+from dynamask.structures import IOU_MEASURES, MASK_SIZES, DynaMaskError, Interval
 from dynamask.viz.charts import Series, curve_chart
 from dynamask.viz.style import INK, POLICY_STYLES, LineStyle
 
 TITLES = {"mask_iou": "mask IoU", "boundary_iou": "boundary IoU"}
-_MEASURES = tuple(TITLES)
 _FIGURES = {
     "calibration_error": "expected calibration error",
     "spearman": "Spearman",
@@ -57,7 +56,7 @@ def agreements(evidence: Evidence) -> list[Agreement]:
     labels = np.array([result["category_id"] for result in found.results])
     every = found.predicted_quality().double().numpy()
     points = []
-    for m, measure in enumerate(_MEASURES):
+    for m, measure in enumerate(IOU_MEASURES):
         known = found.quality(measure)
         for k, size in enumerate(MASK_SIZES):
             predicted, measured = every[:, k, m], known[:, k]

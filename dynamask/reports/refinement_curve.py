@@ -11,10 +11,9 @@ import numpy as np
 from dynamask.config import parse_refine
 from dynamask.evaluation.bootstrap import interval_of
 from dynamask.models.masks.policies import LEARNED, Policy
-from dynamask.reports.collect import IOU_MEASURES
 from dynamask.reports.comparison import Comparison, Evidence
 from dynamask.reports.render import Block, Figure, Heading, Paragraph, Table, with_interval
-from dynamask.structures import MASK_SIZES, Interval
+from dynamask.structures import IOU_MEASURES, MASK_SIZES, Interval
 from dynamask.viz.charts import Series, curve_chart
 from dynamask.viz.style import POLICY_STYLES, series_style
 

@@ -12,11 +12,10 @@ import plotly.graph_objects as go
 from dynamask.evaluation.bootstrap import interval_of, interval_over_trainings
 from dynamask.evaluation.choices import Draws, at_equal_cost
 from dynamask.models.masks.policies import LEARNED, Policy
-from dynamask.reports.collect import IOU_MEASURES
 from dynamask.reports.comparison import Evidence
 from dynamask.reports.render import Block
 from dynamask.reports.size_choices import mean_macs
-from dynamask.structures import Interval
+from dynamask.structures import IOU_MEASURES, Interval
 
 
 @dataclass(frozen=True)

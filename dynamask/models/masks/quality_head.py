@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamask.models.masks.switch import RegionEncoder
-from dynamask.structures import MASK_SIZES
+from dynamask.structures import IOU_MEASURES, MASK_SIZES
 
-MEASURES = ("mask_iou", "boundary_iou")
-"""What is predicted, in this order."""
 GAIN_WEIGHT = 10.0
 """Weight of the squared error of differences between sizes in :func:`quality_loss`."""
 _GEOMETRY = 5
@@ -41,10 +39,10 @@ class QualityHead(RegionEncoder):
         self.fc = nn.Sequential(
             nn.Linear(self.out_features + _GEOMETRY, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, len(MASK_SIZES) * len(MEASURES)),
+            nn.Linear(hidden, len(MASK_SIZES) * len(IOU_MEASURES)),
         )
         nn.init.normal_(self.fc[2].weight, std=0.01)
-        start = torch.full((len(MASK_SIZES), len(MEASURES)), -1.0)
+        start = torch.full((len(MASK_SIZES), len(IOU_MEASURES)), -1.0)
         start[0] = torch.logit(torch.tensor(_START))
         self.fc[2].bias.data = start.flatten()
 
@@ -62,7 +60,7 @@ class QualityHead(RegionEncoder):
         hidden = self.fc[0](torch.cat([self.encode(region), box_geometry(rois[:, 1:])], dim=1))
         if self.of_class is not None:
             hidden = hidden + self.of_class(labels - 1)
-        raw = self.fc[2](self.fc[1](hidden)).reshape(-1, len(MASK_SIZES), len(MEASURES))
+        raw = self.fc[2](self.fc[1](hidden)).reshape(-1, len(MASK_SIZES), len(IOU_MEASURES))
         return torch.cat([raw[:, :1], F.softplus(raw[:, 1:])], dim=1).cumsum(1)
 
 
