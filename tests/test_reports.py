@@ -148,10 +148,10 @@ def test_the_cache_is_used_for_the_same_weights_data_and_options(curve, data, ca
         (["budget-curve", "--refine", "half"], "give three shares as 1,0.4,0.2"),
         (["budget-curve", "--cache", "no/such/folder"], "does not exist"),
         (["budget-curve", "--cache", "{data}/annotations.json"], "is a file"),
-        (["budget-curve", "--holdout", "1"], "--holdout: '1' is no whole number from 2"),
+        (["budget-curve", "--holdout", "1"], "--holdout: '1' is not a whole number from 2"),
         (["budget-curve", "--annotations", "x.json"], "one way"),
         (["classes", "--min-instances", "4"], "no class has 4 instances"),
-        (["classes", "--score", "2"], "--score: '2' is no number from 0 to 1"),
+        (["classes", "--score", "2"], "--score: '2' is not a number from 0 to 1"),
         (["classes", "--out", "{data}/annotations.json"], "is a file"),
     ],
 )

@@ -138,7 +138,7 @@ def test_the_command_writes_one_page_that_stands_alone(tmp_path, capsys):
         (lambda d: None, ["."], r"there is no run \(log.csv\) in"),
         (lambda d: (d / "log.csv").write_text("a,b\n1,2\n"), ["."], "its first column is not step"),
         (lambda d: (d / "log.csv").write_text("step,loss\n1,much\n"), ["."], "cannot be read as a run's log"),
-        (lambda d: runs_in(d), [".", "--half-life", "-1"], "--half-life: .-1. is no number from 0"),
+        (lambda d: runs_in(d), [".", "--half-life", "-1"], "--half-life: .-1. is not a number from 0"),
         (lambda d: runs_in(d), [".", "--out", "a"], "--out a is a folder"),
     ],
 )

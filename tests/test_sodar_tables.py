@@ -334,7 +334,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(weights, pictures, capsys,
 def test_a_voting_overlap_out_of_range_is_refused(capsys, tmp_path):
     words = ["sodar-table2", "--weights", "x", "--data", "shapes:1:2", "--out", tmp_path / "o", "--voting-iou", "1.5"]
     code, printed = run_report(capsys, *words)
-    assert code == 2 and "'1.5' is no number from 0 to 1" in printed.err and printed.err.count("\n") == 1
+    assert code == 2 and "'1.5' is not a number from 0 to 1" in printed.err and printed.err.count("\n") == 1
 
 
 def test_without_weights_the_bundled_ones_are_compared(pictures, capsys, tmp_path, monkeypatch):

@@ -72,6 +72,11 @@ def add_score(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--score", type=number_in(0.0, 1.0), metavar="SCORE", help=text)
 
 
+def add_rescore(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rescore``."""
+    parser.add_argument("--rescore", action="store_true", help="multiply scores by the predicted mask IoU")
+
+
 def number_in(low: float, high: float) -> Callable[[str], float]:
     """An argparse type of numbers in a closed range: whole ones if both ends are."""
     whole = isinstance(low, int) and isinstance(high, int)
@@ -83,7 +88,7 @@ def number_in(low: float, high: float) -> Callable[[str], float]:
             value = math.nan
         if not low <= value <= high:
             kind = "whole number" if whole else "number"
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {kind} from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a {kind} from {low:g} to {high:g}")
         return value
 
     return parse

@@ -15,6 +15,7 @@ from dynamask.cli.common import (
     add_json,
     add_mask_nms,
     add_refine,
+    add_rescore,
     add_score,
     held_out,
     input_file,
@@ -50,7 +51,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--boxes", default="detected", help="detected or gt (default: detected)")
     add_score(parser, "leave out detections below it (default: the weights' threshold)")
     add_mask_nms(parser)
-    parser.add_argument("--rescore", action="store_true", help="multiply scores by the predicted mask IoU")
+    add_rescore(parser)
     add_refine(parser)
     parser.add_argument("--seed", type=number_in(0, 2**32 - 1), default=0, help="seed of the random policy")
     add_device(parser)

@@ -16,6 +16,7 @@ from dynamask.cli.common import (
     add_device,
     add_mask_nms,
     add_refine,
+    add_rescore,
     add_score,
     check_folder,
     input_file,
@@ -53,6 +54,7 @@ def add(commands: Any) -> None:
     )
     add_choice(parser, "learned, size, fixed:S")
     add_score(parser, "score threshold, 0-1 (default: that of the weights)")
+    add_rescore(parser)
     add_mask_nms(parser)
     add_refine(parser)
     parser.add_argument(
@@ -98,7 +100,7 @@ def _predictor(
     predictor = load(arguments.weights, arguments.device, refine=arguments.refine, backend=arguments.backend)
     predictor.check_choice(arguments.policy, arguments.budget)
     predictor.check_objects(detections=given, mask_nms=arguments.mask_nms)
-    options = {name: getattr(arguments, name) for name in ("policy", "budget", "score", "mask_nms")}
+    options = {name: getattr(arguments, name) for name in ("policy", "budget", "score", "mask_nms", "rescore")}
 
     def predict(picture: PictureFile) -> Prediction:
         detections = None if given is None else given[picture.path.name]
