@@ -22,7 +22,7 @@ from dynamask.cli.common import (
     input_file,
     write_json,
 )
-from dynamask.cli.picture_files import PictureFile, find_pictures, read_json
+from dynamask.cli.image_sources import PictureFile, find_pictures, read_json
 from dynamask.files import explain, replacing
 from dynamask.structures import DynaMaskError, first_sentence
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamask.cli.picture_files import find_pictures
+from dynamask.cli.image_sources import find_pictures
 from dynamask.structures import DynaMaskError
 
 
